@@ -1,0 +1,160 @@
+//! The write end of a LinkBuffer.
+
+use std::mem::MaybeUninit;
+
+use super::LinkBuffer;
+use crate::error::Error;
+use crate::memory::{Slice, Tail};
+
+/// The first block of a buffer that is written to, in bytes.
+const BLOCK_BYTES_MIN: usize = 4 << 10;
+/// Blocks grow with what is written up to this, in bytes; a larger reservation gets a block of its own size.
+const BLOCK_BYTES_MAX: usize = 64 << 10;
+
+impl LinkBuffer {
+    /// Bytes that were written and not flushed. O(1).
+    pub fn reserved_len(&self) -> usize {
+        self.unflushed
+    }
+
+    /// Copies `bytes` to the end. They are readable after [`flush`](LinkBuffer::flush).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; nothing is written then.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.promised = 0;
+        let room = self.intake.tail().map_or(0, Tail::remaining);
+        let (front, rest) = bytes.split_at(bytes.len().min(room));
+        // Allocated before anything is copied, so that a refusal leaves the buffer unchanged.
+        let next = if rest.is_empty() { None } else { Some(self.block(rest.len())?) };
+        self.copy_in(front);
+        if let Some(next) = next {
+            *self.intake.tail_mut() = Some(next);
+            self.copy_in(rest);
+        }
+        Ok(())
+    }
+
+    fn copy_in(&mut self, bytes: &[u8]) {
+        if let Some(tail) = self.intake.tail_mut() {
+            let n = tail.fill(bytes);
+            debug_assert_eq!(n, bytes.len());
+            // SAFETY: `fill` initialised n bytes.
+            unsafe { self.chain.push_committed(tail, n) };
+            self.unflushed += n;
+        }
+    }
+
+    /// Puts owned bytes at the end, without copying. They are readable after [`flush`](LinkBuffer::flush).
+    ///
+    /// Takes a [`Slice`] and whatever becomes one: `Bytes`, `Vec<u8>`, `String`, `&'static [u8]`, `&'static str`.
+    pub fn push(&mut self, slice: impl Into<Slice>) {
+        let slice = slice.into();
+        self.promised = 0;
+        self.unflushed += slice.len();
+        self.chain.push(slice);
+    }
+
+    /// Room for exactly `n` contiguous bytes at the end, not initialised. [`commit`](LinkBuffer::commit) takes the
+    /// first of them in; what is not committed is as if it had never been reserved. Any other call that writes
+    /// ends the reservation.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; the buffer is unchanged then.
+    pub fn reserve(&mut self, n: usize) -> Result<&mut [MaybeUninit<u8>], Error> {
+        self.promised = 0;
+        if n == 0 {
+            return Ok(&mut []);
+        }
+        if self.intake.tail().is_none_or(|tail| tail.remaining() < n) {
+            let block = self.block(n)?;
+            *self.intake.tail_mut() = Some(block);
+        }
+        self.promised = n;
+        match self.intake.tail_mut() {
+            Some(tail) => Ok(&mut tail.spare_mut()[..n]),
+            None => Ok(&mut []),
+        }
+    }
+
+    /// Takes in the first `n` bytes of the room last reserved. They are readable after
+    /// [`flush`](LinkBuffer::flush).
+    ///
+    /// # Safety
+    /// The first `n` bytes of what [`reserve`](LinkBuffer::reserve) gave are initialised.
+    ///
+    /// # Errors
+    /// [`Error::NotReserved`] if `n` is more than was reserved; the buffer is unchanged then.
+    pub unsafe fn commit(&mut self, n: usize) -> Result<(), Error> {
+        if n > self.promised {
+            return Err(Error::NotReserved { committed: n, reserved: self.promised });
+        }
+        self.promised -= n;
+        if let Some(tail) = self.intake.tail_mut() {
+            // SAFETY: promised by the caller, and n does not exceed what the tail had room for.
+            unsafe { self.chain.push_committed(tail, n) };
+            self.unflushed += n;
+        }
+        Ok(())
+    }
+
+    /// Inserts an owned piece before the last `n` reserved bytes, without copying either. For a serialiser that
+    /// has written the fields behind a large one already.
+    ///
+    /// ```
+    /// # use duopoll_core::LinkBuffer;
+    /// let mut buffer = LinkBuffer::new();
+    /// buffer.write(b"<></>")?;
+    /// buffer.insert(3, "body")?;
+    /// buffer.flush();
+    /// assert_eq!(buffer.next(9)?, b"<>body</>");
+    /// # Ok::<(), duopoll_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotEnough`] if fewer than `n` bytes are reserved; the buffer is unchanged then.
+    pub fn insert(&mut self, n: usize, slice: impl Into<Slice>) -> Result<(), Error> {
+        if n > self.unflushed {
+            return Err(Error::NotEnough { needed: n, available: self.unflushed });
+        }
+        let slice = slice.into();
+        self.promised = 0;
+        self.unflushed += slice.len();
+        let mut behind = self.chain.split_off(self.chain.len() - n);
+        self.chain.push(slice);
+        self.chain.append(&mut behind);
+        Ok(())
+    }
+
+    /// Keeps the first `n` reserved bytes and drops the others.
+    ///
+    /// # Errors
+    /// [`Error::NotEnough`] if fewer than `n` bytes are reserved; the buffer is unchanged then.
+    pub fn truncate_reserved(&mut self, n: usize) -> Result<(), Error> {
+        if n > self.unflushed {
+            return Err(Error::NotEnough { needed: n, available: self.unflushed });
+        }
+        self.promised = 0;
+        self.chain.split_off(self.len() + n);
+        self.unflushed = n;
+        Ok(())
+    }
+
+    /// Moves all of `other`, readable and reserved, to the end of this buffer, where it is reserved. `other` is
+    /// empty then, and can be used on. O(1).
+    pub fn append(&mut self, other: &mut LinkBuffer) {
+        self.promised = 0;
+        self.unflushed += other.chain.len();
+        other.drain_into(&mut self.chain);
+    }
+
+    /// Makes everything that was written readable. O(1). Doing it twice is harmless.
+    pub fn flush(&mut self) {
+        self.unflushed = 0;
+    }
+
+    /// A block for `n` bytes more, larger the more has been written since the last flush.
+    fn block(&self, n: usize) -> Result<Tail, Error> {
+        self.pool.allocate(n.max(self.unflushed.clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX)))
+    }
+}

@@ -1,0 +1,301 @@
+//! The state of a connection, between its engine and its users.
+//!
+//! ```text
+//!   engine ──▶ intake ──▶ inbox ══▶ Reader's own LinkBuffer ──▶ user
+//!   engine ◀── sending ◀── outbox ◀══ Writer's own LinkBuffer ◀── user
+//!              poller's      ▲
+//!              own       under the lock; ══ moves the whole in O(1)
+//! ```
+//!
+//! The inbox and the outbox are all that is shared. Parsing and building messages happens in buffers of the halves'
+//! own, I/O in buffers of the poller's own, and neither takes the lock.
+//!
+//! Wakers are taken out under the lock and called after it is released.
+
+mod reader;
+mod writer;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Waker;
+
+pub use reader::Reader;
+pub use writer::Writer;
+
+use crate::buffer::Chain;
+use crate::mailbox::{Command, Mailbox};
+use crate::poll::{Next, Outputs};
+use crate::token::Token;
+
+/// Limits on what a connection holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// The engine stops receiving when so many bytes wait in the inbox; the kernel's window then holds the peer
+    /// back. It goes on when the reader takes them. Default: 1 MiB.
+    pub input_high_bytes: usize,
+    /// A flush waits while more bytes than this have not been taken by the kernel. Default: 1 MiB.
+    pub output_high_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { input_high_bytes: 1 << 20, output_high_bytes: 1 << 20 }
+    }
+}
+
+/// What the poller and both halves share.
+pub(crate) struct Shared {
+    /// None under a simulated engine. Closed when the last of the poller and the halves lets go, so its number is
+    /// never used again while anybody could mean this connection by it.
+    socket: Option<OwnedFd>,
+    mailbox: Arc<Mailbox>,
+    token: Token,
+    limits: Limits,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    inbox: Chain,
+    /// Bytes in the inbox that end the reader's wait; 0 if it does not wait.
+    need: usize,
+    reader: Option<Waker>,
+    input: Input,
+    /// The engine was told to stop receiving, and waits for a command to go on.
+    stopped: bool,
+    /// The reader is gone: what arrives is dropped.
+    discard: bool,
+    /// The server is shutting down: a connection between two requests is to end.
+    drain: bool,
+
+    outbox: Chain,
+    /// Bytes flushed that the kernel has not taken: the outbox, and what the poller is sending.
+    unsent: usize,
+    writer: Option<Waker>,
+    /// The writer's wait ends when no more than this is unsent.
+    wake_at: usize,
+    output: Output,
+    /// The poller knows that there is something in the outbox.
+    send_posted: bool,
+
+    /// Halves that are gone.
+    reader_gone: bool,
+    writer_gone: bool,
+    close_posted: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Input {
+    #[default]
+    Open,
+    /// The peer sent its FIN.
+    Ended,
+    /// The kernel reported this errno.
+    Failed(i32),
+    /// Closed by this side.
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Output {
+    #[default]
+    Open,
+    /// No more comes; the FIN goes out behind what is queued.
+    Finishing,
+    /// The FIN is out.
+    Finished,
+    /// The kernel reported this errno.
+    Failed(i32),
+}
+
+/// Wakers taken out under the lock, to be called without it.
+#[derive(Default)]
+#[must_use]
+pub(crate) struct Wakers(Option<Waker>, Option<Waker>);
+
+impl Wakers {
+    pub(crate) fn wake(self) {
+        for waker in [self.0, self.1].into_iter().flatten() {
+            waker.wake();
+        }
+    }
+}
+
+/// The two halves of a new connection, and what the poller keeps.
+pub(crate) fn pair(
+    socket: Option<OwnedFd>,
+    mailbox: Arc<Mailbox>,
+    token: Token,
+    limits: Limits,
+) -> (Arc<Shared>, Reader, Writer) {
+    let state = Mutex::new(State::default());
+    let shared = Arc::new(Shared { socket, mailbox, token, limits, state });
+    (shared.clone(), Reader::new(shared.clone()), Writer::new(shared))
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing under the lock can panic half way, so poisoning carries no news.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(OwnedFd::as_fd)
+    }
+
+    /// Ends both directions from this side: what was flushed still goes out, what arrives is dropped.
+    fn close(&self) {
+        let wakers = {
+            let mut state = self.state();
+            state.discard = true;
+            state.inbox = Chain::new();
+            if state.input == Input::Open {
+                state.input = Input::Closed;
+            }
+            if state.output == Output::Open {
+                state.output = Output::Finishing;
+            }
+            if std::mem::replace(&mut state.close_posted, true) {
+                return;
+            }
+            Wakers(state.reader.take(), state.writer.take())
+        };
+        self.mailbox.post(Command::Close(self.token));
+        wakers.wake();
+    }
+
+    fn half_gone(&self, mark: impl FnOnce(&mut State)) {
+        let both = {
+            let mut state = self.state();
+            mark(&mut state);
+            state.reader_gone && state.writer_gone
+        };
+        if both {
+            self.close();
+        }
+    }
+}
+
+/// The poller's side.
+impl Shared {
+    /// Bytes have arrived: `push` puts them into the inbox.
+    pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain)) -> (Wakers, Next) {
+        let mut state = self.state();
+        push(&mut state.inbox);
+        if state.discard {
+            state.inbox = Chain::new();
+            return (Wakers::default(), Next::More);
+        }
+        let reader = if state.need > 0 && state.inbox.len() >= state.need {
+            state.need = 0;
+            state.reader.take()
+        } else {
+            None
+        };
+        // A reader that waits for more than the watermark must get it.
+        let limit = self.limits.input_high_bytes.max(state.need);
+        state.stopped = state.inbox.len() >= limit;
+        let next = if state.stopped { Next::Stop } else { Next::More };
+        (Wakers(reader, None), next)
+    }
+
+    /// The peer sent its FIN.
+    pub(crate) fn end_input(&self) -> Wakers {
+        self.fail_input(Input::Ended)
+    }
+
+    /// The connection is broken, for both directions.
+    pub(crate) fn fail(&self, errno: i32) -> Wakers {
+        let Wakers(reader, _) = self.fail_input(Input::Failed(errno));
+        let Wakers(_, writer) = self.fail_output(errno);
+        Wakers(reader, writer)
+    }
+
+    fn fail_input(&self, how: Input) -> Wakers {
+        let mut state = self.state();
+        if state.input == Input::Open {
+            state.input = how;
+        }
+        state.need = 0;
+        Wakers(state.reader.take(), None)
+    }
+
+    /// Nothing can be sent any more; what was queued is dropped.
+    pub(crate) fn fail_output(&self, errno: i32) -> Wakers {
+        let mut state = self.state();
+        if !matches!(state.output, Output::Failed(_)) {
+            state.output = Output::Failed(errno);
+        }
+        state.outbox = Chain::new();
+        state.unsent = 0;
+        Wakers(None, state.writer.take())
+    }
+
+    /// Moves the outbox to the end of `sending`. Says to finish, once, when all is out that ever will be.
+    pub(crate) fn take_output(&self, sending: &mut Chain) -> Option<Outputs> {
+        let mut state = self.state();
+        state.send_posted = false;
+        sending.append(&mut state.outbox);
+        if !sending.is_empty() {
+            return None;
+        }
+        if state.output == Output::Finishing {
+            state.output = Output::Finished;
+            return Some(Outputs::Finish);
+        }
+        Some(Outputs::Nothing)
+    }
+
+    /// The kernel took `n` bytes of `sending`, which are gone from it already.
+    pub(crate) fn sent(&self, n: usize, sending: &mut Chain) -> (Wakers, Next) {
+        let mut state = self.state();
+        state.unsent = state.unsent.saturating_sub(n);
+        sending.append(&mut state.outbox);
+        let more = !sending.is_empty() || state.output == Output::Finishing;
+        let writer = if state.unsent <= state.wake_at { state.writer.take() } else { None };
+        (Wakers(None, writer), if more { Next::More } else { Next::Stop })
+    }
+
+    /// Whether everything that was flushed has been taken by the kernel, or never will be.
+    pub(crate) fn is_sent(&self) -> bool {
+        matches!(self.state().output, Output::Finished | Output::Failed(_))
+    }
+
+    /// Whether the peer has ended, or the connection is broken.
+    pub(crate) fn peer_is_done(&self) -> bool {
+        matches!(self.state().input, Input::Ended | Input::Failed(_))
+    }
+
+    /// Whether a reader waits for the rest of a message.
+    pub(crate) fn awaits_input(&self) -> bool {
+        self.state().need > 0
+    }
+
+    /// The server is shutting down.
+    pub(crate) fn drain(&self) -> Wakers {
+        let mut state = self.state();
+        state.drain = true;
+        Wakers(state.reader.take(), None)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("Connection")
+            .field("token", &self.token)
+            .field("input", &state.input)
+            .field("output", &state.output)
+            .field("inbox_bytes", &state.inbox.len())
+            .field("unsent_bytes", &state.unsent)
+            .finish()
+    }
+}
+
+/// The error of a call on a connection that this side has closed.
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the connection was closed by this side")
+}

@@ -1,0 +1,265 @@
+//! The receiving half of a connection.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use super::{Input, Shared, closed};
+use crate::buffer::LinkBuffer;
+use crate::mailbox::Command;
+use crate::memory::Slice;
+
+/// The receiving half of a connection.
+///
+/// The engine receives whether or not anybody waits, up to the connection's watermark. What has arrived is handed
+/// over whole, without a copy, into a [`LinkBuffer`] of the reader's own; taking messages out of it is plain
+/// memory access.
+///
+/// # Cancellation
+/// Every future here only waits for bytes to arrive, and takes them out when they are all there. Dropping one at
+/// any moment loses no byte: the next call finds what had come.
+///
+/// # Errors
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer has ended before enough bytes came; what did come
+/// stays readable. The errno of the kernel, for instance `ECONNRESET`, if the connection broke; what had arrived
+/// before stays readable too.
+///
+/// # Threads
+/// A reader is `Send`: it can wait on its poller, on another thread, or in any executor.
+pub struct Reader {
+    shared: Arc<Shared>,
+    buffer: LinkBuffer,
+    /// Bytes handed over so far.
+    handed_over: u64,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>) -> Reader {
+        Reader { shared, buffer: LinkBuffer::new(), handed_over: 0 }
+    }
+
+    /// What has been handed over and not been read. More may have arrived.
+    pub fn buffer(&mut self) -> &mut LinkBuffer {
+        &mut self.buffer
+    }
+
+    /// Bytes read so far: handed over, and not in [`buffer`](Reader::buffer) any more.
+    pub fn consumed(&self) -> u64 {
+        self.handed_over.saturating_sub(self.buffer.len() as u64)
+    }
+
+    /// Waits until [`buffer`](Reader::buffer) holds at least `min_bytes`.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, min_bytes: usize) -> Poll<io::Result<()>> {
+        if self.buffer.len() >= min_bytes {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_fill_slow(cx, min_bytes)
+    }
+
+    fn poll_fill_slow(&mut self, cx: &mut Context<'_>, min_bytes: usize) -> Poll<io::Result<()>> {
+        let shared = &*self.shared;
+        let mut state = shared.state();
+        self.handed_over += state.inbox.len() as u64;
+        self.buffer.adopt_chain(&mut state.inbox);
+        let resume = std::mem::take(&mut state.stopped);
+        let result = if self.buffer.len() >= min_bytes {
+            state.need = 0;
+            Poll::Ready(Ok(()))
+        } else {
+            match state.input {
+                Input::Open => {
+                    state.need = min_bytes - self.buffer.len();
+                    if !state.reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                        state.reader = Some(cx.waker().clone());
+                    }
+                    Poll::Pending
+                }
+                Input::Ended => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Input::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
+                Input::Closed => Poll::Ready(Err(closed())),
+            }
+        };
+        drop(state);
+        if resume {
+            shared.mailbox.post(Command::Receive(shared.token));
+        }
+        result
+    }
+
+    /// Waits until [`buffer`](Reader::buffer) holds at least `min_bytes`.
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn fill(&mut self, min_bytes: usize) -> io::Result<()> {
+        poll_fn(|cx| self.poll_fill(cx, min_bytes)).await
+    }
+
+    /// Waits for at least one byte more than [`buffer`](Reader::buffer) holds; false at the end of the stream.
+    pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let min_bytes = self.buffer.len() + 1;
+        match ready!(self.poll_fill(cx, min_bytes)) {
+            Ok(()) => Poll::Ready(Ok(true)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(false)),
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Waits for at least one byte more than [`buffer`](Reader::buffer) holds; false at the end of the stream. For
+    /// a parser that has found its message incomplete.
+    ///
+    /// # Errors
+    /// The errno of the kernel if the connection broke.
+    pub async fn more(&mut self) -> io::Result<bool> {
+        poll_fn(|cx| self.poll_more(cx)).await
+    }
+
+    /// The next `n` bytes, contiguous and owned, not copied unless they arrived in pieces of different blocks.
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn next(&mut self, n: usize) -> io::Result<Slice> {
+        self.fill(n).await?;
+        Ok(self.buffer.next(n)?)
+    }
+
+    /// The next `n` bytes, contiguous, left where they are.
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn peek(&mut self, n: usize) -> io::Result<&[u8]> {
+        self.fill(n).await?;
+        Ok(self.buffer.peek(n)?)
+    }
+
+    /// Drops the next `n` bytes.
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn skip(&mut self, n: usize) -> io::Result<()> {
+        self.fill(n).await?;
+        Ok(self.buffer.skip(n)?)
+    }
+
+    /// The next bytes through `delimiter`, which is included.
+    ///
+    /// # Errors
+    /// See [`Reader`]; [`InvalidData`](io::ErrorKind::InvalidData) if the delimiter is not among the next
+    /// `max_bytes`. Nothing is consumed then.
+    pub async fn until(&mut self, delimiter: u8, max_bytes: usize) -> io::Result<Slice> {
+        let mut searched = 0;
+        loop {
+            if let Some(at) = self.buffer.find(delimiter, searched) {
+                if at < max_bytes {
+                    return Ok(self.buffer.next(at + 1)?);
+                }
+            }
+            searched = self.buffer.len();
+            if searched >= max_bytes {
+                let message = format!("no delimiter within {max_bytes} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+            self.fill(searched + 1).await?;
+        }
+    }
+
+    /// The next byte.
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn read_u8(&mut self) -> io::Result<u8> {
+        self.fill(1).await?;
+        Ok(self.buffer.read_u8()?)
+    }
+
+    /// The next four bytes, as a big-endian number.
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn read_u32(&mut self) -> io::Result<u32> {
+        self.fill(4).await?;
+        let mut bytes = [0; 4];
+        self.buffer.copy_to(&mut bytes);
+        Ok(u32::from_be_bytes(bytes))
+    }
+
+    /// Copies what comes next into `target`: at least one byte, unless the stream has ended or `target` is empty.
+    /// Returns how many.
+    ///
+    /// # Errors
+    /// The errno of the kernel if the connection broke.
+    pub async fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_read(cx, target)).await
+    }
+
+    /// As [`read`](Reader::read).
+    pub fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        target: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.buffer.is_empty() && !target.is_empty() && !ready!(self.poll_more(cx))? {
+            return Poll::Ready(Ok(0));
+        }
+        Poll::Ready(Ok(self.buffer.copy_to(target)))
+    }
+
+    /// The next `n` bytes as a buffer, not copied.
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn split_to(&mut self, n: usize) -> io::Result<LinkBuffer> {
+        self.fill(n).await?;
+        Ok(self.buffer.split_to(n)?)
+    }
+
+    /// For servers: waits for a byte more than `seen`, unless the connection is to end. False at the end of the
+    /// stream, and while the server shuts down if nothing is buffered, which then is a moment between two
+    /// requests.
+    #[doc(hidden)]
+    pub fn poll_request(&mut self, cx: &mut Context<'_>, seen: usize) -> Poll<io::Result<bool>> {
+        match self.poll_fill(cx, seen + 1) {
+            Poll::Pending if self.buffer.is_empty() && self.shared.state().drain => {
+                Poll::Ready(Ok(false))
+            }
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(true)),
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Poll::Ready(Ok(false))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Closes the connection, both halves: what was flushed still goes out, then the FIN; what arrives is dropped.
+    /// Whoever waits on it is woken with an error. Harmless if it is closed already.
+    pub fn close(&self) {
+        self.shared.close();
+    }
+
+    /// The socket, for options and addresses. None under a simulated engine.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.socket()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.half_gone(|state| {
+            state.reader_gone = true;
+            state.discard = true;
+            state.reader = None;
+        });
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("connection", &self.shared)
+            .field("buffered_bytes", &self.buffer.len())
+            .finish()
+    }
+}

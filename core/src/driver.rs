@@ -1,0 +1,556 @@
+//! All connections and listeners of one poller: what the engine calls, and what its thread does between two turns.
+//!
+//! The driver owns the memory that is lent to the kernel. A slot is freed when the engine says that the kernel holds
+//! nothing of it any more, and not before; if the driver itself is dropped earlier, memory that is still lent is
+//! leaked rather than freed.
+
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use libc::iovec;
+
+use crate::buffer::{Chain, Intake};
+use crate::connection::{self, Limits, Reader, Shared, Writer};
+use crate::mailbox::{Command, LocalBlocks, Mailbox};
+use crate::memory::Slice;
+use crate::poll::{Deregister, Inputs, Kind, Next, Operators, Outputs, Poll, SEND_VECTORS_MAX};
+use crate::timer::{Tick, Wheel};
+use crate::token::{Token, TokenSlab};
+
+/// How long a closed connection may take to send what was flushed before, in milliseconds.
+const CLOSE_SEND_MS: Tick = 10_000;
+/// How long a closed connection drops what still arrives, waiting for the peer's FIN, in milliseconds. A socket that
+/// is closed with bytes unread sends a reset, which can destroy our last bytes on their way to the peer's user.
+const CLOSE_RECEIVE_MS: Tick = 1_000;
+/// When a receive for which there was no memory is tried again, in milliseconds.
+const NO_MEMORY_RETRY_MS: Tick = 10;
+/// When accepting is tried again after the process or the machine ran out of something, in milliseconds: doubled
+/// from the first to the last.
+const ACCEPT_RETRY_MS: (Tick, Tick) = (5, 640);
+
+/// The connections and listeners of one poller.
+pub struct Driver {
+    slots: TokenSlab<Slot>,
+    wheel: Wheel,
+    now: Tick,
+    mailbox: Arc<Mailbox>,
+    limits: Limits,
+    /// Connections that have a block from this turn.
+    touched: Vec<Token>,
+    accepted: Vec<Accepted>,
+    /// Connections in phase `Open`.
+    open: usize,
+    /// Connections are to end between two requests.
+    draining: bool,
+    stats: DriverStats,
+}
+
+/// A connection that was accepted, and by which listener.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The listener.
+    pub listener: Token,
+    /// The connection.
+    pub socket: OwnedFd,
+}
+
+/// What a driver has seen since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DriverStats {
+    /// Connections registered.
+    pub connections: u64,
+    /// Connections released.
+    pub closed: u64,
+    /// Connections that were closed by force, with something unsent or unread.
+    pub forced: u64,
+    /// Times that accepting was put off because the process or the machine ran out of something.
+    pub accept_backoffs: u64,
+    /// Connections that were gone before they could be accepted.
+    pub accept_aborts: u64,
+}
+
+enum Slot {
+    Stream(Stream),
+    Listener(Listening),
+}
+
+struct Stream {
+    shared: Arc<Shared>,
+    intake: Intake,
+    sending: Chain,
+    /// The kernel holds the vectors of the intake.
+    receiving: bool,
+    /// The kernel holds vectors of `sending`.
+    in_flight: bool,
+    touched: bool,
+    /// Receiving waits for memory.
+    starved: bool,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Closed by its user: what was flushed is being sent.
+    Sending,
+    /// The FIN is out, or cannot be: waiting for the peer's.
+    Receiving,
+    /// Given back to the engine, which has not released it yet.
+    Deregistered,
+}
+
+struct Listening {
+    socket: OwnedFd,
+    retry_ms: Tick,
+    deregistered: bool,
+}
+
+impl Driver {
+    /// A driver without connections, for the poller of this mailbox.
+    pub fn new(mailbox: Arc<Mailbox>, limits: Limits, now: Tick) -> Driver {
+        Driver {
+            slots: TokenSlab::new(),
+            wheel: Wheel::new(now),
+            now,
+            mailbox,
+            limits,
+            touched: Vec::new(),
+            accepted: Vec::new(),
+            open: 0,
+            draining: false,
+            stats: DriverStats::default(),
+        }
+    }
+
+    /// Registers a connected socket and gives its two halves.
+    ///
+    /// # Errors
+    /// What the engine says; the socket is closed then.
+    pub fn open<P: Poll>(
+        &mut self,
+        engine: &mut P,
+        socket: Option<OwnedFd>,
+    ) -> io::Result<(Reader, Writer)> {
+        let fd = socket.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let mut halves = None;
+        let token = self.slots.insert_with(|token| {
+            let (shared, reader, writer) =
+                connection::pair(socket, self.mailbox.clone(), token, self.limits);
+            if self.draining {
+                shared.drain().wake();
+            }
+            halves = Some((reader, writer));
+            Slot::Stream(Stream::new(shared))
+        });
+        if let Err(error) = engine.register(token, fd, Kind::Stream, self) {
+            self.slots.remove(token);
+            return Err(error);
+        }
+        self.stats.connections += 1;
+        self.open += 1;
+        halves.ok_or_else(|| io::ErrorKind::Other.into())
+    }
+
+    /// Registers a listening socket; what it accepts is given by [`take_accepted`](Driver::take_accepted).
+    ///
+    /// # Errors
+    /// What the engine says; the socket is closed then.
+    pub fn listen<P: Poll>(&mut self, engine: &mut P, socket: OwnedFd) -> io::Result<Token> {
+        let fd = socket.as_raw_fd();
+        let token = self.slots.insert_with(|_| {
+            Slot::Listener(Listening {
+                socket,
+                retry_ms: ACCEPT_RETRY_MS.0,
+                deregistered: false,
+            })
+        });
+        if let Err(error) = engine.register(token, fd, Kind::Listener, self) {
+            self.slots.remove(token);
+            return Err(error);
+        }
+        Ok(token)
+    }
+
+    /// Stops accepting. What the kernel has accepted already may still come.
+    pub fn unlisten<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        if let Some(Slot::Listener(listener)) = self.slots.get_mut(token) {
+            if !mem::replace(&mut listener.deregistered, true) {
+                self.wheel.clear(token.index());
+                engine.deregister(token, Deregister::Leave, self);
+            }
+        }
+    }
+
+    /// Does what a connection asked for.
+    pub fn apply<P: Poll>(&mut self, engine: &mut P, command: Command) {
+        match command {
+            Command::Send(token) | Command::SendNow(token) => {
+                engine.send(token, self);
+                self.go_on_closing(engine, token);
+            }
+            Command::Receive(token) => {
+                if let Some(Slot::Stream(stream)) = self.slots.get(token) {
+                    if stream.phase != Phase::Deregistered {
+                        engine.receive(token, self);
+                    }
+                }
+            }
+            Command::Close(token) => self.close(engine, token),
+        }
+    }
+
+    /// Moves the clock, and does what is due.
+    pub fn advance<P: Poll>(&mut self, engine: &mut P, now: Tick) {
+        self.now = self.now.max(now);
+        while let Some(index) = self.wheel.advance(self.now) {
+            let Some(token) = self.slots.token_at(index) else { continue };
+            match self.slots.get_mut(token) {
+                Some(Slot::Listener(listener)) if !listener.deregistered => {
+                    engine.receive(token, self);
+                }
+                Some(Slot::Stream(stream)) => match stream.phase {
+                    Phase::Open if mem::take(&mut stream.starved) => engine.receive(token, self),
+                    Phase::Open | Phase::Deregistered => {}
+                    Phase::Sending => {
+                        self.stats.forced += 1;
+                        self.deregister(engine, token);
+                    }
+                    Phase::Receiving => self.deregister(engine, token),
+                },
+                _ => {}
+            }
+        }
+    }
+
+    /// When [`advance`](Driver::advance) is due next.
+    pub fn next_expiry(&self) -> Option<Tick> {
+        self.wheel.next_expiry()
+    }
+
+    /// Ends a turn: blocks that nobody refers to any more go to the next connection, and connections that were
+    /// closed and have come to their end are given back.
+    pub fn end_turn<P: Poll>(&mut self, engine: &mut P) {
+        let mut touched = mem::take(&mut self.touched);
+        for token in touched.drain(..) {
+            if let Some(Slot::Stream(stream)) = self.slots.get_mut(token) {
+                stream.touched = false;
+                stream.give_back();
+            }
+            self.go_on_closing(engine, token);
+        }
+        self.touched = touched;
+    }
+
+    /// The connections accepted since the last call.
+    pub fn take_accepted(&mut self, into: &mut Vec<Accepted>) {
+        into.append(&mut self.accepted);
+    }
+
+    /// Connections, without those that are closed and wait for their end. O(1).
+    pub fn open_connections(&self) -> usize {
+        self.open
+    }
+
+    /// Slots in use, by connections in whatever phase and by listeners.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there is neither a connection nor a listener.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Tells every connection, and those that are opened later, that it is to end between two requests.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        for token in self.slots.tokens().collect::<Vec<_>>() {
+            if let Some(Slot::Stream(stream)) = self.slots.get(token) {
+                stream.shared.drain().wake();
+            }
+        }
+    }
+
+    /// Ends every connection and listener now, whatever they are doing. Returns how many connections that were
+    /// open, or had something to send. The engine goes on releasing them in its next turns.
+    pub fn abort_all<P: Poll>(&mut self, engine: &mut P) -> usize {
+        let mut forced = 0;
+        for token in self.slots.tokens().collect::<Vec<_>>() {
+            match self.slots.get(token) {
+                Some(Slot::Listener(_)) => self.unlisten(engine, token),
+                Some(Slot::Stream(stream)) => {
+                    if matches!(stream.phase, Phase::Open | Phase::Sending) {
+                        forced += 1;
+                        stream.shared.fail(libc::ECONNABORTED).wake();
+                    }
+                    self.deregister(engine, token);
+                }
+                None => {}
+            }
+        }
+        self.stats.forced += forced as u64;
+        forced
+    }
+
+    /// What was seen so far.
+    pub fn stats(&self) -> DriverStats {
+        self.stats
+    }
+
+    fn close<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
+        if stream.phase != Phase::Open {
+            return;
+        }
+        stream.phase = Phase::Sending;
+        self.open -= 1;
+        self.wheel.set(token.index(), self.now + CLOSE_SEND_MS);
+        // For the FIN, and to find out that there is nothing else.
+        engine.send(token, self);
+        self.go_on_closing(engine, token);
+        // Above the watermark the engine had stopped; now what comes is dropped, and the peer's FIN is waited for.
+        if self.slots.get(token).is_some() {
+            engine.receive(token, self);
+        }
+    }
+
+    /// Takes a closed connection to its next phase, if it has come to the end of one.
+    fn go_on_closing<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
+        if stream.phase == Phase::Sending && stream.shared.is_sent() {
+            stream.phase = Phase::Receiving;
+            self.wheel.set(token.index(), self.now + CLOSE_RECEIVE_MS);
+        }
+        if stream.phase == Phase::Receiving && stream.shared.peer_is_done() {
+            self.deregister(engine, token);
+        }
+    }
+
+    fn deregister<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
+        let how = match mem::replace(&mut stream.phase, Phase::Deregistered) {
+            Phase::Open => {
+                self.open -= 1;
+                Deregister::Shutdown
+            }
+            Phase::Sending | Phase::Receiving => Deregister::Close,
+            Phase::Deregistered => return,
+        };
+        self.wheel.clear(token.index());
+        engine.deregister(token, how, self);
+    }
+
+    /// Has the connection looked at when the turn ends.
+    fn touch(&mut self, token: Token) {
+        if let Some(Slot::Stream(stream)) = self.slots.get_mut(token) {
+            if !mem::replace(&mut stream.touched, true) {
+                self.touched.push(token);
+            }
+        }
+    }
+
+    fn stream(&mut self, token: Token) -> Option<&mut Stream> {
+        match self.slots.get_mut(token) {
+            Some(Slot::Stream(stream)) => Some(stream),
+            _ => None,
+        }
+    }
+}
+
+// SAFETY: the vectors of inputs lie in the stream's intake and those of outputs in its `sending`. Neither is changed
+// while it is lent, except that `sending` grows at its end, which moves no bytes; and a slot is removed only when the
+// engine has released it. If the driver is dropped earlier, `Stream::drop` leaks what is lent.
+unsafe impl Operators for Driver {
+    fn inputs(&mut self, token: Token, vectors: &mut [iovec; 2]) -> Inputs {
+        let Some(stream) = self.stream(token) else { return Inputs::Stop };
+        if stream.phase == Phase::Deregistered {
+            return Inputs::Stop;
+        }
+        match stream.intake.lend(&mut LocalBlocks, vectors) {
+            Ok(count) => {
+                stream.receiving = true;
+                Inputs::Vectors(count)
+            }
+            Err(_) => {
+                stream.starved = true;
+                if self.wheel.deadline(token.index()).is_none() {
+                    self.wheel.set(token.index(), self.now + NO_MEMORY_RETRY_MS);
+                }
+                Inputs::Stop
+            }
+        }
+    }
+
+    unsafe fn input_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        let Some(stream) = self.stream(token) else { return Next::Stop };
+        stream.receiving = false;
+        let (wakers, next) = match result {
+            Ok(0) => (stream.shared.end_input(), Next::Stop),
+            Ok(n) => {
+                let Stream { shared, intake, .. } = stream;
+                // SAFETY: promised by the engine.
+                shared.deliver(|inbox| unsafe { intake.commit(n, inbox) })
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                (connection::Wakers::default(), Next::More)
+            }
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                (stream.shared.fail(errno), Next::Stop)
+            }
+        };
+        if let Some(unused) = stream.intake.take_unused() {
+            LocalBlocks::put(unused);
+        }
+        wakers.wake();
+        self.touch(token);
+        next
+    }
+
+    fn donate(&mut self, token: Token, slice: Slice) -> Next {
+        let Some(stream) = self.stream(token) else { return Next::Stop };
+        let (wakers, next) = stream.shared.deliver(|inbox| inbox.push(slice));
+        wakers.wake();
+        next
+    }
+
+    fn outputs(&mut self, token: Token, vectors: &mut [iovec; SEND_VECTORS_MAX]) -> Outputs {
+        let Some(stream) = self.stream(token) else { return Outputs::Nothing };
+        if stream.phase == Phase::Deregistered {
+            return Outputs::Nothing;
+        }
+        if let Some(done) = stream.shared.take_output(&mut stream.sending) {
+            return done;
+        }
+        let (count, bytes) = stream.sending.fill_vectors(vectors);
+        stream.in_flight = true;
+        Outputs::Vectors { count, bytes }
+    }
+
+    fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        let Some(stream) = self.stream(token) else { return Next::Stop };
+        stream.in_flight = false;
+        let (wakers, next) = match result {
+            Ok(n) => {
+                stream.sending.advance(n);
+                stream.shared.sent(n, &mut stream.sending)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                (connection::Wakers::default(), Next::More)
+            }
+            Err(error) => {
+                stream.sending = Chain::new();
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                (stream.shared.fail_output(errno), Next::Stop)
+            }
+        };
+        let closing = stream.phase != Phase::Open;
+        wakers.wake();
+        if closing {
+            self.touch(token);
+        }
+        next
+    }
+
+    fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next {
+        let Some(Slot::Listener(listener)) = self.slots.get_mut(token) else { return Next::Stop };
+        match result {
+            Ok(socket) => {
+                listener.retry_ms = ACCEPT_RETRY_MS.0;
+                self.accepted.push(Accepted { listener: token, socket });
+                Next::More
+            }
+            Err(error) if is_exhausted(&error) && !listener.deregistered => {
+                let retry = listener.retry_ms;
+                listener.retry_ms = (retry * 2).min(ACCEPT_RETRY_MS.1);
+                self.wheel.set(token.index(), self.now + retry);
+                self.stats.accept_backoffs += 1;
+                Next::Stop
+            }
+            // accept(2) hands on the errors of the connection that was to be accepted: the next one may be fine.
+            Err(_) => {
+                self.stats.accept_aborts += 1;
+                Next::More
+            }
+        }
+    }
+
+    fn released(&mut self, token: Token) {
+        if let Some(Slot::Stream(stream)) = self.slots.get_mut(token) {
+            stream.receiving = false;
+            stream.in_flight = false;
+            self.stats.closed += 1;
+        }
+        self.wheel.clear(token.index());
+        self.slots.remove(token);
+    }
+}
+
+/// Whether the process or the machine has run out of something that will come back.
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN)
+    )
+}
+
+impl Stream {
+    fn new(shared: Arc<Shared>) -> Stream {
+        Stream {
+            shared,
+            intake: Intake::default(),
+            sending: Chain::new(),
+            receiving: false,
+            in_flight: false,
+            touched: false,
+            starved: false,
+            phase: Phase::Open,
+        }
+    }
+
+    /// Gives up the block that was received into, unless the kernel holds it, or the rest of a message is waited
+    /// for: that one shall continue in the same block.
+    fn give_back(&mut self) {
+        if self.receiving {
+            return;
+        }
+        let continues = self.intake.tail().is_some_and(|tail| tail.is_shared())
+            && self.shared.awaits_input();
+        if !continues {
+            if let Some(tail) = self.intake.tail_mut().take() {
+                LocalBlocks::put(tail);
+            }
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.receiving {
+            mem::forget(mem::take(&mut self.intake));
+        }
+        if self.in_flight {
+            mem::forget(mem::take(&mut self.sending));
+        }
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver")
+            .field("slots", &self.slots.len())
+            .field("timers", &self.wheel.len())
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listening").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}

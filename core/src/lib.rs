@@ -1,0 +1,30 @@
+//! The half of duopoll that knows no engine: [`LinkBuffer`] and the memory under it, the state of a connection,
+//! timers, and [`Poll`], the seam to the engines.
+//!
+//! Nothing in here makes a system call or reads a clock. Readiness, completions, bytes and the time come in as
+//! arguments, so that all of it can be driven by a test as well as by a kernel.
+
+mod buffer;
+mod connection;
+mod driver;
+mod error;
+mod mailbox;
+mod memory;
+mod poll;
+mod stash;
+mod sync;
+mod timer;
+mod token;
+
+pub use buffer::{BlockSource, Chain, ChainIter, IO_BYTES_MAX, Intake, LinkBuffer};
+pub use connection::{Limits, Reader, Writer};
+pub use driver::{Accepted, Driver, DriverStats};
+pub use error::Error;
+pub use mailbox::{Command, Entered, Mailbox};
+pub use memory::{Pool, PoolConfig, PoolStats, Slice, Tail};
+pub use poll::{
+    Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,
+    SEND_VECTORS_MAX,
+};
+pub use timer::{Tick, Wheel};
+pub use token::{Token, TokenSlab};

@@ -1,0 +1,199 @@
+//! How connections reach their poller.
+//!
+//! A connection on its poller's own thread leaves a command in a thread-local list: no lock, no atomic. From any
+//! other thread it goes through a locked list and, if the poller sleeps, one wake-up. A poller that is awake looks
+//! at the list before it sleeps, so a busy one is never woken by a system call.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::buffer::BlockSource;
+use crate::error::Error;
+use crate::memory::{Pool, Tail};
+use crate::poll::Notify;
+use crate::stash::Stash;
+use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+use crate::token::Token;
+
+/// What a connection asks of its poller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// There is something to send, at the end of the turn, with what others have to send.
+    Send(Token),
+    /// There is much to send, which had better go while it is in the cache.
+    SendNow(Token),
+    /// There is room to receive again.
+    Receive(Token),
+    /// Both halves of the connection are gone, or it was closed.
+    Close(Token),
+}
+
+/// The poller is awake, and will look at the list before it sleeps.
+const AWAKE: usize = 0;
+/// The poller sleeps, or is about to.
+const SLEEPING: usize = 1;
+/// Something was put into the list since the poller last looked.
+const NOTIFIED: usize = 2;
+
+/// The way to one poller.
+pub struct Mailbox {
+    commands: Mutex<Vec<Command>>,
+    state: AtomicUsize,
+    notify: Arc<dyn Notify>,
+}
+
+/// What the poller that runs on this thread keeps within reach of its connections.
+struct Local {
+    /// The poller's mailbox, by address; null on other threads.
+    poller: Cell<*const Mailbox>,
+    commands: RefCell<Vec<Command>>,
+    /// One of the commands had better be done soon.
+    urgent: Cell<bool>,
+    stash: RefCell<Stash>,
+}
+
+thread_local! {
+    static LOCAL: Local = const {
+        Local {
+            poller: Cell::new(std::ptr::null()),
+            commands: RefCell::new(Vec::new()),
+            urgent: Cell::new(false),
+            stash: RefCell::new(Stash::new()),
+        }
+    };
+}
+
+impl Mailbox {
+    /// A mailbox for the poller that `notify` wakes.
+    pub fn new(notify: Arc<dyn Notify>) -> Mailbox {
+        Mailbox { commands: Mutex::new(Vec::new()), state: AtomicUsize::new(AWAKE), notify }
+    }
+
+    /// Makes this thread the poller's, until the returned guard is dropped.
+    pub fn enter(self: &Arc<Self>) -> Entered {
+        let previous = LOCAL.with(|local| local.poller.replace(Arc::as_ptr(self)));
+        Entered { previous, _mailbox: self.clone() }
+    }
+
+    /// Whether this is the poller's own thread.
+    pub fn is_local(&self) -> bool {
+        LOCAL.try_with(|local| std::ptr::eq(local.poller.get(), self)).unwrap_or(false)
+    }
+
+    /// Leaves a command. Never blocks for longer than another thread takes to leave one.
+    pub fn post(&self, command: Command) {
+        let local = LOCAL.try_with(|local| {
+            let here = std::ptr::eq(local.poller.get(), self);
+            if here {
+                local.commands.borrow_mut().push(command);
+                if matches!(command, Command::SendNow(_)) {
+                    local.urgent.set(true);
+                }
+            }
+            here
+        });
+        if !local.unwrap_or(false) {
+            lock(&self.commands).push(command);
+            self.wake();
+        }
+    }
+
+    /// Makes the poller take another turn. For those who have left something for it elsewhere.
+    pub fn wake(&self) {
+        // AcqRel: what was left before is seen by the poller that reads NOTIFIED.
+        if self.state.swap(NOTIFIED, Ordering::AcqRel) == SLEEPING {
+            self.notify.notify();
+        }
+    }
+
+    /// The poller is about to sleep. False if something was left since [`take`](Mailbox::take): then it must not.
+    pub fn sleep(&self) -> bool {
+        self.state
+            .compare_exchange(AWAKE, SLEEPING, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// The poller is awake. Moves what was left on this thread, and from others, to the end of `commands`. Says
+    /// whether another thread has called.
+    pub fn take(&self, commands: &mut Vec<Command>) -> bool {
+        LOCAL.with(|local| {
+            local.urgent.set(false);
+            commands.append(&mut local.commands.borrow_mut());
+        });
+        if self.state.load(Ordering::Acquire) == AWAKE {
+            return false;
+        }
+        let notified = self.state.swap(AWAKE, Ordering::AcqRel) == NOTIFIED;
+        if notified {
+            commands.append(&mut lock(&self.commands));
+        }
+        notified
+    }
+
+    /// Whether something was left on this thread that had better be done before the turn ends.
+    pub fn is_urgent(&self) -> bool {
+        LOCAL.with(|local| local.urgent.get())
+    }
+}
+
+/// The blocks at hand on this thread: of the poller that runs here, else of the global pool.
+pub(crate) struct LocalBlocks;
+
+impl LocalBlocks {
+    fn with<T>(f: impl FnOnce(&mut Stash) -> T) -> Option<T> {
+        LOCAL
+            .try_with(|local| {
+                let here = !local.poller.get().is_null();
+                here.then(|| f(&mut local.stash.borrow_mut()))
+            })
+            .ok()
+            .flatten()
+    }
+
+    /// Gives a block back that was received into.
+    pub(crate) fn put(tail: Tail) {
+        LocalBlocks::with(|stash| stash.put(tail));
+    }
+
+    /// Takes the block that the last writer on this thread did not fill.
+    pub(crate) fn take_written() -> Option<Tail> {
+        LocalBlocks::with(Stash::take_written).flatten()
+    }
+
+    /// Leaves a block for the next writer on this thread.
+    pub(crate) fn put_written(tail: Tail) {
+        LocalBlocks::with(|stash| stash.put_written(tail));
+    }
+}
+
+impl BlockSource for LocalBlocks {
+    fn block(&mut self, min_bytes: usize) -> Result<Tail, Error> {
+        LocalBlocks::with(|stash| stash.block(min_bytes))
+            .unwrap_or_else(|| Pool::global().allocate(min_bytes))
+    }
+}
+
+/// While it lives, this thread is a poller's.
+#[derive(Debug)]
+pub struct Entered {
+    previous: *const Mailbox,
+    /// Keeps the address from being taken by another mailbox meanwhile.
+    _mailbox: Arc<Mailbox>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let _ = LOCAL.try_with(|local| {
+            local.poller.set(self.previous);
+            local.stash.borrow_mut().clear();
+            local.commands.borrow_mut().clear();
+        });
+    }
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox").field("notify", &self.notify).finish_non_exhaustive()
+    }
+}

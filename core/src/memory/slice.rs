@@ -1,0 +1,360 @@
+//! Bytes that were written and will not change.
+
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::ops::{Deref, Range};
+use std::ptr::NonNull;
+
+use bytes::{Buf, Bytes};
+
+use super::block::Block;
+use super::pool::Pool;
+use crate::error::Error;
+
+/// A refcounted, immutable, contiguous range of bytes: of a pooled block, or of memory from outside (`Bytes`,
+/// `Vec<u8>`, `&'static [u8]`).
+///
+/// Cloning and splitting copy no bytes. A slice of a block keeps the *whole* block alive, even if it is one byte
+/// long: [`pinned_bytes`](Slice::pinned_bytes) says how much that is, and [`compact`](Slice::compact) copies a
+/// small slice that is going to be kept for long out of a large block.
+///
+/// Conversion into [`Bytes`] copies nothing; a slice of a block costs one small allocation, since `Bytes` wants an
+/// owner of its own kind.
+pub struct Slice(Repr);
+
+/// The niche of `Bytes` tells the variants apart, so both fit in four words.
+enum Repr {
+    Block { ptr: NonNull<u8>, len: usize, block: Block },
+    Bytes(Bytes),
+}
+
+const _: () = assert!(size_of::<Slice>() == 32);
+
+// SAFETY: the range is immutable while the slice lives, and the block's count is atomic.
+unsafe impl Send for Slice {}
+// SAFETY: as above.
+unsafe impl Sync for Slice {}
+
+impl Slice {
+    /// A slice of nothing.
+    pub const fn empty() -> Slice {
+        Slice(Repr::Bytes(Bytes::new()))
+    }
+
+    /// A slice of bytes that live as long as the program.
+    pub const fn from_static(bytes: &'static [u8]) -> Slice {
+        Slice(Repr::Bytes(Bytes::from_static(bytes)))
+    }
+
+    pub(super) fn of_block(ptr: NonNull<u8>, len: usize, block: Block) -> Slice {
+        Slice(Repr::Block { ptr, len, block })
+    }
+
+    /// The bytes, copied into a block of `pool`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if there is no memory for the copy.
+    pub fn copy_from(bytes: &[u8], pool: &Pool) -> Result<Slice, Error> {
+        Ok(pool.allocate(bytes.len())?.write(bytes))
+    }
+
+    /// Length in bytes. O(1).
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Repr::Block { len, .. } => *len,
+            Repr::Bytes(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether it holds no byte. O(1).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The first `n` bytes; `self` keeps the rest. O(1), no copy.
+    ///
+    /// # Errors
+    /// [`Error::NotEnough`] if there are fewer than `n`.
+    pub fn split_to(&mut self, n: usize) -> Result<Slice, Error> {
+        let available = self.len();
+        if n > available {
+            return Err(Error::NotEnough { needed: n, available });
+        }
+        if n == available {
+            return Ok(std::mem::take(self));
+        }
+        if n == 0 {
+            return Ok(Slice::empty());
+        }
+        Ok(match &mut self.0 {
+            Repr::Block { ptr, len, block } => {
+                let front = Slice::of_block(*ptr, n, block.clone());
+                // SAFETY: n < len, so the pointer stays in the block.
+                *ptr = unsafe { ptr.add(n) };
+                *len -= n;
+                front
+            }
+            Repr::Bytes(bytes) => Slice(Repr::Bytes(bytes.split_to(n))),
+        })
+    }
+
+    /// A part of the slice. O(1), no copy.
+    ///
+    /// # Errors
+    /// [`Error::NotEnough`] if the range reaches beyond the end or is reversed.
+    pub fn subslice(&self, range: Range<usize>) -> Result<Slice, Error> {
+        if range.start > range.end || range.end > self.len() {
+            let needed = range.end.max(range.start);
+            return Err(Error::NotEnough { needed, available: self.len() });
+        }
+        let mut slice = self.clone();
+        slice.drop_front(range.start);
+        slice.truncate(range.end - range.start);
+        Ok(slice)
+    }
+
+    /// Shortens the slice to its first `len` bytes; does nothing if it has no more. O(1).
+    pub fn truncate(&mut self, len: usize) {
+        match &mut self.0 {
+            Repr::Block { len: own, .. } => *own = len.min(*own),
+            Repr::Bytes(bytes) => bytes.truncate(len),
+        }
+    }
+
+    /// Bytes of memory that this slice keeps alive: the capacity of its block, or the length of foreign memory.
+    pub fn pinned_bytes(&self) -> usize {
+        match &self.0 {
+            Repr::Block { block, .. } => block.capacity(),
+            Repr::Bytes(bytes) => bytes.len(),
+        }
+    }
+
+    /// The same bytes in memory of about their own size, copied if this slice pins more than twice its length.
+    /// For a small slice that is kept for long.
+    ///
+    /// ```
+    /// # use duopoll_core::{LinkBuffer, Slice};
+    /// let mut buffer = LinkBuffer::new();
+    /// buffer.write(&[7; 4000])?;
+    /// buffer.flush();
+    /// let key = buffer.next(10)?;
+    /// assert!(key.pinned_bytes() >= 4000);
+    /// assert_eq!(key.compact().pinned_bytes(), 10);
+    /// # Ok::<(), duopoll_core::Error>(())
+    /// ```
+    pub fn compact(self) -> Slice {
+        if self.pinned_bytes() > 2 * self.len() { Slice::from(self.to_vec()) } else { self }
+    }
+
+    /// Drops the first `n` bytes, which exist.
+    pub(crate) fn drop_front(&mut self, n: usize) {
+        debug_assert!(n <= self.len());
+        match &mut self.0 {
+            Repr::Block { ptr, len, .. } => {
+                let n = n.min(*len);
+                // SAFETY: at most one past the end of the slice.
+                *ptr = unsafe { ptr.add(n) };
+                *len -= n;
+            }
+            Repr::Bytes(bytes) => bytes.advance(n),
+        }
+    }
+
+    /// Takes `next` in, if it continues this slice in the same block; else gives it back.
+    pub(crate) fn merge(&mut self, next: Slice) -> Result<(), Slice> {
+        match (&mut self.0, &next.0) {
+            (
+                Repr::Block { ptr, len, block },
+                Repr::Block { ptr: next_ptr, len: next_len, block: next_block },
+            // SAFETY: one past the end of the slice is within its block or one past it.
+            ) if block.is(next_block) && unsafe { ptr.add(*len) } == *next_ptr => {
+                *len += next_len;
+                Ok(())
+            }
+            _ => Err(next),
+        }
+    }
+
+    /// Extends the slice over the `n` bytes behind it.
+    ///
+    /// # Safety
+    /// The bytes belong to the slice's block, are initialised and immutable from now on.
+    pub(super) unsafe fn grow(&mut self, n: usize) {
+        if let Repr::Block { len, .. } = &mut self.0 {
+            *len += n;
+        }
+    }
+
+    pub(super) fn block(&self) -> Option<&Block> {
+        match &self.0 {
+            Repr::Block { block, .. } => Some(block),
+            Repr::Bytes(_) => None,
+        }
+    }
+
+    pub(super) fn end(&self) -> NonNull<u8> {
+        let bytes = NonNull::from(&**self);
+        // SAFETY: one past the end of the slice.
+        unsafe { bytes.cast::<u8>().add(self.len()) }
+    }
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            // SAFETY: the range is initialised and immutable, and `block` keeps it alive.
+            Repr::Block { ptr, len, .. } => unsafe {
+                std::slice::from_raw_parts(ptr.as_ptr(), *len)
+            },
+            Repr::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl Clone for Slice {
+    fn clone(&self) -> Slice {
+        match &self.0 {
+            Repr::Block { ptr, len, block } => Slice::of_block(*ptr, *len, block.clone()),
+            Repr::Bytes(bytes) => Slice(Repr::Bytes(bytes.clone())),
+        }
+    }
+}
+
+impl Default for Slice {
+    fn default() -> Slice {
+        Slice::empty()
+    }
+}
+
+impl Buf for Slice {
+    fn remaining(&self) -> usize {
+        self.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self
+    }
+
+    fn advance(&mut self, n: usize) {
+        assert!(n <= self.len(), "advance({n}) beyond the {} bytes of the slice", self.len());
+        self.drop_front(n);
+    }
+}
+
+impl From<Bytes> for Slice {
+    fn from(bytes: Bytes) -> Slice {
+        Slice(Repr::Bytes(bytes))
+    }
+}
+
+impl From<Vec<u8>> for Slice {
+    fn from(bytes: Vec<u8>) -> Slice {
+        Slice(Repr::Bytes(bytes.into()))
+    }
+}
+
+impl From<String> for Slice {
+    fn from(text: String) -> Slice {
+        text.into_bytes().into()
+    }
+}
+
+impl From<&'static [u8]> for Slice {
+    fn from(bytes: &'static [u8]) -> Slice {
+        Slice::from_static(bytes)
+    }
+}
+
+impl<const N: usize> From<&'static [u8; N]> for Slice {
+    fn from(bytes: &'static [u8; N]) -> Slice {
+        Slice::from_static(bytes)
+    }
+}
+
+impl From<&'static str> for Slice {
+    fn from(text: &'static str) -> Slice {
+        Slice::from_static(text.as_bytes())
+    }
+}
+
+impl From<Slice> for Bytes {
+    fn from(slice: Slice) -> Bytes {
+        match slice.0 {
+            Repr::Bytes(bytes) => bytes,
+            Repr::Block { .. } => Bytes::from_owner(slice),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Slice {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Borrow<[u8]> for Slice {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
+impl PartialEq for Slice {
+    fn eq(&self, other: &Slice) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Slice {}
+
+macro_rules! eq_bytes {
+    ($($other:ty),*) => {$(
+        impl PartialEq<$other> for Slice {
+            fn eq(&self, other: &$other) -> bool {
+                let other: &[u8] = other.as_ref();
+                **self == *other
+            }
+        }
+    )*};
+}
+
+eq_bytes!([u8], str, &[u8], &str, Vec<u8>, Bytes);
+
+impl<const N: usize> PartialEq<[u8; N]> for Slice {
+    fn eq(&self, other: &[u8; N]) -> bool {
+        **self == *other
+    }
+}
+
+impl<const N: usize> PartialEq<&[u8; N]> for Slice {
+    fn eq(&self, other: &&[u8; N]) -> bool {
+        **self == **other
+    }
+}
+
+impl PartialOrd for Slice {
+    fn partial_cmp(&self, other: &Slice) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Slice {
+    fn cmp(&self, other: &Slice) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl Hash for Slice {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
+}
+
+impl fmt::Debug for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b\"{}\"", self.escape_ascii())
+    }
+}

@@ -1,0 +1,209 @@
+//! The seam between the connections and an engine.
+//!
+//! An engine implements [`Poll`]; the connections implement [`Operators`]. The engine asks for vectors, does the
+//! I/O, and acknowledges. When it asks is its own affair: epoll asks, calls `readv` and acknowledges back to back;
+//! io_uring asks when it submits and acknowledges at the completion.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use libc::iovec;
+
+use crate::memory::Slice;
+use crate::token::Token;
+
+/// The most vectors that one send is given.
+pub const SEND_VECTORS_MAX: usize = 64;
+
+/// What is behind a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A connected stream socket.
+    Stream,
+    /// A listening socket.
+    Listener,
+}
+
+/// How a registration ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deregister {
+    /// Nobody uses the socket any more, and it is closed when it is released.
+    Close,
+    /// Its users may hold on to the socket: both directions are shut down under them.
+    Shutdown,
+    /// The socket lives on elsewhere and is left as it is: a listener may be shared.
+    Leave,
+}
+
+/// An engine: it watches descriptors, and moves bytes between them and the operators.
+///
+/// All methods are called on one thread, the poller's. A registered descriptor stays open until the engine has
+/// called [`Operators::released`] for its token.
+pub trait Poll {
+    /// Starts watching. A stream is received from at once, a listener accepted from; a stream is sent to when
+    /// [`send`](Poll::send) says that there is something.
+    ///
+    /// # Errors
+    /// What the kernel says; then the token is not registered.
+    fn register<O: Operators>(
+        &mut self,
+        token: Token,
+        fd: RawFd,
+        kind: Kind,
+        operators: &mut O,
+    ) -> io::Result<()>;
+
+    /// Receives, or accepts, again after the operators had said stop.
+    fn receive<O: Operators>(&mut self, token: Token, operators: &mut O);
+
+    /// There is something to send. At most one send is in flight per stream; a call meanwhile does nothing, since
+    /// the engine asks for more at each acknowledgement.
+    fn send<O: Operators>(&mut self, token: Token, operators: &mut O);
+
+    /// Stops watching. [`Operators::released`] follows when the kernel holds nothing of it any more, in this call
+    /// or in a later [`wait`](Poll::wait). Bytes that arrive meanwhile are still acknowledged.
+    fn deregister<O: Operators>(&mut self, token: Token, how: Deregister, operators: &mut O);
+
+    /// One turn: waits until something happens or the time is over, and serves a bounded number of events.
+    ///
+    /// # Errors
+    /// The engine itself is broken; it cannot go on. Interruptions and errors of single descriptors are not
+    /// reported here.
+    fn wait<O: Operators>(
+        &mut self,
+        timeout: Option<Duration>,
+        operators: &mut O,
+    ) -> io::Result<()>;
+
+    /// What wakes [`wait`](Poll::wait) from another thread. One call wakes at least one wait, the present or the
+    /// next.
+    fn waker(&self) -> Arc<dyn Notify>;
+
+    /// What this engine does on this kernel.
+    fn capabilities(&self) -> Capabilities;
+
+    /// What it has done.
+    fn stats(&self) -> EngineStats;
+}
+
+/// Wakes a waiting engine from another thread.
+pub trait Notify: Send + Sync + fmt::Debug {
+    /// Makes the engine's wait return.
+    fn notify(&self);
+}
+
+/// What an engine does on the running kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// `"epoll"` or `"io_uring"`.
+    pub engine: &'static str,
+    /// What is used of the engine, in a few words.
+    pub tier: String,
+}
+
+impl Capabilities {
+    /// Capabilities of an engine.
+    pub fn new(engine: &'static str, tier: impl Into<String>) -> Capabilities {
+        Capabilities { engine, tier: tier.into() }
+    }
+}
+
+/// What an engine has done since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineStats {
+    /// Waits for events: `epoll_wait`, `io_uring_enter`.
+    pub waits: u64,
+    /// All system calls of the engine, waits included.
+    pub syscalls: u64,
+    /// Receives that the kernel completed, with or without bytes.
+    pub receives: u64,
+    /// Sends that the kernel completed.
+    pub sends: u64,
+    /// Sends that the kernel took in part.
+    pub short_sends: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Connections accepted.
+    pub accepts: u64,
+    /// Wake-ups from other threads.
+    pub wakeups: u64,
+    /// Events for registrations that were gone.
+    pub stale_events: u64,
+    /// Completions that found their queue full and were kept by the kernel; 0 on epoll.
+    pub completion_overflows: u64,
+}
+
+/// Where a receive goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inputs {
+    /// This many of the vectors are set, 1 or 2.
+    Vectors(usize),
+    /// Receive nothing until [`Poll::receive`].
+    Stop,
+}
+
+/// What there is to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// This many of the vectors are set, and describe this many bytes.
+    Vectors {
+        /// Vectors set, at least 1.
+        count: usize,
+        /// Their bytes, at least 1.
+        bytes: usize,
+    },
+    /// Everything has been sent, and the sending direction is to be shut down.
+    Finish,
+    /// Nothing until [`Poll::send`].
+    Nothing,
+}
+
+/// Whether an engine goes on after an acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Ask again.
+    More,
+    /// Nothing more for now.
+    Stop,
+}
+
+/// The connections, as an engine sees them. Netpoll calls it the FDOperator.
+///
+/// # Safety
+/// - Vectors that were given out stay valid, and for inputs are written by nobody else, until they are
+///   acknowledged, even if the connection is closed meanwhile.
+/// - No reference to the bytes of an input vector exists while it is lent.
+pub unsafe trait Operators {
+    /// Where to put what comes next.
+    fn inputs(&mut self, token: Token, vectors: &mut [iovec; 2]) -> Inputs;
+
+    /// The receive for which vectors were last given is over: with so many bytes, with 0 for the end of the
+    /// stream, or with an error. `WouldBlock` gives the vectors back and means nothing else.
+    ///
+    /// # Safety
+    /// The first `n` bytes of the vectors were written.
+    unsafe fn input_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
+
+    /// Bytes that came in a buffer of the engine's own, which becomes the connection's.
+    fn donate(&mut self, token: Token, slice: Slice) -> Next;
+
+    /// What to send next.
+    fn outputs(&mut self, token: Token, vectors: &mut [iovec; SEND_VECTORS_MAX]) -> Outputs;
+
+    /// The send for which vectors were last given is over: so many bytes were taken, or an error. `WouldBlock`
+    /// gives the vectors back, and the engine asks again when there is room.
+    fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
+
+    /// A connection was accepted, or it could not be.
+    fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next;
+
+    /// The kernel holds nothing of this registration any more; the descriptor may be closed.
+    fn released(&mut self, token: Token);
+}

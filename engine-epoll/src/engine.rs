@@ -1,0 +1,367 @@
+//! The engine: one epoll instance, and the handler of its events.
+
+use std::io;
+use std::mem;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use duopoll_core::{
+    Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,
+    SEND_VECTORS_MAX, Token,
+};
+use libc::{epoll_event, iovec};
+
+use crate::socket::{Socket, Sockets};
+use crate::sys::{self, uninterrupted};
+
+/// Events harvested in one turn, at most. Few enough that what they bring is still in the cache when it is handled.
+pub const EVENTS_PER_TURN: usize = 64;
+/// Bytes read from one socket in one turn before others get theirs.
+pub const READ_BUDGET_BYTES: usize = 512 << 10;
+/// Bytes sent to one socket in one turn before others get theirs.
+const SEND_BUDGET_BYTES: usize = 4 << 20;
+/// Connections accepted from one listener in one turn.
+const ACCEPT_BATCH_MAX: usize = 64;
+/// Notices taken from an error queue before the rest is left for the next event.
+const NOTICES_MAX: usize = 64;
+
+/// The data of the waker's event; no token has these bits.
+const WAKER: u64 = u64::MAX;
+
+/// What a stream is watched for, once and for all.
+const STREAM_EVENTS: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+const LISTENER_EVENTS: i32 = libc::EPOLLIN | libc::EPOLLET;
+
+const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
+/// [`Poll`] on epoll.
+#[derive(Debug)]
+pub struct Epoll {
+    epoll: OwnedFd,
+    waker: Arc<EventFd>,
+    sockets: Sockets,
+    /// Sockets that were left before they were empty.
+    again: Vec<Token>,
+    /// Those of the last turn, while they are served.
+    serving: Vec<Token>,
+    events: Box<[epoll_event; EVENTS_PER_TURN]>,
+    stats: EngineStats,
+}
+
+#[derive(Debug)]
+struct EventFd(OwnedFd);
+
+impl Notify for EventFd {
+    fn notify(&self) {
+        // EAGAIN: the counter is at its end, 2^64 - 2, so the event is pending. Nothing else can happen.
+        let _ = uninterrupted(|| sys::eventfd_write(&self.0));
+    }
+}
+
+impl Epoll {
+    /// A new epoll instance.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE` or `ENOMEM`.
+    pub fn new() -> io::Result<Epoll> {
+        let epoll = sys::epoll_create()?;
+        let waker = Arc::new(EventFd(sys::eventfd()?));
+        // Edge-triggered: each write is an event, so the counter need never be read.
+        sys::epoll_add(&epoll, fd_of(&waker.0), libc::EPOLLIN | libc::EPOLLET, WAKER)?;
+        Ok(Epoll {
+            epoll,
+            waker,
+            sockets: Sockets::default(),
+            again: Vec::new(),
+            serving: Vec::new(),
+            events: Box::new([epoll_event { events: 0, u64: 0 }; EVENTS_PER_TURN]),
+            stats: EngineStats::default(),
+        })
+    }
+
+    fn handle<O: Operators>(&mut self, event: epoll_event, operators: &mut O) {
+        if event.u64 == WAKER {
+            self.stats.wakeups += 1;
+            return;
+        }
+        let token = Token::from_bits(event.u64);
+        let events = event.events as i32;
+        let Some(socket) = self.sockets.get(token) else {
+            self.stats.stale_events += 1;
+            return;
+        };
+        if socket.kind == Kind::Listener {
+            socket.readable = true;
+            return self.accept(token, operators);
+        }
+        if events & libc::EPOLLERR != 0 {
+            self.drain_error_queue(token);
+        }
+        let Some(socket) = self.sockets.get(token) else { return };
+        let hang_up = libc::EPOLLHUP | libc::EPOLLRDHUP | libc::EPOLLERR;
+        if events & (libc::EPOLLIN | hang_up) != 0 {
+            // An error is read like bytes, behind those that came before it.
+            socket.hung_up |= events & hang_up != 0;
+            socket.readable = true;
+            if !socket.listed && !socket.stopped {
+                self.read(token, operators);
+            }
+        }
+        if events & (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) != 0 {
+            if let Some(socket) = self.sockets.get(token) {
+                if mem::take(&mut socket.blocked) {
+                    self.send(token, operators);
+                }
+            }
+        }
+    }
+
+    /// Takes the notices from the error queue: they raise `EPOLLERR`, and are not errors.
+    fn drain_error_queue(&mut self, token: Token) {
+        let Some(fd) = self.sockets.get(token).map(|socket| socket.fd) else { return };
+        for _ in 0..NOTICES_MAX {
+            self.stats.syscalls += 1;
+            if !matches!(sys::take_error_notice(fd), Ok(true)) {
+                break;
+            }
+        }
+    }
+
+    /// Reads until the socket is empty, the operators say stop, or the budget is spent.
+    fn read<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        let mut vectors = [NO_VECTOR; 2];
+        let mut budget = READ_BUDGET_BYTES;
+        while let Some(socket) = self.sockets.get(token) {
+            if !socket.readable || socket.ended {
+                return;
+            }
+            if budget == 0 {
+                return self.serve_again(token);
+            }
+            let fd = socket.fd;
+            let Inputs::Vectors(count) = operators.inputs(token, &mut vectors) else {
+                return self.stop(token);
+            };
+            let vectors = &vectors[..count];
+            let lent: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+            self.stats.syscalls += 1;
+            // SAFETY: the operators lend the vectors until the acknowledgement.
+            let result = uninterrupted(|| unsafe { sys::receive(fd, vectors) });
+            let received = *result.as_ref().unwrap_or(&0);
+            let would_block = is_would_block(&result);
+            if let Some(socket) = self.sockets.get(token) {
+                socket.ended = received == 0 && !would_block;
+                // A short read has emptied the socket, unless the end or an error lies behind the bytes.
+                if would_block || (received < lent && !socket.hung_up) {
+                    socket.readable = false;
+                }
+            }
+            self.stats.receives += 1;
+            self.stats.received_bytes += received as u64;
+            budget = budget.saturating_sub(received);
+            // SAFETY: the kernel wrote so many bytes, or none.
+            if unsafe { operators.input_ack(token, result) } == Next::Stop {
+                return self.stop(token);
+            }
+        }
+    }
+
+    fn stop(&mut self, token: Token) {
+        if let Some(socket) = self.sockets.get(token) {
+            socket.stopped = true;
+        }
+    }
+
+    fn serve_again(&mut self, token: Token) {
+        if let Some(socket) = self.sockets.get(token) {
+            if !mem::replace(&mut socket.listed, true) {
+                self.again.push(token);
+            }
+        }
+    }
+
+    fn accept<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        for _ in 0..ACCEPT_BATCH_MAX {
+            let Some(socket) = self.sockets.get(token) else { return };
+            if socket.stopped {
+                return;
+            }
+            let fd = socket.fd;
+            self.stats.syscalls += 1;
+            let result = uninterrupted(|| sys::accept(fd));
+            if let Err(error) = &result {
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    socket.readable = false;
+                    return;
+                }
+                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK)) {
+                    // Not a listening socket any more: asking again would spin.
+                    socket.stopped = true;
+                    socket.readable = false;
+                }
+            }
+            self.stats.accepts += u64::from(result.is_ok());
+            if operators.accepted(token, result) == Next::Stop {
+                return self.stop(token);
+            }
+        }
+        self.serve_again(token);
+    }
+
+    fn serve<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        let Some(socket) = self.sockets.get(token) else { return };
+        socket.listed = false;
+        let (kind, receives) = (socket.kind, socket.readable && !socket.stopped);
+        if mem::take(&mut socket.unsent) {
+            self.send(token, operators);
+        }
+        match kind {
+            Kind::Stream if receives => self.read(token, operators),
+            Kind::Listener if receives => self.accept(token, operators),
+            _ => {}
+        }
+    }
+}
+
+impl Poll for Epoll {
+    fn register<O: Operators>(
+        &mut self,
+        token: Token,
+        fd: RawFd,
+        kind: Kind,
+        _operators: &mut O,
+    ) -> io::Result<()> {
+        let events = match kind {
+            Kind::Stream => STREAM_EVENTS,
+            Kind::Listener => LISTENER_EVENTS,
+        };
+        self.stats.syscalls += 1;
+        sys::epoll_add(&self.epoll, fd, events, token.to_bits())?;
+        self.sockets.insert(Socket::new(fd, token, kind));
+        Ok(())
+    }
+
+    fn receive<O: Operators>(&mut self, token: Token, _operators: &mut O) {
+        let Some(socket) = self.sockets.get(token) else { return };
+        socket.stopped = false;
+        if socket.readable && !socket.ended {
+            // In the next turn, like everything else that is read: a reader that resumes itself must not starve
+            // the others.
+            self.serve_again(token);
+        }
+    }
+
+    fn send<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        let mut vectors = [NO_VECTOR; SEND_VECTORS_MAX];
+        let mut budget = SEND_BUDGET_BYTES;
+        while let Some(socket) = self.sockets.get(token) {
+            if socket.blocked {
+                return;
+            }
+            let fd = socket.fd;
+            let (count, bytes) = match operators.outputs(token, &mut vectors) {
+                Outputs::Vectors { count, bytes } => (count, bytes),
+                Outputs::Nothing => return,
+                Outputs::Finish => {
+                    self.stats.syscalls += 1;
+                    // ENOTCONN: the peer was faster, and there is nothing left to shut down.
+                    let _ = sys::shutdown(fd, libc::SHUT_WR);
+                    return;
+                }
+            };
+            self.stats.syscalls += 1;
+            // SAFETY: the operators keep the vectors valid until the acknowledgement.
+            let result = uninterrupted(|| unsafe { sys::send(fd, &vectors[..count]) });
+            let taken = *result.as_ref().unwrap_or(&0);
+            self.stats.sends += 1;
+            self.stats.sent_bytes += taken as u64;
+            let would_block = is_would_block(&result);
+            if would_block || (result.is_ok() && taken < bytes) {
+                self.stats.short_sends += 1;
+                if let Some(socket) = self.sockets.get(token) {
+                    socket.blocked = true;
+                }
+            }
+            let next = operators.output_ack(token, result);
+            budget = budget.saturating_sub(taken);
+            if next == Next::Stop {
+                return;
+            }
+            if budget == 0 {
+                // The rest goes out when the others have had their turn.
+                if let Some(socket) = self.sockets.get(token) {
+                    socket.unsent = true;
+                }
+                return self.serve_again(token);
+            }
+        }
+    }
+
+    fn deregister<O: Operators>(&mut self, token: Token, how: Deregister, operators: &mut O) {
+        let Some(socket) = self.sockets.remove(token) else { return };
+        self.stats.syscalls += 1;
+        // ENOENT or EBADF: somebody else has closed the descriptor, and the kernel has forgotten it.
+        let _ = sys::epoll_del(&self.epoll, socket.fd);
+        if how == Deregister::Shutdown {
+            self.stats.syscalls += 1;
+            // ENOTCONN: the peer was faster.
+            let _ = sys::shutdown(socket.fd, libc::SHUT_RDWR);
+        }
+        operators.released(token);
+    }
+
+    fn wait<O: Operators>(
+        &mut self,
+        timeout: Option<Duration>,
+        operators: &mut O,
+    ) -> io::Result<()> {
+        mem::swap(&mut self.again, &mut self.serving);
+        let timeout_ms = if self.serving.is_empty() { timeout_ms(timeout) } else { 0 };
+        self.stats.syscalls += 1;
+        self.stats.waits += 1;
+        let count = match sys::epoll_wait(&self.epoll, &mut self.events[..], timeout_ms) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        for index in 0..count {
+            self.handle(self.events[index], operators);
+        }
+        for index in 0..self.serving.len() {
+            self.serve(self.serving[index], operators);
+        }
+        self.serving.clear();
+        Ok(())
+    }
+
+    fn waker(&self) -> Arc<dyn Notify> {
+        self.waker.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new("epoll", "edge-triggered")
+    }
+
+    fn stats(&self) -> EngineStats {
+        self.stats
+    }
+}
+
+/// Milliseconds for epoll_wait, rounded up, so that a timer is never looked at before it is due.
+fn timeout_ms(timeout: Option<Duration>) -> i32 {
+    match timeout {
+        None => -1,
+        Some(timeout) => {
+            i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+        }
+    }
+}
+
+fn is_would_block(result: &io::Result<usize>) -> bool {
+    matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+fn fd_of(fd: &OwnedFd) -> RawFd {
+    std::os::fd::AsRawFd::as_raw_fd(fd)
+}

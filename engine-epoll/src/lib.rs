@@ -1,0 +1,22 @@
+//! The epoll engine: `readv` and `sendmsg` on ready sockets.
+//!
+//! # How it works
+//! A socket is registered once, edge-triggered, for both directions. Edge triggering saves the kernel a second look
+//! at every ready socket, and saves us the `epoll_ctl` that would switch write interest on and off; its price is a
+//! list of sockets that were left before they were empty, served again in the next turn.
+//!
+//! A turn harvests at most [`EVENTS_PER_TURN`] events. For each socket that can be read, the operators lend
+//! vectors, `readv` fills them, and the bytes are acknowledged. A read that comes back short has emptied the socket;
+//! one that does not is followed by another, up to [`READ_BUDGET_BYTES`] in a turn. `EPOLLRDHUP` is a hint to read to
+//! the end: the end itself is a read of 0, so bytes that came before a FIN always come first.
+//!
+//! # Portability
+//! Linux 2.6.28 and later. On kernels without `accept4`, which need `fcntl`, accepting falls back to it.
+
+#![cfg(target_os = "linux")]
+
+mod engine;
+mod socket;
+mod sys;
+
+pub use engine::{EVENTS_PER_TURN, Epoll, READ_BUDGET_BYTES};

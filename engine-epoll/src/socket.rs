@@ -1,0 +1,69 @@
+//! What the engine knows of one registration.
+
+use std::os::fd::RawFd;
+
+use duopoll_core::{Kind, Token};
+
+/// One registered descriptor.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) fd: RawFd,
+    pub(crate) token: Token,
+    pub(crate) kind: Kind,
+    /// The last event said that something can be read, or accepted, and no call has found the opposite since.
+    pub(crate) readable: bool,
+    /// The peer has ended or the connection is broken: a short read does not mean that the socket is empty.
+    pub(crate) hung_up: bool,
+    /// The operators said stop: nothing is read until they say otherwise.
+    pub(crate) stopped: bool,
+    /// The socket is in the list of those to be served again.
+    pub(crate) listed: bool,
+    /// The kernel had no room: the next event for writing tells when it has.
+    pub(crate) blocked: bool,
+    /// A send was broken off because its budget was spent.
+    pub(crate) unsent: bool,
+    /// The stream has ended or failed: there is nothing to read any more.
+    pub(crate) ended: bool,
+}
+
+impl Socket {
+    pub(crate) fn new(fd: RawFd, token: Token, kind: Kind) -> Socket {
+        Socket {
+            fd,
+            token,
+            kind,
+            readable: false,
+            hung_up: false,
+            stopped: false,
+            listed: false,
+            blocked: false,
+            unsent: false,
+            ended: false,
+        }
+    }
+}
+
+/// The registrations, by the index of their tokens.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    entries: Vec<Option<Socket>>,
+}
+
+impl Sockets {
+    pub(crate) fn insert(&mut self, socket: Socket) {
+        let index = socket.token.index();
+        if index >= self.entries.len() {
+            self.entries.resize_with(index + 1, || None);
+        }
+        self.entries[index] = Some(socket);
+    }
+
+    pub(crate) fn get(&mut self, token: Token) -> Option<&mut Socket> {
+        self.entries.get_mut(token.index())?.as_mut().filter(|socket| socket.token == token)
+    }
+
+    pub(crate) fn remove(&mut self, token: Token) -> Option<Socket> {
+        self.get(token)?;
+        self.entries[token.index()].take()
+    }
+}

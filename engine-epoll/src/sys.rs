@@ -1,0 +1,149 @@
+//! The system calls, each behind a function that is safe to call.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use libc::{c_int, c_void, epoll_event, iovec};
+
+/// The result of a system call as a `Result`.
+macro_rules! syscall {
+    ($name:ident ( $($arg:expr),* $(,)? )) => {{
+        #[allow(clippy::undocumented_unsafe_blocks, reason = "said where the macro is used")]
+        let result = unsafe { libc::$name($($arg),*) };
+        if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    }};
+}
+
+/// Calls again while a signal interrupts.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
+    let fd = syscall!(epoll_create1(libc::EPOLL_CLOEXEC))?;
+    // SAFETY: epoll_create1(2) gave a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    let fd = syscall!(eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?;
+    // SAFETY: eventfd(2) gave a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub(crate) fn eventfd_write(fd: &OwnedFd) -> io::Result<()> {
+    let one: u64 = 1;
+    // SAFETY for the call: eight readable bytes.
+    syscall!(write(fd.as_raw_fd(), (&raw const one).cast::<c_void>(), size_of::<u64>()))?;
+    Ok(())
+}
+
+pub(crate) fn epoll_add(epoll: &OwnedFd, fd: RawFd, events: c_int, data: u64) -> io::Result<()> {
+    let mut event = epoll_event { events: events as u32, u64: data };
+    // SAFETY for the call: the event is read during the call only.
+    syscall!(epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event))?;
+    Ok(())
+}
+
+pub(crate) fn epoll_del(epoll: &OwnedFd, fd: RawFd) -> io::Result<()> {
+    // SAFETY for the call: no event is read when deleting.
+    syscall!(epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut()))?;
+    Ok(())
+}
+
+/// Waits for at most `timeout_ms` milliseconds, -1 for ever. Returns how many events are set.
+pub(crate) fn epoll_wait(
+    epoll: &OwnedFd,
+    events: &mut [epoll_event],
+    timeout_ms: c_int,
+) -> io::Result<usize> {
+    let max = events.len() as c_int;
+    // SAFETY for the call: `max` events can be written.
+    syscall!(epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), max, timeout_ms)).map(|n| n as usize)
+}
+
+/// Receives into the vectors: `recv` for one, which costs the kernel a little less than `readv`.
+///
+/// # Safety
+/// The vectors describe writable memory that nobody else uses.
+pub(crate) unsafe fn receive(fd: RawFd, vectors: &[iovec]) -> io::Result<usize> {
+    let n = if let [one] = vectors {
+        // SAFETY for the call: promised by the caller.
+        syscall!(recv(fd, one.iov_base, one.iov_len, 0))?
+    } else {
+        // SAFETY for the call: promised by the caller.
+        syscall!(readv(fd, vectors.as_ptr(), vectors.len() as c_int))?
+    };
+    Ok(n as usize)
+}
+
+/// Sends the vectors: `send` for one, `sendmsg` for more. Never raises SIGPIPE.
+///
+/// # Safety
+/// The vectors describe readable memory.
+pub(crate) unsafe fn send(fd: RawFd, vectors: &[iovec]) -> io::Result<usize> {
+    let n = if let [one] = vectors {
+        // SAFETY for the call: promised by the caller.
+        syscall!(send(fd, one.iov_base, one.iov_len, libc::MSG_NOSIGNAL))?
+    } else {
+        // SAFETY: all fields of a msghdr may be zero.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = vectors.as_ptr().cast_mut();
+        message.msg_iovlen = vectors.len() as _;
+        // SAFETY for the call: promised by the caller; sendmsg(2) does not write to the vectors.
+        syscall!(sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL))?
+    };
+    Ok(n as usize)
+}
+
+pub(crate) fn shutdown(fd: RawFd, how: c_int) -> io::Result<()> {
+    // SAFETY for the call: takes no memory.
+    syscall!(shutdown(fd, how))?;
+    Ok(())
+}
+
+/// Takes one notice from the socket's error queue; false if there is none.
+pub(crate) fn take_error_notice(fd: RawFd) -> io::Result<bool> {
+    let mut control = [0u64; 16];
+    // SAFETY: all fields of a msghdr may be zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    // SAFETY for the call: the control buffer is as long as it says, and there is no vector.
+    match syscall!(recvmsg(fd, &raw mut message, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Accepts one connection, close-on-exec and non-blocking.
+pub(crate) fn accept(fd: RawFd) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY for the call: no address is asked for.
+    match syscall!(accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags)) {
+        // SAFETY: accept4(2) gave a new descriptor, which nobody else owns.
+        Ok(accepted) => Ok(unsafe { OwnedFd::from_raw_fd(accepted) }),
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => accept_without_flags(fd),
+        Err(error) => Err(error),
+    }
+}
+
+/// For kernels before 2.6.28 and sandboxes that know no `accept4`. Another thread that forks and execs in between
+/// can leak the descriptor to the child.
+fn accept_without_flags(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY for the call: no address is asked for.
+    let accepted = syscall!(accept(fd, std::ptr::null_mut(), std::ptr::null_mut()))?;
+    // SAFETY: accept(2) gave a new descriptor, which nobody else owns.
+    let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
+    // SAFETY for the call: takes no memory.
+    syscall!(fcntl(accepted.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC))?;
+    // SAFETY for the call: takes no memory.
+    syscall!(fcntl(accepted.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK))?;
+    Ok(accepted)
+}

@@ -1,0 +1,518 @@
+//! The engine: one ring, and the handling of its completions.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use duopoll_core::{
+    Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,
+    Token,
+};
+use io_uring::{cqueue, opcode, squeue, types::Fd};
+use libc::iovec;
+
+use crate::probe::{self, Unavailable};
+use crate::ring::{Ring, Setup};
+use crate::socket::{Op, Socket, Sockets};
+use crate::sys;
+
+/// Completions handled in one turn, at most. What is left is handled in the next, before it waits.
+pub const COMPLETIONS_PER_TURN: usize = 128;
+
+/// When an operation has not completed so long after its socket was shut down, it is cancelled.
+const CLOSE_GUARD: Duration = Duration::from_secs(5);
+
+/// Send everything that was given, and never raise SIGPIPE.
+const SEND_FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+
+const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
+/// The waker's place among the tokens; no slab gives it.
+const WAKER: Token = Token::new(u32::MAX, u32::MAX);
+
+/// [`Poll`] on io_uring.
+///
+/// Belongs to the thread that made it: the kernel refuses others.
+#[derive(Debug)]
+pub struct Uring {
+    ring: Ring,
+    setup: Setup,
+    waker: Arc<EventFd>,
+    waker_armed: bool,
+    sockets: Sockets,
+    /// Sockets that receive, or accept, again with the next submission.
+    to_receive: Vec<Token>,
+    /// Sockets for whose send there was no room in the queue.
+    to_send: VecDeque<Token>,
+    /// Cancellations for which there was no room.
+    to_cancel: VecDeque<u64>,
+    /// Sockets that were shut down, and when: oldest first.
+    closing: VecDeque<(Instant, Token)>,
+    /// Those of the turn, while they are handled.
+    completions: Vec<cqueue::Entry>,
+    /// The last turn left completions in the queue.
+    more: bool,
+    stats: EngineStats,
+}
+
+#[derive(Debug)]
+struct EventFd(OwnedFd);
+
+impl Notify for EventFd {
+    fn notify(&self) {
+        // EINTR cannot happen, since the eventfd does not block. EAGAIN: its counter is at its end, so the poll
+        // has fired already.
+        let _ = sys::eventfd_write(&self.0);
+    }
+}
+
+impl Uring {
+    /// A ring of its own, on the calling thread, in the best way that the kernel has proven. The proof is a
+    /// self-test of about a millisecond, made once per process.
+    ///
+    /// # Errors
+    /// [`Unavailable`] says what the kernel refused, the likely cause, and what would help.
+    pub fn new() -> Result<Uring, Unavailable> {
+        let setup = probe::best_setup()?;
+        let ring = Ring::new(setup).map_err(|error| Unavailable::setup(&error))?;
+        let waker = sys::eventfd().map_err(|error| Unavailable::step("eventfd", &error))?;
+        Ok(Uring {
+            ring,
+            setup,
+            waker: Arc::new(EventFd(waker)),
+            waker_armed: false,
+            sockets: Sockets::default(),
+            to_receive: Vec::new(),
+            to_send: VecDeque::new(),
+            to_cancel: VecDeque::new(),
+            closing: VecDeque::new(),
+            completions: Vec::with_capacity(COMPLETIONS_PER_TURN),
+            more: false,
+            stats: EngineStats::default(),
+        })
+    }
+
+    /// Queues everything that waits for the next submission.
+    fn queue<O: Operators>(&mut self, operators: &mut O) {
+        if !self.waker_armed && self.ring.make_room() {
+            let poll = opcode::PollAdd::new(Fd(self.waker.0.as_raw_fd()), libc::POLLIN as u32);
+            let entry = poll.multi(true).build().user_data(Op::Wake.user_data(WAKER));
+            // SAFETY: points to no memory.
+            unsafe { self.ring.push(&entry) };
+            self.waker_armed = true;
+        }
+        while let Some(user_data) = self.to_cancel.pop_front() {
+            if !self.ring.make_room() {
+                self.to_cancel.push_front(user_data);
+                break;
+            }
+            let entry = opcode::AsyncCancel::new(user_data).build();
+            // SAFETY: points to no memory.
+            unsafe { self.ring.push(&entry.user_data(Op::Cancel.user_data(WAKER))) };
+        }
+        for _ in 0..self.to_send.len() {
+            let Some(token) = self.to_send.pop_front() else { break };
+            if let Some(socket) = self.sockets.get(token) {
+                socket.send_later = false;
+                self.send(token, operators);
+            }
+        }
+        let mut to_receive = mem::take(&mut self.to_receive);
+        let mut queued = 0;
+        for &token in &to_receive {
+            if !self.ring.make_room() {
+                break;
+            }
+            queued += 1;
+            let Some(socket) = self.sockets.get(token) else { continue };
+            socket.listed = false;
+            if socket.inbound.is_some() || socket.stopped || socket.ended || socket.closing {
+                continue;
+            }
+            match socket.kind {
+                Kind::Stream => self.queue_receive(token, operators),
+                Kind::Listener => self.queue_accept(token),
+            }
+        }
+        to_receive.drain(..queued);
+        mem::swap(&mut self.to_receive, &mut to_receive);
+        self.to_receive.append(&mut to_receive);
+    }
+
+    fn queue_receive<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        let mut vectors = [NO_VECTOR; 2];
+        let lent = operators.inputs(token, &mut vectors);
+        let Some(socket) = self.sockets.get(token) else { return };
+        let Inputs::Vectors(count) = lent else {
+            socket.stopped = true;
+            return;
+        };
+        let fd = Fd(socket.fd);
+        socket.inbound = Some(Op::Receive);
+        let entry = if count == 1 {
+            let len = u32::try_from(vectors[0].iov_len).unwrap_or(u32::MAX);
+            opcode::Recv::new(fd, vectors[0].iov_base.cast(), len).build()
+        } else {
+            self.ring.next_vectors()[..2].copy_from_slice(&vectors);
+            opcode::RecvMsg::new(fd, self.ring.next_header(2)).build()
+        };
+        // SAFETY: the operators lend the vectors until the acknowledgement, which follows the completion.
+        unsafe { self.ring.push(&entry.user_data(Op::Receive.user_data(token))) };
+    }
+
+    fn queue_accept(&mut self, token: Token) {
+        let Some(socket) = self.sockets.get(token) else { return };
+        socket.inbound = Some(Op::Accept);
+        let accept =
+            opcode::Accept::new(Fd(socket.fd), std::ptr::null_mut(), std::ptr::null_mut());
+        let entry = accept.flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).build();
+        // SAFETY: points to no memory.
+        unsafe { self.ring.push(&entry.user_data(Op::Accept.user_data(token))) };
+    }
+
+    /// Waits for readiness, where the kernel did not wait by itself: an older one, or a non-blocking listener.
+    fn queue_poll(&mut self, token: Token, op: Op) {
+        let Some(socket) = self.sockets.get(token).filter(|socket| !socket.closing) else { return };
+        let (events, direction) = match op {
+            Op::PollOut => (libc::POLLOUT, &mut socket.outbound),
+            _ => (libc::POLLIN | libc::POLLRDHUP, &mut socket.inbound),
+        };
+        let entry = opcode::PollAdd::new(Fd(socket.fd), events as u32).build();
+        if self.ring.make_room() {
+            *direction = Some(op);
+            // SAFETY: points to no memory.
+            unsafe { self.ring.push(&entry.user_data(op.user_data(token))) };
+        } else {
+            // As good: the operation itself is tried again, and finds out whether it would block.
+            self.resume(token, op);
+        }
+    }
+
+    fn resume(&mut self, token: Token, op: Op) {
+        match op {
+            Op::PollOut | Op::Send => self.send_later(token),
+            _ => self.receive_later(token),
+        }
+    }
+
+    fn receive_later(&mut self, token: Token) {
+        if let Some(socket) = self.sockets.get(token) {
+            if !mem::replace(&mut socket.listed, true) {
+                self.to_receive.push(token);
+            }
+        }
+    }
+
+    fn send_later(&mut self, token: Token) {
+        if let Some(socket) = self.sockets.get(token) {
+            if !mem::replace(&mut socket.send_later, true) {
+                self.to_send.push_back(token);
+            }
+        }
+    }
+
+    fn handle<O: Operators>(&mut self, completion: &cqueue::Entry, operators: &mut O) {
+        let Some((op, token)) = Op::parse(completion.user_data()) else {
+            self.stats.stale_events += 1;
+            return;
+        };
+        let result = completion.result();
+        match op {
+            Op::Wake => return self.woken(cqueue::more(completion.flags())),
+            Op::Cancel => return,
+            Op::Receive | Op::Accept | Op::PollIn | Op::Send | Op::PollOut => {}
+        }
+        let Some(socket) = self.sockets.get(token) else {
+            // A slot is kept until its last completion, so this is a completion that we never asked for.
+            self.stats.stale_events += 1;
+            if op == Op::Accept && result >= 0 {
+                // SAFETY: accept gave a new descriptor, which nobody else owns.
+                drop(unsafe { OwnedFd::from_raw_fd(result) });
+            }
+            return;
+        };
+        match op {
+            Op::Send | Op::PollOut => socket.outbound = None,
+            _ => socket.inbound = None,
+        }
+        match op {
+            Op::Receive => self.received(token, result, operators),
+            Op::Send => self.sent(token, result, operators),
+            Op::Accept => self.accepted(token, result, operators),
+            // Whatever the poll found, the operation itself reports it better.
+            _ => self.resume(token, op),
+        }
+        self.release_if_idle(token, operators);
+    }
+
+    fn received<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {
+        self.stats.receives += 1;
+        let result = to_result(result);
+        let outcome = match &result {
+            Ok(n) => {
+                self.stats.received_bytes += *n as u64;
+                Outcome::of_bytes(*n)
+            }
+            Err(error) => Outcome::of_error(error),
+        };
+        let result = match (outcome, result) {
+            (Outcome::Retry | Outcome::WouldBlock, Err(_)) => {
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+            (_, result) => result,
+        };
+        // SAFETY: the kernel wrote so many bytes, or none.
+        let next = unsafe { operators.input_ack(token, result) };
+        let Some(socket) = self.sockets.get(token) else { return };
+        match outcome {
+            Outcome::Done => socket.ended = true,
+            Outcome::WouldBlock => self.queue_poll(token, Op::PollIn),
+            _ if next == Next::Stop => socket.stopped = true,
+            _ => self.receive_later(token),
+        }
+    }
+
+    fn sent<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {
+        self.stats.sends += 1;
+        let result = to_result(result);
+        let outcome = match &result {
+            Ok(n) => {
+                self.stats.sent_bytes += *n as u64;
+                Outcome::Retry
+            }
+            Err(error) => Outcome::of_error(error),
+        };
+        let result = match (outcome, result) {
+            (Outcome::Retry | Outcome::WouldBlock, Err(_)) => {
+                self.stats.short_sends += 1;
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+            (_, result) => result,
+        };
+        let next = operators.output_ack(token, result);
+        match outcome {
+            Outcome::WouldBlock => self.queue_poll(token, Op::PollOut),
+            _ if next == Next::More => self.send(token, operators),
+            _ => {}
+        }
+    }
+
+    fn accepted<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {
+        let result = to_result(result).map(|fd| {
+            // SAFETY: accept gave a new descriptor, which nobody else owns.
+            unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
+        });
+        let outcome = match &result {
+            Ok(_) => Outcome::Retry,
+            Err(error) => Outcome::of_error(error),
+        };
+        self.stats.accepts += u64::from(result.is_ok());
+        match (outcome, result) {
+            (Outcome::WouldBlock, _) => self.queue_poll(token, Op::PollIn),
+            (Outcome::Retry, Err(_)) => self.receive_later(token),
+            (_, result) => {
+                let gone = matches!(
+                    result.as_ref().map_err(io::Error::raw_os_error),
+                    Err(Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK))
+                );
+                let next = operators.accepted(token, result);
+                let Some(socket) = self.sockets.get(token) else { return };
+                // Not a listening socket any more: asking again would spin.
+                socket.ended = gone;
+                if next == Next::Stop {
+                    socket.stopped = true;
+                } else {
+                    self.receive_later(token);
+                }
+            }
+        }
+    }
+
+    fn woken(&mut self, armed: bool) {
+        self.stats.wakeups += 1;
+        self.waker_armed = armed;
+        if !armed {
+            // A poll looks at the counter when it is armed: unless that is zero, it would fire at once, for ever.
+            self.stats.syscalls += 1;
+            sys::eventfd_reset(&self.waker.0);
+        }
+    }
+
+    fn release_if_idle<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        if self.sockets.get(token).is_some_and(|socket| socket.closing && socket.is_idle()) {
+            self.sockets.remove(token);
+            operators.released(token);
+        }
+    }
+
+    fn cancel(&mut self, token: Token) {
+        if let Some(socket) = self.sockets.get(token) {
+            let in_flight = [socket.inbound, socket.outbound];
+            let user_data = in_flight.into_iter().flatten().map(|op| op.user_data(token));
+            self.to_cancel.extend(user_data);
+        }
+    }
+
+    /// Cancels what has outlived the shutdown of its socket.
+    fn guard_closing(&mut self) {
+        while let Some(&(since, token)) = self.closing.front() {
+            let gone = self.sockets.get(token).is_none();
+            if !gone && since.elapsed() < CLOSE_GUARD {
+                break;
+            }
+            self.closing.pop_front();
+            self.cancel(token);
+        }
+    }
+}
+
+/// What a result means for the operation that gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It did something, and may be asked again; or it was interrupted.
+    Retry,
+    /// Wait for readiness first.
+    WouldBlock,
+    /// Nothing more will come.
+    Done,
+}
+
+impl Outcome {
+    fn of_bytes(n: usize) -> Outcome {
+        if n == 0 { Outcome::Done } else { Outcome::Retry }
+    }
+
+    fn of_error(error: &io::Error) -> Outcome {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Outcome::WouldBlock,
+            // ECANCELED: by us, at the close, or because the thread that submitted it is gone.
+            Some(libc::EINTR | libc::ECANCELED) => Outcome::Retry,
+            _ => Outcome::Done,
+        }
+    }
+}
+
+fn to_result(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+impl Poll for Uring {
+    fn register<O: Operators>(
+        &mut self,
+        token: Token,
+        fd: RawFd,
+        kind: Kind,
+        _operators: &mut O,
+    ) -> io::Result<()> {
+        self.sockets.insert(Socket::new(fd, token, kind));
+        self.receive_later(token);
+        Ok(())
+    }
+
+    fn receive<O: Operators>(&mut self, token: Token, _operators: &mut O) {
+        if let Some(socket) = self.sockets.get(token) {
+            socket.stopped = false;
+            self.receive_later(token);
+        }
+    }
+
+    fn send<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        let Some(socket) = self.sockets.get(token) else { return };
+        if socket.outbound.is_some() || socket.closing {
+            return;
+        }
+        let fd = socket.fd;
+        if !self.ring.make_room() {
+            return self.send_later(token);
+        }
+        let vectors = self.ring.next_vectors();
+        let (count, bytes) = match operators.outputs(token, vectors) {
+            Outputs::Vectors { count, bytes } => (count, bytes),
+            Outputs::Nothing => return,
+            Outputs::Finish => {
+                self.stats.syscalls += 1;
+                // As a system call: IORING_OP_SHUTDOWN would be punted to a worker thread. ENOTCONN: the peer was
+                // faster, and there is nothing left to shut down.
+                let _ = sys::shutdown(fd, libc::SHUT_WR);
+                return;
+            }
+        };
+        let first = vectors[0];
+        let entry: squeue::Entry = if count == 1 {
+            let len = u32::try_from(bytes).unwrap_or(u32::MAX);
+            opcode::Send::new(Fd(fd), first.iov_base.cast(), len).flags(SEND_FLAGS).build()
+        } else {
+            let header = self.ring.next_header(count);
+            opcode::SendMsg::new(Fd(fd), header).flags(SEND_FLAGS as u32).build()
+        };
+        if let Some(socket) = self.sockets.get(token) {
+            socket.outbound = Some(Op::Send);
+        }
+        // SAFETY: the operators keep the vectors valid until the acknowledgement, which follows the completion.
+        unsafe { self.ring.push(&entry.user_data(Op::Send.user_data(token))) };
+    }
+
+    fn deregister<O: Operators>(&mut self, token: Token, how: Deregister, operators: &mut O) {
+        let Some(socket) = self.sockets.get(token) else { return };
+        if mem::replace(&mut socket.closing, true) {
+            return;
+        }
+        let fd = socket.fd;
+        if !socket.is_idle() || how == Deregister::Shutdown {
+            match how {
+                Deregister::Close | Deregister::Shutdown => {
+                    self.stats.syscalls += 1;
+                    // Completes what is in flight, now or when it is submitted. ENOTCONN: the peer was faster.
+                    let _ = sys::shutdown(fd, libc::SHUT_RDWR);
+                    self.closing.push_back((Instant::now(), token));
+                }
+                Deregister::Leave => self.cancel(token),
+            }
+        }
+        self.release_if_idle(token, operators);
+    }
+
+    fn wait<O: Operators>(
+        &mut self,
+        timeout: Option<Duration>,
+        operators: &mut O,
+    ) -> io::Result<()> {
+        self.queue(operators);
+        let mut timeout = timeout;
+        if !self.closing.is_empty() {
+            self.guard_closing();
+            timeout = Some(timeout.map_or(CLOSE_GUARD, |timeout| timeout.min(CLOSE_GUARD)));
+        }
+        let unqueued = !self.to_receive.is_empty() || !self.to_send.is_empty();
+        let ready = self.more || unqueued || timeout == Some(Duration::ZERO);
+        self.stats.waits += 1;
+        self.ring.enter(u32::from(!ready), if ready { None } else { timeout })?;
+
+        let mut completions = mem::take(&mut self.completions);
+        self.ring.completions(&mut completions, COMPLETIONS_PER_TURN);
+        self.more = completions.len() == COMPLETIONS_PER_TURN;
+        self.stats.completion_overflows = self.ring.overflows();
+        for completion in completions.drain(..) {
+            self.handle(&completion, operators);
+        }
+        self.completions = completions;
+        Ok(())
+    }
+
+    fn waker(&self) -> Arc<dyn Notify> {
+        self.waker.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new("io_uring", self.setup.to_string())
+    }
+
+    fn stats(&self) -> EngineStats {
+        let mut stats = self.stats;
+        stats.syscalls += self.ring.enters;
+        stats
+    }
+}

@@ -1,0 +1,324 @@
+//! Whether io_uring works here, found by using it.
+//!
+//! A kernel's version says little: distributions port features back, sysctls and sandboxes take the whole interface
+//! away, and some old kernels ignore flags that they do not know. So each thing the engine relies on is done
+//! once, on a small ring with the very flags that will be used, and must leave positive evidence.
+
+use std::error;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::mem;
+use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use io_uring::{cqueue, opcode, types::Fd};
+use libc::iovec;
+
+use crate::ring::{Ring, Setup};
+use crate::sys;
+
+/// Why io_uring cannot be used here.
+///
+/// Its text names what was refused, the likely cause, and the remedy, for whoever runs the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unavailable {
+    /// What was tried, for instance `"io_uring_setup"`.
+    pub step: &'static str,
+    /// The kernel's answer, if it was an error.
+    pub errno: Option<i32>,
+    /// What is likely behind it.
+    pub cause: String,
+    /// What would help.
+    pub remedy: String,
+}
+
+impl Unavailable {
+    pub(crate) fn setup(error: &io::Error) -> Unavailable {
+        Unavailable::step("io_uring_setup", error)
+    }
+
+    pub(crate) fn step(step: &'static str, error: &io::Error) -> Unavailable {
+        let errno = error.raw_os_error();
+        let (cause, remedy) = explain(errno, disabled_sysctl());
+        Unavailable { step, errno, cause, remedy }
+    }
+
+    fn old_kernel(what: &str) -> Unavailable {
+        Unavailable {
+            step: "self-test",
+            errno: None,
+            cause: format!("this kernel's io_uring {what}"),
+            remedy: "use Linux 5.10.162, 5.15 or later".into(),
+        }
+    }
+}
+
+/// The likely cause of an errno, and what would help.
+fn explain(errno: Option<i32>, disabled: Option<u32>) -> (String, String) {
+    const ALLOW: &str =
+        "allow io_uring_setup, io_uring_enter and io_uring_register (system calls 425 to 427) in the seccomp profile";
+    let (cause, remedy) = match (errno, disabled) {
+        (Some(libc::EPERM), Some(2)) => (
+            "the sysctl kernel.io_uring_disabled is 2: off for everybody",
+            "set kernel.io_uring_disabled to 0",
+        ),
+        (Some(libc::EPERM), Some(1)) => (
+            "the sysctl kernel.io_uring_disabled is 1: off for unprivileged processes outside kernel.io_uring_group",
+            "set kernel.io_uring_disabled to 0, or put the process into the group kernel.io_uring_group",
+        ),
+        (Some(libc::EPERM), _) => {
+            ("a seccomp profile, as containers have it by default, forbids it", ALLOW)
+        }
+        (Some(libc::EACCES), _) => {
+            ("a security module such as SELinux, or a seccomp profile, forbids it", ALLOW)
+        }
+        (Some(libc::ENOSYS), _) => (
+            "the kernel is older than 5.1 or built without io_uring, or a seccomp profile hides it",
+            "use Linux 5.10.162, 5.15 or later, or allow system calls 425 to 427 in the seccomp profile",
+        ),
+        (Some(libc::ENOMEM), _) => (
+            "the limit on locked memory (RLIMIT_MEMLOCK) is used up, or the machine's memory is",
+            "raise the limit (ulimit -l, LimitMEMLOCK=), or use fewer pollers",
+        ),
+        (Some(libc::EMFILE | libc::ENFILE), _) => {
+            ("no descriptor is left", "raise the limit on open files (ulimit -n, LimitNOFILE=)")
+        }
+        (Some(libc::EINVAL), _) => (
+            "the kernel is too old for what is asked of it",
+            "use Linux 5.10.162, 5.15 or later",
+        ),
+        _ => ("unknown", "report it, with the kernel's version"),
+    };
+    (cause.into(), remedy.into())
+}
+
+/// `kernel.io_uring_disabled`, where the kernel has it (Linux 6.6 and later).
+fn disabled_sysctl() -> Option<u32> {
+    fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "io_uring is not available: ")?;
+        match self.errno {
+            Some(errno) => {
+                write!(f, "{} from {}", io::Error::from_raw_os_error(errno), self.step)?;
+            }
+            None => write!(f, "{} failed", self.step)?,
+        }
+        write!(f, "; likely cause: {}; remedy: {}", self.cause, self.remedy)
+    }
+}
+
+impl error::Error for Unavailable {}
+
+impl From<Unavailable> for io::Error {
+    fn from(unavailable: Unavailable) -> io::Error {
+        let kind = match unavailable.errno {
+            Some(libc::EPERM | libc::EACCES) => io::ErrorKind::PermissionDenied,
+            Some(libc::ENOMEM) => io::ErrorKind::OutOfMemory,
+            _ => io::ErrorKind::Unsupported,
+        };
+        io::Error::new(kind, unavailable)
+    }
+}
+
+/// The best way to set up a ring that passes the self-test. Tried once per process; a failure that may pass, for lack
+/// of memory or descriptors, is tried again.
+pub(crate) fn best_setup() -> Result<Setup, Unavailable> {
+    static BEST: OnceLock<Result<Setup, Unavailable>> = OnceLock::new();
+    if let Some(known) = BEST.get() {
+        return known.clone();
+    }
+    let found = find_best_setup();
+    let passes = [libc::ENOMEM, libc::EMFILE, libc::ENFILE];
+    match &found {
+        Err(Unavailable { errno: Some(errno), .. }) if passes.contains(errno) => found,
+        _ => BEST.get_or_init(|| found).clone(),
+    }
+}
+
+fn find_best_setup() -> Result<Setup, Unavailable> {
+    let mut refused = Unavailable::old_kernel("knows no way to set up a ring");
+    for setup in Setup::ALL {
+        match test(setup) {
+            Ok(()) => return Ok(setup),
+            Err(unavailable) => refused = unavailable,
+        }
+    }
+    Err(refused)
+}
+
+/// Entries of the ring for the test.
+const TEST_ENTRIES: u32 = 8;
+/// How long a completion may take that is due at once. Generous, for machines that are loaded or emulated.
+const GUARD: Duration = Duration::from_secs(5);
+
+/// Does what the engine will do.
+fn test(setup: Setup) -> Result<(), Unavailable> {
+    let ring =
+        Ring::with_entries(setup, TEST_ENTRIES).map_err(|error| Unavailable::setup(&error))?;
+    if !ring.has_base_features() {
+        return Err(Unavailable::old_kernel("is that of a kernel before 5.15"));
+    }
+    let probe = ring.probe().map_err(|error| Unavailable::step("io_uring_register", &error))?;
+    let needed = [
+        (opcode::Recv::CODE, "RECV"),
+        (opcode::RecvMsg::CODE, "RECVMSG"),
+        (opcode::Send::CODE, "SEND"),
+        (opcode::SendMsg::CODE, "SENDMSG"),
+        (opcode::Accept::CODE, "ACCEPT"),
+        (opcode::PollAdd::CODE, "POLL_ADD"),
+        (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
+    ];
+    for (code, name) in needed {
+        if !probe.is_supported(code) {
+            return Err(Unavailable::old_kernel(&format!("has no {name}")));
+        }
+    }
+    let mut bench = Bench { ring, taken: Vec::new(), buffer: Box::default(), lent: false };
+    bench.message_arrives()?;
+    bench.shutdown_ends_a_receive()?;
+    bench.poll_stays_armed()
+}
+
+/// A ring under test.
+struct Bench {
+    ring: Ring,
+    taken: Vec<cqueue::Entry>,
+    /// Where the test receives.
+    buffer: Box<[u8; 16]>,
+    /// The kernel may still write to the buffer.
+    lent: bool,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if self.lent {
+            // A receive that never completed: the kernel may keep what it was given.
+            mem::forget(mem::take(&mut self.buffer));
+        }
+    }
+}
+
+impl Bench {
+    /// Vectors go out and come in, and a receive on a non-blocking socket waits.
+    fn message_arrives(&mut self) -> Result<(), Unavailable> {
+        const MESSAGE: &[u8] = b"self-test";
+        let (left, right) = pair()?;
+        let (front, back) = self.buffer[..MESSAGE.len()].split_at_mut(4);
+        let vectors = self.ring.next_vectors();
+        vectors[0] = iovec { iov_base: front.as_mut_ptr().cast(), iov_len: front.len() };
+        vectors[1] = iovec { iov_base: back.as_mut_ptr().cast(), iov_len: back.len() };
+        let header = self.ring.next_header(2);
+        let receive = opcode::RecvMsg::new(Fd(right.as_raw_fd()), header).build().user_data(1);
+        self.lent = true;
+        // SAFETY: the buffer outlives the completion; if that does not come, `Bench::drop` gives it away.
+        unsafe { self.ring.push(&receive) };
+        self.enter(0)?;
+
+        let (head, tail) = MESSAGE.split_at(2);
+        let vectors = self.ring.next_vectors();
+        vectors[0] = iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() };
+        vectors[1] = iovec { iov_base: tail.as_ptr().cast_mut().cast(), iov_len: tail.len() };
+        let header = self.ring.next_header(2);
+        let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
+        let send = opcode::SendMsg::new(Fd(left.as_raw_fd()), header).flags(flags).build();
+        // SAFETY: the bytes are static.
+        unsafe { self.ring.push(&send.user_data(2)) };
+
+        let sent = self.result_of(2)?;
+        let arrived = self.result_of(1)?;
+        self.lent = false;
+        let whole = MESSAGE.len() as i32;
+        if (sent, arrived) != (whole, whole) || self.buffer[..MESSAGE.len()] != *MESSAGE {
+            return Err(Unavailable::old_kernel("does not carry a message"));
+        }
+        Ok(())
+    }
+
+    /// What closing relies on.
+    fn shutdown_ends_a_receive(&mut self) -> Result<(), Unavailable> {
+        let (left, _right) = pair()?;
+        let (buffer, len) = (self.buffer.as_mut_ptr(), self.buffer.len() as u32);
+        let receive = opcode::Recv::new(Fd(left.as_raw_fd()), buffer, len).build().user_data(3);
+        self.lent = true;
+        // SAFETY: as above.
+        unsafe { self.ring.push(&receive) };
+        self.enter(0)?;
+        let shut = sys::shutdown(left.as_raw_fd(), libc::SHUT_RDWR);
+        shut.map_err(|error| Unavailable::step("shutdown", &error))?;
+        let result = self.result_of(3)?;
+        self.lent = false;
+        match result {
+            0 => Ok(()),
+            _ => Err(Unavailable::old_kernel("does not end a receive at a shutdown")),
+        }
+    }
+
+    /// What waking relies on.
+    fn poll_stays_armed(&mut self) -> Result<(), Unavailable> {
+        let event = sys::eventfd().map_err(|error| Unavailable::step("eventfd", &error))?;
+        let poll = opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32);
+        // SAFETY: points to no memory.
+        unsafe { self.ring.push(&poll.multi(true).build().user_data(4)) };
+        for _ in 0..2 {
+            sys::eventfd_write(&event).map_err(|error| Unavailable::step("write", &error))?;
+            let completion = self.completion_of(4)?;
+            if completion.result() < 0 || !cqueue::more(completion.flags()) {
+                return Err(Unavailable::old_kernel("has no multishot poll"));
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, want: u32) -> Result<(), Unavailable> {
+        let entered = self.ring.enter(want, Some(GUARD));
+        entered.map_err(|error| Unavailable::step("io_uring_enter", &error))
+    }
+
+    fn result_of(&mut self, user_data: u64) -> Result<i32, Unavailable> {
+        Ok(self.completion_of(user_data)?.result())
+    }
+
+    fn completion_of(&mut self, user_data: u64) -> Result<cqueue::Entry, Unavailable> {
+        for _ in 0..TEST_ENTRIES {
+            if let Some(at) = self.taken.iter().position(|entry| entry.user_data() == user_data) {
+                return Ok(self.taken.swap_remove(at));
+            }
+            self.enter(1)?;
+            self.ring.completions(&mut self.taken, TEST_ENTRIES as usize);
+        }
+        Err(Unavailable::old_kernel("does not complete what it was given"))
+    }
+}
+
+fn pair() -> Result<(std::os::fd::OwnedFd, std::os::fd::OwnedFd), Unavailable> {
+    sys::socket_pair().map_err(|error| Unavailable::step("socketpair", &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errno_is_explained_with_its_remedy() {
+        let (cause, remedy) = explain(Some(libc::EPERM), Some(2));
+        assert!(cause.contains("io_uring_disabled is 2") && remedy.contains("to 0"));
+        let (cause, remedy) = explain(Some(libc::EPERM), None);
+        assert!(cause.contains("seccomp") && remedy.contains("425 to 427"));
+        let (cause, _) = explain(Some(libc::ENOMEM), None);
+        assert!(cause.contains("RLIMIT_MEMLOCK"));
+    }
+
+    #[test]
+    fn the_text_names_errno_cause_and_remedy() {
+        let text = Unavailable::setup(&io::Error::from_raw_os_error(libc::ENOSYS)).to_string();
+        for part in ["io_uring_setup", "os error 38", "likely cause", "remedy", "5.10.162"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

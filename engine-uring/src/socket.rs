@@ -1,0 +1,110 @@
+//! What the engine knows of one registration.
+
+use std::os::fd::RawFd;
+
+use duopoll_core::{Kind, Token};
+
+/// An operation, as it is named in the upper byte of a submission's user data; the token is in the lower seven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Op {
+    Receive = 1,
+    Send = 2,
+    Accept = 3,
+    /// Readiness to receive or accept, where the kernel would not wait by itself.
+    PollIn = 4,
+    /// Readiness to send.
+    PollOut = 5,
+    /// The eventfd of the waker.
+    Wake = 6,
+    /// A cancellation, whose own completion says nothing.
+    Cancel = 7,
+}
+
+impl Op {
+    pub(crate) fn user_data(self, token: Token) -> u64 {
+        u64::from(self as u8) << 56 | token.to_bits()
+    }
+
+    pub(crate) fn parse(user_data: u64) -> Option<(Op, Token)> {
+        let op = match (user_data >> 56) as u8 {
+            1 => Op::Receive,
+            2 => Op::Send,
+            3 => Op::Accept,
+            4 => Op::PollIn,
+            5 => Op::PollOut,
+            6 => Op::Wake,
+            7 => Op::Cancel,
+            _ => return None,
+        };
+        Some((op, Token::from_bits(user_data)))
+    }
+}
+
+/// One registered descriptor.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) fd: RawFd,
+    pub(crate) token: Token,
+    pub(crate) kind: Kind,
+    /// What is in flight in the receiving direction: `Receive`, `Accept` or `PollIn`.
+    pub(crate) inbound: Option<Op>,
+    /// What is in flight in the sending direction: `Send` or `PollOut`.
+    pub(crate) outbound: Option<Op>,
+    /// The operators said stop: nothing is received until they say otherwise.
+    pub(crate) stopped: bool,
+    /// Waits in the list of those that receive again with the next submission.
+    pub(crate) listed: bool,
+    /// There was no room in the submission queue for a send.
+    pub(crate) send_later: bool,
+    /// The stream has ended or failed: there is nothing to receive any more.
+    pub(crate) ended: bool,
+    /// Deregistered, and waiting for the last completion.
+    pub(crate) closing: bool,
+}
+
+impl Socket {
+    pub(crate) fn new(fd: RawFd, token: Token, kind: Kind) -> Socket {
+        Socket {
+            fd,
+            token,
+            kind,
+            inbound: None,
+            outbound: None,
+            stopped: false,
+            listed: false,
+            send_later: false,
+            ended: false,
+            closing: false,
+        }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.inbound.is_none() && self.outbound.is_none()
+    }
+}
+
+/// The registrations, by the index of their tokens.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    entries: Vec<Option<Socket>>,
+}
+
+impl Sockets {
+    pub(crate) fn insert(&mut self, socket: Socket) {
+        let index = socket.token.index();
+        if index >= self.entries.len() {
+            self.entries.resize_with(index + 1, || None);
+        }
+        self.entries[index] = Some(socket);
+    }
+
+    pub(crate) fn get(&mut self, token: Token) -> Option<&mut Socket> {
+        self.entries.get_mut(token.index())?.as_mut().filter(|socket| socket.token == token)
+    }
+
+    pub(crate) fn remove(&mut self, token: Token) -> Option<Socket> {
+        self.get(token)?;
+        self.entries[token.index()].take()
+    }
+}

@@ -1,0 +1,51 @@
+//! The system calls that are not the ring's.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use libc::{c_int, c_void};
+
+/// The result of a system call as a `Result`.
+macro_rules! syscall {
+    ($name:ident ( $($arg:expr),* $(,)? )) => {{
+        #[allow(clippy::undocumented_unsafe_blocks, reason = "said where the macro is used")]
+        let result = unsafe { libc::$name($($arg),*) };
+        if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    }};
+}
+
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    let fd = syscall!(eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?;
+    // SAFETY: eventfd(2) gave a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub(crate) fn eventfd_write(fd: &OwnedFd) -> io::Result<()> {
+    let one: u64 = 1;
+    // SAFETY for the call: eight readable bytes.
+    syscall!(write(fd.as_raw_fd(), (&raw const one).cast::<c_void>(), size_of::<u64>()))?;
+    Ok(())
+}
+
+/// Sets the eventfd's counter to zero.
+pub(crate) fn eventfd_reset(fd: &OwnedFd) {
+    let mut count: u64 = 0;
+    // SAFETY for the call: eight writable bytes. EAGAIN: it is zero already.
+    let _ = syscall!(read(fd.as_raw_fd(), (&raw mut count).cast::<c_void>(), size_of::<u64>()));
+}
+
+pub(crate) fn shutdown(fd: RawFd, how: c_int) -> io::Result<()> {
+    // SAFETY for the call: takes no memory.
+    syscall!(shutdown(fd, how))?;
+    Ok(())
+}
+
+/// Two connected Unix stream sockets.
+pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [-1; 2];
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY for the call: two descriptors can be written.
+    syscall!(socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()))?;
+    // SAFETY: socketpair(2) gave two new descriptors, which nobody else owns.
+    Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
+}

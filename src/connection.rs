@@ -1,0 +1,205 @@
+//! A connection: a reader and a writer, and the socket they share.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use duopoll_core::{LinkBuffer, Reader, Slice, Writer};
+use socket2::SockRef;
+
+use crate::address::Address;
+
+/// A connected stream socket, with a [`Reader`] and a [`Writer`].
+///
+/// The methods here are those of the halves, for short; [`reader`](Connection::reader) and
+/// [`writer`](Connection::writer) have the others. The halves can be taken apart with
+/// [`into_split`](Connection::into_split), and used on different threads.
+///
+/// Dropping a connection closes it: what was flushed still goes out, then the FIN.
+pub struct Connection {
+    reader: Reader,
+    writer: Writer,
+}
+
+impl Connection {
+    pub(crate) fn new(reader: Reader, writer: Writer) -> Connection {
+        Connection { reader, writer }
+    }
+
+    /// The receiving half.
+    pub fn reader(&mut self) -> &mut Reader {
+        &mut self.reader
+    }
+
+    /// The sending half.
+    pub fn writer(&mut self) -> &mut Writer {
+        &mut self.writer
+    }
+
+    /// Both halves at once.
+    pub fn split(&mut self) -> (&mut Reader, &mut Writer) {
+        (&mut self.reader, &mut self.writer)
+    }
+
+    /// The halves as values of their own. The connection is closed when both are dropped.
+    pub fn into_split(self) -> (Reader, Writer) {
+        (self.reader, self.writer)
+    }
+
+    /// What has been received and not been read, as far as it was handed over; see [`Reader::buffer`].
+    pub fn input(&mut self) -> &mut LinkBuffer {
+        self.reader.buffer()
+    }
+
+    /// See [`Reader::fill`].
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn fill(&mut self, min_bytes: usize) -> io::Result<()> {
+        self.reader.fill(min_bytes).await
+    }
+
+    /// See [`Reader::more`].
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn more(&mut self) -> io::Result<bool> {
+        self.reader.more().await
+    }
+
+    /// See [`Reader::next`].
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn next(&mut self, n: usize) -> io::Result<Slice> {
+        self.reader.next(n).await
+    }
+
+    /// See [`Reader::peek`].
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn peek(&mut self, n: usize) -> io::Result<&[u8]> {
+        self.reader.peek(n).await
+    }
+
+    /// See [`Reader::skip`].
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn skip(&mut self, n: usize) -> io::Result<()> {
+        self.reader.skip(n).await
+    }
+
+    /// See [`Reader::until`].
+    ///
+    /// # Errors
+    /// See [`Reader::until`].
+    pub async fn until(&mut self, delimiter: u8, max_bytes: usize) -> io::Result<Slice> {
+        self.reader.until(delimiter, max_bytes).await
+    }
+
+    /// See [`Reader::read`].
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(target).await
+    }
+
+    /// See [`Reader::read_u8`].
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn read_u8(&mut self) -> io::Result<u8> {
+        self.reader.read_u8().await
+    }
+
+    /// See [`Reader::read_u32`].
+    ///
+    /// # Errors
+    /// See [`Reader`].
+    pub async fn read_u32(&mut self) -> io::Result<u32> {
+        self.reader.read_u32().await
+    }
+
+    /// See [`Writer::write`].
+    ///
+    /// # Errors
+    /// See [`Writer::write`].
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.writer.write(bytes)
+    }
+
+    /// See [`Writer::push`].
+    pub fn push(&mut self, slice: impl Into<Slice>) {
+        self.writer.push(slice);
+    }
+
+    /// See [`Writer::append`].
+    pub fn append(&mut self, buffer: &mut LinkBuffer) {
+        self.writer.append(buffer);
+    }
+
+    /// See [`Writer::flush`].
+    ///
+    /// # Errors
+    /// See [`Writer`].
+    pub async fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush().await
+    }
+
+    /// See [`Writer::drain`].
+    ///
+    /// # Errors
+    /// See [`Writer`].
+    pub async fn drain(&mut self) -> io::Result<()> {
+        self.writer.drain().await
+    }
+
+    /// See [`Writer::finish`].
+    pub fn finish(&mut self) {
+        self.writer.finish();
+    }
+
+    /// Closes the connection; see [`Reader::close`]. Dropping it does the same.
+    pub fn close(&self) {
+        self.reader.close();
+    }
+
+    /// The address of the other end.
+    ///
+    /// # Errors
+    /// `ENOTCONN` if the connection has been reset.
+    pub fn peer_addr(&self) -> io::Result<Address> {
+        Address::from_sock_addr(&SockRef::from(self).peer_addr()?)
+    }
+
+    /// The address of this end.
+    ///
+    /// # Errors
+    /// `ENOBUFS` if the kernel has no memory.
+    pub fn local_addr(&self) -> io::Result<Address> {
+        Address::from_sock_addr(&SockRef::from(self).local_addr()?)
+    }
+}
+
+/// For socket options. The socket is the engine's: reading from it, writing to it or closing it breaks the
+/// connection.
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self.reader.socket() {
+            Some(socket) => socket,
+            None => unreachable!("a connection of this crate has a socket"),
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("reader", &self.reader)
+            .field("staged_bytes", &self.writer.staged_len())
+            .finish()
+    }
+}

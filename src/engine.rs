@@ -1,0 +1,200 @@
+//! Which engine, and why.
+
+use std::env;
+use std::fmt;
+use std::io;
+use std::os::fd::RawFd;
+use std::str::FromStr;
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use duopoll_core::{Capabilities, Deregister, EngineStats, Kind, Notify, Operators, Poll, Token};
+#[cfg(feature = "epoll")]
+use duopoll_epoll::Epoll;
+#[cfg(feature = "uring")]
+use duopoll_uring::Uring;
+
+/// The environment variable that decides where the program left it to [`Engine::Auto`]: `auto`, `epoll` or `uring`.
+pub(crate) const ENGINE_VARIABLE: &str = "DUOPOLL_ENGINE";
+
+/// Which engine to use.
+///
+/// Which ones there are is a matter of cargo features; which one is used is decided when pollers start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// io_uring where a self-test proves that it works, else epoll. The environment variable `DUOPOLL_ENGINE`
+    /// overrides this choice, and this one only.
+    #[default]
+    Auto,
+    /// epoll.
+    Epoll,
+    /// io_uring, or an error that says why not.
+    Uring,
+}
+
+impl FromStr for Engine {
+    type Err = io::Error;
+
+    fn from_str(text: &str) -> io::Result<Engine> {
+        match text {
+            "auto" => Ok(Engine::Auto),
+            "epoll" => Ok(Engine::Epoll),
+            "uring" => Ok(Engine::Uring),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("unknown engine `{text}`: auto, epoll or uring"),
+            )),
+        }
+    }
+}
+
+/// What a poller runs on, and why not on something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineReport {
+    /// The engine: `"epoll"` or `"uring"`.
+    pub engine: &'static str,
+    /// What is used of it on this kernel.
+    pub tier: String,
+    /// Why io_uring was passed over, if it was.
+    pub fallback: Option<String>,
+}
+
+impl fmt::Display for EngineReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.engine, self.tier)?;
+        match &self.fallback {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The engine of a poller.
+#[derive(Debug)]
+pub(crate) enum AnyPoll {
+    #[cfg(feature = "epoll")]
+    Epoll(Epoll),
+    #[cfg(feature = "uring")]
+    Uring(Box<Uring>),
+}
+
+impl AnyPoll {
+    /// Makes the engine, on the thread that will run it.
+    pub(crate) fn new(choice: Engine) -> io::Result<(AnyPoll, EngineReport)> {
+        match choice.overridden()? {
+            Engine::Epoll => AnyPoll::epoll(None),
+            Engine::Uring => AnyPoll::uring(),
+            Engine::Auto => AnyPoll::uring().or_else(|refused| {
+                let reason = refused.to_string();
+                static LOGGED: Once = Once::new();
+                LOGGED.call_once(|| log::warn!("using epoll: {reason}"));
+                AnyPoll::epoll(Some(reason))
+            }),
+        }
+    }
+
+    #[cfg(feature = "epoll")]
+    fn epoll(fallback: Option<String>) -> io::Result<(AnyPoll, EngineReport)> {
+        Ok(AnyPoll::Epoll(Epoll::new()?).reported("epoll", fallback))
+    }
+
+    #[cfg(not(feature = "epoll"))]
+    fn epoll(fallback: Option<String>) -> io::Result<(AnyPoll, EngineReport)> {
+        let reason = fallback.map(|reason| format!("; {reason}")).unwrap_or_default();
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("epoll is not in this build: enable the feature `epoll`{reason}"),
+        ))
+    }
+
+    #[cfg(feature = "uring")]
+    fn uring() -> io::Result<(AnyPoll, EngineReport)> {
+        Ok(AnyPoll::Uring(Box::new(Uring::new()?)).reported("uring", None))
+    }
+
+    #[cfg(not(feature = "uring"))]
+    fn uring() -> io::Result<(AnyPoll, EngineReport)> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "io_uring is not in this build: enable the feature `uring`",
+        ))
+    }
+
+    fn reported(
+        self,
+        engine: &'static str,
+        fallback: Option<String>,
+    ) -> (AnyPoll, EngineReport) {
+        let tier = self.capabilities().tier;
+        (self, EngineReport { engine, tier, fallback })
+    }
+}
+
+impl Engine {
+    /// The choice, after the environment has had its say.
+    fn overridden(self) -> io::Result<Engine> {
+        match (self, env::var(ENGINE_VARIABLE)) {
+            (Engine::Auto, Ok(text)) => text.parse().map_err(|error: io::Error| {
+                io::Error::new(error.kind(), format!("{ENGINE_VARIABLE}: {error}"))
+            }),
+            _ => Ok(self),
+        }
+    }
+}
+
+/// Calls the engine that there is.
+macro_rules! on_engine {
+    ($any:expr, $poll:ident => $call:expr) => {
+        match $any {
+            #[cfg(feature = "epoll")]
+            AnyPoll::Epoll($poll) => $call,
+            #[cfg(feature = "uring")]
+            AnyPoll::Uring($poll) => $call,
+        }
+    };
+}
+
+impl Poll for AnyPoll {
+    fn register<O: Operators>(
+        &mut self,
+        token: Token,
+        fd: RawFd,
+        kind: Kind,
+        operators: &mut O,
+    ) -> io::Result<()> {
+        on_engine!(self, poll => poll.register(token, fd, kind, operators))
+    }
+
+    fn receive<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        on_engine!(self, poll => poll.receive(token, operators))
+    }
+
+    fn send<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        on_engine!(self, poll => poll.send(token, operators))
+    }
+
+    fn deregister<O: Operators>(&mut self, token: Token, how: Deregister, operators: &mut O) {
+        on_engine!(self, poll => poll.deregister(token, how, operators))
+    }
+
+    fn wait<O: Operators>(
+        &mut self,
+        timeout: Option<Duration>,
+        operators: &mut O,
+    ) -> io::Result<()> {
+        on_engine!(self, poll => poll.wait(timeout, operators))
+    }
+
+    fn waker(&self) -> Arc<dyn Notify> {
+        on_engine!(self, poll => poll.waker())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        on_engine!(self, poll => poll.capabilities())
+    }
+
+    fn stats(&self) -> EngineStats {
+        on_engine!(self, poll => poll.stats())
+    }
+}

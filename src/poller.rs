@@ -1,0 +1,348 @@
+//! A poller: one thread, with an engine, its connections and their tasks.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use duopoll_core::{Accepted, Command, Driver, Limits, Mailbox, Poll, Tick, Token};
+
+use crate::connection::Connection;
+use crate::engine::{AnyPoll, Engine, EngineReport};
+use crate::executor::Executor;
+use crate::stats::Stats;
+
+/// How long a poller that ends waits for the kernel to give back what it holds. What it does not is leaked.
+const TEARDOWN: Duration = Duration::from_secs(10);
+
+/// What another thread has a poller do.
+type Call = Box<dyn FnOnce(&mut Poller) + Send>;
+
+/// What becomes of an accepted connection.
+pub(crate) type Acceptor = Arc<dyn Fn(&mut Poller, OwnedFd) + Send + Sync>;
+
+/// The way to a poller, from any thread.
+pub(crate) struct Handle {
+    mailbox: Arc<Mailbox>,
+    executor: Arc<Executor>,
+    /// None once the poller has ended.
+    calls: Mutex<Option<Vec<Call>>>,
+    report: EngineReport,
+    /// The figures at the poller's end.
+    last_stats: Mutex<Stats>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The poller itself, on its own thread.
+pub(crate) struct Poller {
+    handle: Arc<Handle>,
+    engine: AnyPoll,
+    driver: Driver,
+    listeners: Vec<(Token, Acceptor)>,
+    started: Instant,
+    commands: Vec<Command>,
+    accepted: Vec<Accepted>,
+    stats: Stats,
+    ending: Option<Ending>,
+}
+
+/// A graceful end, under way.
+struct Ending {
+    deadline: Instant,
+    /// Connections closed by force, once the deadline has passed.
+    forced: Option<usize>,
+    reply: mpsc::Sender<usize>,
+}
+
+thread_local! {
+    static REQUESTS: Cell<u64> = const { Cell::new(0) };
+    static HANDLER_ERRORS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts a request handled on this thread.
+pub(crate) fn count_request() {
+    REQUESTS.set(REQUESTS.get() + 1);
+}
+
+/// Counts a handler that failed on this thread.
+pub(crate) fn count_handler_error() {
+    HANDLER_ERRORS.set(HANDLER_ERRORS.get() + 1);
+}
+
+impl Handle {
+    /// Starts a poller, and waits until its engine runs.
+    pub(crate) fn start(name: String, engine: Engine, limits: Limits) -> io::Result<Arc<Handle>> {
+        let (ready, started) = mpsc::channel();
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            // Made here, since a ring belongs to the thread that made it.
+            match Poller::new(engine, limits) {
+                Ok(poller) => {
+                    let handle = poller.handle.clone();
+                    if ready.send(Ok(handle)).is_ok() {
+                        poller.run();
+                    }
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        })?;
+        let handle = started.recv().unwrap_or_else(|_| Err(ended()))?;
+        *lock(&handle.thread) = Some(thread);
+        Ok(handle)
+    }
+
+    /// Has the poller do something, soon. False if it has ended.
+    pub(crate) fn call(&self, call: impl FnOnce(&mut Poller) + Send + 'static) -> bool {
+        let left = lock(&self.calls).as_mut().map(|calls| calls.push(Box::new(call))).is_some();
+        if left {
+            self.mailbox.wake();
+        }
+        left
+    }
+
+    /// Has the poller do something, and waits for its answer; none if it has ended. Not from the poller's own
+    /// thread, which could not answer.
+    pub(crate) fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Poller) -> T + Send + 'static,
+    ) -> Option<T> {
+        if self.mailbox.is_local() {
+            return None;
+        }
+        let (reply, answer) = mpsc::channel();
+        self.call(move |poller| {
+            let _ = reply.send(question(poller));
+        });
+        answer.recv().ok()
+    }
+
+    /// Ends the poller: connections may finish what they are doing until the deadline. The number of those that
+    /// did not comes through the channel; nothing if it has ended before.
+    pub(crate) fn end(&self, deadline: Instant) -> mpsc::Receiver<usize> {
+        let (reply, answer) = mpsc::channel();
+        self.call(move |poller| poller.begin_ending(deadline, reply));
+        answer
+    }
+
+    /// Waits until the thread is over.
+    pub(crate) fn join(&self) {
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+    }
+
+    pub(crate) fn report(&self) -> &EngineReport {
+        &self.report
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.ask(|poller| poller.snapshot()).unwrap_or_else(|| *lock(&self.last_stats))
+    }
+}
+
+impl Poller {
+    fn new(engine: Engine, limits: Limits) -> io::Result<Poller> {
+        let (engine, report) = AnyPoll::new(engine)?;
+        let mailbox = Arc::new(Mailbox::new(engine.waker()));
+        let handle = Arc::new(Handle {
+            executor: Executor::new(mailbox.clone()),
+            mailbox: mailbox.clone(),
+            calls: Mutex::new(Some(Vec::new())),
+            report,
+            last_stats: Mutex::new(Stats::default()),
+            thread: Mutex::new(None),
+        });
+        Ok(Poller {
+            handle,
+            engine,
+            driver: Driver::new(mailbox, limits, 0),
+            listeners: Vec::new(),
+            started: Instant::now(),
+            commands: Vec::new(),
+            accepted: Vec::new(),
+            stats: Stats { pollers: 1, ..Stats::default() },
+            ending: None,
+        })
+    }
+
+    fn run(mut self) {
+        let _entered = self.handle.mailbox.enter();
+        let result = loop {
+            if let Err(error) = self.turn() {
+                break Err(error);
+            }
+            if self.has_ended() {
+                break Ok(());
+            }
+        };
+        if let Err(error) = result {
+            log::error!("a poller ends, its engine is broken: {error}");
+        }
+        self.tear_down();
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        self.take_commands();
+        let executor = self.handle.executor.clone();
+        let ran = executor.run(|| {
+            if self.handle.mailbox.is_urgent() {
+                self.take_commands();
+            }
+        });
+        self.stats.task_polls += ran.polls;
+        self.stats.handler_panics += ran.panics;
+        self.take_commands();
+        self.driver.end_turn(&mut self.engine);
+
+        let timeout = self.timeout();
+        self.engine.wait(timeout, &mut self.driver)?;
+        let now = self.now();
+        self.driver.advance(&mut self.engine, now);
+        self.take_accepted();
+        Ok(())
+    }
+
+    /// How long to sleep; not at all if there is something to do.
+    fn timeout(&self) -> Option<Duration> {
+        if self.handle.executor.has_ready() || !self.handle.mailbox.sleep() {
+            return Some(Duration::ZERO);
+        }
+        let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        let timer = self.driver.next_expiry().map(|tick| {
+            until(self.started + Duration::from_millis(tick))
+        });
+        let ending = self.ending.as_ref().map(|ending| match ending.forced {
+            None => until(ending.deadline),
+            Some(_) => until(ending.deadline + TEARDOWN),
+        });
+        timer.into_iter().chain(ending).min()
+    }
+
+    fn now(&self) -> Tick {
+        self.started.elapsed().as_millis() as Tick
+    }
+
+    fn take_commands(&mut self) {
+        let mut commands = std::mem::take(&mut self.commands);
+        let called = self.handle.mailbox.take(&mut commands);
+        for command in commands.drain(..) {
+            self.driver.apply(&mut self.engine, command);
+        }
+        self.commands = commands;
+        if called {
+            self.handle.executor.collect();
+            let calls = lock(&self.handle.calls).as_mut().map(std::mem::take);
+            for call in calls.into_iter().flatten() {
+                call(self);
+            }
+        }
+    }
+
+    fn take_accepted(&mut self) {
+        let mut accepted = std::mem::take(&mut self.accepted);
+        self.driver.take_accepted(&mut accepted);
+        for Accepted { listener, socket } in accepted.drain(..) {
+            let acceptor = self.listeners.iter().find(|(token, _)| *token == listener);
+            if let Some((_, acceptor)) = acceptor {
+                acceptor.clone()(self, socket);
+            }
+        }
+        self.accepted = accepted;
+    }
+
+    /// Accepts from a listening socket.
+    pub(crate) fn listen(&mut self, socket: OwnedFd, acceptor: Acceptor) -> io::Result<()> {
+        let token = self.driver.listen(&mut self.engine, socket)?;
+        self.listeners.push((token, acceptor));
+        Ok(())
+    }
+
+    /// Takes a connected socket on.
+    pub(crate) fn open(&mut self, socket: OwnedFd) -> io::Result<Connection> {
+        let (reader, writer) = self.driver.open(&mut self.engine, Some(socket))?;
+        Ok(Connection::new(reader, writer))
+    }
+
+    /// Starts a task on this poller.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        self.handle.executor.spawn(future);
+    }
+
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.handle
+    }
+
+    /// Stops accepting, after what the kernel holds has been accepted.
+    pub(crate) fn unlisten(&mut self) {
+        for (token, _) in self.listeners.clone() {
+            self.driver.unlisten(&mut self.engine, token);
+        }
+    }
+
+    fn begin_ending(&mut self, deadline: Instant, reply: mpsc::Sender<usize>) {
+        self.unlisten();
+        self.driver.drain();
+        self.ending = Some(Ending { deadline, forced: None, reply });
+    }
+
+    fn has_ended(&mut self) -> bool {
+        let Some(ending) = &mut self.ending else { return false };
+        let now = Instant::now();
+        if self.driver.is_empty() {
+            return true;
+        }
+        if ending.forced.is_some() {
+            return now >= ending.deadline + TEARDOWN;
+        }
+        if now >= ending.deadline {
+            ending.forced = Some(self.driver.abort_all(&mut self.engine));
+        }
+        false
+    }
+
+    /// Gives back everything. The engine's memory is the kernel's until it says otherwise.
+    fn tear_down(mut self) {
+        let late_calls = lock(&self.handle.calls).take();
+        drop(late_calls);
+        self.handle.executor.cancel_all();
+        let forced = self.driver.abort_all(&mut self.engine);
+        let deadline = Instant::now() + TEARDOWN;
+        while !self.driver.is_empty() && Instant::now() < deadline {
+            self.take_commands();
+            if self.engine.wait(Some(Duration::from_millis(10)), &mut self.driver).is_err() {
+                break;
+            }
+        }
+        *lock(&self.handle.last_stats) = self.snapshot();
+        if let Some(ending) = self.ending.take() {
+            let _ = ending.reply.send(ending.forced.unwrap_or(0) + forced);
+        }
+    }
+
+    fn snapshot(&self) -> Stats {
+        let mut stats = self.stats;
+        stats.requests = REQUESTS.get();
+        stats.handler_errors = HANDLER_ERRORS.get();
+        stats.add_engine(self.engine.stats());
+        stats.add_driver(self.driver.stats());
+        stats
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the poller ended before it ran")
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poller").field("report", &self.report).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,120 @@
+//! What the pollers have done.
+
+use std::fmt;
+use std::ops::AddAssign;
+
+use duopoll_core::{DriverStats, EngineStats, Pool};
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters of one poller, or of several added up, since they started.
+        ///
+        /// Its [`Display`](fmt::Display) is one line of JSON.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl AddAssign for Stats {
+            fn add_assign(&mut self, other: Stats) {
+                $(self.$name += other.$name;)*
+            }
+        }
+
+        impl fmt::Display for Stats {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let fields = [$((stringify!($name), self.$name),)*];
+                f.write_str("{")?;
+                for (index, (name, value)) in fields.into_iter().enumerate() {
+                    let comma = if index == 0 { "" } else { ", " };
+                    write!(f, "{comma}\"{name}\": {value}")?;
+                }
+                f.write_str("}")
+            }
+        }
+    };
+}
+
+stats! {
+    /// Pollers that these figures are of.
+    pollers,
+    /// Connections that were accepted.
+    accepts,
+    /// Connections that were registered.
+    connections,
+    /// Connections that are over.
+    closed,
+    /// Connections that were closed by force, with something left to do.
+    forced,
+    /// Times that accepting was put off because the process or the machine ran out of something.
+    accept_backoffs,
+    /// Connections that were gone before they could be accepted.
+    accept_aborts,
+    /// Receives that the kernel completed.
+    receives,
+    /// Sends that the kernel completed.
+    sends,
+    /// Sends that the kernel took in part, or not at all.
+    short_sends,
+    /// Bytes received.
+    received_bytes,
+    /// Bytes sent.
+    sent_bytes,
+    /// System calls of the engines, waits included.
+    syscalls,
+    /// Waits: `epoll_wait`, or `io_uring_enter`.
+    waits,
+    /// Wake-ups from other threads.
+    wakeups,
+    /// Events for connections that were gone.
+    stale_events,
+    /// Completions that found their queue full and were kept by the kernel.
+    completion_overflows,
+    /// Times that a task was run.
+    task_polls,
+    /// Requests handled.
+    requests,
+    /// Handlers that ended their connection with an error.
+    handler_errors,
+    /// Handlers that panicked.
+    handler_panics,
+    /// Blocks of the process's pool that are in use, at the time of the snapshot.
+    live_blocks,
+    /// Their bytes.
+    live_block_bytes,
+    /// Bytes that wait in the process's pool.
+    pooled_bytes,
+}
+
+impl Stats {
+    pub(crate) fn add_engine(&mut self, engine: EngineStats) {
+        self.accepts += engine.accepts;
+        self.receives += engine.receives;
+        self.sends += engine.sends;
+        self.short_sends += engine.short_sends;
+        self.received_bytes += engine.received_bytes;
+        self.sent_bytes += engine.sent_bytes;
+        self.syscalls += engine.syscalls;
+        self.waits += engine.waits;
+        self.wakeups += engine.wakeups;
+        self.stale_events += engine.stale_events;
+        self.completion_overflows += engine.completion_overflows;
+    }
+
+    pub(crate) fn add_driver(&mut self, driver: DriverStats) {
+        self.connections += driver.connections;
+        self.closed += driver.closed;
+        self.forced += driver.forced;
+        self.accept_backoffs += driver.accept_backoffs;
+        self.accept_aborts += driver.accept_aborts;
+    }
+
+    /// The figures of the process's pool, which belong to no poller.
+    pub(crate) fn set_pool(&mut self) {
+        let pool = Pool::global().stats();
+        self.live_blocks = pool.live_blocks as u64;
+        self.live_block_bytes = pool.live_bytes as u64;
+        self.pooled_bytes = pool.pooled_bytes as u64;
+    }
+}
