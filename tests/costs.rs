@@ -1,0 +1,132 @@
+//! What an echo costs in steady state: no allocation, and few system calls.
+//!
+//! One test at a time, in a process of its own: the allocator counts.
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+
+use duopoll::{Connection, Engine, Server, Stats};
+use support::{Family, Peer, Setup};
+
+/// Counts the allocations of threads that ask for it.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+
+fn count() {
+    if COUNTED.try_with(Cell::get).unwrap_or(false) {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: everything is handed to the system's allocator as it comes.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: promised by the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: promised by the caller.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: promised by the caller.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const CONNECTIONS: usize = 100;
+const MESSAGE: [u8; 64] = [b'x'; 64];
+/// A message that makes the poller wait at the gate.
+const STOP: u8 = b'!';
+
+/// A server whose poller can be held up, so that what the clients send meanwhile is there all at once.
+struct Gated {
+    server: Server,
+    stop: Peer,
+    open: mpsc::Sender<()>,
+    clients: Vec<Peer>,
+}
+
+impl Gated {
+    fn new(engine: Engine) -> Gated {
+        let (open, gate) = mpsc::channel();
+        let gate = Arc::new(Mutex::new(gate));
+        let setup = Setup { engine, family: Family::V4 };
+        let server = setup.serve(async move |connection: &mut Connection| {
+            COUNTED.set(true);
+            if connection.peek(1).await?[0] == STOP {
+                let gate = gate.lock().map_err(|_| std::io::ErrorKind::Other)?;
+                gate.recv().map_err(|_| std::io::ErrorKind::Other)?;
+            }
+            support::echo(connection).await
+        });
+        let mut clients: Vec<_> =
+            (0..CONNECTIONS).map(|_| Peer::connect(server.local_addr())).collect();
+        let stop = Peer::connect(server.local_addr());
+        for client in &mut clients {
+            client.round_trip(&MESSAGE);
+        }
+        Gated { server, stop, open, clients }
+    }
+
+    /// One request of every client, all ready at once.
+    fn round(&mut self) {
+        self.stop.write_all(&[STOP]).expect("sent");
+        for client in &mut self.clients {
+            client.write_all(&MESSAGE).expect("sent");
+        }
+        self.open.send(()).expect("the gate");
+        let mut reply = [0; MESSAGE.len()];
+        self.stop.read_exact(&mut reply[..1]).expect("a reply");
+        for client in &mut self.clients {
+            client.read_exact(&mut reply).expect("a reply");
+            assert_eq!(reply, MESSAGE);
+        }
+    }
+
+    /// What so many rounds cost: allocations, and the difference of the counters.
+    fn cost(&mut self, rounds: u64) -> (u64, Stats, Stats) {
+        // Long enough for each connection to have come to the end of a block, and to have got its second.
+        for _ in 0..100 {
+            self.round();
+        }
+        let before = self.server.stats();
+        let allocations = ALLOCATIONS.load(Ordering::Relaxed);
+        for _ in 0..rounds {
+            self.round();
+        }
+        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
+        (allocations, before, self.server.stats())
+    }
+}
+
+#[test]
+fn an_echo_costs_no_allocation_and_few_system_calls() {
+    const ROUNDS: u64 = 50;
+    for (engine, syscalls_max) in [(Engine::Epoll, 2.2), (Engine::Uring, 0.5)] {
+        let (allocations, before, after) = Gated::new(engine).cost(ROUNDS);
+        let requests = after.requests - before.requests;
+        assert_eq!(requests, ROUNDS * (CONNECTIONS as u64 + 1), "{engine:?}");
+        assert_eq!(allocations, 0, "{engine:?}: allocations in {requests} requests");
+        let syscalls = (after.syscalls - before.syscalls) as f64 / requests as f64;
+        assert!(syscalls <= syscalls_max, "{engine:?}: {syscalls:.2} system calls per echo");
+    }
+}
