@@ -77,6 +77,9 @@ pub(crate) enum AnyPoll {
     Epoll(Epoll),
     #[cfg(feature = "uring")]
     Uring(Box<Uring>),
+    /// Never there: the build has stopped with an error of its own, and this keeps it the only one.
+    #[cfg(not(any(feature = "epoll", feature = "uring")))]
+    None(std::convert::Infallible),
 }
 
 impl AnyPoll {
@@ -121,11 +124,7 @@ impl AnyPoll {
         ))
     }
 
-    fn reported(
-        self,
-        engine: &'static str,
-        fallback: Option<String>,
-    ) -> (AnyPoll, EngineReport) {
+    fn reported(self, engine: &'static str, fallback: Option<String>) -> (AnyPoll, EngineReport) {
         let tier = self.capabilities().tier;
         (self, EngineReport { engine, tier, fallback })
     }
@@ -151,6 +150,8 @@ macro_rules! on_engine {
             AnyPoll::Epoll($poll) => $call,
             #[cfg(feature = "uring")]
             AnyPoll::Uring($poll) => $call,
+            #[cfg(not(any(feature = "epoll", feature = "uring")))]
+            AnyPoll::None(never) => match *never {},
         }
     };
 }

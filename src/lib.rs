@@ -1,12 +1,46 @@
 //! Networking for RPC servers, proxies and clients on Linux.
-#![cfg_attr(docsrs, feature(doc_cfg))]
+//!
+//! A connection owns its memory: the poller receives into a chained, pooled buffer, users take slices out of it and
+//! put pieces into it, none of them copied. Underneath is one of two engines, epoll or io_uring, chosen when the
+//! program starts.
+//!
+//! ```no_run
+//! use duopoll::{Connection, EventLoop, Listener};
+//!
+//! // Messages with a length in front, sent back.
+//! let server = EventLoop::builder()
+//!     .on_request(async |connection: &mut Connection| {
+//!         let len = connection.read_u32().await? as usize;
+//!         let body = connection.next(len).await?;          // owned, contiguous, not copied
+//!         connection.write(&(len as u32).to_be_bytes())?;  // copied
+//!         connection.push(body);                           // not copied
+//!         connection.flush().await                         // one system call for both
+//!     })
+//!     .serve(Listener::bind("127.0.0.1:8080")?)?;
+//! println!("{}", server.engine_report());
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! - [`EventLoop`] is where a server begins; its handlers are async closures that run on the connection's poller.
+//! - [`Connection`], with its halves [`Reader`] and [`Writer`], is what they get.
+//! - [`LinkBuffer`] and [`Slice`] are the memory, useful without any socket too.
+//! - [`Engine`] says which engine to use, and [`EngineReport`] which one it was, and why.
+//!
+//! # Cargo features
+//! Features say what is in the binary; which engine runs is decided at run time.
+//!
+//! | feature | default | |
+//! |---|---|---|
+//! | `epoll` | yes | the epoll engine |
+//! | `uring` | yes | the io_uring engine |
+//! | `zerocopy` | no | reserved for `MSG_ZEROCOPY`; does nothing yet |
 
-#[cfg(not(target_os = "linux"))]
-compile_error!("duopoll runs on Linux only: it is built on epoll and io_uring");
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Without an engine there is one error to read, below, and nothing else.
+#![cfg_attr(not(any(feature = "epoll", feature = "uring")), allow(unused))]
 
 #[cfg(not(any(feature = "epoll", feature = "uring")))]
 compile_error!("duopoll needs an engine: enable the feature `epoll`, `uring`, or both");
-
 
 mod address;
 mod connection;
@@ -19,7 +53,9 @@ mod stats;
 
 pub use address::{Address, IntoAddress};
 pub use connection::Connection;
-pub use duopoll_core::{Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Slice, Writer};
+pub use duopoll_core::{
+    Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Slice, Writer,
+};
 pub use engine::{Engine, EngineReport};
 pub use event_loop::{Builder, EventLoop, Server, Service};
 pub use listener::Listener;

@@ -185,8 +185,15 @@ impl Poller {
         self.tear_down();
     }
 
+    /// Harvests what the engine has, runs the tasks that it woke, then sends what they flushed.
     fn turn(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        self.engine.wait(timeout, &mut self.driver)?;
+        let now = self.now();
+        self.driver.advance(&mut self.engine, now);
+        self.take_accepted();
         self.take_commands();
+
         let executor = self.handle.executor.clone();
         let ran = executor.run(|| {
             if self.handle.mailbox.is_urgent() {
@@ -197,12 +204,6 @@ impl Poller {
         self.stats.handler_panics += ran.panics;
         self.take_commands();
         self.driver.end_turn(&mut self.engine);
-
-        let timeout = self.timeout();
-        self.engine.wait(timeout, &mut self.driver)?;
-        let now = self.now();
-        self.driver.advance(&mut self.engine, now);
-        self.take_accepted();
         Ok(())
     }
 
@@ -212,9 +213,8 @@ impl Poller {
             return Some(Duration::ZERO);
         }
         let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        let timer = self.driver.next_expiry().map(|tick| {
-            until(self.started + Duration::from_millis(tick))
-        });
+        let timer =
+            self.driver.next_expiry().map(|tick| until(self.started + Duration::from_millis(tick)));
         let ending = self.ending.as_ref().map(|ending| match ending.forced {
             None => until(ending.deadline),
             Some(_) => until(ending.deadline + TEARDOWN),
@@ -301,7 +301,7 @@ impl Poller {
         if now >= ending.deadline {
             ending.forced = Some(self.driver.abort_all(&mut self.engine));
         }
-        false
+        self.driver.is_empty()
     }
 
     /// Gives back everything. The engine's memory is the kernel's until it says otherwise.

@@ -19,7 +19,8 @@ const IO_URING_CALLS: std::ops::RangeInclusive<u32> = 425..=427;
 /// Answers io_uring's system calls with an errno, in this process and its children, for good.
 fn refuse_io_uring(errno: i32) -> io::Result<()> {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
-    let jump = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
+    let jump =
+        |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut program = [
         // The number of the system call.
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),

@@ -162,11 +162,7 @@ impl Driver {
     pub fn listen<P: Poll>(&mut self, engine: &mut P, socket: OwnedFd) -> io::Result<Token> {
         let fd = socket.as_raw_fd();
         let token = self.slots.insert_with(|_| {
-            Slot::Listener(Listening {
-                socket,
-                retry_ms: ACCEPT_RETRY_MS.0,
-                deregistered: false,
-            })
+            Slot::Listener(Listening { socket, retry_ms: ACCEPT_RETRY_MS.0, deregistered: false })
         });
         if let Err(error) = engine.register(token, fd, Kind::Listener, self) {
             self.slots.remove(token);
@@ -518,8 +514,8 @@ impl Stream {
         if self.receiving {
             return;
         }
-        let continues = self.intake.tail().is_some_and(|tail| tail.is_shared())
-            && self.shared.awaits_input();
+        let continues =
+            self.intake.tail().is_some_and(|tail| tail.is_shared()) && self.shared.awaits_input();
         if !continues {
             if let Some(tail) = self.intake.tail_mut().take() {
                 LocalBlocks::put(tail);

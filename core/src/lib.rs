@@ -4,6 +4,9 @@
 //! Nothing in here makes a system call or reads a clock. Readiness, completions, bytes and the time come in as
 //! arguments, so that all of it can be driven by a test as well as by a kernel.
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("duopoll runs on Linux only: it is built on epoll and io_uring");
+
 mod buffer;
 mod connection;
 mod driver;

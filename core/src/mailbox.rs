@@ -109,9 +109,10 @@ impl Mailbox {
 
     /// The poller is about to sleep. False if something was left since [`take`](Mailbox::take): then it must not.
     pub fn sleep(&self) -> bool {
-        self.state
-            .compare_exchange(AWAKE, SLEEPING, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        if LOCAL.with(|local| !local.commands.borrow().is_empty()) {
+            return false;
+        }
+        self.state.compare_exchange(AWAKE, SLEEPING, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// The poller is awake. Moves what was left on this thread, and from others, to the end of `commands`. Says

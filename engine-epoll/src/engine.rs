@@ -195,7 +195,8 @@ impl Epoll {
                     socket.readable = false;
                     return;
                 }
-                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK)) {
+                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK))
+                {
                     // Not a listening socket any more: asking again would spin.
                     socket.stopped = true;
                     socket.readable = false;
@@ -352,9 +353,7 @@ impl Poll for Epoll {
 fn timeout_ms(timeout: Option<Duration>) -> i32 {
     match timeout {
         None => -1,
-        Some(timeout) => {
-            i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
-        }
+        Some(timeout) => i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX),
     }
 }
 

@@ -64,7 +64,8 @@ pub(crate) fn epoll_wait(
 ) -> io::Result<usize> {
     let max = events.len() as c_int;
     // SAFETY for the call: `max` events can be written.
-    syscall!(epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), max, timeout_ms)).map(|n| n as usize)
+    syscall!(epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), max, timeout_ms))
+        .map(|n| n as usize)
 }
 
 /// Receives into the vectors: `recv` for one, which costs the kernel a little less than `readv`.

@@ -166,8 +166,7 @@ impl Uring {
     fn queue_accept(&mut self, token: Token) {
         let Some(socket) = self.sockets.get(token) else { return };
         socket.inbound = Some(Op::Accept);
-        let accept =
-            opcode::Accept::new(Fd(socket.fd), std::ptr::null_mut(), std::ptr::null_mut());
+        let accept = opcode::Accept::new(Fd(socket.fd), std::ptr::null_mut(), std::ptr::null_mut());
         let entry = accept.flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).build();
         // SAFETY: points to no memory.
         unsafe { self.ring.push(&entry.user_data(Op::Accept.user_data(token))) };
@@ -259,9 +258,7 @@ impl Uring {
             Err(error) => Outcome::of_error(error),
         };
         let result = match (outcome, result) {
-            (Outcome::Retry | Outcome::WouldBlock, Err(_)) => {
-                Err(io::ErrorKind::WouldBlock.into())
-            }
+            (Outcome::Retry | Outcome::WouldBlock, Err(_)) => Err(io::ErrorKind::WouldBlock.into()),
             (_, result) => result,
         };
         // SAFETY: the kernel wrote so many bytes, or none.

@@ -58,8 +58,7 @@ impl Unavailable {
 
 /// The likely cause of an errno, and what would help.
 fn explain(errno: Option<i32>, disabled: Option<u32>) -> (String, String) {
-    const ALLOW: &str =
-        "allow io_uring_setup, io_uring_enter and io_uring_register (system calls 425 to 427) in the seccomp profile";
+    const ALLOW: &str = "allow io_uring_setup, io_uring_enter and io_uring_register (system calls 425 to 427) in the seccomp profile";
     let (cause, remedy) = match (errno, disabled) {
         (Some(libc::EPERM), Some(2)) => (
             "the sysctl kernel.io_uring_disabled is 2: off for everybody",
@@ -86,10 +85,9 @@ fn explain(errno: Option<i32>, disabled: Option<u32>) -> (String, String) {
         (Some(libc::EMFILE | libc::ENFILE), _) => {
             ("no descriptor is left", "raise the limit on open files (ulimit -n, LimitNOFILE=)")
         }
-        (Some(libc::EINVAL), _) => (
-            "the kernel is too old for what is asked of it",
-            "use Linux 5.10.162, 5.15 or later",
-        ),
+        (Some(libc::EINVAL), _) => {
+            ("the kernel is too old for what is asked of it", "use Linux 5.10.162, 5.15 or later")
+        }
         _ => ("unknown", "report it, with the kernel's version"),
     };
     (cause.into(), remedy.into())

@@ -100,12 +100,8 @@ Prints one line when it is ready. SIGINT and SIGTERM end it: connections may fin
 /// The flags, or none if help was asked for.
 fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
     let mut listen = None;
-    let mut flags = Flags {
-        listen: Address::Unnamed,
-        engine: Engine::Auto,
-        pollers: 1,
-        stats: false,
-    };
+    let mut flags =
+        Flags { listen: Address::Unnamed, engine: Engine::Auto, pollers: 1, stats: false };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
         match arg {

@@ -249,7 +249,11 @@ impl LinkBuffer {
         let mut tail = match self.peeked.take() {
             Some(peeked) if extends => peeked,
             // Room for as much again, so that peeks that grow step by step copy a byte about twice.
-            earlier => self.pool.allocate(if earlier.is_some() { n + n.min(GATHER_SPARE_MAX) } else { n })?,
+            earlier => self.pool.allocate(if earlier.is_some() {
+                n + n.min(GATHER_SPARE_MAX)
+            } else {
+                n
+            })?,
         };
         let mut gathered = Chain::new();
         let mut left = n;

@@ -105,7 +105,11 @@ impl Writer {
 
     /// Hands over what is staged, and waits while more is unsent than the connection's watermark allows.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_send(cx, self.shared.limits.output_high_bytes, self.shared.limits.output_high_bytes / 2)
+        self.poll_send(
+            cx,
+            self.shared.limits.output_high_bytes,
+            self.shared.limits.output_high_bytes / 2,
+        )
     }
 
     /// Hands over what is staged, and waits until the kernel has taken all of it. The peer may not have received it
@@ -115,12 +119,7 @@ impl Writer {
     }
 
     /// Hands over what is staged. Waits if more than `high` bytes are unsent, until no more than `low` are.
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        high: usize,
-        low: usize,
-    ) -> Poll<io::Result<()>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, high: usize, low: usize) -> Poll<io::Result<()>> {
         let shared = &*self.shared;
         let staged = self.staged.len() + self.staged.reserved_len();
         let (mut post, mut much) = (false, false);

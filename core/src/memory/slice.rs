@@ -168,7 +168,7 @@ impl Slice {
             (
                 Repr::Block { ptr, len, block },
                 Repr::Block { ptr: next_ptr, len: next_len, block: next_block },
-            // SAFETY: one past the end of the slice is within its block or one past it.
+                // SAFETY: one past the end of the slice is within its block or one past it.
             ) if block.is(next_block) && unsafe { ptr.add(*len) } == *next_ptr => {
                 *len += next_len;
                 Ok(())

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Every combination of cargo features with an engine builds without a warning; without one the build stops with one
+# clear error.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export RUSTFLAGS="${RUSTFLAGS:-} -D warnings"
+# Other flags than the tests': a target directory of its own keeps the caches of both.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/features"
+
+for engines in epoll uring epoll,uring; do
+    for extra in "" ,zerocopy; do
+        echo "features: $engines$extra"
+        cargo check --quiet --no-default-features --features "$engines$extra" --lib --examples
+    done
+done
+
+echo "features: none"
+if output=$(cargo check --quiet --no-default-features --lib 2>&1); then
+    echo "a build without an engine should have failed" >&2
+    exit 1
+fi
+if [ "$(grep --count '^error: ' <<<"$output")" -gt 2 ] || ! grep --quiet 'duopoll needs an engine' <<<"$output"; then
+    echo "a build without an engine should fail with one clear error, and said:" >&2
+    echo "$output" >&2
+    exit 1
+fi
