@@ -3,8 +3,9 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
-use duopoll_core::{LinkBuffer, Reader, Slice, Writer};
+use duopoll_core::{Control, LinkBuffer, Reader, Slice, Writer};
 use socket2::SockRef;
 
 use crate::address::Address;
@@ -160,6 +161,46 @@ impl Connection {
     /// See [`Writer::finish`].
     pub fn finish(&mut self) {
         self.writer.finish();
+    }
+
+    /// A handle for timeouts, deadlines, and ending the connection from elsewhere.
+    pub fn control(&self) -> Control {
+        self.reader.control()
+    }
+
+    /// See [`Control::set_read_timeout`].
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) {
+        self.control().set_read_timeout(timeout);
+    }
+
+    /// See [`Control::set_write_timeout`].
+    pub fn set_write_timeout(&self, timeout: Option<Duration>) {
+        self.control().set_write_timeout(timeout);
+    }
+
+    /// See [`Control::set_idle_timeout`].
+    pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
+        self.control().set_idle_timeout(timeout);
+    }
+
+    /// See [`Control::set_read_deadline`].
+    pub fn set_read_deadline(&self, deadline: Option<Instant>) {
+        self.control().set_read_deadline(deadline);
+    }
+
+    /// See [`Control::set_write_deadline`].
+    pub fn set_write_deadline(&self, deadline: Option<Instant>) {
+        self.control().set_write_deadline(deadline);
+    }
+
+    /// See [`Control::is_active`].
+    pub fn is_active(&self) -> bool {
+        self.control().is_active()
+    }
+
+    /// Ends the connection with a reset; see [`Control::abort`].
+    pub fn abort(&self) {
+        self.control().abort();
     }
 
     /// Closes the connection; see [`Reader::close`]. Dropping it does the same.

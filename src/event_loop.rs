@@ -77,6 +77,26 @@ impl Builder {
         self
     }
 
+    /// How long each wait of a read may take; see [`Control::set_read_timeout`](crate::Control::set_read_timeout).
+    /// The wait between two requests is not a read: see [`idle_timeout`](Builder::idle_timeout). Default: for ever.
+    pub fn read_timeout(mut self, timeout: Duration) -> Builder {
+        self.limits.read_timeout = Some(timeout);
+        self
+    }
+
+    /// How long each wait of a flush may take; see
+    /// [`Control::set_write_timeout`](crate::Control::set_write_timeout). Default: for ever.
+    pub fn write_timeout(mut self, timeout: Duration) -> Builder {
+        self.limits.write_timeout = Some(timeout);
+        self
+    }
+
+    /// How long no byte may move in either direction before a connection is ended. Default: for ever.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Builder {
+        self.limits.idle_timeout = Some(timeout);
+        self
+    }
+
     /// The handler: called when bytes have arrived that it has not seen, for one connection never twice at a time.
     ///
     /// It runs on the connection's poller and need not be `Send`; while it waits, others run. It may take one

@@ -54,7 +54,7 @@ mod stats;
 pub use address::{Address, IntoAddress};
 pub use connection::Connection;
 pub use duopoll_core::{
-    Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Slice, Writer,
+    Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Slice, Writer,
 };
 pub use engine::{Engine, EngineReport};
 pub use event_loop::{Builder, EventLoop, Server, Service};

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Accepted, Command, Driver, Limits, Mailbox, Poll, Tick, Token};
+use duopoll_core::{Accepted, Clock, Command, Driver, Limits, Mailbox, Poll, Tick, Token};
 
 use crate::connection::Connection;
 use crate::engine::{AnyPoll, Engine, EngineReport};
@@ -42,7 +42,7 @@ pub(crate) struct Poller {
     engine: AnyPoll,
     driver: Driver,
     listeners: Vec<(Token, Acceptor)>,
-    started: Instant,
+    clock: Monotonic,
     commands: Vec<Command>,
     accepted: Vec<Accepted>,
     stats: Stats,
@@ -55,6 +55,23 @@ struct Ending {
     /// Connections closed by force, once the deadline has passed.
     forced: Option<usize>,
     reply: mpsc::Sender<usize>,
+}
+
+/// The clock of a poller: milliseconds since it was made.
+#[derive(Clone, Copy, Debug)]
+struct Monotonic {
+    origin: Instant,
+}
+
+impl Clock for Monotonic {
+    fn now(&self) -> Tick {
+        self.origin.elapsed().as_millis() as Tick
+    }
+
+    fn tick_of(&self, instant: Instant) -> Tick {
+        let since = instant.saturating_duration_since(self.origin);
+        Tick::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(Tick::MAX)
+    }
 }
 
 thread_local! {
@@ -147,7 +164,8 @@ impl Handle {
 impl Poller {
     fn new(engine: Engine, limits: Limits) -> io::Result<Poller> {
         let (engine, report) = AnyPoll::new(engine)?;
-        let mailbox = Arc::new(Mailbox::new(engine.waker()));
+        let clock = Monotonic { origin: Instant::now() };
+        let mailbox = Arc::new(Mailbox::new(engine.waker(), Arc::new(clock)));
         let handle = Arc::new(Handle {
             executor: Executor::new(mailbox.clone()),
             mailbox: mailbox.clone(),
@@ -159,9 +177,9 @@ impl Poller {
         Ok(Poller {
             handle,
             engine,
-            driver: Driver::new(mailbox, limits, 0),
+            driver: Driver::new(mailbox, limits),
             listeners: Vec::new(),
-            started: Instant::now(),
+            clock,
             commands: Vec::new(),
             accepted: Vec::new(),
             stats: Stats { pollers: 1, ..Stats::default() },
@@ -189,8 +207,7 @@ impl Poller {
     fn turn(&mut self) -> io::Result<()> {
         let timeout = self.timeout();
         self.engine.wait(timeout, &mut self.driver)?;
-        let now = self.now();
-        self.driver.advance(&mut self.engine, now);
+        self.driver.begin_turn(&mut self.engine);
         self.take_accepted();
         self.take_commands();
 
@@ -213,17 +230,15 @@ impl Poller {
             return Some(Duration::ZERO);
         }
         let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        let timer =
-            self.driver.next_expiry().map(|tick| until(self.started + Duration::from_millis(tick)));
+        let timer = self
+            .driver
+            .next_expiry()
+            .map(|tick| until(self.clock.origin + Duration::from_millis(tick)));
         let ending = self.ending.as_ref().map(|ending| match ending.forced {
             None => until(ending.deadline),
             Some(_) => until(ending.deadline + TEARDOWN),
         });
         timer.into_iter().chain(ending).min()
-    }
-
-    fn now(&self) -> Tick {
-        self.started.elapsed().as_millis() as Tick
     }
 
     fn take_commands(&mut self) {

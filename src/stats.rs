@@ -51,6 +51,8 @@ stats! {
     accept_backoffs,
     /// Connections that were gone before they could be accepted.
     accept_aborts,
+    /// Connections that were ended because no byte had moved for too long.
+    idle_timeouts,
     /// Receives that the kernel completed.
     receives,
     /// Sends that the kernel completed.
@@ -108,6 +110,7 @@ impl Stats {
         self.forced += driver.forced;
         self.accept_backoffs += driver.accept_backoffs;
         self.accept_aborts += driver.accept_aborts;
+        self.idle_timeouts += driver.idle_timeouts;
     }
 
     /// The figures of the process's pool, which belong to no poller.

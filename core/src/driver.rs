@@ -13,7 +13,7 @@ use std::sync::Arc;
 use libc::iovec;
 
 use crate::buffer::{Chain, Intake};
-use crate::connection::{self, Limits, Reader, Shared, Writer};
+use crate::connection::{self, Limits, NEVER, Reader, Shared, Writer};
 use crate::mailbox::{Command, LocalBlocks, Mailbox};
 use crate::memory::Slice;
 use crate::poll::{Deregister, Inputs, Kind, Next, Operators, Outputs, Poll, SEND_VECTORS_MAX};
@@ -71,6 +71,8 @@ pub struct DriverStats {
     pub accept_backoffs: u64,
     /// Connections that were gone before they could be accepted.
     pub accept_aborts: u64,
+    /// Connections that were ended because no byte had moved for too long.
+    pub idle_timeouts: u64,
 }
 
 enum Slot {
@@ -90,6 +92,8 @@ struct Stream {
     /// Receiving waits for memory.
     starved: bool,
     phase: Phase,
+    /// When a byte last moved.
+    active: Tick,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +115,8 @@ struct Listening {
 
 impl Driver {
     /// A driver without connections, for the poller of this mailbox.
-    pub fn new(mailbox: Arc<Mailbox>, limits: Limits, now: Tick) -> Driver {
+    pub fn new(mailbox: Arc<Mailbox>, limits: Limits) -> Driver {
+        let now = mailbox.clock().now();
         Driver {
             slots: TokenSlab::new(),
             wheel: Wheel::new(now),
@@ -144,7 +149,7 @@ impl Driver {
                 shared.drain().wake();
             }
             halves = Some((reader, writer));
-            Slot::Stream(Stream::new(shared))
+            Slot::Stream(Stream::new(shared, self.now))
         });
         if let Err(error) = engine.register(token, fd, Kind::Stream, self) {
             self.slots.remove(token);
@@ -152,6 +157,9 @@ impl Driver {
         }
         self.stats.connections += 1;
         self.open += 1;
+        if self.limits.idle_timeout.is_some() {
+            self.look_at_deadlines(engine, token);
+        }
         halves.ok_or_else(|| io::ErrorKind::Other.into())
     }
 
@@ -196,12 +204,14 @@ impl Driver {
                 }
             }
             Command::Close(token) => self.close(engine, token),
+            Command::Abort(token) => self.abort(engine, token),
+            Command::Arm(token) => self.look_at_deadlines(engine, token),
         }
     }
 
-    /// Moves the clock, and does what is due.
-    pub fn advance<P: Poll>(&mut self, engine: &mut P, now: Tick) {
-        self.now = self.now.max(now);
+    /// Begins a turn: looks at the clock, and does what is due.
+    pub fn begin_turn<P: Poll>(&mut self, engine: &mut P) {
+        self.now = self.mailbox.clock().now();
         while let Some(index) = self.wheel.advance(self.now) {
             let Some(token) = self.slots.token_at(index) else { continue };
             match self.slots.get_mut(token) {
@@ -209,8 +219,13 @@ impl Driver {
                     engine.receive(token, self);
                 }
                 Some(Slot::Stream(stream)) => match stream.phase {
-                    Phase::Open if mem::take(&mut stream.starved) => engine.receive(token, self),
-                    Phase::Open | Phase::Deregistered => {}
+                    Phase::Open => {
+                        if mem::take(&mut stream.starved) {
+                            engine.receive(token, self);
+                        }
+                        self.look_at_deadlines(engine, token);
+                    }
+                    Phase::Deregistered => {}
                     Phase::Sending => {
                         self.stats.forced += 1;
                         self.deregister(engine, token);
@@ -222,7 +237,7 @@ impl Driver {
         }
     }
 
-    /// When [`advance`](Driver::advance) is due next.
+    /// When [`begin_turn`](Driver::begin_turn) is due next.
     pub fn next_expiry(&self) -> Option<Tick> {
         self.wheel.next_expiry()
     }
@@ -297,6 +312,36 @@ impl Driver {
         self.stats
     }
 
+    /// Ends the waits of an open connection that are due, or the connection if it was idle for too long, and sets
+    /// the timer for the next.
+    fn look_at_deadlines<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        let now = self.now;
+        let Some(stream) = self.stream(token).filter(|stream| stream.phase == Phase::Open) else {
+            return;
+        };
+        let expired = stream.shared.expire(now, stream.active);
+        let retry = if stream.starved { now + NO_MEMORY_RETRY_MS } else { NEVER };
+        let wakers = if expired.idle { Some(stream.shared.fail(libc::ETIMEDOUT)) } else { None };
+        expired.wakers.wake();
+        match (expired.next.min(retry), wakers) {
+            (_, Some(wakers)) => {
+                self.stats.idle_timeouts += 1;
+                self.deregister(engine, token);
+                wakers.wake();
+            }
+            (NEVER, None) => self.wheel.clear(token.index()),
+            (next, None) => self.wheel.set(token.index(), next),
+        }
+    }
+
+    /// Ends a connection with a reset.
+    fn abort<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        let Some(stream) = self.stream(token) else { return };
+        let wakers = stream.shared.fail(libc::ECONNABORTED);
+        self.deregister_as(engine, token, Deregister::Abort);
+        wakers.wake();
+    }
+
     fn close<P: Poll>(&mut self, engine: &mut P, token: Token) {
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
         if stream.phase != Phase::Open {
@@ -304,7 +349,8 @@ impl Driver {
         }
         stream.phase = Phase::Sending;
         self.open -= 1;
-        self.wheel.set(token.index(), self.now + CLOSE_SEND_MS);
+        let patience = stream.shared.write_timeout().unwrap_or(CLOSE_SEND_MS);
+        self.wheel.set(token.index(), self.now.saturating_add(patience));
         // For the FIN, and to find out that there is nothing else.
         engine.send(token, self);
         self.go_on_closing(engine, token);
@@ -327,15 +373,20 @@ impl Driver {
     }
 
     fn deregister<P: Poll>(&mut self, engine: &mut P, token: Token) {
-        let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
-        let how = match mem::replace(&mut stream.phase, Phase::Deregistered) {
-            Phase::Open => {
-                self.open -= 1;
-                Deregister::Shutdown
-            }
-            Phase::Sending | Phase::Receiving => Deregister::Close,
+        let Some(stream) = self.stream(token) else { return };
+        // An open connection has users, who hold on to its socket.
+        let open = stream.phase == Phase::Open;
+        let how = if open { Deregister::Shutdown } else { Deregister::Close };
+        self.deregister_as(engine, token, how);
+    }
+
+    fn deregister_as<P: Poll>(&mut self, engine: &mut P, token: Token, how: Deregister) {
+        let Some(stream) = self.stream(token) else { return };
+        match mem::replace(&mut stream.phase, Phase::Deregistered) {
+            Phase::Open => self.open -= 1,
+            Phase::Sending | Phase::Receiving => {}
             Phase::Deregistered => return,
-        };
+        }
         self.wheel.clear(token.index());
         engine.deregister(token, how, self);
     }
@@ -382,11 +433,13 @@ unsafe impl Operators for Driver {
     }
 
     unsafe fn input_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        let now = self.now;
         let Some(stream) = self.stream(token) else { return Next::Stop };
         stream.receiving = false;
         let (wakers, next) = match result {
             Ok(0) => (stream.shared.end_input(), Next::Stop),
             Ok(n) => {
+                stream.active = now;
                 let Stream { shared, intake, .. } = stream;
                 // SAFETY: promised by the engine.
                 shared.deliver(|inbox| unsafe { intake.commit(n, inbox) })
@@ -408,7 +461,9 @@ unsafe impl Operators for Driver {
     }
 
     fn donate(&mut self, token: Token, slice: Slice) -> Next {
+        let now = self.now;
         let Some(stream) = self.stream(token) else { return Next::Stop };
+        stream.active = now;
         let (wakers, next) = stream.shared.deliver(|inbox| inbox.push(slice));
         wakers.wake();
         next
@@ -428,10 +483,12 @@ unsafe impl Operators for Driver {
     }
 
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        let now = self.now;
         let Some(stream) = self.stream(token) else { return Next::Stop };
         stream.in_flight = false;
         let (wakers, next) = match result {
             Ok(n) => {
+                stream.active = now;
                 stream.sending.advance(n);
                 stream.shared.sent(n, &mut stream.sending)
             }
@@ -495,7 +552,7 @@ fn is_exhausted(error: &io::Error) -> bool {
 }
 
 impl Stream {
-    fn new(shared: Arc<Shared>) -> Stream {
+    fn new(shared: Arc<Shared>, now: Tick) -> Stream {
         Stream {
             shared,
             intake: Intake::default(),
@@ -505,6 +562,7 @@ impl Stream {
             touched: false,
             starved: false,
             phase: Phase::Open,
+            active: now,
         }
     }
 

@@ -19,11 +19,14 @@ mod sync;
 mod timer;
 mod token;
 
-pub use buffer::{BlockSource, Chain, ChainIter, IO_BYTES_MAX, Intake, LinkBuffer};
-pub use connection::{Limits, Reader, Writer};
+pub use buffer::{
+    BlockSource, Chain, ChainIter, Chunks, IO_BYTES_MAX, IO_VECTORS_MAX, Intake, LinkBuffer, LinkReader,
+    LinkWriter,
+};
+pub use connection::{Control, Limits, Reader, Writer};
 pub use driver::{Accepted, Driver, DriverStats};
 pub use error::Error;
-pub use mailbox::{Command, Entered, Mailbox};
+pub use mailbox::{Clock, Command, Entered, Mailbox};
 pub use memory::{Pool, PoolConfig, PoolStats, Slice, Tail};
 pub use poll::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::buffer::BlockSource;
 use crate::error::Error;
@@ -14,6 +15,7 @@ use crate::memory::{Pool, Tail};
 use crate::poll::Notify;
 use crate::stash::Stash;
 use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+use crate::timer::Tick;
 use crate::token::Token;
 
 /// What a connection asks of its poller.
@@ -27,6 +29,19 @@ pub enum Command {
     Receive(Token),
     /// Both halves of the connection are gone, or it was closed.
     Close(Token),
+    /// The connection is to be reset.
+    Abort(Token),
+    /// A deadline is earlier than the timer that is set.
+    Arm(Token),
+}
+
+/// What time it is.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// Now, in ticks since the clock's beginning, rounded down.
+    fn now(&self) -> Tick;
+
+    /// An instant in ticks, rounded up, so that nothing is due too early; 0 if it was before the beginning.
+    fn tick_of(&self, instant: Instant) -> Tick;
 }
 
 /// The poller is awake, and will look at the list before it sleeps.
@@ -41,6 +56,7 @@ pub struct Mailbox {
     commands: Mutex<Vec<Command>>,
     state: AtomicUsize,
     notify: Arc<dyn Notify>,
+    clock: Arc<dyn Clock>,
 }
 
 /// What the poller that runs on this thread keeps within reach of its connections.
@@ -65,9 +81,14 @@ thread_local! {
 }
 
 impl Mailbox {
-    /// A mailbox for the poller that `notify` wakes.
-    pub fn new(notify: Arc<dyn Notify>) -> Mailbox {
-        Mailbox { commands: Mutex::new(Vec::new()), state: AtomicUsize::new(AWAKE), notify }
+    /// A mailbox for the poller that `notify` wakes, and that lives by `clock`.
+    pub fn new(notify: Arc<dyn Notify>, clock: Arc<dyn Clock>) -> Mailbox {
+        let commands = Mutex::new(Vec::new());
+        Mailbox { commands, state: AtomicUsize::new(AWAKE), notify, clock }
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.clock
     }
 
     /// Makes this thread the poller's, until the returned guard is dropped.

@@ -34,6 +34,8 @@ pub enum Deregister {
     Close,
     /// Its users may hold on to the socket: both directions are shut down under them.
     Shutdown,
+    /// Both directions are ended at once, on TCP with a reset.
+    Abort,
     /// The socket lives on elsewhere and is left as it is: a listener may be shared.
     Leave,
 }

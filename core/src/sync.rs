@@ -14,6 +14,28 @@ mod imp {
 
 pub(crate) use imp::*;
 
+/// Stands for the bytes of a block, which a model cannot watch: it is told when they are read, and when they are
+/// about to be written anew. Costs nothing outside of models.
+#[derive(Default)]
+pub(crate) struct Witness {
+    #[cfg(loom)]
+    bytes: loom::cell::UnsafeCell<()>,
+}
+
+impl Witness {
+    #[inline]
+    pub(crate) fn read(&self) {
+        #[cfg(loom)]
+        self.bytes.with(|_| ());
+    }
+
+    #[inline]
+    pub(crate) fn written(&self) {
+        #[cfg(loom)]
+        self.bytes.with_mut(|_| ());
+    }
+}
+
 /// Locks a mutex whose critical sections never leave it half-changed, so poisoning carries no news.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     match mutex.lock() {

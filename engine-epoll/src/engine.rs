@@ -304,10 +304,17 @@ impl Poll for Epoll {
         self.stats.syscalls += 1;
         // ENOENT or EBADF: somebody else has closed the descriptor, and the kernel has forgotten it.
         let _ = sys::epoll_del(&self.epoll, socket.fd);
-        if how == Deregister::Shutdown {
-            self.stats.syscalls += 1;
-            // ENOTCONN: the peer was faster.
-            let _ = sys::shutdown(socket.fd, libc::SHUT_RDWR);
+        match how {
+            Deregister::Close | Deregister::Leave => {}
+            Deregister::Shutdown => {
+                self.stats.syscalls += 1;
+                // ENOTCONN: the peer was faster.
+                let _ = sys::shutdown(socket.fd, libc::SHUT_RDWR);
+            }
+            Deregister::Abort => {
+                self.stats.syscalls += 1;
+                sys::reset(socket.fd);
+            }
         }
         operators.released(token);
     }

@@ -458,16 +458,23 @@ impl Poll for Uring {
             return;
         }
         let fd = socket.fd;
-        if !socket.is_idle() || how == Deregister::Shutdown {
-            match how {
-                Deregister::Close | Deregister::Shutdown => {
-                    self.stats.syscalls += 1;
-                    // Completes what is in flight, now or when it is submitted. ENOTCONN: the peer was faster.
-                    let _ = sys::shutdown(fd, libc::SHUT_RDWR);
-                    self.closing.push_back((Instant::now(), token));
-                }
-                Deregister::Leave => self.cancel(token),
+        let idle = socket.is_idle();
+        match how {
+            // Either ends what is in flight, now or when it is submitted.
+            Deregister::Abort => {
+                self.stats.syscalls += 1;
+                sys::reset(fd);
             }
+            Deregister::Close if idle => {}
+            Deregister::Close | Deregister::Shutdown => {
+                self.stats.syscalls += 1;
+                // ENOTCONN: the peer was faster.
+                let _ = sys::shutdown(fd, libc::SHUT_RDWR);
+            }
+            Deregister::Leave => self.cancel(token),
+        }
+        if !idle {
+            self.closing.push_back((Instant::now(), token));
         }
         self.release_if_idle(token, operators);
     }

@@ -40,6 +40,18 @@ pub(crate) fn shutdown(fd: RawFd, how: c_int) -> io::Result<()> {
     Ok(())
 }
 
+/// Ends a connection at once: TCP sends a reset, and whoever waits in the kernel is woken. Unix sockets know no reset,
+/// and are shut down.
+pub(crate) fn reset(fd: RawFd) {
+    let nowhere = libc::sockaddr { sa_family: libc::AF_UNSPEC as _, sa_data: [0; 14] };
+    let len = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY for the call: `len` readable bytes. connect(2): AF_UNSPEC dissolves the association.
+    if syscall!(connect(fd, &raw const nowhere, len)).is_err() {
+        // ENOTCONN: the peer was faster.
+        let _ = shutdown(fd, libc::SHUT_RDWR);
+    }
+}
+
 /// Two connected Unix stream sockets.
 pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];

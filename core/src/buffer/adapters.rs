@@ -1,5 +1,6 @@
 //! LinkBuffer as what the rest of the ecosystem reads from and writes to.
 
+use std::io::IoSlice;
 use std::{fmt, io};
 
 use bytes::buf::UninitSlice;
@@ -11,6 +12,20 @@ use crate::memory::Slice;
 /// Room that `BufMut::chunk_mut` gives at least, in bytes.
 const CHUNK_BYTES_MIN: usize = 64;
 
+/// The readable bytes: numbers of both endiannesses, and whatever else takes a `Buf`.
+///
+/// ```
+/// use bytes::{Buf, BufMut};
+/// use duopoll_core::LinkBuffer;
+///
+/// let mut buffer = LinkBuffer::new();
+/// buffer.put_u32(5);                  // network order
+/// buffer.put_u16_le(7);
+/// buffer.flush();
+/// assert_eq!(buffer.try_get_u32(), Ok(5));
+/// assert_eq!(buffer.get_u16_le(), 7);
+/// assert!(buffer.try_get_u8().is_err());
+/// ```
 impl Buf for LinkBuffer {
     fn remaining(&self) -> usize {
         self.len()
@@ -20,12 +35,23 @@ impl Buf for LinkBuffer {
         self.first_chunk()
     }
 
+    fn chunks_vectored<'a>(&'a self, vectors: &mut [IoSlice<'a>]) -> usize {
+        let filled = vectors.iter_mut().zip(self.chunks()).map(|(vector, chunk)| {
+            *vector = IoSlice::new(chunk);
+        });
+        filled.count()
+    }
+
     /// # Panics
     /// If `n` is more than [`len`](LinkBuffer::len), as the trait demands.
     fn advance(&mut self, n: usize) {
         assert!(self.skip(n).is_ok(), "advance({n}) beyond the {} readable bytes", self.len());
     }
 
+    /// Not copied, unless the bytes cross slices of different blocks.
+    ///
+    /// # Panics
+    /// If `n` is more than [`len`](LinkBuffer::len), as the trait demands, or if there is no memory for the copy.
     fn copy_to_bytes(&mut self, n: usize) -> Bytes {
         match self.next(n) {
             Ok(slice) => slice.into(),
@@ -34,6 +60,8 @@ impl Buf for LinkBuffer {
     }
 }
 
+/// Bytes put in are reserved, like those of [`LinkBuffer::write`], until [`LinkBuffer::flush`].
+///
 // SAFETY: `chunk_mut` gives the spare room of the tail, and `advance_mut` commits within what was given.
 unsafe impl BufMut for LinkBuffer {
     fn remaining_mut(&self) -> usize {
@@ -85,7 +113,7 @@ impl io::BufRead for LinkBuffer {
     }
 
     fn consume(&mut self, n: usize) {
-        self.chain.advance(n.min(self.len()));
+        self.consume_front(n.min(self.len()));
     }
 }
 
@@ -102,42 +130,55 @@ impl io::Write for LinkBuffer {
     }
 }
 
-/// A readable buffer of these bytes, not copied.
-impl From<Slice> for LinkBuffer {
-    fn from(slice: Slice) -> LinkBuffer {
-        let mut buffer = LinkBuffer::new();
-        buffer.adopt(slice);
-        buffer
-    }
+macro_rules! from_owned {
+    ($($owned:ty),*) => {$(
+        /// A readable buffer of these bytes, not copied.
+        impl From<$owned> for LinkBuffer {
+            fn from(bytes: $owned) -> LinkBuffer {
+                let mut buffer = LinkBuffer::new();
+                buffer.adopt(bytes);
+                buffer
+            }
+        }
+    )*};
 }
 
-/// A readable buffer of these bytes, not copied.
-impl From<Bytes> for LinkBuffer {
-    fn from(bytes: Bytes) -> LinkBuffer {
-        Slice::from(bytes).into()
-    }
-}
+from_owned!(Slice, Bytes, BytesMut, Vec<u8>, String, &'static [u8], &'static str);
 
-/// A readable buffer of these bytes, not copied.
-impl From<BytesMut> for LinkBuffer {
-    fn from(bytes: BytesMut) -> LinkBuffer {
-        bytes.freeze().into()
+/// All readable bytes in one piece: not copied if they are one already. Reserved bytes are dropped.
+///
+/// # Panics
+/// If they must be copied and there is no memory for it; [`LinkBuffer::next`] gives an error instead.
+impl From<LinkBuffer> for Slice {
+    fn from(mut buffer: LinkBuffer) -> Slice {
+        match buffer.next(buffer.len()) {
+            Ok(slice) => slice,
+            Err(error) => panic!("into one piece: {error}"),
+        }
     }
 }
 
 /// All readable bytes in one piece: not copied if they are one already. Reserved bytes are dropped.
+///
+/// # Panics
+/// If they must be copied and there is no memory for it; [`LinkBuffer::next`] gives an error instead.
 impl From<LinkBuffer> for Bytes {
-    fn from(mut buffer: LinkBuffer) -> Bytes {
-        buffer.copy_to_bytes(buffer.len())
+    fn from(buffer: LinkBuffer) -> Bytes {
+        Slice::from(buffer).into()
     }
 }
 
-/// All readable bytes in one piece. Always copied: a block cannot become a `BytesMut`.
+/// All readable bytes in one piece. Copied, unless they are one `Bytes` or `BytesMut` from outside that nobody else
+/// refers to: a block cannot become a `BytesMut`. Reserved bytes are dropped.
 impl From<LinkBuffer> for BytesMut {
-    fn from(buffer: LinkBuffer) -> BytesMut {
-        let mut bytes = BytesMut::with_capacity(buffer.len());
-        for chunk in buffer.chunks() {
-            bytes.extend_from_slice(chunk);
+    fn from(mut buffer: LinkBuffer) -> BytesMut {
+        let len = buffer.len();
+        if buffer.first_chunk().len() == len {
+            return Slice::from(buffer).into();
+        }
+        let mut bytes = BytesMut::with_capacity(len);
+        while let Some(slice) = buffer.next_chunk(len) {
+            bytes.extend_from_slice(&slice);
         }
         bytes
     }

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use libc::iovec;
@@ -15,6 +16,9 @@ use crate::memory::{Slice, Tail};
 
 /// The most bytes that one system call is offered: Linux transfers at most `MAX_RW_COUNT`, 2 GiB less a page.
 pub const IO_BYTES_MAX: usize = 0x7fff_f000;
+
+/// The most vectors that one system call accepts: `IOV_MAX`.
+pub const IO_VECTORS_MAX: usize = libc::UIO_MAXIOV as usize;
 
 /// A queue of bytes, kept as slices.
 #[derive(Default)]
@@ -217,12 +221,12 @@ impl Chain {
         Iter { next: self.ends.map(|ends| ends.first), chain: PhantomData }
     }
 
-    /// Describes the first bytes as vectors for a system call: at most `vectors.len()` of them and at most
-    /// [`IO_BYTES_MAX`] bytes. Returns how many vectors and how many bytes. The vectors are valid until the chain
+    /// Describes the first bytes as vectors for a system call: at most `vectors.len()` of them, at most
+    /// [`IO_VECTORS_MAX`], and at most [`IO_BYTES_MAX`] bytes. Returns how many vectors and how many bytes. The vectors are valid until the chain
     /// is changed.
     pub fn fill_vectors(&self, vectors: &mut [iovec]) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
-        for (vector, slice) in vectors.iter_mut().zip(self) {
+        for (vector, slice) in vectors.iter_mut().take(IO_VECTORS_MAX).zip(self) {
             let len = slice.len().min(IO_BYTES_MAX - bytes);
             if len == 0 {
                 break;
@@ -242,6 +246,7 @@ impl Drop for Chain {
 }
 
 /// The slices of a [`Chain`], in order.
+#[derive(Clone)]
 pub struct Iter<'a> {
     next: Option<NonNull<Node>>,
     chain: PhantomData<&'a Chain>,
@@ -284,38 +289,35 @@ impl fmt::Debug for Iter<'_> {
 mod node {
     use super::*;
 
-    /// Spare nodes kept per thread: 12 KiB.
+    /// Spare nodes kept per thread: 10 KiB.
     const SPARE_NODES_MAX: usize = 256;
 
     thread_local! {
         /// Boxed, since it is the allocation that is worth keeping.
         #[expect(clippy::vec_box)]
-        static SPARE: RefCell<Vec<Box<Node>>> = const { RefCell::new(Vec::new()) };
+        static SPARE: RefCell<Vec<Box<MaybeUninit<Node>>>> = const { RefCell::new(Vec::new()) };
     }
 
+    #[inline]
     pub(super) fn new(slice: Slice) -> NonNull<Node> {
         // The list is gone when a chain is changed by the destructor of another thread-local; then allocate.
         let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
-        let node = match spare {
-            Some(mut node) => {
-                node.slice = slice;
-                node
-            }
-            None => Box::new(Node { slice, next: None }),
-        };
-        NonNull::from(Box::leak(node))
+        let mut node = spare.unwrap_or_else(Box::new_uninit);
+        node.write(Node { slice, next: None });
+        NonNull::from(Box::leak(node)).cast()
     }
 
     /// Takes a node out of the chain that owns it, which must not look at it again.
+    #[inline]
     pub(super) fn take(node: NonNull<Node>) -> (Slice, Option<NonNull<Node>>) {
-        // SAFETY: every node comes from `new`, and the chain gives it up here.
-        let mut node = unsafe { Box::from_raw(node.as_ptr()) };
-        let slice = std::mem::take(&mut node.slice);
-        let next = node.next.take();
-        let _ = SPARE.try_with(|spare| {
-            let mut spare = spare.borrow_mut();
-            if spare.len() < SPARE_NODES_MAX {
-                spare.push(node);
+        // SAFETY: every node comes from `new`, and the chain gives it up here; it is not looked at again.
+        let Node { slice, next } = unsafe { node.read() };
+        // SAFETY: as above; what is left is the allocation.
+        let spare = unsafe { Box::from_raw(node.as_ptr().cast::<MaybeUninit<Node>>()) };
+        let _ = SPARE.try_with(|list| {
+            let mut list = list.borrow_mut();
+            if list.len() < SPARE_NODES_MAX {
+                list.push(spare);
             }
         });
         (slice, next)

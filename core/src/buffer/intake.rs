@@ -27,7 +27,8 @@ impl BlockSource for &Pool {
 ///
 /// [`lend`](Intake::lend) describes where the next bytes may go: the rest of the current block, and a fresh block
 /// behind it if little is left, so that a nearly full block never costs a short read. [`commit`](Intake::commit)
-/// says how many came. A read that fills all it was given doubles the next block; many small ones halve it again.
+/// says how many came. A read that fills all it was given doubles the next block, and so do many bytes that wait to
+/// be taken; many small reads halve it again.
 #[derive(Default)]
 pub struct Intake {
     tail: Option<Tail>,
@@ -40,6 +41,9 @@ pub struct Intake {
 #[derive(Clone, Copy)]
 struct Sizing {
     block_bytes: u32,
+    block_bytes_min: u32,
+    /// Bytes in the vectors last lent.
+    lent: usize,
     /// Reads in a row that would have fitted in a quarter of the block.
     small_reads: u8,
 }
@@ -53,19 +57,26 @@ const SMALL_READS_MAX: u8 = 16;
 
 impl Default for Sizing {
     fn default() -> Sizing {
-        Sizing { block_bytes: BLOCK_BYTES_MIN, small_reads: 0 }
+        Sizing::starting_with(BLOCK_BYTES_MIN)
     }
 }
 
 impl Sizing {
-    fn saw(&mut self, n: usize, lent: usize) {
-        if n == lent {
-            self.block_bytes = (self.block_bytes * 2).min(BLOCK_BYTES_MAX);
+    fn starting_with(block_bytes: u32) -> Sizing {
+        Sizing { block_bytes, block_bytes_min: block_bytes, lent: 0, small_reads: 0 }
+    }
+
+    /// `n` bytes came, and `waiting` bytes are in the chain now.
+    fn saw(&mut self, n: usize, waiting: usize) {
+        let block_bytes = self.block_bytes as usize;
+        if n == self.lent || waiting >= 4 * block_bytes {
+            let larger = (self.block_bytes * 2).min(BLOCK_BYTES_MAX);
+            self.block_bytes = self.block_bytes.max(larger);
             self.small_reads = 0;
-        } else if n <= self.block_bytes as usize / 4 {
+        } else if n <= block_bytes / 4 {
             self.small_reads += 1;
             if self.small_reads == SMALL_READS_MAX {
-                self.block_bytes = (self.block_bytes / 2).max(BLOCK_BYTES_MIN);
+                self.block_bytes = (self.block_bytes / 2).max(self.block_bytes_min);
                 self.small_reads = 0;
             }
         } else {
@@ -75,30 +86,48 @@ impl Sizing {
 }
 
 impl Intake {
+    /// An intake whose first block, and smallest, has so many bytes.
+    pub(crate) fn starting_with(block_bytes: usize) -> Intake {
+        let block_bytes = u32::try_from(block_bytes).unwrap_or(BLOCK_BYTES_MAX);
+        Intake { sizing: Sizing::starting_with(block_bytes), ..Intake::default() }
+    }
+
     /// Describes where bytes may be written; returns how many vectors, 1 or 2. They stay valid until the next call
     /// on this intake, and nothing else writes there.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] if there is no block to be had; then nothing is lent.
+    /// [`Error::OutOfMemory`] if there is no room and no block to be had; then nothing is lent.
     pub fn lend(
         &mut self,
         source: &mut impl BlockSource,
         vectors: &mut [iovec; 2],
     ) -> Result<usize, Error> {
         let wanted = self.sizing.block_bytes as usize;
+        if let Some(tail) = &mut self.tail {
+            if tail.remaining() < wanted / 2 {
+                // If all of its bytes are gone, the whole block can be lent again.
+                tail.rewind();
+            }
+        }
         let tail = match &mut self.tail {
             Some(tail) if tail.remaining() > 0 => tail,
             empty => empty.insert(source.block(wanted)?),
         };
         vectors[0] = vector(tail);
+        self.sizing.lent = tail.remaining();
         if tail.remaining() >= wanted / 2 {
             return Ok(1);
         }
         let next = match &mut self.next {
             Some(next) => next,
-            none => none.insert(source.block(wanted)?),
+            // A little room is better than none.
+            none => match source.block(wanted) {
+                Ok(block) => none.insert(block),
+                Err(_) => return Ok(1),
+            },
         };
         vectors[1] = vector(next);
+        self.sizing.lent += next.remaining();
         Ok(2)
     }
 
@@ -110,9 +139,7 @@ impl Intake {
     pub unsafe fn commit(&mut self, n: usize, chain: &mut Chain) {
         let Some(tail) = &mut self.tail else { return };
         let first = tail.remaining();
-        let second = self.next.as_ref().map_or(0, Tail::remaining);
-        debug_assert!(n <= first + second);
-        self.sizing.saw(n, first + second);
+        debug_assert!(n <= first + self.next.as_ref().map_or(0, Tail::remaining));
         // SAFETY: promised by the caller; the tail takes its own share.
         unsafe { chain.push_committed(tail, n.min(first)) };
         if n >= first {
@@ -122,6 +149,7 @@ impl Intake {
             // SAFETY: promised by the caller; the rest went to the second vector.
             unsafe { chain.push_committed(tail, n - first) };
         }
+        self.sizing.saw(n, chain.len());
     }
 
     /// The current block, to write into or to give back.

@@ -3,6 +3,7 @@
 mod adapters;
 mod chain;
 mod intake;
+mod nocopy;
 mod read;
 mod write;
 
@@ -10,8 +11,10 @@ use std::fmt;
 
 use libc::iovec;
 
-pub use chain::{Chain, IO_BYTES_MAX, Iter as ChainIter};
+pub use chain::{Chain, IO_BYTES_MAX, IO_VECTORS_MAX, Iter as ChainIter};
 pub use intake::{BlockSource, Intake};
+pub use nocopy::{LinkReader, LinkWriter};
+pub use read::Chunks;
 
 use crate::error::Error;
 use crate::memory::{Pool, Slice, Tail};
@@ -100,7 +103,7 @@ impl LinkBuffer {
             chain: Chain::new(),
             unflushed: 0,
             promised: 0,
-            intake: Intake::default(),
+            intake: Intake::starting_with(pool.config().node_bytes),
             peeked: None,
             pool,
         }
@@ -154,11 +157,12 @@ impl LinkBuffer {
         self.flush();
     }
 
-    /// Describes the first readable bytes: at most `vectors.len()` vectors, at most [`IO_BYTES_MAX`] bytes in all.
-    /// Returns how many vectors and how many bytes. They stay valid until the buffer is changed;
-    /// [`skip`](LinkBuffer::skip) what was used.
+    /// Describes the first readable bytes: at most `vectors.len()` vectors, at most [`IO_VECTORS_MAX`], and at most
+    /// [`IO_BYTES_MAX`] bytes in all. Returns how many vectors and how many bytes; no vector is empty. They stay
+    /// valid until the buffer is changed; [`skip`](LinkBuffer::skip) what was used. O(vectors).
     pub fn lend_readable(&self, vectors: &mut [iovec]) -> (usize, usize) {
         let (mut count, mut bytes) = self.chain.fill_vectors(vectors);
+        // Reserved bytes lie at the end of the chain, and are not to be read.
         while bytes > self.len() {
             let last = &mut vectors[count - 1];
             let excess = (bytes - self.len()).min(last.iov_len);
@@ -174,12 +178,14 @@ impl LinkBuffer {
     /// Takes a slice that was filled elsewhere, readable at once. Reserved bytes come before it, and are flushed
     /// by this. O(1), no copy.
     pub fn adopt(&mut self, slice: impl Into<Slice>) {
+        self.promised = 0;
         self.chain.push(slice.into());
         self.flush();
     }
 
     /// Moves a whole chain to the end, readable at once. O(1).
     pub fn adopt_chain(&mut self, chain: &mut Chain) {
+        self.promised = 0;
         self.chain.append(chain);
         self.flush();
     }
@@ -188,6 +194,7 @@ impl LinkBuffer {
     pub fn drain_into(&mut self, chain: &mut Chain) {
         self.unflushed = 0;
         self.promised = 0;
+        self.peeked = None;
         chain.append(&mut self.chain);
     }
 

@@ -1,7 +1,11 @@
 //! The read end of a LinkBuffer.
 
+use std::iter::FusedIterator;
+
+use memchr::memmem;
+
 use super::LinkBuffer;
-use super::chain::Chain;
+use super::chain::{Chain, Iter as ChainIter};
 use crate::error::Error;
 use crate::memory::Slice;
 
@@ -21,19 +25,29 @@ impl LinkBuffer {
 
     /// The next `n` bytes, contiguous and owned. No copy, unless they cross slices of different blocks.
     ///
+    /// ```
+    /// # use duopoll_core::{Error, LinkBuffer};
+    /// let mut buffer = LinkBuffer::from(&b"\0\x05hello"[..]);
+    /// let len = buffer.next(2)?;
+    /// let text = buffer.next(usize::from(len[1]))?;
+    /// assert_eq!(text, b"hello");
+    /// assert_eq!(buffer.next(1), Err(Error::NotEnough { needed: 1, available: 0 }));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::NotEnough`] if fewer are readable; [`Error::OutOfMemory`] if they must be copied and there is no
     /// block. Nothing is consumed then.
+    #[inline]
     pub fn next(&mut self, n: usize) -> Result<Slice, Error> {
         self.contiguous(n)?;
-        let whole = self.chain.first().is_some_and(|first| first.len() == n);
-        let slice = if n == 0 {
-            None
-        } else if whole {
-            self.chain.pop()
-        } else {
-            self.chain.split_first(n)
+        let slice = match self.chain.first() {
+            Some(first) if n > 0 => {
+                if n < first.len() { self.chain.split_first(n) } else { self.chain.pop() }
+            }
+            _ => None,
         };
+        self.consumed();
         Ok(slice.unwrap_or_default())
     }
 
@@ -62,7 +76,7 @@ impl LinkBuffer {
     /// [`Error::NotEnough`] if fewer are readable; nothing is consumed then.
     pub fn skip(&mut self, n: usize) -> Result<(), Error> {
         self.require(n)?;
-        self.chain.advance(n);
+        self.consume_front(n);
         Ok(())
     }
 
@@ -90,55 +104,52 @@ impl LinkBuffer {
     }
 
     /// The offset of the first occurrence of `pattern` at or behind `from`, among the readable bytes, wherever it
-    /// crosses slices. An empty pattern is found at `from`, if that is within the buffer.
+    /// crosses slices. An empty pattern is found at `from`, if that is within the buffer. For short patterns:
+    /// O(bytes searched), and the square of the pattern's length for each slice it may cross into.
+    ///
+    /// ```
+    /// # use duopoll_core::LinkBuffer;
+    /// let mut buffer = LinkBuffer::new();
+    /// buffer.push("Host: example.org\r\n\r");
+    /// buffer.push("\nbody");
+    /// buffer.flush();
+    /// assert_eq!(buffer.find_pattern(b"\r\n\r\n", 0), Some(17));
+    /// ```
     pub fn find_pattern(&self, pattern: &[u8], from: usize) -> Option<usize> {
-        let Some(&first) = pattern.first() else {
+        if pattern.is_empty() {
             return (from <= self.len()).then_some(from);
-        };
-        let last_start = self.len().checked_sub(pattern.len())?;
-        let mut candidate = from;
-        while candidate <= last_start {
-            candidate = self.find(first, candidate)?;
-            if candidate > last_start {
-                return None;
+        }
+        let finder = memmem::Finder::new(pattern);
+        let mut chunks = self.chunks();
+        let mut offset = 0;
+        while let Some(chunk) = chunks.next() {
+            let end = offset + chunk.len();
+            if end > from {
+                let skip = from.saturating_sub(offset);
+                if let Some(at) = finder.find(&chunk[skip..]) {
+                    return Some(offset + skip + at);
+                }
+                // It may begin in the last bytes of this chunk, and end in a later one.
+                let crossing = skip.max(chunk.len().saturating_sub(pattern.len() - 1));
+                for at in crossing..chunk.len() {
+                    let (front, back) = pattern.split_at(chunk.len() - at);
+                    if chunk[at..] == *front && begin_with(chunks.clone(), back) {
+                        return Some(offset + at);
+                    }
+                }
             }
-            if self.matches_at(candidate, pattern) {
-                return Some(candidate);
-            }
-            candidate += 1;
+            offset = end;
         }
         None
     }
 
-    fn matches_at(&self, at: usize, mut pattern: &[u8]) -> bool {
-        let mut skip = at;
-        for chunk in self.chunks() {
-            if skip >= chunk.len() {
-                skip -= chunk.len();
-                continue;
-            }
-            let chunk = &chunk[skip..];
-            skip = 0;
-            let n = chunk.len().min(pattern.len());
-            if chunk[..n] != pattern[..n] {
-                return false;
-            }
-            pattern = &pattern[n..];
-            if pattern.is_empty() {
-                return true;
-            }
-        }
-        pattern.is_empty()
-    }
-
-    /// The next byte.
+    /// The next byte. For wider numbers of either endianness see the methods of [`bytes::Buf`].
     ///
     /// # Errors
     /// [`Error::NotEnough`] if there is none.
     pub fn read_u8(&mut self) -> Result<u8, Error> {
-        self.require(1)?;
-        let byte = self.chain.first().and_then(|first| first.first().copied());
-        self.chain.advance(1);
+        let byte = self.first_chunk().first().copied();
+        self.consume_front(usize::from(byte.is_some()));
         byte.ok_or(Error::NotEnough { needed: 1, available: 0 })
     }
 
@@ -148,19 +159,8 @@ impl LinkBuffer {
     /// [`Error::NotEnough`] if fewer are readable, [`Error::OutOfMemory`] if there is no memory for the copy;
     /// nothing is consumed then.
     pub fn read_bytes(&mut self, n: usize) -> Result<Vec<u8>, Error> {
-        self.require(n)?;
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { bytes: n })?;
-        let mut left = n;
-        for chunk in self.chunks() {
-            let take = chunk.len().min(left);
-            bytes.extend_from_slice(&chunk[..take]);
-            left -= take;
-            if left == 0 {
-                break;
-            }
-        }
-        self.chain.advance(n);
+        let bytes = self.copied(n)?;
+        self.consume_front(n);
         Ok(bytes)
     }
 
@@ -169,16 +169,30 @@ impl LinkBuffer {
     /// # Errors
     /// As for [`read_bytes`](LinkBuffer::read_bytes), and [`Error::NotUtf8`]; nothing is consumed then.
     pub fn read_string(&mut self, n: usize) -> Result<String, Error> {
-        let text = std::str::from_utf8(self.peek(n)?).map_err(|_| Error::NotUtf8)?.to_owned();
-        self.chain.advance(n);
+        let text = String::from_utf8(self.copied(n)?).map_err(|_| Error::NotUtf8)?;
+        self.consume_front(n);
         Ok(text)
+    }
+
+    fn copied(&self, n: usize) -> Result<Vec<u8>, Error> {
+        self.require(n)?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { bytes: n })?;
+        for chunk in self.chunks() {
+            let take = chunk.len().min(n - bytes.len());
+            bytes.extend_from_slice(&chunk[..take]);
+            if bytes.len() == n {
+                break;
+            }
+        }
+        Ok(bytes)
     }
 
     /// Copies the next bytes into `target` and consumes them; returns how many, fewer than `target.len()` only if
     /// fewer are readable.
     pub fn copy_to(&mut self, target: &mut [u8]) -> usize {
         let copied = self.peek_to(target);
-        self.chain.advance(copied);
+        self.consume_front(copied);
         copied
     }
 
@@ -204,17 +218,13 @@ impl LinkBuffer {
         self.require(n)?;
         let mut front = LinkBuffer::with_pool(self.pool.clone());
         front.chain = self.chain.split_to(n);
+        self.consumed();
         Ok(front)
     }
 
     /// The readable bytes, slice by slice, not consumed.
-    pub fn chunks(&self) -> impl Iterator<Item = &[u8]> {
-        let mut left = self.len();
-        self.chain.iter().map_while(move |slice| {
-            let n = slice.len().min(left);
-            left -= n;
-            (n > 0).then(|| &slice[..n])
-        })
+    pub fn chunks(&self) -> Chunks<'_> {
+        Chunks { slices: self.chain.iter(), left: self.len() }
     }
 
     /// Takes the readable bytes slice by slice, without copying: the next slice as it lies in memory, at most
@@ -224,12 +234,35 @@ impl LinkBuffer {
         if n == 0 { None } else { self.next(n).ok() }
     }
 
+    /// Drops the next `n` bytes, which are readable.
+    pub(super) fn consume_front(&mut self, n: usize) {
+        debug_assert!(n <= self.len());
+        self.chain.advance(n);
+        self.consumed();
+    }
+
+    /// Gives up the block of an earlier peek, once its bytes are taken: an idle buffer must not hold on to it.
+    #[inline]
+    pub(super) fn consumed(&mut self) {
+        if self.peeked.is_some() {
+            self.settle_peeked();
+        }
+    }
+
+    #[cold]
+    fn settle_peeked(&mut self) {
+        let first = self.chain.first();
+        self.peeked = self.peeked.take().filter(|tail| first.is_some_and(|first| tail.touches(first)));
+    }
+
+    #[inline]
     fn require(&self, n: usize) -> Result<(), Error> {
         let available = self.len();
         if n > available { Err(Error::NotEnough { needed: n, available }) } else { Ok(()) }
     }
 
     /// Makes the next `n` bytes lie in the first slice.
+    #[inline]
     fn contiguous(&mut self, n: usize) -> Result<(), Error> {
         self.require(n)?;
         match self.chain.first() {
@@ -277,4 +310,43 @@ impl LinkBuffer {
         self.peeked = Some(tail);
         Ok(())
     }
+}
+
+/// The readable bytes of a [`LinkBuffer`], slice by slice; see [`LinkBuffer::chunks`].
+#[derive(Clone, Debug)]
+pub struct Chunks<'a> {
+    slices: ChainIter<'a>,
+    left: usize,
+}
+
+impl<'a> Iterator for Chunks<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.left == 0 {
+            return None;
+        }
+        let slice = self.slices.next()?;
+        // The last readable slice may go on with reserved bytes.
+        let n = slice.len().min(self.left);
+        self.left -= n;
+        Some(&slice[..n])
+    }
+}
+
+impl FusedIterator for Chunks<'_> {}
+
+/// Whether `pattern` comes first in what the chunks hold.
+fn begin_with(chunks: Chunks<'_>, mut pattern: &[u8]) -> bool {
+    for chunk in chunks {
+        let n = chunk.len().min(pattern.len());
+        if chunk[..n] != pattern[..n] {
+            return false;
+        }
+        pattern = &pattern[n..];
+        if pattern.is_empty() {
+            return true;
+        }
+    }
+    pattern.is_empty()
 }

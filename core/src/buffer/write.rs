@@ -6,9 +6,7 @@ use super::LinkBuffer;
 use crate::error::Error;
 use crate::memory::{Slice, Tail};
 
-/// The first block of a buffer that is written to, in bytes.
-const BLOCK_BYTES_MIN: usize = 4 << 10;
-/// Blocks grow with what is written up to this, in bytes; a larger reservation gets a block of its own size.
+/// Blocks grow with what the buffer holds up to this, in bytes; a larger piece gets a block of its own size.
 const BLOCK_BYTES_MAX: usize = 64 << 10;
 
 impl LinkBuffer {
@@ -23,7 +21,7 @@ impl LinkBuffer {
     /// [`Error::OutOfMemory`]; nothing is written then.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.promised = 0;
-        let room = self.intake.tail().map_or(0, Tail::remaining);
+        let room = self.room_for(bytes.len());
         let (front, rest) = bytes.split_at(bytes.len().min(room));
         // Allocated before anything is copied, so that a refusal leaves the buffer unchanged.
         let next = if rest.is_empty() { None } else { Some(self.block(rest.len())?) };
@@ -55,7 +53,8 @@ impl LinkBuffer {
         self.chain.push(slice);
     }
 
-    /// Room for exactly `n` contiguous bytes at the end, not initialised. [`commit`](LinkBuffer::commit) takes the
+    /// Room for exactly `n` contiguous bytes at the end, not initialised, in a block of its own if the current one
+    /// has not as much left. [`commit`](LinkBuffer::commit) takes the
     /// first of them in; what is not committed is as if it had never been reserved. Any other call that writes
     /// ends the reservation.
     ///
@@ -66,7 +65,7 @@ impl LinkBuffer {
         if n == 0 {
             return Ok(&mut []);
         }
-        if self.intake.tail().is_none_or(|tail| tail.remaining() < n) {
+        if self.room_for(n) < n {
             let block = self.block(n)?;
             *self.intake.tail_mut() = Some(block);
         }
@@ -153,8 +152,18 @@ impl LinkBuffer {
         self.unflushed = 0;
     }
 
-    /// A block for `n` bytes more, larger the more has been written since the last flush.
+    /// How much room the tail has. If that is less than `n`, but all of its bytes are gone, it is used anew.
+    fn room_for(&mut self, n: usize) -> usize {
+        let Some(tail) = self.intake.tail_mut() else { return 0 };
+        if tail.remaining() < n {
+            tail.rewind();
+        }
+        tail.remaining()
+    }
+
+    /// A block for `n` bytes more, larger the more the buffer holds: many bytes in few nodes.
     fn block(&self, n: usize) -> Result<Tail, Error> {
-        self.pool.allocate(n.max(self.unflushed.clamp(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX)))
+        let node_bytes = self.pool.config().node_bytes;
+        self.pool.allocate(n.max(self.chain.len().min(BLOCK_BYTES_MAX)).max(node_bytes))
     }
 }

@@ -12,7 +12,9 @@
 //!
 //! Wakers are taken out under the lock and called after it is released.
 
+mod control;
 mod reader;
+mod wait;
 mod writer;
 
 use std::fmt;
@@ -20,14 +22,19 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
+use std::time::Duration;
 
+pub use control::Control;
 pub use reader::Reader;
 pub use writer::Writer;
 
 use crate::buffer::Chain;
 use crate::mailbox::{Command, Mailbox};
 use crate::poll::{Next, Outputs};
+use crate::timer::Tick;
 use crate::token::Token;
+pub(crate) use wait::NEVER;
+use wait::Wait;
 
 /// Limits on what a connection holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +45,23 @@ pub struct Limits {
     pub input_high_bytes: usize,
     /// A flush waits while more bytes than this have not been taken by the kernel. Default: 1 MiB.
     pub output_high_bytes: usize,
+    /// How long a read may wait. Default: for ever. See [`Control::set_read_timeout`].
+    pub read_timeout: Option<Duration>,
+    /// How long a flush may wait. Default: for ever. See [`Control::set_write_timeout`].
+    pub write_timeout: Option<Duration>,
+    /// How long no byte may move in either direction. Default: for ever. See [`Control::set_idle_timeout`].
+    pub idle_timeout: Option<Duration>,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { input_high_bytes: 1 << 20, output_high_bytes: 1 << 20 }
+        Limits {
+            input_high_bytes: 1 << 20,
+            output_high_bytes: 1 << 20,
+            read_timeout: None,
+            write_timeout: None,
+            idle_timeout: None,
+        }
     }
 }
 
@@ -57,13 +76,13 @@ pub(crate) struct Shared {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     inbox: Chain,
     /// Bytes in the inbox that end the reader's wait; 0 if it does not wait.
     need: usize,
     reader: Option<Waker>,
     input: Input,
+    reading: Wait,
     /// The engine was told to stop receiving, and waits for a command to go on.
     stopped: bool,
     /// The reader is gone: what arrives is dropped.
@@ -78,6 +97,7 @@ struct State {
     /// The writer's wait ends when no more than this is unsent.
     wake_at: usize,
     output: Output,
+    writing: Wait,
     /// The poller knows that there is something in the outbox.
     send_posted: bool,
 
@@ -85,6 +105,11 @@ struct State {
     reader_gone: bool,
     writer_gone: bool,
     close_posted: bool,
+
+    /// In ticks; none if the connection may be idle for ever.
+    idle_timeout: Option<Tick>,
+    /// When the poller's timer for this connection fires; `NEVER` if it is not set.
+    armed: Tick,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,6 +149,16 @@ impl Wakers {
     }
 }
 
+/// What came of looking at a connection's deadlines.
+#[derive(Default)]
+pub(crate) struct Expired {
+    pub(crate) wakers: Wakers,
+    /// No byte has moved for too long.
+    pub(crate) idle: bool,
+    /// When to look again; `NEVER` if there is nothing to look for.
+    pub(crate) next: Tick,
+}
+
 /// The two halves of a new connection, and what the poller keeps.
 pub(crate) fn pair(
     socket: Option<OwnedFd>,
@@ -131,9 +166,36 @@ pub(crate) fn pair(
     token: Token,
     limits: Limits,
 ) -> (Arc<Shared>, Reader, Writer) {
-    let state = Mutex::new(State::default());
+    let state = Mutex::new(State::new(&limits));
     let shared = Arc::new(Shared { socket, mailbox, token, limits, state });
     (shared.clone(), Reader::new(shared.clone()), Writer::new(shared))
+}
+
+impl State {
+    fn new(limits: &Limits) -> State {
+        State {
+            inbox: Chain::new(),
+            need: 0,
+            reader: None,
+            input: Input::Open,
+            reading: Wait::new(limits.read_timeout),
+            stopped: false,
+            discard: false,
+            drain: false,
+            outbox: Chain::new(),
+            unsent: 0,
+            writer: None,
+            wake_at: 0,
+            output: Output::Open,
+            writing: Wait::new(limits.write_timeout),
+            send_posted: false,
+            reader_gone: false,
+            writer_gone: false,
+            close_posted: false,
+            idle_timeout: limits.idle_timeout.map(wait::ticks),
+            armed: NEVER,
+        }
+    }
 }
 
 impl Shared {
@@ -167,6 +229,11 @@ impl Shared {
         wakers.wake();
     }
 
+    /// Ends the connection at once with a reset: what was flushed is dropped.
+    fn abort(&self) {
+        self.mailbox.post(Command::Abort(self.token));
+    }
+
     fn half_gone(&self, mark: impl FnOnce(&mut State)) {
         let both = {
             let mut state = self.state();
@@ -191,6 +258,7 @@ impl Shared {
         }
         let reader = if state.need > 0 && state.inbox.len() >= state.need {
             state.need = 0;
+            state.reading.end();
             state.reader.take()
         } else {
             None
@@ -255,8 +323,36 @@ impl Shared {
         state.unsent = state.unsent.saturating_sub(n);
         sending.append(&mut state.outbox);
         let more = !sending.is_empty() || state.output == Output::Finishing;
-        let writer = if state.unsent <= state.wake_at { state.writer.take() } else { None };
+        let writer = if state.writer.is_some() && state.unsent <= state.wake_at {
+            state.writing.end();
+            state.writer.take()
+        } else {
+            None
+        };
         (Wakers(None, writer), if more { Next::More } else { Next::Stop })
+    }
+
+    /// Ends what is due. `active` is when a byte last moved.
+    pub(crate) fn expire(&self, now: Tick, active: Tick) -> Expired {
+        let mut state = self.state();
+        let idle_timeout = state.idle_timeout.unwrap_or(NEVER - 1);
+        let idle_until = active.saturating_add(idle_timeout + 1);
+        let mut expired = Expired { idle: idle_until <= now, ..Expired::default() };
+        if state.reading.expire(now) {
+            state.need = 0;
+            expired.wakers.0 = state.reader.take();
+        }
+        if state.writing.expire(now) {
+            expired.wakers.1 = state.writer.take();
+        }
+        state.armed = idle_until.min(state.reading.until()).min(state.writing.until());
+        expired.next = state.armed;
+        expired
+    }
+
+    /// How long a closed connection may take to send what is left, in ticks.
+    pub(crate) fn write_timeout(&self) -> Option<Tick> {
+        self.state().writing.timeout()
     }
 
     /// Whether everything that was flushed has been taken by the kernel, or never will be.
@@ -298,4 +394,8 @@ impl fmt::Debug for Shared {
 /// The error of a call on a connection that this side has closed.
 fn closed() -> io::Error {
     io::Error::new(io::ErrorKind::NotConnected, "the connection was closed by this side")
+}
+
+fn timed_out() -> io::Error {
+    io::ErrorKind::TimedOut.into()
 }

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use super::{Input, Shared, closed};
+use super::{Control, Input, Shared, closed, timed_out};
 use crate::buffer::LinkBuffer;
 use crate::mailbox::Command;
 use crate::memory::Slice;
@@ -34,11 +34,13 @@ pub struct Reader {
     buffer: LinkBuffer,
     /// Bytes handed over so far.
     handed_over: u64,
+    /// The last poll has left a wait behind.
+    waiting: bool,
 }
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Reader {
-        Reader { shared, buffer: LinkBuffer::new(), handed_over: 0 }
+        Reader { shared, buffer: LinkBuffer::new(), handed_over: 0, waiting: false }
     }
 
     /// What has been handed over and not been read. More may have arrived.
@@ -56,26 +58,47 @@ impl Reader {
         if self.buffer.len() >= min_bytes {
             return Poll::Ready(Ok(()));
         }
-        self.poll_fill_slow(cx, min_bytes)
+        self.poll_fill_slow(cx, min_bytes, Limited::Yes)
     }
 
-    fn poll_fill_slow(&mut self, cx: &mut Context<'_>, min_bytes: usize) -> Poll<io::Result<()>> {
+    fn poll_fill_slow(
+        &mut self,
+        cx: &mut Context<'_>,
+        min_bytes: usize,
+        limited: Limited,
+    ) -> Poll<io::Result<()>> {
         let shared = &*self.shared;
         let mut state = shared.state();
         self.handed_over += state.inbox.len() as u64;
         self.buffer.adopt_chain(&mut state.inbox);
         let resume = std::mem::take(&mut state.stopped);
+        let mut arm = false;
         let result = if self.buffer.len() >= min_bytes {
             state.need = 0;
+            state.reading.end();
             Poll::Ready(Ok(()))
         } else {
             match state.input {
                 Input::Open => {
-                    state.need = min_bytes - self.buffer.len();
-                    if !state.reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                        state.reader = Some(cx.waker().clone());
+                    let goes_on = match limited {
+                        Limited::Yes => state.reading.go_on(|| shared.mailbox.clock().now()),
+                        Limited::No => {
+                            state.reading.go_on_exempt();
+                            true
+                        }
+                    };
+                    if goes_on {
+                        state.need = min_bytes - self.buffer.len();
+                        if !state.reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                            state.reader = Some(cx.waker().clone());
+                        }
+                        arm = state.reading.until() < state.armed;
+                        Poll::Pending
+                    } else {
+                        state.need = 0;
+                        state.reader = None;
+                        Poll::Ready(Err(timed_out()))
                     }
-                    Poll::Pending
                 }
                 Input::Ended => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
                 Input::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
@@ -83,8 +106,12 @@ impl Reader {
             }
         };
         drop(state);
+        self.waiting = result.is_pending();
         if resume {
             shared.mailbox.post(Command::Receive(shared.token));
+        }
+        if arm {
+            shared.mailbox.post(Command::Arm(shared.token));
         }
         result
     }
@@ -94,7 +121,8 @@ impl Reader {
     /// # Errors
     /// See [`Reader`].
     pub async fn fill(&mut self, min_bytes: usize) -> io::Result<()> {
-        poll_fn(|cx| self.poll_fill(cx, min_bytes)).await
+        let waiting = Waiting(self);
+        poll_fn(|cx| waiting.0.poll_fill(cx, min_bytes)).await
     }
 
     /// Waits for at least one byte more than [`buffer`](Reader::buffer) holds; false at the end of the stream.
@@ -113,7 +141,8 @@ impl Reader {
     /// # Errors
     /// The errno of the kernel if the connection broke.
     pub async fn more(&mut self) -> io::Result<bool> {
-        poll_fn(|cx| self.poll_more(cx)).await
+        let waiting = Waiting(self);
+        poll_fn(|cx| waiting.0.poll_more(cx)).await
     }
 
     /// The next `n` bytes, contiguous and owned, not copied unless they arrived in pieces of different blocks.
@@ -191,7 +220,8 @@ impl Reader {
     /// # Errors
     /// The errno of the kernel if the connection broke.
     pub async fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_read(cx, target)).await
+        let waiting = Waiting(self);
+        poll_fn(|cx| waiting.0.poll_read(cx, target)).await
     }
 
     /// As [`read`](Reader::read).
@@ -220,7 +250,11 @@ impl Reader {
     /// requests.
     #[doc(hidden)]
     pub fn poll_request(&mut self, cx: &mut Context<'_>, seen: usize) -> Poll<io::Result<bool>> {
-        match self.poll_fill(cx, seen + 1) {
+        let min_bytes = seen + 1;
+        if self.buffer.len() >= min_bytes {
+            return Poll::Ready(Ok(true));
+        }
+        match self.poll_fill_slow(cx, min_bytes, Limited::No) {
             Poll::Pending if self.buffer.is_empty() && self.shared.state().drain => {
                 Poll::Ready(Ok(false))
             }
@@ -233,6 +267,21 @@ impl Reader {
         }
     }
 
+    /// A handle on the connection, for timeouts and for ending it from elsewhere.
+    pub fn control(&self) -> Control {
+        Control::new(self.shared.clone())
+    }
+
+    /// Forgets the wait that a poll has left behind, and with it its waker and its timeout.
+    pub fn end_wait(&mut self) {
+        if std::mem::take(&mut self.waiting) {
+            let mut state = self.shared.state();
+            state.need = 0;
+            state.reader = None;
+            state.reading.end();
+        }
+    }
+
     /// Closes the connection, both halves: what was flushed still goes out, then the FIN; what arrives is dropped.
     /// Whoever waits on it is woken with an error. Harmless if it is closed already.
     pub fn close(&self) {
@@ -242,6 +291,23 @@ impl Reader {
     /// The socket, for options and addresses. None under a simulated engine.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.shared.socket()
+    }
+}
+
+/// Whether a wait is subject to the timeout and the deadline for reading.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Limited {
+    Yes,
+    /// The wait between two requests, which only the idle timeout ends.
+    No,
+}
+
+/// A wait of a future: dropped with it.
+struct Waiting<'a>(&'a mut Reader);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.end_wait();
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::{Output, Shared, closed};
+use super::{Control, Output, Shared, closed, timed_out};
 use crate::buffer::LinkBuffer;
 use crate::mailbox::{Command, LocalBlocks};
 use crate::memory::Slice;
@@ -36,11 +36,13 @@ const SEND_NOW_BYTES: usize = 16 << 10;
 pub struct Writer {
     shared: Arc<Shared>,
     staged: LinkBuffer,
+    /// The last poll has left a wait behind.
+    waiting: bool,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>) -> Writer {
-        Writer { shared, staged: LinkBuffer::new() }
+        Writer { shared, staged: LinkBuffer::new(), waiting: false }
     }
 
     /// Stages a copy of `bytes`.
@@ -122,7 +124,7 @@ impl Writer {
     fn poll_send(&mut self, cx: &mut Context<'_>, high: usize, low: usize) -> Poll<io::Result<()>> {
         let shared = &*self.shared;
         let staged = self.staged.len() + self.staged.reserved_len();
-        let (mut post, mut much) = (false, false);
+        let (mut post, mut much, mut arm) = (false, false, false);
         let mut state = shared.state();
         let result = match state.output {
             Output::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
@@ -136,25 +138,34 @@ impl Writer {
                 much = state.unsent >= SEND_NOW_BYTES;
                 // A wait that has begun ends at the low mark, so that it is not for a few bytes only.
                 let limit = if state.writer.is_some() { low } else { high };
-                if state.unsent > limit {
+                if state.unsent <= limit {
+                    state.writer = None;
+                    state.writing.end();
+                    Poll::Ready(Ok(()))
+                } else if state.writing.go_on(|| shared.mailbox.clock().now()) {
                     state.wake_at = low;
                     if !state.writer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                         state.writer = Some(cx.waker().clone());
                     }
+                    arm = state.writing.until() < state.armed;
                     Poll::Pending
                 } else {
                     state.writer = None;
-                    Poll::Ready(Ok(()))
+                    Poll::Ready(Err(timed_out()))
                 }
             }
         };
         drop(state);
+        self.waiting = result.is_pending();
         if let Some(tail) = self.staged.tail_mut().take() {
             LocalBlocks::put_written(tail);
         }
         if post {
             let token = shared.token;
             shared.mailbox.post(if much { Command::SendNow(token) } else { Command::Send(token) });
+        }
+        if arm {
+            shared.mailbox.post(Command::Arm(shared.token));
         }
         result
     }
@@ -165,7 +176,8 @@ impl Writer {
     /// # Errors
     /// See [`Writer`].
     pub async fn flush(&mut self) -> io::Result<()> {
-        poll_fn(|cx| self.poll_flush(cx)).await
+        let waiting = Waiting(self);
+        poll_fn(|cx| waiting.0.poll_flush(cx)).await
     }
 
     /// Hands over what is staged, and waits until the kernel has taken all of it.
@@ -173,7 +185,8 @@ impl Writer {
     /// # Errors
     /// See [`Writer`].
     pub async fn drain(&mut self) -> io::Result<()> {
-        poll_fn(|cx| self.poll_drain(cx)).await
+        let waiting = Waiting(self);
+        poll_fn(|cx| waiting.0.poll_drain(cx)).await
     }
 
     /// Ends the sending direction: what was flushed goes out, then the FIN. Receiving goes on. What is staged and
@@ -193,6 +206,20 @@ impl Writer {
         }
     }
 
+    /// A handle on the connection, for timeouts and for ending it from elsewhere.
+    pub fn control(&self) -> Control {
+        Control::new(self.shared.clone())
+    }
+
+    /// Forgets the wait that a poll has left behind, and with it its waker and its timeout.
+    pub fn end_wait(&mut self) {
+        if std::mem::take(&mut self.waiting) {
+            let mut state = self.shared.state();
+            state.writer = None;
+            state.writing.end();
+        }
+    }
+
     /// Closes the connection; see [`Reader::close`](super::Reader::close).
     pub fn close(&self) {
         self.shared.close();
@@ -201,6 +228,15 @@ impl Writer {
     /// The socket, for options and addresses. None under a simulated engine.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.shared.socket()
+    }
+}
+
+/// A wait of a future: dropped with it.
+struct Waiting<'a>(&'a mut Writer);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.end_wait();
     }
 }
 

@@ -1,46 +1,34 @@
 //! One refcounted allocation: a header, then the bytes.
 
-use std::alloc::{self, Layout};
 use std::ptr::NonNull;
 
 use super::pool::PoolInner;
-use crate::error::Error;
-use crate::sync::{Arc, AtomicUsize, Ordering, fence};
+use super::region::Region;
+use crate::sync::{Arc, AtomicUsize, Ordering, Witness, fence};
 
 /// A reference to a block. Clone and drop count; the last one hands the block back to its pool.
 pub(super) struct Block {
     header: NonNull<Header>,
 }
 
-/// What precedes the bytes. A cache line of its own, so that counting never touches the payload.
+/// What precedes the bytes while references exist. A cache line of its own, so that counting never touches the
+/// payload.
 #[repr(C, align(64))]
-pub(super) struct Header {
+struct Header {
     refs: AtomicUsize,
     capacity: usize,
-    /// The pool to return to: `Some` while references exist, `None` while the block lies in a free list.
-    home: Option<Arc<PoolInner>>,
-    /// The next block of a free list; meaningful only while the block lies in one.
-    next: Option<NonNull<Header>>,
+    /// The pool to return to, which lives as long as one of its blocks is in use.
+    home: Arc<PoolInner>,
+    region: NonNull<Region>,
+    /// The payload, as far as a model of the threads is concerned.
+    payload: Witness,
 }
-
-/// A block nobody refers to: it lies in a free list, or is on its way there or to the allocator.
-pub(super) struct FreeBlock(NonNull<Header>);
 
 // SAFETY: a reference gives access to the counter, which is atomic, and to fields that do not change while
 // references exist; the payload is governed by `Slice` and `Tail`.
 unsafe impl Send for Block {}
 // SAFETY: as above.
 unsafe impl Sync for Block {}
-// SAFETY: a free block has no other owner.
-unsafe impl Send for FreeBlock {}
-
-/// Bytes before the payload.
-const DATA_OFFSET: usize = size_of::<Header>();
-
-fn layout(capacity: usize) -> Option<Layout> {
-    let size = capacity.checked_add(DATA_OFFSET)?;
-    Layout::from_size_align(size, align_of::<Header>()).ok()
-}
 
 impl Block {
     pub(super) fn capacity(&self) -> usize {
@@ -50,8 +38,8 @@ impl Block {
 
     /// The first byte of the payload.
     pub(super) fn data(&self) -> NonNull<u8> {
-        // SAFETY: the allocation holds `DATA_OFFSET` bytes before the payload.
-        unsafe { self.header.cast::<u8>().add(DATA_OFFSET) }
+        // SAFETY: the block has its header's size before the payload.
+        unsafe { self.header.cast::<u8>().add(FreeBlock::HEADER_BYTES) }
     }
 
     /// Whether this is the only reference. If so, no other thread can make a second one meanwhile.
@@ -68,12 +56,18 @@ impl Block {
         // SAFETY: `self` keeps the header alive.
         unsafe { &(*self.header.as_ptr()).refs }
     }
+
+    pub(super) fn payload(&self) -> &Witness {
+        // SAFETY: `self` keeps the header alive.
+        unsafe { &(*self.header.as_ptr()).payload }
+    }
 }
 
 impl Clone for Block {
     fn clone(&self) -> Block {
         // Relaxed: a new reference is made from an existing one, which keeps the block alive. A count that
-        // overflows needs 2^63 live references, each of which occupies memory, so it cannot happen.
+        // overflows needs 2^64 live references, each of which occupies memory; those leaked with `mem::forget`
+        // would need centuries.
         self.refs().fetch_add(1, Ordering::Relaxed);
         Block { header: self.header }
     }
@@ -81,91 +75,68 @@ impl Clone for Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if self.refs().fetch_sub(1, Ordering::Release) != 1 {
-            return;
-        }
-        fence(Ordering::Acquire);
-        // SAFETY: that was the last reference, so nobody else looks at the header.
-        let home = unsafe { (*self.header.as_ptr()).home.take() };
-        let free = FreeBlock(self.header);
-        match home {
-            Some(pool) => pool.take_back(free),
-            None => free.deallocate(),
+        if self.refs().fetch_sub(1, Ordering::Release) == 1 {
+            self.give_back();
         }
     }
+}
+
+impl Block {
+    /// After the last reference was dropped.
+    #[inline(never)]
+    fn give_back(&mut self) {
+        // Acquire: what the others did with the block happened before it is used again.
+        fence(Ordering::Acquire);
+        // SAFETY: nobody else looks at the header any more, and it is not looked at again.
+        let header = unsafe { self.header.read() };
+        header.payload.written();
+        header.home.take_back(FreeBlock::new(self.header.cast(), header.region), header.capacity);
+    }
+}
+
+/// A block nobody refers to. Its header does not exist; the same bytes hold the link to the next free block.
+pub(super) struct FreeBlock {
+    memory: NonNull<u8>,
+    region: NonNull<Region>,
 }
 
 impl FreeBlock {
-    pub(super) fn allocate(capacity: usize) -> Result<FreeBlock, Error> {
-        let no_memory = Error::OutOfMemory { bytes: capacity };
-        let layout = layout(capacity).ok_or(no_memory)?;
-        // SAFETY: the layout is not empty, since it includes the header.
-        let raw = unsafe { alloc::alloc(layout) }.cast::<Header>();
-        let header = NonNull::new(raw).ok_or(no_memory)?;
-        // SAFETY: freshly allocated with the header's size and alignment.
-        unsafe {
-            header.write(Header { refs: AtomicUsize::new(0), capacity, home: None, next: None });
-        }
-        Ok(FreeBlock(header))
+    /// Bytes before the payload.
+    pub(super) const HEADER_BYTES: usize = size_of::<Header>();
+
+    pub(super) fn new(memory: NonNull<u8>, region: NonNull<Region>) -> FreeBlock {
+        FreeBlock { memory, region }
     }
 
-    pub(super) fn deallocate(self) {
-        // SAFETY: nobody refers to the block, and it was allocated with this very layout.
-        unsafe {
-            let capacity = (*self.0.as_ptr()).capacity;
-            self.0.drop_in_place();
-            if let Some(layout) = layout(capacity) {
-                alloc::dealloc(self.0.as_ptr().cast(), layout);
-            }
-        }
+    pub(super) fn region(&self) -> NonNull<Region> {
+        self.region
     }
 
-    pub(super) fn capacity(&self) -> usize {
-        // SAFETY: `self` owns the header.
-        unsafe { (*self.0.as_ptr()).capacity }
+    /// The free block that was linked behind this one.
+    ///
+    /// # Safety
+    /// [`set_next`](FreeBlock::set_next) was called, and the block was not used since.
+    pub(super) unsafe fn next(&self) -> Option<FreeBlock> {
+        // SAFETY: promised by the caller.
+        let next = unsafe { self.memory.cast::<Option<NonNull<u8>>>().read() };
+        next.map(|memory| FreeBlock { memory, region: self.region })
+    }
+
+    /// # Safety
+    /// Nobody uses the block, and `next` is of the same region.
+    pub(super) unsafe fn set_next(&self, next: Option<FreeBlock>) {
+        let next = next.map(|block| block.memory);
+        // SAFETY: promised by the caller; the header's room is large enough and aligned.
+        unsafe { self.memory.cast().write(next) };
     }
 
     /// Makes the first reference.
-    pub(super) fn into_block(self, home: Arc<PoolInner>) -> Block {
-        // SAFETY: `self` owns the header.
-        let header = unsafe { &mut *self.0.as_ptr() };
-        header.home = Some(home);
-        header.next = None;
-        // Relaxed: whoever gets the reference gets it from this thread.
-        header.refs.store(1, Ordering::Relaxed);
-        Block { header: self.0 }
-    }
-}
-
-/// A last-in first-out list of free blocks, linked through their headers: the block used last is the one whose
-/// lines are still in the cache.
-#[derive(Default)]
-pub(super) struct FreeList {
-    head: Option<NonNull<Header>>,
-}
-
-// SAFETY: the list owns its blocks.
-unsafe impl Send for FreeList {}
-
-impl FreeList {
-    pub(super) fn push(&mut self, block: FreeBlock) {
-        // SAFETY: the free block owns its header.
-        unsafe { (*block.0.as_ptr()).next = self.head };
-        self.head = Some(block.0);
-    }
-
-    pub(super) fn pop(&mut self) -> Option<FreeBlock> {
-        let head = self.head?;
-        // SAFETY: the list owns its headers.
-        self.head = unsafe { (*head.as_ptr()).next };
-        Some(FreeBlock(head))
-    }
-}
-
-impl Drop for FreeList {
-    fn drop(&mut self) {
-        while let Some(block) = self.pop() {
-            block.deallocate();
-        }
+    pub(super) fn into_block(self, capacity: usize, home: Arc<PoolInner>) -> Block {
+        let header = self.memory.cast::<Header>();
+        let refs = AtomicUsize::new(1);
+        let payload = Witness::default();
+        // SAFETY: a free block has no other owner, and room for a header before its payload.
+        unsafe { header.write(Header { refs, capacity, home, region: self.region, payload }) };
+        Block { header }
     }
 }

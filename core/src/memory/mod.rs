@@ -15,6 +15,7 @@
 
 mod block;
 mod pool;
+mod region;
 mod slice;
 mod tail;
 

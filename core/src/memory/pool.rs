@@ -1,8 +1,9 @@
-//! Bounded pools of blocks, one free list per power of two.
+//! Bounded pools of blocks, one shelf of regions per power of two.
 
 use std::fmt;
 
-use super::block::{FreeBlock, FreeList};
+use super::block::FreeBlock;
+use super::region::{Region, Shelf};
 use super::tail::Tail;
 use crate::error::Error;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
@@ -10,15 +11,41 @@ use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
 /// Where blocks come from and return to. Cheap to clone; clones are the same pool.
 ///
 /// A request is rounded up to a power of two. A block is released by whichever thread drops the last reference to
-/// it; it then waits in the pool for the next request of its size, unless that would exceed
-/// [`PoolConfig::max_pooled_bytes`] or it is larger than [`PoolConfig::max_pooled_block_bytes`]. What does not
-/// wait goes back to the allocator at once. So the memory kept after a burst is bounded.
+/// it; it then waits in the pool for the next request of its size.
 ///
-/// Blocks outlive the pool's handles: dropping every `Pool` frees what waits, and a block still in use is freed
-/// with its last reference.
+/// ```
+/// use duopoll_core::{LinkBuffer, Pool, PoolConfig};
+///
+/// let mut config = PoolConfig::default();
+/// config.max_pooled_bytes = 1 << 20;
+/// let pool = Pool::new(config);
+///
+/// let mut buffer = LinkBuffer::with_pool(pool.clone());
+/// buffer.write(b"kept")?;
+/// buffer.flush();
+/// let slice = buffer.next(4)?;
+/// drop((buffer, pool));               // the slice holds its block, and the block its pool
+/// assert_eq!(slice, b"kept");
+/// # Ok::<(), duopoll_core::Error>(())
+/// ```
+///
+/// # Memory
+/// Memory is mapped from the kernel, and does not pass through the global allocator: in regions of 256 KiB that
+/// are divided into blocks of one size, up to 32 KiB each; a larger block has a region of its own, and a block
+/// above [`PoolConfig::max_pooled_block_bytes`] is not rounded up beyond whole pages.
+///
+/// What waits is bounded. When a region becomes vacant and more than [`PoolConfig::max_pooled_bytes`] wait, a
+/// vacant region is unmapped, of the size class that has most of them. So memory comes back down after a burst by
+/// itself, and a size that is no longer used makes room for one that is. Only the free blocks of a region that has
+/// another block in use can exceed the limit: compact a slice that is to be kept for long
+/// ([`Slice::compact`](crate::Slice::compact)).
+///
+/// Blocks outlive the pool's handles: dropping every `Pool` leaves the blocks in use as they are, and all memory is
+/// unmapped with the last of them.
 ///
 /// # Complexity
-/// Allocation and release are O(1) and take one uncontended lock, of the size class alone.
+/// Allocation and release are O(1) and take one uncontended lock, of the size class alone; a release that unmaps
+/// looks at every class.
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<PoolInner>,
@@ -28,9 +55,13 @@ pub struct Pool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolConfig {
-    /// The smallest block, in bytes; rounded up to a power of two, at least 512. Default: 1 KiB.
+    /// The smallest block, in bytes; rounded up to a power of two from 512 B to 16 MiB. Default: 1 KiB.
     pub min_block_bytes: usize,
-    /// The largest block that waits in the pool, in bytes. Default: 1 MiB. Larger ones go to the allocator.
+    /// The first block of a [`LinkBuffer`](crate::LinkBuffer) that is written to or received into, in bytes; from
+    /// `min_block_bytes` to 1 MiB. Blocks then grow with the traffic. Default: 4 KiB.
+    pub node_bytes: usize,
+    /// The largest block that waits in the pool, in bytes; at most 1 GiB. Default: 1 MiB. Larger ones are mapped
+    /// and unmapped each time.
     pub max_pooled_block_bytes: usize,
     /// The most bytes that wait in the pool. Default: 8 MiB.
     pub max_pooled_bytes: usize,
@@ -40,8 +71,22 @@ impl Default for PoolConfig {
     fn default() -> PoolConfig {
         PoolConfig {
             min_block_bytes: 1 << 10,
+            node_bytes: 4 << 10,
             max_pooled_block_bytes: 1 << 20,
             max_pooled_bytes: 8 << 20,
+        }
+    }
+}
+
+impl PoolConfig {
+    fn adjusted(self) -> PoolConfig {
+        let min_block_bytes =
+            self.min_block_bytes.clamp(CLASS_BYTES_MIN, 1 << 24).next_power_of_two();
+        PoolConfig {
+            min_block_bytes,
+            node_bytes: self.node_bytes.clamp(min_block_bytes, min_block_bytes.max(1 << 20)),
+            max_pooled_block_bytes: self.max_pooled_block_bytes.min(CLASS_BYTES_MAX),
+            max_pooled_bytes: self.max_pooled_bytes,
         }
     }
 }
@@ -63,12 +108,14 @@ pub struct PoolStats {
 
 /// Powers of two from `2^MIN_SHIFT` on.
 const MIN_SHIFT: u32 = 9;
-/// Size classes: 512 B to 1 GiB. A larger block belongs to none.
-const CLASSES: usize = 22;
+/// Size classes: 512 B to 1 GiB. A larger block belongs to none. A model of the threads has fewer.
+const CLASSES: usize = if cfg!(loom) { 2 } else { 22 };
+const CLASS_BYTES_MIN: usize = 1 << MIN_SHIFT;
+const CLASS_BYTES_MAX: usize = CLASS_BYTES_MIN << (CLASSES - 1);
 
 pub(super) struct PoolInner {
     config: PoolConfig,
-    classes: [Mutex<FreeList>; CLASSES],
+    classes: [Mutex<Shelf>; CLASSES],
     live_blocks: AtomicUsize,
     live_bytes: AtomicUsize,
     peak_bytes: AtomicUsize,
@@ -76,19 +123,12 @@ pub(super) struct PoolInner {
 }
 
 impl Pool {
-    /// A pool with these limits.
+    /// A pool with these limits. Allocates no block.
     pub fn new(config: PoolConfig) -> Pool {
-        let config = PoolConfig {
-            min_block_bytes: config
-                .min_block_bytes
-                .clamp(1 << MIN_SHIFT, 1 << 24)
-                .next_power_of_two(),
-            ..config
-        };
         Pool {
             inner: Arc::new(PoolInner {
-                config,
-                classes: std::array::from_fn(|_| Mutex::new(FreeList::default())),
+                config: config.adjusted(),
+                classes: std::array::from_fn(|_| Mutex::new(Shelf::default())),
                 live_blocks: AtomicUsize::new(0),
                 live_bytes: AtomicUsize::new(0),
                 peak_bytes: AtomicUsize::new(0),
@@ -104,38 +144,33 @@ impl Pool {
         GLOBAL.get_or_init(|| Pool::new(PoolConfig::default()))
     }
 
+    /// A model has no state beyond one execution.
+    #[cfg(loom)]
+    pub fn global() -> &'static Pool {
+        panic!("a model makes its own pool")
+    }
+
     /// An empty block of at least `min_bytes`.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] if the allocator refuses.
+    /// [`Error::OutOfMemory`] if the kernel refuses.
     pub fn allocate(&self, min_bytes: usize) -> Result<Tail, Error> {
         let inner = &self.inner;
-        let bytes = min_bytes.max(inner.config.min_block_bytes);
-        let (capacity, class) = match class_of(bytes) {
-            Some(class) => (1 << (class as u32 + MIN_SHIFT), Some(class)),
-            None => (bytes, None),
-        };
-        let pooled = class.and_then(|class| lock(&inner.classes[class]).pop());
-        let free = match pooled {
-            Some(free) => {
-                inner.pooled_bytes.fetch_sub(capacity, Ordering::Relaxed);
-                free
-            }
-            None => FreeBlock::allocate(capacity)?,
-        };
+        let (free, capacity) = inner.take(min_bytes)?;
         inner.live_blocks.fetch_add(1, Ordering::Relaxed);
         let live = inner.live_bytes.fetch_add(capacity, Ordering::Relaxed) + capacity;
         if live > inner.peak_bytes.load(Ordering::Relaxed) {
             inner.peak_bytes.fetch_max(live, Ordering::Relaxed);
         }
-        Ok(Tail::new(free.into_block(inner.clone())))
+        Ok(Tail::new(free.into_block(capacity, inner.clone())))
     }
 
-    /// Gives every waiting block back to the allocator.
+    /// Gives every vacant region back to the kernel, whatever the limits.
     pub fn trim(&self) {
         for class in &self.inner.classes {
-            let list = std::mem::take(&mut *lock(class));
-            self.inner.discard(list);
+            while let Some(region) = { lock(class).pop_vacant() } {
+                self.inner.unmap(region);
+            }
         }
     }
 
@@ -157,29 +192,76 @@ impl Pool {
 }
 
 impl PoolInner {
+    /// A free block of at least `min_bytes`, and its capacity.
+    fn take(&self, min_bytes: usize) -> Result<(FreeBlock, usize), Error> {
+        let no_memory = Error::OutOfMemory { bytes: min_bytes };
+        let bytes = min_bytes.max(self.config.min_block_bytes);
+        let Some((class, capacity)) = self.class_of(bytes) else {
+            let region = Region::new(bytes, None).map_err(|_| no_memory)?;
+            // SAFETY: nobody else knows the new region.
+            let (block, capacity) = unsafe { (Region::take(region), region.as_ref().capacity()) };
+            return block.map(|(block, _)| (block, capacity)).ok_or(no_memory);
+        };
+        let taken = lock(&self.classes[class]).take();
+        let (block, waited) = match taken {
+            Some(taken) => taken,
+            None => {
+                // Mapped without the lock: it is a system call.
+                let region = Region::new(capacity, Some(class as u8)).map_err(|_| no_memory)?;
+                let mut shelf = lock(&self.classes[class]);
+                shelf.add(region);
+                shelf.take().ok_or(no_memory)?
+            }
+        };
+        if waited {
+            self.pooled_bytes.fetch_sub(capacity, Ordering::Relaxed);
+        }
+        Ok((block, capacity))
+    }
+
     /// Takes a block whose last reference was dropped.
-    pub(super) fn take_back(&self, block: FreeBlock) {
-        let capacity = block.capacity();
+    pub(super) fn take_back(&self, block: FreeBlock, capacity: usize) {
         self.live_blocks.fetch_sub(1, Ordering::Relaxed);
         self.live_bytes.fetch_sub(capacity, Ordering::Relaxed);
-        let class = class_of(capacity).filter(|_| capacity <= self.config.max_pooled_block_bytes);
-        let Some(class) = class else {
-            return block.deallocate();
+        let region = block.region();
+        // SAFETY: the block is not back in its region yet, so the region is there; its class never changes.
+        let Some(class) = (unsafe { (*region.as_ptr()).class }) else {
+            // SAFETY: it was the only block of its region, which is in no shelf.
+            return unsafe { Region::unmap(region) };
         };
         // Counted before it is visible, so that an allocation that finds it never subtracts first.
         let pooled = self.pooled_bytes.fetch_add(capacity, Ordering::Relaxed) + capacity;
-        if pooled > self.config.max_pooled_bytes {
-            self.pooled_bytes.fetch_sub(capacity, Ordering::Relaxed);
-            return block.deallocate();
+        // SAFETY: the region's class says which shelf it belongs to.
+        let vacant = unsafe { lock(&self.classes[usize::from(class)]).put(block) };
+        if vacant && pooled > self.config.max_pooled_bytes {
+            self.shrink();
         }
-        lock(&self.classes[class]).push(block);
     }
 
-    fn discard(&self, mut list: FreeList) {
-        while let Some(block) = list.pop() {
-            self.pooled_bytes.fetch_sub(block.capacity(), Ordering::Relaxed);
-            block.deallocate();
+    /// Unmaps vacant regions until the limit holds, or none is left.
+    #[cold]
+    fn shrink(&self) {
+        while self.pooled_bytes.load(Ordering::Relaxed) > self.config.max_pooled_bytes {
+            let fattest = self.classes.iter().max_by_key(|class| lock(class).vacant_bytes());
+            let Some(region) = fattest.and_then(|class| lock(class).pop_vacant()) else { return };
+            self.unmap(region);
         }
+    }
+
+    /// Unmaps a vacant region that was taken off its shelf.
+    fn unmap(&self, region: std::ptr::NonNull<Region>) {
+        // SAFETY: off the shelf and vacant, so nobody else knows the region.
+        unsafe {
+            self.pooled_bytes.fetch_sub(region.as_ref().waiting_bytes(), Ordering::Relaxed);
+            Region::unmap(region);
+        }
+    }
+
+    /// The class whose blocks hold `bytes`, and their capacity; none if they are mapped one by one.
+    fn class_of(&self, bytes: usize) -> Option<(usize, usize)> {
+        let capacity = bytes.checked_next_power_of_two()?.max(CLASS_BYTES_MIN);
+        let class = (capacity.trailing_zeros() - MIN_SHIFT) as usize;
+        (capacity <= self.config.max_pooled_block_bytes).then_some((class, capacity))
     }
 }
 
@@ -187,13 +269,6 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("stats", &self.stats()).finish_non_exhaustive()
     }
-}
-
-/// The class whose blocks hold `bytes`; none if only the allocator can serve it.
-fn class_of(bytes: usize) -> Option<usize> {
-    let shift = bytes.checked_next_power_of_two()?.trailing_zeros();
-    let class = shift.saturating_sub(MIN_SHIFT) as usize;
-    (class < CLASSES).then_some(class)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -219,7 +294,8 @@ mod tests {
         let blocks: Vec<_> = (0..10).map(|_| pool.allocate(4096).unwrap()).collect();
         drop(blocks);
         let stats = pool.stats();
-        assert_eq!((stats.live_bytes, stats.pooled_bytes), (0, 8192));
+        assert_eq!(stats.live_bytes, 0);
+        assert!(stats.pooled_bytes <= 8192);
         assert_eq!(stats.peak_bytes, 40960);
     }
 

@@ -7,7 +7,7 @@ use std::hash::{Hash, Hasher};
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::block::Block;
 use super::pool::Pool;
@@ -109,6 +109,9 @@ impl Slice {
             let needed = range.end.max(range.start);
             return Err(Error::NotEnough { needed, available: self.len() });
         }
+        if range.is_empty() {
+            return Ok(Slice::empty());
+        }
         let mut slice = self.clone();
         slice.drop_front(range.start);
         slice.truncate(range.end - range.start);
@@ -117,13 +120,18 @@ impl Slice {
 
     /// Shortens the slice to its first `len` bytes; does nothing if it has no more. O(1).
     pub fn truncate(&mut self, len: usize) {
+        if len == 0 {
+            // Nothing is left to keep a block alive for.
+            *self = Slice::empty();
+        }
         match &mut self.0 {
             Repr::Block { len: own, .. } => *own = len.min(*own),
             Repr::Bytes(bytes) => bytes.truncate(len),
         }
     }
 
-    /// Bytes of memory that this slice keeps alive: the capacity of its block, or the length of foreign memory.
+    /// Bytes of memory that this slice keeps alive: the capacity of its block; of foreign memory, only its own
+    /// length is known.
     pub fn pinned_bytes(&self) -> usize {
         match &self.0 {
             Repr::Block { block, .. } => block.capacity(),
@@ -206,10 +214,11 @@ impl Deref for Slice {
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            // SAFETY: the range is initialised and immutable, and `block` keeps it alive.
-            Repr::Block { ptr, len, .. } => unsafe {
-                std::slice::from_raw_parts(ptr.as_ptr(), *len)
-            },
+            Repr::Block { ptr, len, block } => {
+                block.payload().read();
+                // SAFETY: the range is initialised and immutable, and `block` keeps it alive.
+                unsafe { std::slice::from_raw_parts(ptr.as_ptr(), *len) }
+            }
             Repr::Bytes(bytes) => bytes,
         }
     }
@@ -241,10 +250,22 @@ impl Buf for Slice {
 
     fn advance(&mut self, n: usize) {
         assert!(n <= self.len(), "advance({n}) beyond the {} bytes of the slice", self.len());
-        self.drop_front(n);
+        if n == self.len() {
+            *self = Slice::empty();
+        } else {
+            self.drop_front(n);
+        }
+    }
+
+    fn copy_to_bytes(&mut self, n: usize) -> Bytes {
+        match self.split_to(n) {
+            Ok(front) => front.into(),
+            Err(error) => panic!("copy_to_bytes: {error}"),
+        }
     }
 }
 
+/// Not copied.
 impl From<Bytes> for Slice {
     fn from(bytes: Bytes) -> Slice {
         Slice(Repr::Bytes(bytes))
@@ -281,12 +302,40 @@ impl From<&'static str> for Slice {
     }
 }
 
+/// Not copied. A slice of a block costs one small allocation; `Bytes` wants an owner of its own kind.
 impl From<Slice> for Bytes {
     fn from(slice: Slice) -> Bytes {
         match slice.0 {
             Repr::Bytes(bytes) => bytes,
             Repr::Block { .. } => Bytes::from_owner(slice),
         }
+    }
+}
+
+/// Copied, unless the slice holds `Bytes` from outside that nobody else refers to: a block is not a `Vec`.
+impl From<Slice> for Vec<u8> {
+    fn from(slice: Slice) -> Vec<u8> {
+        match slice.0 {
+            Repr::Bytes(bytes) => bytes.into(),
+            Repr::Block { .. } => slice.to_vec(),
+        }
+    }
+}
+
+/// Copied, unless the slice holds `Bytes` from outside that nobody else refers to: a block is not a `BytesMut`.
+impl From<Slice> for BytesMut {
+    fn from(slice: Slice) -> BytesMut {
+        match slice.0 {
+            Repr::Bytes(bytes) => bytes.into(),
+            Repr::Block { .. } => BytesMut::from(&slice[..]),
+        }
+    }
+}
+
+/// Not copied.
+impl From<BytesMut> for Slice {
+    fn from(bytes: BytesMut) -> Slice {
+        bytes.freeze().into()
     }
 }
 

@@ -50,6 +50,10 @@ impl Tail {
     /// - The first `n` bytes of [`spare_mut`](Tail::spare_mut) are initialised, and nobody writes to them any more.
     pub unsafe fn commit(&mut self, n: usize) -> Slice {
         debug_assert!(n <= self.remaining());
+        if n == 0 {
+            // A slice of nothing must not keep the block.
+            return Slice::empty();
+        }
         let ptr = self.as_ptr();
         self.start += n;
         Slice::of_block(ptr, n, self.block.clone())
@@ -91,6 +95,7 @@ impl Tail {
     pub fn rewind(&mut self) -> bool {
         let unique = self.block.is_unique();
         if unique {
+            self.block.payload().written();
             self.start = 0;
         }
         unique

@@ -1,0 +1,110 @@
+//! How long one direction of a connection may wait.
+
+use std::time::Duration;
+
+use crate::timer::Tick;
+
+/// Later than any deadline.
+pub(crate) const NEVER: Tick = Tick::MAX;
+
+/// The limits of one direction, and the wait that is under way, if one is.
+///
+/// A timeout counts from the beginning of each wait, a deadline is a point in time. The earlier one ends the wait.
+/// What a wait leaves behind ends with it: an expiry that comes too late does not touch the next one.
+#[derive(Debug)]
+pub(super) struct Wait {
+    timeout: Option<Tick>,
+    deadline: Option<Tick>,
+    /// When the wait that is under way began.
+    since: Option<Tick>,
+    /// The wait has expired, and its owner does not know yet.
+    expired: bool,
+    /// The wait that is under way has no limit, whatever is set.
+    exempt: bool,
+}
+
+impl Wait {
+    pub(super) fn new(timeout: Option<Duration>) -> Wait {
+        Wait {
+            timeout: timeout.map(ticks),
+            deadline: None,
+            since: None,
+            expired: false,
+            exempt: false,
+        }
+    }
+
+    /// A poll of a wait: begins one, unless it is under way. False if it is over time.
+    pub(super) fn go_on(&mut self, now: impl FnOnce() -> Tick) -> bool {
+        self.exempt = false;
+        if self.timeout.is_none() && self.deadline.is_none() && !self.expired {
+            // Nothing to look for, so the time need not be known; a limit that is set later counts from then.
+            return true;
+        }
+        if !std::mem::take(&mut self.expired) {
+            let now = now();
+            self.since.get_or_insert(now);
+            if self.until() > now {
+                return true;
+            }
+        }
+        self.since = None;
+        false
+    }
+
+    /// A poll of a wait that is not to expire.
+    pub(super) fn go_on_exempt(&mut self) {
+        self.end();
+        self.exempt = true;
+    }
+
+    /// The wait is over, for whatever reason.
+    pub(super) fn end(&mut self) {
+        self.since = None;
+        self.expired = false;
+    }
+
+    /// When the wait that is under way expires; never if none is.
+    pub(super) fn until(&self) -> Tick {
+        let Some(since) = self.since else { return NEVER };
+        // A tick more, since the wait began somewhere within one.
+        let timeout = self.timeout.map_or(NEVER, |timeout| since.saturating_add(timeout + 1));
+        timeout.min(self.deadline.unwrap_or(NEVER))
+    }
+
+    /// Expires the wait, if it is due.
+    pub(super) fn expire(&mut self, now: Tick) -> bool {
+        let due = self.until() <= now;
+        if due {
+            self.since = None;
+            self.expired = true;
+        }
+        due
+    }
+
+    /// Sets the timeout of this wait and of those to come.
+    pub(super) fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout.map(ticks);
+    }
+
+    /// Sets the deadline of this wait and of those to come.
+    pub(super) fn set_deadline(&mut self, deadline: Option<Tick>) {
+        self.deadline = deadline;
+    }
+
+    /// A limit was set while somebody waited, who had looked at none.
+    pub(super) fn began(&mut self, now: Tick) {
+        if !self.exempt {
+            self.since.get_or_insert(now);
+        }
+    }
+
+    pub(super) fn timeout(&self) -> Option<Tick> {
+        self.timeout
+    }
+}
+
+/// Ticks, rounded up, so that nothing expires too early.
+pub(super) fn ticks(duration: Duration) -> Tick {
+    Tick::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER - 1)
+}

@@ -1,0 +1,277 @@
+//! The keys, and when they expire.
+//!
+//! An expired key is removed when it is looked up, and by two sweeps: a small one with every batch of requests, and
+//! one by a thread of its own, which sleeps for good while no key has a deadline.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hashbrown::HashMap;
+use hashbrown::hash_map::EntryRef;
+
+use crate::reply::{Error, error};
+use crate::values::{Kind, Text, Value};
+
+/// What a command says that meets a value of another kind.
+pub(crate) const WRONG_TYPE: Error =
+    error("WRONGTYPE Operation against a key holding the wrong kind of value");
+
+/// Keys that a batch of requests removes at most.
+const TICK_KEYS_MAX: usize = 16;
+/// Keys that the sweeping thread removes at most while it holds the lock.
+const SWEEP_KEYS_MAX: usize = 1024;
+/// How often the sweeping thread looks while keys have deadlines.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The store, for all pollers. The lock is held for a batch of requests, never across a wait.
+pub(crate) struct SharedStore {
+    store: Mutex<Store>,
+    /// Notified when the first deadline is set.
+    expiring: Arc<Condvar>,
+}
+
+impl SharedStore {
+    /// An empty store, and the thread that sweeps it.
+    ///
+    /// # Errors
+    /// If the system has no thread for it.
+    pub(crate) fn start() -> io::Result<Arc<SharedStore>> {
+        let expiring = Arc::new(Condvar::new());
+        let store = Mutex::new(Store::new(expiring.clone()));
+        let shared = Arc::new(SharedStore { store, expiring });
+        let weak = Arc::downgrade(&shared);
+        // Nobody joins it: it has nothing to finish when the process ends.
+        thread::Builder::new().name("expiry".to_owned()).spawn(move || {
+            while let Some(shared) = weak.upgrade() {
+                shared.sweep();
+            }
+        })?;
+        Ok(shared)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Store> {
+        // A handler that panicked ended its connection; each of its steps left the store whole.
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sweep(&self) {
+        let mut store = self.lock();
+        while store.deadlines.is_empty() {
+            store = self.expiring.wait(store).unwrap_or_else(PoisonError::into_inner);
+        }
+        store.now = clock();
+        let more = store.remove_expired(SWEEP_KEYS_MAX);
+        drop(store);
+        if more {
+            thread::yield_now();
+        } else {
+            thread::sleep(SWEEP_INTERVAL);
+        }
+    }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn clock() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The deadline of a key that does not expire.
+const NEVER: i64 = i64::MAX;
+
+/// The keys.
+pub(crate) struct Store {
+    keys: HashMap<Text, Entry>,
+    /// The keys that expire, the next one first.
+    deadlines: BTreeSet<(i64, Text)>,
+    expiring: Arc<Condvar>,
+    /// The time of the batch; kept only while there are deadlines.
+    now: i64,
+    random: u64,
+    /// For INFO.
+    pub(crate) stats: Stats,
+}
+
+struct Entry {
+    value: Value,
+    deadline: i64,
+}
+
+/// What INFO tells.
+pub(crate) struct Stats {
+    pub(crate) started: Instant,
+    pub(crate) commands: u64,
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    pub(crate) expired: u64,
+}
+
+impl Store {
+    fn new(expiring: Arc<Condvar>) -> Store {
+        let stats =
+            Stats { started: Instant::now(), commands: 0, hits: 0, misses: 0, expired: 0 };
+        let (keys, deadlines, now) = (HashMap::new(), BTreeSet::new(), clock());
+        Store { keys, deadlines, expiring, now, random: now.unsigned_abs(), stats }
+    }
+
+    /// To be called before a batch of requests: sets the time, and removes a few expired keys.
+    #[inline]
+    pub(crate) fn tick(&mut self) {
+        if !self.deadlines.is_empty() {
+            self.now = clock();
+            self.remove_expired(TICK_KEYS_MAX);
+        }
+    }
+
+    /// Removes up to `max` expired keys; says whether more are left.
+    fn remove_expired(&mut self, max: usize) -> bool {
+        for _ in 0..max {
+            match self.deadlines.first() {
+                Some((deadline, _)) if *deadline <= self.now => {}
+                _ => return false,
+            }
+            if let Some((_, key)) = self.deadlines.pop_first() {
+                self.keys.remove(&key);
+                self.stats.expired += 1;
+            }
+        }
+        true
+    }
+
+    /// Keys in the store; among them may be some that expired and were not swept yet, as in Redis.
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Keys with a deadline.
+    pub(crate) fn expiring_len(&self) -> usize {
+        self.deadlines.len()
+    }
+
+    /// The value at a key.
+    #[inline]
+    pub(crate) fn get(&mut self, key: &[u8]) -> Option<&mut Value> {
+        self.entry(key).map(|entry| &mut entry.value)
+    }
+
+    /// The value at a key as the kind `K`, for a command that reads. Counts hits and misses.
+    ///
+    /// # Errors
+    /// [`WRONG_TYPE`].
+    #[inline]
+    pub(crate) fn read<K: Kind>(&mut self, key: &[u8]) -> Result<Option<&mut K>, Error> {
+        if self.keys.contains_key(key) {
+            self.stats.hits += 1;
+        } else {
+            self.stats.misses += 1;
+        }
+        self.find(key)
+    }
+
+    /// The value at a key as the kind `K`.
+    ///
+    /// # Errors
+    /// [`WRONG_TYPE`].
+    #[inline]
+    pub(crate) fn find<K: Kind>(&mut self, key: &[u8]) -> Result<Option<&mut K>, Error> {
+        self.get(key).map(|value| K::of(value).ok_or(WRONG_TYPE)).transpose()
+    }
+
+    /// As [`find`](Store::find), but if there is no such key it is made, with an empty value.
+    ///
+    /// # Errors
+    /// [`WRONG_TYPE`].
+    pub(crate) fn find_or_make<K: Kind>(&mut self, key: &[u8]) -> Result<&mut K, Error> {
+        if !self.deadlines.is_empty() {
+            self.entry(key);
+        }
+        let made = || Entry { value: K::empty(), deadline: NEVER };
+        let entry = self.keys.entry_ref(key).or_insert_with(made);
+        K::of(&mut entry.value).ok_or(WRONG_TYPE)
+    }
+
+    #[inline]
+    fn entry(&mut self, key: &[u8]) -> Option<&mut Entry> {
+        match self.keys.entry_ref(key) {
+            EntryRef::Vacant(_) => None,
+            EntryRef::Occupied(entry) if entry.get().deadline > self.now => Some(entry.into_mut()),
+            EntryRef::Occupied(entry) => {
+                let (key, entry) = entry.remove_entry();
+                self.deadlines.remove(&(entry.deadline, key));
+                self.stats.expired += 1;
+                None
+            }
+        }
+    }
+
+    /// Sets a key, which then does not expire, whatever it held before.
+    #[inline]
+    pub(crate) fn set(&mut self, key: &[u8], value: Text) {
+        let value = Value::Text(value);
+        match self.keys.entry_ref(key) {
+            EntryRef::Vacant(entry) => {
+                entry.insert(Entry { value, deadline: NEVER });
+            }
+            EntryRef::Occupied(mut entry) => {
+                let old = std::mem::replace(entry.get_mut(), Entry { value, deadline: NEVER });
+                if old.deadline != NEVER {
+                    self.deadlines.remove(&(old.deadline, key.into()));
+                }
+            }
+        }
+    }
+
+    /// Removes a key; says whether it was there.
+    pub(crate) fn remove(&mut self, key: &[u8]) -> bool {
+        let expired = self.entry(key).is_none();
+        let Some((key, entry)) = self.keys.remove_entry(key) else { return false };
+        if entry.deadline != NEVER {
+            self.deadlines.remove(&(entry.deadline, key));
+        }
+        !expired
+    }
+
+    /// Removes every key.
+    pub(crate) fn clear(&mut self) {
+        self.keys = HashMap::new();
+        self.deadlines.clear();
+    }
+
+    /// When a key expires: no key, no deadline, or milliseconds since 1970.
+    pub(crate) fn deadline(&mut self, key: &[u8]) -> Option<Option<i64>> {
+        self.entry(key).map(|entry| Some(entry.deadline).filter(|deadline| *deadline != NEVER))
+    }
+
+    /// Sets when a key expires, in milliseconds since 1970, or that it does not. Does nothing if there is no such
+    /// key.
+    pub(crate) fn set_deadline(&mut self, key: &[u8], deadline: Option<i64>) {
+        let deadline = deadline.unwrap_or(NEVER);
+        let Some(entry) = self.keys.get_mut(key) else { return };
+        let old = std::mem::replace(&mut entry.deadline, deadline);
+        if old != NEVER {
+            self.deadlines.remove(&(old, key.into()));
+        }
+        if deadline != NEVER {
+            if self.deadlines.is_empty() {
+                // The time was not kept.
+                self.now = clock();
+                self.expiring.notify_one();
+            }
+            self.deadlines.insert((deadline, key.into()));
+        }
+    }
+
+    /// A random number below `bound`, or 0 if that is 0. Good enough to pick a member, not for secrets.
+    pub(crate) fn random_below(&mut self, bound: usize) -> usize {
+        // SplitMix64.
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.random;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        ((u128::from(bits) * bound as u128) >> 64) as usize
+    }
+}

@@ -1,0 +1,203 @@
+//! Timeouts and deadlines: they end waits, lose nothing, and are kept to the millisecond from below.
+
+mod support;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use duopoll::{Connection, Control, Server};
+use support::{PATIENCE, Peer, Setup};
+
+on_every_setup!(
+    a_read_timeout_ends_the_wait_and_loses_nothing,
+    a_deadline_in_the_past_wakes_the_waiter,
+    bytes_that_have_arrived_are_read_past_the_deadline,
+    a_later_deadline_revives_the_connection,
+    an_expired_wait_does_not_touch_the_next,
+    a_write_timeout_ends_a_flush_to_a_peer_that_never_reads,
+    an_idle_connection_is_ended,
+    traffic_puts_the_idle_timeout_off,
+    between_two_requests_no_read_timeout_applies,
+);
+
+const SHORT: Duration = Duration::from_millis(50);
+
+/// What a handler reports to the test.
+type Report<T> = (Sender<T>, Receiver<T>);
+
+fn report<T>() -> Report<T> {
+    mpsc::channel()
+}
+
+fn receive<T>(reports: &Receiver<T>) -> T {
+    reports.recv_timeout(PATIENCE).expect("a report")
+}
+
+/// A server whose handler takes the first byte of a request and then does what the test wants.
+fn serve<F>(setup: Setup, handler: F) -> (Server, Peer)
+where
+    F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
+{
+    let server = setup.serve(async move |connection: &mut Connection| {
+        connection.read_u8().await?;
+        handler(connection).await
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    peer.write_all(b".").expect("sent");
+    (server, peer)
+}
+
+fn a_read_timeout_ends_the_wait_and_loses_nothing(setup: Setup) {
+    let (reporter, reports) = report();
+    let (_server, mut peer) = serve(setup, async move |connection| {
+        connection.set_read_timeout(Some(SHORT));
+        let start = Instant::now();
+        let error = connection.next(4).await.expect_err("only two bytes come");
+        let _ = reporter.send((error.kind(), start.elapsed()));
+        connection.set_read_timeout(None);
+        let all = connection.next(4).await?;
+        connection.push(all);
+        connection.drain().await
+    });
+    peer.write_all(b"ab").expect("sent");
+    let (kind, waited) = receive(&reports);
+    assert_eq!(kind, ErrorKind::TimedOut);
+    assert!(waited >= SHORT, "timed out after {waited:?} already");
+    peer.write_all(b"cd").expect("sent");
+    let mut reply = [0; 4];
+    peer.read_exact(&mut reply).expect("a reply");
+    assert_eq!(&reply, b"abcd");
+}
+
+/// Starts a read without a limit, and gives the test the handle to set one.
+fn waiting_read(setup: Setup) -> (Server, Peer, Control, Receiver<io::Result<usize>>) {
+    let (handler, handles) = report();
+    let (reporter, reports) = report();
+    let (server, peer) = serve(setup, async move |connection| {
+        let _ = handler.send(connection.control());
+        loop {
+            let result = connection.next(1).await.map(|slice| slice.len());
+            let over = matches!(&result, Err(error) if error.kind() != ErrorKind::TimedOut);
+            let _ = reporter.send(result);
+            if over {
+                return Ok(());
+            }
+        }
+    });
+    let control = receive(&handles);
+    (server, peer, control, reports)
+}
+
+fn a_deadline_in_the_past_wakes_the_waiter(setup: Setup) {
+    let (_server, _peer, control, reports) = waiting_read(setup);
+    control.set_read_deadline(Some(Instant::now() - Duration::from_secs(1)));
+    let error = receive(&reports).expect_err("nothing came");
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    control.close();
+}
+
+fn a_later_deadline_revives_the_connection(setup: Setup) {
+    let (_server, mut peer, control, reports) = waiting_read(setup);
+    control.set_read_deadline(Some(Instant::now()));
+    assert_eq!(receive(&reports).expect_err("nothing came").kind(), ErrorKind::TimedOut);
+    control.set_read_deadline(None);
+    peer.write_all(b"x").expect("sent");
+    // The reader fails at the old deadline until it sees the new one; then the byte comes.
+    loop {
+        match receive(&reports) {
+            Ok(n) => break assert_eq!(n, 1),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::TimedOut),
+        }
+    }
+}
+
+fn bytes_that_have_arrived_are_read_past_the_deadline(setup: Setup) {
+    let (reporter, reports) = report();
+    let (_server, mut peer) = serve(setup, async move |connection| {
+        connection.fill(3).await?;
+        connection.set_read_deadline(Some(Instant::now() - SHORT));
+        let buffered = connection.next(3).await?;
+        let more = connection.next(1).await.expect_err("nothing more has come");
+        let _ = reporter.send((buffered, more.kind()));
+        Ok(())
+    });
+    peer.write_all(b"abc").expect("sent");
+    let (buffered, more) = receive(&reports);
+    assert_eq!(buffered, b"abc");
+    assert_eq!(more, ErrorKind::TimedOut);
+}
+
+fn an_expired_wait_does_not_touch_the_next(setup: Setup) {
+    let (reporter, reports) = report();
+    let (_server, _peer) = serve(setup, async move |connection| {
+        connection.set_read_timeout(Some(SHORT));
+        for _ in 0..3 {
+            let start = Instant::now();
+            let kind = connection.next(1).await.expect_err("nothing comes").kind();
+            let _ = reporter.send((kind, start.elapsed()));
+        }
+        Ok(())
+    });
+    for _ in 0..3 {
+        let (kind, waited) = receive(&reports);
+        assert_eq!(kind, ErrorKind::TimedOut);
+        assert!(waited >= SHORT, "an earlier wait's expiry ended this one after {waited:?}");
+    }
+}
+
+fn a_write_timeout_ends_a_flush_to_a_peer_that_never_reads(setup: Setup) {
+    let (reporter, reports) = report();
+    let (server, peer) = serve(setup, async move |connection| {
+        connection.set_write_timeout(Some(SHORT));
+        let piece = vec![7; 1 << 20];
+        loop {
+            connection.push(piece.clone());
+            let start = Instant::now();
+            if let Err(error) = connection.flush().await {
+                let _ = reporter.send((error.kind(), start.elapsed()));
+                return Err(error);
+            }
+        }
+    });
+    let (kind, waited) = receive(&reports);
+    assert_eq!(kind, ErrorKind::TimedOut);
+    assert!(waited >= SHORT, "timed out after {waited:?} already");
+    // Its connection goes too, though the peer still does not read.
+    support::eventually("the connection is gone", || server.stats().closed == 1);
+    drop(peer);
+}
+
+fn an_idle_connection_is_ended(setup: Setup) {
+    let builder = setup.builder().idle_timeout(SHORT);
+    let server = builder.on_request(support::echo).serve(setup.listener()).expect("a server");
+    let mut peer = Peer::connect(server.local_addr());
+    let start = Instant::now();
+    assert_eq!(peer.round_trip(b"x"), b"x");
+    assert_eq!(peer.read_rest().expect("the end"), b"");
+    assert!(start.elapsed() >= SHORT, "idle for {:?} only", start.elapsed());
+    assert_eq!(server.stats().idle_timeouts, 1);
+}
+
+fn traffic_puts_the_idle_timeout_off(setup: Setup) {
+    let builder = setup.builder().idle_timeout(4 * SHORT);
+    let server = builder.on_request(support::echo).serve(setup.listener()).expect("a server");
+    let mut peer = Peer::connect(server.local_addr());
+    let start = Instant::now();
+    while start.elapsed() < 10 * SHORT {
+        assert_eq!(peer.round_trip(b"x"), b"x");
+        // Not to wait for something: the pause is the test.
+        std::thread::sleep(SHORT / 5);
+    }
+    assert_eq!(server.stats().idle_timeouts, 0);
+}
+
+fn between_two_requests_no_read_timeout_applies(setup: Setup) {
+    let builder = setup.builder().read_timeout(SHORT);
+    let server = builder.on_request(support::echo).serve(setup.listener()).expect("a server");
+    let mut peer = Peer::connect(server.local_addr());
+    assert_eq!(peer.round_trip(b"x"), b"x");
+    // Not to wait for something: the pause is the test.
+    std::thread::sleep(3 * SHORT);
+    assert_eq!(peer.round_trip(b"y"), b"y");
+}
