@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,8 @@ use crate::address::Address;
 use crate::connection::Connection;
 use crate::engine::{Engine, EngineReport};
 use crate::listener::{Listener, SocketFile};
-use crate::poller::{self, Acceptor, Handle, Poller};
+use crate::poller::{self, Acceptor, Poller};
+use crate::pollers::Pollers;
 use crate::stats::Stats;
 
 /// Where a server begins: see [`EventLoop::builder`].
@@ -135,54 +135,46 @@ where
     /// engine.
     pub fn serve(self, listener: Listener) -> io::Result<Server> {
         let Builder { engine, pollers, limits } = self.builder;
-        let count = match pollers {
-            Some(0) => {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "a server needs a poller"));
-            }
-            Some(count) => count,
-            None => thread::available_parallelism().map_or(1, usize::from),
-        };
+        let count =
+            pollers.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         let address = listener.local_addr()?;
         let (socket, file) = listener.into_parts();
         // Whoever bound it may have left it blocking, and a poller must never block.
         SockRef::from(&socket).set_nonblocking(true)?;
 
-        let mut server = Server { pollers: Vec::with_capacity(count), address, _file: file };
-        for index in 0..count {
-            let name = format!("duopoll-{index}");
-            server.pollers.push(Handle::start(name, engine, limits)?);
-        }
-        let acceptor = acceptor(server.pollers.clone(), Arc::new(self.handler));
-        let listening = server.pollers[0].ask(move |poller| poller.listen(socket, acceptor));
+        let pollers = Pollers::start(engine, count)?;
+        let acceptor = acceptor(pollers.clone(), limits, Arc::new(self.handler));
+        let server = Server { pollers, address, _file: file };
+        let first = &server.pollers.handles()[0];
+        let listening = first.ask(move |poller| poller.listen(socket, acceptor));
         listening.unwrap_or_else(|| Err(io::Error::other("the poller ended")))?;
         Ok(server)
     }
 }
 
 /// Gives accepted connections to the pollers in turn.
-fn acceptor<F>(pollers: Vec<Arc<Handle>>, handler: Arc<F>) -> Acceptor
+fn acceptor<F>(pollers: Pollers, limits: Limits, handler: Arc<F>) -> Acceptor
 where
     F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
 {
-    let turn = AtomicUsize::new(0);
-    Arc::new(move |poller, socket| {
-        let next = &pollers[turn.fetch_add(1, Ordering::Relaxed) % pollers.len()];
+    Arc::new(move |poller, _listener, socket| {
+        let next = pollers.pick();
         let handler = handler.clone();
         if Arc::ptr_eq(next, poller.handle()) {
-            start(poller, socket, handler);
+            start(poller, socket, limits, handler);
         } else {
             // If that poller has ended, the server is shutting down, and the socket is closed with the call.
-            next.call(move |poller| start(poller, socket, handler));
+            next.call(move |poller| start(poller, socket, limits, handler));
         }
     })
 }
 
 /// Takes a connection on, and starts its task.
-fn start<F>(poller: &mut Poller, socket: OwnedFd, handler: Arc<F>)
+fn start<F>(poller: &mut Poller, socket: OwnedFd, limits: Limits, handler: Arc<F>)
 where
     F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
 {
-    match poller.open(socket) {
+    match poller.open(socket, limits) {
         Ok(connection) => poller.spawn(serve(connection, handler)),
         Err(error) => log::warn!("a connection was accepted and cannot be served: {error}"),
     }
@@ -215,7 +207,7 @@ where
 /// A server that runs. Dropping it shuts it down without grace.
 #[derive(Debug)]
 pub struct Server {
-    pollers: Vec<Arc<Handle>>,
+    pollers: Pollers,
     address: Address,
     /// Removed when the server is gone.
     _file: Option<SocketFile>,
@@ -229,29 +221,24 @@ impl Server {
 
     /// How many pollers it has.
     pub fn pollers(&self) -> usize {
-        self.pollers.len()
+        self.pollers.count()
     }
 
     /// What the first poller runs on, and why. With [`Engine::Auto`] a poller falls back on its own, so the others
     /// may differ: see [`engine_reports`](Server::engine_reports).
     pub fn engine_report(&self) -> &EngineReport {
-        self.pollers[0].report()
+        self.pollers.handles()[0].report()
     }
 
     /// What each poller runs on, and why.
     pub fn engine_reports(&self) -> impl Iterator<Item = &EngineReport> {
-        self.pollers.iter().map(|poller| poller.report())
+        self.pollers.engine_reports()
     }
 
     /// The counters of all pollers, added up. Asks each of them, so it is not for a hot path. Still works after
     /// the shutdown.
     pub fn stats(&self) -> Stats {
-        let mut stats = Stats::default();
-        for poller in &self.pollers {
-            stats += poller.stats();
-        }
-        stats.set_pool();
-        stats
+        self.pollers.stats()
     }
 
     /// Stops accepting, lets connections finish their requests, and closes those that are idle. When the grace is
@@ -259,13 +246,14 @@ impl Server {
     /// done before. Not to be called from a handler, which would wait for itself.
     pub fn shutdown(&self, grace: Duration) -> usize {
         // First everywhere, so that no poller accepts for another that has ended.
-        for poller in &self.pollers {
+        let pollers = self.pollers.handles();
+        for poller in pollers {
             poller.ask(|poller| poller.unlisten());
         }
         let deadline = Instant::now() + grace;
-        let ending: Vec<_> = self.pollers.iter().map(|poller| poller.end(deadline)).collect();
+        let ending: Vec<_> = pollers.iter().map(|poller| poller.end(deadline)).collect();
         let forced = ending.iter().map(|answer| answer.recv().unwrap_or(0)).sum();
-        for poller in &self.pollers {
+        for poller in pollers {
             poller.join();
         }
         forced

@@ -44,19 +44,23 @@ compile_error!("duopoll needs an engine: enable the feature `epoll`, `uring`, or
 
 mod address;
 mod connection;
+mod dialer;
 mod engine;
 mod event_loop;
 mod executor;
 mod listener;
 mod poller;
+mod pollers;
 mod stats;
 
 pub use address::{Address, IntoAddress};
 pub use connection::Connection;
+pub use dialer::Dialer;
 pub use duopoll_core::{
     Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Slice, Writer,
 };
 pub use engine::{Engine, EngineReport};
 pub use event_loop::{Builder, EventLoop, Server, Service};
 pub use listener::Listener;
+pub use pollers::Pollers;
 pub use stats::Stats;

@@ -1,13 +1,22 @@
 //! A listening socket.
 
+use std::collections::VecDeque;
 use std::fs;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
+use duopoll_core::{Limits, Token};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::address::{Address, IntoAddress};
+use crate::connection::Connection;
+use crate::dialer;
+use crate::poller::{Acceptor, Handle};
+use crate::pollers::Pollers;
 
 /// Connections that the kernel may hold for us until they are accepted. The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
@@ -16,10 +25,39 @@ const BACKLOG: i32 = 65_535;
 ///
 /// The socket file that binding to a Unix path has made is removed when the listener, or the server it was given
 /// to, is gone.
+///
+/// Give it to a server, or [`accept`](Listener::accept) from it.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
     file: Option<SocketFile>,
+    /// Set by the first accept.
+    accepting: Mutex<Option<Arc<Accepting>>>,
+}
+
+/// Accepted sockets that wait for somebody to take them, at most; then the kernel's backlog fills.
+const WAITING_MAX: usize = 128;
+
+/// A listener that accepts by itself.
+#[derive(Debug)]
+struct Accepting {
+    /// Kept so that they run.
+    pollers: Pollers,
+    handle: Arc<Handle>,
+    token: Token,
+    waiting: Arc<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    state: Mutex<WaitingState>,
+}
+
+#[derive(Debug, Default)]
+struct WaitingState {
+    sockets: VecDeque<OwnedFd>,
+    wakers: Vec<Waker>,
+    paused: bool,
 }
 
 /// A socket file, removed when dropped.
@@ -57,7 +95,7 @@ impl Listener {
             _ => None,
         };
         socket.listen(BACKLOG)?;
-        Ok(Listener { socket: socket.into(), file })
+        Ok(Listener::new(socket.into(), file))
     }
 
     /// The address it listens at, with the port that was chosen if 0 was asked for.
@@ -68,9 +106,94 @@ impl Listener {
         Address::from_sock_addr(&SockRef::from(&self.socket).local_addr()?)
     }
 
+    fn new(socket: OwnedFd, file: Option<SocketFile>) -> Listener {
+        Listener { socket, file, accepting: Mutex::new(None) }
+    }
+
+    /// The next connection, on the [global pollers](Pollers::global). Several may wait at once.
+    ///
+    /// The first call begins to accept; from then on up to 128 connections are accepted ahead. Dropping the future
+    /// loses none.
+    ///
+    /// # Errors
+    /// What the engine says if it cannot listen, at the first call. A shortage of descriptors or memory is no
+    /// error: accepting goes on when it is over.
+    pub async fn accept(&self) -> io::Result<Connection> {
+        let accepting = self.accepting()?;
+        let socket = poll_fn(|cx| accepting.poll_take(cx)).await;
+        dialer::adopt(&accepting.pollers, socket, Limits::default(), false).await
+    }
+
+    fn accepting(&self) -> io::Result<Arc<Accepting>> {
+        let mut accepting = lock(&self.accepting);
+        if let Some(accepting) = &*accepting {
+            return Ok(accepting.clone());
+        }
+        let pollers = Pollers::global()?;
+        let handle = pollers.pick().clone();
+        let socket = self.socket.try_clone()?;
+        // Whoever bound it may have left it blocking, and a poller must never block.
+        SockRef::from(&socket).set_nonblocking(true)?;
+        let waiting = Arc::new(Waiting::default());
+        let queue = waiting.clone();
+        let acceptor: Acceptor = Arc::new(move |poller, listener, socket| {
+            if queue.put(socket) {
+                poller.pause_listener(listener);
+            }
+        });
+        let token =
+            handle.ask(move |poller| poller.listen(socket, acceptor)).unwrap_or_else(|| {
+                Err(io::Error::other("a poller cannot begin to accept by itself"))
+            })?;
+        Ok(accepting.insert(Arc::new(Accepting { pollers, handle, token, waiting })).clone())
+    }
+
     pub(crate) fn into_parts(self) -> (OwnedFd, Option<SocketFile>) {
         (self.socket, self.file)
     }
+}
+
+impl Accepting {
+    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<OwnedFd> {
+        let mut state = lock(&self.waiting.state);
+        let Some(socket) = state.sockets.pop_front() else {
+            if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                state.wakers.push(cx.waker().clone());
+            }
+            return Poll::Pending;
+        };
+        let resume = state.sockets.len() <= WAITING_MAX / 2 && std::mem::take(&mut state.paused);
+        drop(state);
+        if resume {
+            let token = self.token;
+            self.handle.call(move |poller| poller.resume_listener(token));
+        }
+        Poll::Ready(socket)
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        let token = self.token;
+        self.handle.call(move |poller| poller.stop_listening(token));
+    }
+}
+
+impl Waiting {
+    /// Keeps a socket until somebody takes it. Says whether to pause.
+    fn put(&self, socket: OwnedFd) -> bool {
+        let mut state = lock(&self.state);
+        state.sockets.push_back(socket);
+        state.paused = state.sockets.len() >= WAITING_MAX;
+        let (wakers, paused) = (std::mem::take(&mut state.wakers), state.paused);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        paused
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl AsFd for Listener {
@@ -82,13 +205,13 @@ impl AsFd for Listener {
 /// Takes over a listener that something else has bound.
 impl From<std::net::TcpListener> for Listener {
     fn from(listener: std::net::TcpListener) -> Listener {
-        Listener { socket: listener.into(), file: None }
+        Listener::new(listener.into(), None)
     }
 }
 
 /// Takes over a listener that something else has bound. Its socket file is left alone.
 impl From<std::os::unix::net::UnixListener> for Listener {
     fn from(listener: std::os::unix::net::UnixListener) -> Listener {
-        Listener { socket: listener.into(), file: None }
+        Listener::new(listener.into(), None)
     }
 }

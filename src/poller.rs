@@ -22,7 +22,7 @@ const TEARDOWN: Duration = Duration::from_secs(10);
 type Call = Box<dyn FnOnce(&mut Poller) + Send>;
 
 /// What becomes of an accepted connection.
-pub(crate) type Acceptor = Arc<dyn Fn(&mut Poller, OwnedFd) + Send + Sync>;
+pub(crate) type Acceptor = Arc<dyn Fn(&mut Poller, Token, OwnedFd) + Send + Sync>;
 
 /// The way to a poller, from any thread.
 pub(crate) struct Handle {
@@ -91,11 +91,11 @@ pub(crate) fn count_handler_error() {
 
 impl Handle {
     /// Starts a poller, and waits until its engine runs.
-    pub(crate) fn start(name: String, engine: Engine, limits: Limits) -> io::Result<Arc<Handle>> {
+    pub(crate) fn start(name: String, engine: Engine) -> io::Result<Arc<Handle>> {
         let (ready, started) = mpsc::channel();
         let thread = thread::Builder::new().name(name).spawn(move || {
             // Made here, since a ring belongs to the thread that made it.
-            match Poller::new(engine, limits) {
+            match Poller::new(engine) {
                 Ok(poller) => {
                     let handle = poller.handle.clone();
                     if ready.send(Ok(handle)).is_ok() {
@@ -145,6 +145,11 @@ impl Handle {
         answer
     }
 
+    /// Whether this is the poller's own thread.
+    pub(crate) fn is_local(&self) -> bool {
+        self.mailbox.is_local()
+    }
+
     /// Waits until the thread is over.
     pub(crate) fn join(&self) {
         if let Some(thread) = lock(&self.thread).take() {
@@ -162,7 +167,7 @@ impl Handle {
 }
 
 impl Poller {
-    fn new(engine: Engine, limits: Limits) -> io::Result<Poller> {
+    fn new(engine: Engine) -> io::Result<Poller> {
         let (engine, report) = AnyPoll::new(engine)?;
         let clock = Monotonic { origin: Instant::now() };
         let mailbox = Arc::new(Mailbox::new(engine.waker(), Arc::new(clock)));
@@ -177,7 +182,7 @@ impl Poller {
         Ok(Poller {
             handle,
             engine,
-            driver: Driver::new(mailbox, limits),
+            driver: Driver::new(mailbox),
             listeners: Vec::new(),
             clock,
             commands: Vec::new(),
@@ -263,22 +268,44 @@ impl Poller {
         for Accepted { listener, socket } in accepted.drain(..) {
             let acceptor = self.listeners.iter().find(|(token, _)| *token == listener);
             if let Some((_, acceptor)) = acceptor {
-                acceptor.clone()(self, socket);
+                acceptor.clone()(self, listener, socket);
             }
         }
         self.accepted = accepted;
     }
 
     /// Accepts from a listening socket.
-    pub(crate) fn listen(&mut self, socket: OwnedFd, acceptor: Acceptor) -> io::Result<()> {
+    pub(crate) fn listen(&mut self, socket: OwnedFd, acceptor: Acceptor) -> io::Result<Token> {
         let token = self.driver.listen(&mut self.engine, socket)?;
         self.listeners.push((token, acceptor));
-        Ok(())
+        Ok(token)
+    }
+
+    /// Stops accepting from a listener.
+    pub(crate) fn stop_listening(&mut self, token: Token) {
+        self.listeners.retain(|(listener, _)| *listener != token);
+        self.driver.unlisten(&mut self.engine, token);
+    }
+
+    /// Accepts no more from a listener for a while.
+    pub(crate) fn pause_listener(&mut self, token: Token) {
+        self.driver.pause_listener(token);
+    }
+
+    /// Accepts from a listener again.
+    pub(crate) fn resume_listener(&mut self, token: Token) {
+        self.driver.resume_listener(&mut self.engine, token);
     }
 
     /// Takes a connected socket on.
-    pub(crate) fn open(&mut self, socket: OwnedFd) -> io::Result<Connection> {
-        let (reader, writer) = self.driver.open(&mut self.engine, Some(socket))?;
+    pub(crate) fn open(&mut self, socket: OwnedFd, limits: Limits) -> io::Result<Connection> {
+        let (reader, writer) = self.driver.open(&mut self.engine, Some(socket), limits)?;
+        Ok(Connection::new(reader, writer))
+    }
+
+    /// Takes a socket on whose connect(2) is under way.
+    pub(crate) fn connect(&mut self, socket: OwnedFd, limits: Limits) -> io::Result<Connection> {
+        let (reader, writer) = self.driver.connect(&mut self.engine, Some(socket), limits)?;
         Ok(Connection::new(reader, writer))
     }
 

@@ -37,7 +37,6 @@ pub struct Driver {
     wheel: Wheel,
     now: Tick,
     mailbox: Arc<Mailbox>,
-    limits: Limits,
     /// Connections that have a block from this turn.
     touched: Vec<Token>,
     accepted: Vec<Accepted>,
@@ -110,19 +109,19 @@ enum Phase {
 struct Listening {
     socket: OwnedFd,
     retry_ms: Tick,
+    paused: bool,
     deregistered: bool,
 }
 
 impl Driver {
     /// A driver without connections, for the poller of this mailbox.
-    pub fn new(mailbox: Arc<Mailbox>, limits: Limits) -> Driver {
+    pub fn new(mailbox: Arc<Mailbox>) -> Driver {
         let now = mailbox.clock().now();
         Driver {
             slots: TokenSlab::new(),
             wheel: Wheel::new(now),
             now,
             mailbox,
-            limits,
             touched: Vec::new(),
             accepted: Vec::new(),
             open: 0,
@@ -139,25 +138,53 @@ impl Driver {
         &mut self,
         engine: &mut P,
         socket: Option<OwnedFd>,
+        limits: Limits,
+    ) -> io::Result<(Reader, Writer)> {
+        self.register(engine, socket, limits, Kind::Stream)
+    }
+
+    /// Registers a socket whose connect(2) is under way and gives its two halves;
+    /// [`Writer::poll_connected`] says when it has succeeded.
+    ///
+    /// # Errors
+    /// What the engine says; the socket is closed then.
+    pub fn connect<P: Poll>(
+        &mut self,
+        engine: &mut P,
+        socket: Option<OwnedFd>,
+        limits: Limits,
+    ) -> io::Result<(Reader, Writer)> {
+        self.register(engine, socket, limits, Kind::Connecting)
+    }
+
+    fn register<P: Poll>(
+        &mut self,
+        engine: &mut P,
+        socket: Option<OwnedFd>,
+        limits: Limits,
+        kind: Kind,
     ) -> io::Result<(Reader, Writer)> {
         let fd = socket.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let mut halves = None;
         let token = self.slots.insert_with(|token| {
             let (shared, reader, writer) =
-                connection::pair(socket, self.mailbox.clone(), token, self.limits);
+                connection::pair(socket, self.mailbox.clone(), token, limits);
             if self.draining {
                 shared.drain().wake();
+            }
+            if kind == Kind::Connecting {
+                shared.begin_connecting();
             }
             halves = Some((reader, writer));
             Slot::Stream(Stream::new(shared, self.now))
         });
-        if let Err(error) = engine.register(token, fd, Kind::Stream, self) {
+        if let Err(error) = engine.register(token, fd, kind, self) {
             self.slots.remove(token);
             return Err(error);
         }
         self.stats.connections += 1;
         self.open += 1;
-        if self.limits.idle_timeout.is_some() {
+        if limits.idle_timeout.is_some() {
             self.look_at_deadlines(engine, token);
         }
         halves.ok_or_else(|| io::ErrorKind::Other.into())
@@ -169,14 +196,29 @@ impl Driver {
     /// What the engine says; the socket is closed then.
     pub fn listen<P: Poll>(&mut self, engine: &mut P, socket: OwnedFd) -> io::Result<Token> {
         let fd = socket.as_raw_fd();
-        let token = self.slots.insert_with(|_| {
-            Slot::Listener(Listening { socket, retry_ms: ACCEPT_RETRY_MS.0, deregistered: false })
-        });
+        let token = self.slots.insert_with(|_| Slot::Listener(Listening::new(socket)));
         if let Err(error) = engine.register(token, fd, Kind::Listener, self) {
             self.slots.remove(token);
             return Err(error);
         }
         Ok(token)
+    }
+
+    /// Accepts nothing more from this listener until [`resume_listener`](Driver::resume_listener), but for what the
+    /// kernel has accepted already.
+    pub fn pause_listener(&mut self, token: Token) {
+        if let Some(Slot::Listener(listener)) = self.slots.get_mut(token) {
+            listener.paused = true;
+        }
+    }
+
+    /// Accepts from this listener again.
+    pub fn resume_listener<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        if let Some(Slot::Listener(listener)) = self.slots.get_mut(token) {
+            if mem::take(&mut listener.paused) && !listener.deregistered {
+                engine.receive(token, self);
+            }
+        }
     }
 
     /// Stops accepting. What the kernel has accepted already may still come.
@@ -509,13 +551,23 @@ unsafe impl Operators for Driver {
         next
     }
 
+    fn connected(&mut self, token: Token, result: io::Result<()>) {
+        let Some(stream) = self.stream(token) else { return };
+        let wakers = match result {
+            Ok(()) => stream.shared.connected(),
+            Err(error) => stream.shared.fail(error.raw_os_error().unwrap_or(libc::EIO)),
+        };
+        wakers.wake();
+    }
+
     fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next {
         let Some(Slot::Listener(listener)) = self.slots.get_mut(token) else { return Next::Stop };
         match result {
             Ok(socket) => {
                 listener.retry_ms = ACCEPT_RETRY_MS.0;
+                let next = if listener.paused { Next::Stop } else { Next::More };
                 self.accepted.push(Accepted { listener: token, socket });
-                Next::More
+                next
             }
             Err(error) if is_exhausted(&error) && !listener.deregistered => {
                 let retry = listener.retry_ms;
@@ -549,6 +601,12 @@ fn is_exhausted(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN)
     )
+}
+
+impl Listening {
+    fn new(socket: OwnedFd) -> Listening {
+        Listening { socket, retry_ms: ACCEPT_RETRY_MS.0, paused: false, deregistered: false }
+    }
 }
 
 impl Stream {

@@ -13,6 +13,8 @@ mod driver;
 mod error;
 mod mailbox;
 mod memory;
+#[cfg(all(test, loom))]
+mod models;
 mod poll;
 mod stash;
 mod sync;
@@ -20,8 +22,8 @@ mod timer;
 mod token;
 
 pub use buffer::{
-    BlockSource, Chain, ChainIter, Chunks, IO_BYTES_MAX, IO_VECTORS_MAX, Intake, LinkBuffer, LinkReader,
-    LinkWriter,
+    BlockSource, Chain, ChainIter, Chunks, IO_BYTES_MAX, IO_VECTORS_MAX, Intake, LinkBuffer,
+    LinkReader, LinkWriter,
 };
 pub use connection::{Control, Limits, Reader, Writer};
 pub use driver::{Accepted, Driver, DriverStats};

@@ -25,6 +25,8 @@ pub enum Kind {
     Stream,
     /// A listening socket.
     Listener,
+    /// A stream socket whose connect(2) is under way. When that has succeeded it is a [`Stream`](Kind::Stream).
+    Connecting,
 }
 
 /// How a registration ends.
@@ -202,6 +204,9 @@ pub unsafe trait Operators {
     /// The send for which vectors were last given is over: so many bytes were taken, or an error. `WouldBlock`
     /// gives the vectors back, and the engine asks again when there is room.
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
+
+    /// A connect that was under way has succeeded, and the stream is received from, or it has failed.
+    fn connected(&mut self, token: Token, result: io::Result<()>);
 
     /// A connection was accepted, or it could not be.
     fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next;

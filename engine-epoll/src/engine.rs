@@ -95,6 +95,9 @@ impl Epoll {
             socket.readable = true;
             return self.accept(token, operators);
         }
+        if socket.kind == Kind::Connecting && !self.has_connected(token, events, operators) {
+            return;
+        }
         if events & libc::EPOLLERR != 0 {
             self.drain_error_queue(token);
         }
@@ -115,6 +118,29 @@ impl Epoll {
                 }
             }
         }
+    }
+
+    /// Reports how a connect has ended, if it has. Says whether the socket is a stream now.
+    fn has_connected<O: Operators>(
+        &mut self,
+        token: Token,
+        events: i32,
+        operators: &mut O,
+    ) -> bool {
+        let Some(socket) = self.sockets.get(token) else { return false };
+        if events & (libc::EPOLLOUT | libc::EPOLLERR | libc::EPOLLHUP) == 0 {
+            return false;
+        }
+        self.stats.syscalls += 1;
+        let result = sys::connect_result(socket.fd);
+        let connected = result.is_ok();
+        if connected {
+            socket.kind = Kind::Stream;
+        } else {
+            socket.ended = true;
+        }
+        operators.connected(token, result);
+        connected
     }
 
     /// Takes the notices from the error queue: they raise `EPOLLERR`, and are not errors.
@@ -234,7 +260,7 @@ impl Poll for Epoll {
         _operators: &mut O,
     ) -> io::Result<()> {
         let events = match kind {
-            Kind::Stream => STREAM_EVENTS,
+            Kind::Stream | Kind::Connecting => STREAM_EVENTS,
             Kind::Listener => LISTENER_EVENTS,
         };
         self.stats.syscalls += 1;

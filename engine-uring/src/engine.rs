@@ -135,6 +135,7 @@ impl Uring {
             match socket.kind {
                 Kind::Stream => self.queue_receive(token, operators),
                 Kind::Listener => self.queue_accept(token),
+                Kind::Connecting => self.queue_poll(token, Op::Connect),
             }
         }
         to_receive.drain(..queued);
@@ -177,6 +178,7 @@ impl Uring {
         let Some(socket) = self.sockets.get(token).filter(|socket| !socket.closing) else { return };
         let (events, direction) = match op {
             Op::PollOut => (libc::POLLOUT, &mut socket.outbound),
+            Op::Connect => (libc::POLLOUT, &mut socket.inbound),
             _ => (libc::POLLIN | libc::POLLRDHUP, &mut socket.inbound),
         };
         let entry = opcode::PollAdd::new(Fd(socket.fd), events as u32).build();
@@ -222,7 +224,7 @@ impl Uring {
         match op {
             Op::Wake => return self.woken(cqueue::more(completion.flags())),
             Op::Cancel => return,
-            Op::Receive | Op::Accept | Op::PollIn | Op::Send | Op::PollOut => {}
+            Op::Receive | Op::Accept | Op::Connect | Op::PollIn | Op::Send | Op::PollOut => {}
         }
         let Some(socket) = self.sockets.get(token) else {
             // A slot is kept until its last completion, so this is a completion that we never asked for.
@@ -241,6 +243,7 @@ impl Uring {
             Op::Receive => self.received(token, result, operators),
             Op::Send => self.sent(token, result, operators),
             Op::Accept => self.accepted(token, result, operators),
+            Op::Connect => self.connected(token, operators),
             // Whatever the poll found, the operation itself reports it better.
             _ => self.resume(token, op),
         }
@@ -295,6 +298,20 @@ impl Uring {
             _ if next == Next::More => self.send(token, operators),
             _ => {}
         }
+    }
+
+    /// Whatever the poll found, the socket itself says how the connect has ended.
+    fn connected<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        let Some(socket) = self.sockets.get(token).filter(|socket| !socket.closing) else { return };
+        self.stats.syscalls += 1;
+        let result = sys::connect_result(socket.fd);
+        if result.is_ok() {
+            socket.kind = Kind::Stream;
+            self.receive_later(token);
+        } else {
+            socket.ended = true;
+        }
+        operators.connected(token, result);
     }
 
     fn accepted<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {

@@ -19,6 +19,8 @@ pub(crate) enum Op {
     Wake = 6,
     /// A cancellation, whose own completion says nothing.
     Cancel = 7,
+    /// Readiness of a socket whose connect is under way.
+    Connect = 8,
 }
 
 impl Op {
@@ -35,6 +37,7 @@ impl Op {
             5 => Op::PollOut,
             6 => Op::Wake,
             7 => Op::Cancel,
+            8 => Op::Connect,
             _ => return None,
         };
         Some((op, Token::from_bits(user_data)))
@@ -47,7 +50,7 @@ pub(crate) struct Socket {
     pub(crate) fd: RawFd,
     pub(crate) token: Token,
     pub(crate) kind: Kind,
-    /// What is in flight in the receiving direction: `Receive`, `Accept` or `PollIn`.
+    /// What is in flight in the receiving direction: `Receive`, `Accept`, `Connect` or `PollIn`.
     pub(crate) inbound: Option<Op>,
     /// What is in flight in the sending direction: `Send` or `PollOut`.
     pub(crate) outbound: Option<Op>,

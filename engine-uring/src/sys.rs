@@ -40,6 +40,21 @@ pub(crate) fn shutdown(fd: RawFd, how: c_int) -> io::Result<()> {
     Ok(())
 }
 
+/// How a connect(2) that was under way has ended.
+pub(crate) fn connect_result(fd: RawFd) -> io::Result<()> {
+    let mut errno: c_int = 0;
+    let mut len = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY for the call: `len` bytes can be written to `errno`.
+    syscall!(getsockopt(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_ERROR,
+        (&raw mut errno).cast::<c_void>(),
+        &raw mut len,
+    ))?;
+    if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+}
+
 /// Ends a connection at once: TCP sends a reset, and whoever waits in the kernel is woken. Unix sockets know no reset,
 /// and are shut down.
 pub(crate) fn reset(fd: RawFd) {

@@ -83,11 +83,16 @@ impl Parser {
     #[inline]
     pub(crate) fn parse(&mut self, chunk: &[u8]) -> Result<Step, Error> {
         if self.missing == 0 {
+            if !self.spans.is_empty() {
+                // The last argument was a large one.
+                return Ok(Step::Request);
+            }
             match chunk {
                 [] => return Ok(Step::Line),
                 // By far the most requests: an array with fewer than ten elements.
                 [b'*', count @ b'1'..=b'9', b'\r', _, ..] => {
                     self.position = 4;
+                    self.searched = 0;
                     self.missing = usize::from(count - b'0');
                 }
                 [b'*', ..] => match self.count(chunk)? {
@@ -104,6 +109,7 @@ impl Parser {
                 None => match chunk.get(self.position..).unwrap_or_default() {
                     [b'$', len @ b'0'..=b'9', b'\r', _, ..] => {
                         self.position += 4;
+                        self.searched = 0;
                         usize::from(len - b'0')
                     }
                     rest => match self.bulk_len(rest)? {
@@ -155,7 +161,7 @@ impl Parser {
 
     /// Whether it is between two requests.
     pub(crate) fn is_idle(&self) -> bool {
-        self.missing == 0 && self.searched == 0
+        self.missing == 0 && self.spans.is_empty()
     }
 
     /// Bytes of the input that are parsed.
@@ -273,17 +279,11 @@ impl Parser {
     #[cold]
     fn unquote(&mut self, line: &[u8]) -> Option<()> {
         let mut text = Vec::with_capacity(line.len());
-        let mut rest = line.trim_ascii_start();
+        let mut rest = skip_spaces(line);
         while !rest.is_empty() {
             let start = text.len();
-            rest = unquote_word(rest, &mut text)?;
+            rest = skip_spaces(unquote_word(rest, &mut text)?);
             self.push_span(start, text.len() - start);
-            while let [space, after @ ..] = rest {
-                if !is_space(*space) {
-                    break;
-                }
-                rest = after;
-            }
         }
         self.segments.push(Slice::from(text));
         Some(())
@@ -304,6 +304,11 @@ pub(crate) fn line_end(input: &LinkBuffer) -> usize {
 /// As C's `isspace`.
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
+}
+
+fn skip_spaces(text: &[u8]) -> &[u8] {
+    let spaces = text.iter().take_while(|&&byte| is_space(byte)).count();
+    text.get(spaces..).unwrap_or_default()
 }
 
 /// Moves one word of an inline command, without its quotes, to `text`; returns what follows.

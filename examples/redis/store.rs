@@ -42,11 +42,11 @@ impl SharedStore {
         let expiring = Arc::new(Condvar::new());
         let store = Mutex::new(Store::new(expiring.clone()));
         let shared = Arc::new(SharedStore { store, expiring });
-        let weak = Arc::downgrade(&shared);
+        let swept = shared.clone();
         // Nobody joins it: it has nothing to finish when the process ends.
         thread::Builder::new().name("expiry".to_owned()).spawn(move || {
-            while let Some(shared) = weak.upgrade() {
-                shared.sweep();
+            loop {
+                swept.sweep();
             }
         })?;
         Ok(shared)
@@ -111,8 +111,7 @@ pub(crate) struct Stats {
 
 impl Store {
     fn new(expiring: Arc<Condvar>) -> Store {
-        let stats =
-            Stats { started: Instant::now(), commands: 0, hits: 0, misses: 0, expired: 0 };
+        let stats = Stats { started: Instant::now(), commands: 0, hits: 0, misses: 0, expired: 0 };
         let (keys, deadlines, now) = (HashMap::new(), BTreeSet::new(), clock());
         Store { keys, deadlines, expiring, now, random: now.unsigned_abs(), stats }
     }
@@ -151,33 +150,34 @@ impl Store {
         self.deadlines.len()
     }
 
-    /// The value at a key.
+    /// The value at a key, for a command that reads: counts a hit or a miss.
     #[inline]
-    pub(crate) fn get(&mut self, key: &[u8]) -> Option<&mut Value> {
-        self.entry(key).map(|entry| &mut entry.value)
+    pub(crate) fn read(&mut self, key: &[u8]) -> Option<&mut Value> {
+        self.entry(key, true).map(|entry| &mut entry.value)
     }
 
-    /// The value at a key as the kind `K`, for a command that reads. Counts hits and misses.
+    /// As [`read`](Store::read), of the kind `K`.
     ///
     /// # Errors
     /// [`WRONG_TYPE`].
     #[inline]
-    pub(crate) fn read<K: Kind>(&mut self, key: &[u8]) -> Result<Option<&mut K>, Error> {
-        if self.keys.contains_key(key) {
-            self.stats.hits += 1;
-        } else {
-            self.stats.misses += 1;
-        }
-        self.find(key)
+    pub(crate) fn read_as<K: Kind>(&mut self, key: &[u8]) -> Result<Option<&mut K>, Error> {
+        self.read(key).map(|value| K::of(value).ok_or(WRONG_TYPE)).transpose()
     }
 
-    /// The value at a key as the kind `K`.
+    /// The value at a key, of the kind `K`, for a command that changes it.
     ///
     /// # Errors
     /// [`WRONG_TYPE`].
     #[inline]
     pub(crate) fn find<K: Kind>(&mut self, key: &[u8]) -> Result<Option<&mut K>, Error> {
-        self.get(key).map(|value| K::of(value).ok_or(WRONG_TYPE)).transpose()
+        let value = self.entry(key, false).map(|entry| &mut entry.value);
+        value.map(|value| K::of(value).ok_or(WRONG_TYPE)).transpose()
+    }
+
+    /// Whether there is such a key.
+    pub(crate) fn contains(&mut self, key: &[u8]) -> bool {
+        self.entry(key, false).is_some()
     }
 
     /// As [`find`](Store::find), but if there is no such key it is made, with an empty value.
@@ -186,22 +186,35 @@ impl Store {
     /// [`WRONG_TYPE`].
     pub(crate) fn find_or_make<K: Kind>(&mut self, key: &[u8]) -> Result<&mut K, Error> {
         if !self.deadlines.is_empty() {
-            self.entry(key);
+            // An expired one is not found.
+            self.contains(key);
         }
-        let made = || Entry { value: K::empty(), deadline: NEVER };
-        let entry = self.keys.entry_ref(key).or_insert_with(made);
+        let entry = match self.keys.entry_ref(key) {
+            EntryRef::Occupied(entry) => entry.into_mut(),
+            EntryRef::Vacant(vacant) => {
+                let empty = Entry { value: K::empty(), deadline: NEVER };
+                vacant.insert_with_key(key.into(), empty)
+            }
+        };
         K::of(&mut entry.value).ok_or(WRONG_TYPE)
     }
 
     #[inline]
-    fn entry(&mut self, key: &[u8]) -> Option<&mut Entry> {
+    fn entry(&mut self, key: &[u8], reads: bool) -> Option<&mut Entry> {
         match self.keys.entry_ref(key) {
-            EntryRef::Vacant(_) => None,
-            EntryRef::Occupied(entry) if entry.get().deadline > self.now => Some(entry.into_mut()),
+            EntryRef::Vacant(_) => {
+                self.stats.misses += u64::from(reads);
+                None
+            }
+            EntryRef::Occupied(entry) if entry.get().deadline > self.now => {
+                self.stats.hits += u64::from(reads);
+                Some(entry.into_mut())
+            }
             EntryRef::Occupied(entry) => {
                 let (key, entry) = entry.remove_entry();
                 self.deadlines.remove(&(entry.deadline, key));
                 self.stats.expired += 1;
+                self.stats.misses += u64::from(reads);
                 None
             }
         }
@@ -212,8 +225,8 @@ impl Store {
     pub(crate) fn set(&mut self, key: &[u8], value: Text) {
         let value = Value::Text(value);
         match self.keys.entry_ref(key) {
-            EntryRef::Vacant(entry) => {
-                entry.insert(Entry { value, deadline: NEVER });
+            EntryRef::Vacant(vacant) => {
+                vacant.insert_with_key(key.into(), Entry { value, deadline: NEVER });
             }
             EntryRef::Occupied(mut entry) => {
                 let old = std::mem::replace(entry.get_mut(), Entry { value, deadline: NEVER });
@@ -226,12 +239,12 @@ impl Store {
 
     /// Removes a key; says whether it was there.
     pub(crate) fn remove(&mut self, key: &[u8]) -> bool {
-        let expired = self.entry(key).is_none();
-        let Some((key, entry)) = self.keys.remove_entry(key) else { return false };
+        let EntryRef::Occupied(entry) = self.keys.entry_ref(key) else { return false };
+        let (key, entry) = entry.remove_entry();
         if entry.deadline != NEVER {
             self.deadlines.remove(&(entry.deadline, key));
         }
-        !expired
+        entry.deadline > self.now
     }
 
     /// Removes every key.
@@ -242,7 +255,8 @@ impl Store {
 
     /// When a key expires: no key, no deadline, or milliseconds since 1970.
     pub(crate) fn deadline(&mut self, key: &[u8]) -> Option<Option<i64>> {
-        self.entry(key).map(|entry| Some(entry.deadline).filter(|deadline| *deadline != NEVER))
+        self.entry(key, false)
+            .map(|entry| Some(entry.deadline).filter(|deadline| *deadline != NEVER))
     }
 
     /// Sets when a key expires, in milliseconds since 1970, or that it does not. Does nothing if there is no such

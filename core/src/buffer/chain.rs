@@ -51,16 +51,19 @@ impl Chain {
     }
 
     /// Bytes in the chain. O(1).
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Whether the chain holds no byte. O(1).
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Puts a slice at the end; an empty one is dropped. O(1).
+    #[inline]
     pub fn push(&mut self, mut slice: Slice) {
         if slice.is_empty() {
             return;
@@ -87,6 +90,7 @@ impl Chain {
     ///
     /// # Safety
     /// As for [`Tail::commit`].
+    #[inline]
     pub unsafe fn push_committed(&mut self, tail: &mut Tail, n: usize) {
         if n == 0 {
             return;
@@ -119,6 +123,7 @@ impl Chain {
     }
 
     /// Takes the first slice. O(1).
+    #[inline]
     pub fn pop(&mut self) -> Option<Slice> {
         let ends = self.ends?;
         let (slice, next) = node::take(ends.first);
@@ -148,6 +153,7 @@ impl Chain {
     }
 
     /// Drops the first `n` bytes, or all if there are fewer. O(slices dropped).
+    #[inline]
     pub fn advance(&mut self, mut n: usize) {
         n = n.min(self.len);
         while n > 0 {
@@ -193,17 +199,20 @@ impl Chain {
     }
 
     /// The first slice.
+    #[inline]
     pub fn first(&self) -> Option<&Slice> {
         // SAFETY: the chain owns its nodes, and is borrowed.
         self.ends.map(|ends| unsafe { &(*ends.first.as_ptr()).slice })
     }
 
+    #[inline]
     pub(crate) fn first_mut(&mut self) -> Option<&mut Slice> {
         // SAFETY: the chain owns its nodes, and is mutably borrowed.
         self.ends.map(|ends| unsafe { &mut (*ends.first.as_ptr()).slice })
     }
 
     /// Shortens the first slice by splitting off its first `n < len` bytes.
+    #[inline]
     pub(crate) fn split_first(&mut self, n: usize) -> Option<Slice> {
         let part = self.first_mut()?.split_to(n).ok()?;
         self.len -= part.len();
@@ -211,6 +220,7 @@ impl Chain {
         Some(part)
     }
 
+    #[inline]
     fn last_mut(&mut self) -> Option<&mut Slice> {
         // SAFETY: the chain owns its nodes, and is mutably borrowed.
         self.ends.map(|ends| unsafe { &mut (*ends.last.as_ptr()).slice })

@@ -153,11 +153,13 @@ impl Intake {
     }
 
     /// The current block, to write into or to give back.
+    #[inline]
     pub fn tail_mut(&mut self) -> &mut Option<Tail> {
         &mut self.tail
     }
 
     /// The current block.
+    #[inline]
     pub fn tail(&self) -> Option<&Tail> {
         self.tail.as_ref()
     }

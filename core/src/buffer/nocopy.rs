@@ -124,7 +124,9 @@ impl<R: Read> LinkReader<R> {
             }
         };
         if n > lent {
-            return Err(io::Error::other(format!("the reader claims {n} bytes, {lent} were asked for")));
+            return Err(io::Error::other(format!(
+                "the reader claims {n} bytes, {lent} were asked for"
+            )));
         }
         if n == lent {
             self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);

@@ -14,11 +14,13 @@ const GATHER_SPARE_MAX: usize = 1 << 20;
 
 impl LinkBuffer {
     /// Bytes that can be read. O(1).
+    #[inline]
     pub fn len(&self) -> usize {
         self.chain.len() - self.unflushed
     }
 
     /// Whether nothing can be read. O(1).
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -43,7 +45,11 @@ impl LinkBuffer {
         self.contiguous(n)?;
         let slice = match self.chain.first() {
             Some(first) if n > 0 => {
-                if n < first.len() { self.chain.split_first(n) } else { self.chain.pop() }
+                if n < first.len() {
+                    self.chain.split_first(n)
+                } else {
+                    self.chain.pop()
+                }
             }
             _ => None,
         };
@@ -56,6 +62,7 @@ impl LinkBuffer {
     ///
     /// # Errors
     /// As for [`next`](LinkBuffer::next).
+    #[inline]
     pub fn peek(&mut self, n: usize) -> Result<&[u8], Error> {
         self.contiguous(n)?;
         match self.chain.first() {
@@ -66,6 +73,7 @@ impl LinkBuffer {
 
     /// The readable bytes up to the first slice's end: what can be looked at without copying. Empty only if
     /// nothing is readable.
+    #[inline]
     pub fn first_chunk(&self) -> &[u8] {
         self.chain.first().map_or(&[], |first| &first[..first.len().min(self.len())])
     }
@@ -74,6 +82,7 @@ impl LinkBuffer {
     ///
     /// # Errors
     /// [`Error::NotEnough`] if fewer are readable; nothing is consumed then.
+    #[inline]
     pub fn skip(&mut self, n: usize) -> Result<(), Error> {
         self.require(n)?;
         self.consume_front(n);
@@ -147,6 +156,7 @@ impl LinkBuffer {
     ///
     /// # Errors
     /// [`Error::NotEnough`] if there is none.
+    #[inline]
     pub fn read_u8(&mut self) -> Result<u8, Error> {
         let byte = self.first_chunk().first().copied();
         self.consume_front(usize::from(byte.is_some()));
@@ -235,6 +245,7 @@ impl LinkBuffer {
     }
 
     /// Drops the next `n` bytes, which are readable.
+    #[inline]
     pub(super) fn consume_front(&mut self, n: usize) {
         debug_assert!(n <= self.len());
         self.chain.advance(n);
@@ -252,7 +263,8 @@ impl LinkBuffer {
     #[cold]
     fn settle_peeked(&mut self) {
         let first = self.chain.first();
-        self.peeked = self.peeked.take().filter(|tail| first.is_some_and(|first| tail.touches(first)));
+        self.peeked =
+            self.peeked.take().filter(|tail| first.is_some_and(|first| tail.touches(first)));
     }
 
     #[inline]

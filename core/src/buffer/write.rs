@@ -11,6 +11,7 @@ const BLOCK_BYTES_MAX: usize = 64 << 10;
 
 impl LinkBuffer {
     /// Bytes that were written and not flushed. O(1).
+    #[inline]
     pub fn reserved_len(&self) -> usize {
         self.unflushed
     }
@@ -33,6 +34,7 @@ impl LinkBuffer {
         Ok(())
     }
 
+    #[inline]
     fn copy_in(&mut self, bytes: &[u8]) {
         if let Some(tail) = self.intake.tail_mut() {
             let n = tail.fill(bytes);
@@ -46,6 +48,7 @@ impl LinkBuffer {
     /// Puts owned bytes at the end, without copying. They are readable after [`flush`](LinkBuffer::flush).
     ///
     /// Takes a [`Slice`] and whatever becomes one: `Bytes`, `Vec<u8>`, `String`, `&'static [u8]`, `&'static str`.
+    #[inline]
     pub fn push(&mut self, slice: impl Into<Slice>) {
         let slice = slice.into();
         self.promised = 0;
@@ -60,6 +63,7 @@ impl LinkBuffer {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; the buffer is unchanged then.
+    #[inline]
     pub fn reserve(&mut self, n: usize) -> Result<&mut [MaybeUninit<u8>], Error> {
         self.promised = 0;
         if n == 0 {
@@ -84,6 +88,7 @@ impl LinkBuffer {
     ///
     /// # Errors
     /// [`Error::NotReserved`] if `n` is more than was reserved; the buffer is unchanged then.
+    #[inline]
     pub unsafe fn commit(&mut self, n: usize) -> Result<(), Error> {
         if n > self.promised {
             return Err(Error::NotReserved { committed: n, reserved: self.promised });
@@ -148,11 +153,13 @@ impl LinkBuffer {
     }
 
     /// Makes everything that was written readable. O(1). Doing it twice is harmless.
+    #[inline]
     pub fn flush(&mut self) {
         self.unflushed = 0;
     }
 
     /// How much room the tail has. If that is less than `n`, but all of its bytes are gone, it is used anew.
+    #[inline]
     fn room_for(&mut self, n: usize) -> usize {
         let Some(tail) = self.intake.tail_mut() else { return 0 };
         if tail.remaining() < n {

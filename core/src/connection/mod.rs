@@ -128,6 +128,8 @@ enum Input {
 enum Output {
     #[default]
     Open,
+    /// The connect is under way.
+    Connecting,
     /// No more comes; the FIN goes out behind what is queued.
     Finishing,
     /// The FIN is out.
@@ -217,8 +219,13 @@ impl Shared {
             if state.input == Input::Open {
                 state.input = Input::Closed;
             }
-            if state.output == Output::Open {
-                state.output = Output::Finishing;
+            match state.output {
+                Output::Open => state.output = Output::Finishing,
+                Output::Connecting => {
+                    state.input = Input::Failed(libc::ECANCELED);
+                    state.output = Output::Failed(libc::ECANCELED);
+                }
+                _ => {}
             }
             if std::mem::replace(&mut state.close_posted, true) {
                 return;
@@ -353,6 +360,20 @@ impl Shared {
     /// How long a closed connection may take to send what is left, in ticks.
     pub(crate) fn write_timeout(&self) -> Option<Tick> {
         self.state().writing.timeout()
+    }
+
+    /// The connect is under way.
+    pub(crate) fn begin_connecting(&self) {
+        self.state().output = Output::Connecting;
+    }
+
+    /// The connect has succeeded.
+    pub(crate) fn connected(&self) -> Wakers {
+        let mut state = self.state();
+        if state.output == Output::Connecting {
+            state.output = Output::Open;
+        }
+        Wakers(None, state.writer.take())
     }
 
     /// Whether everything that was flushed has been taken by the kernel, or never will be.

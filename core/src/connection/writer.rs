@@ -120,6 +120,41 @@ impl Writer {
         self.poll_send(cx, 0, 0)
     }
 
+    /// Waits until the connection is established, where [`Driver::connect`](crate::Driver::connect) has begun one.
+    /// Subject to the timeout and the deadline for writing.
+    ///
+    /// # Errors
+    /// The errno of the connect, for instance `ECONNREFUSED`; [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn poll_connected(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shared = &*self.shared;
+        let mut arm = false;
+        let mut state = shared.state();
+        let result = match state.output {
+            Output::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
+            Output::Connecting => {
+                if state.writing.go_on(|| shared.mailbox.clock().now()) {
+                    state.wake_at = 0;
+                    state.writer = Some(cx.waker().clone());
+                    arm = state.writing.until() < state.armed;
+                    Poll::Pending
+                } else {
+                    state.writer = None;
+                    Poll::Ready(Err(timed_out()))
+                }
+            }
+            Output::Open | Output::Finishing | Output::Finished => {
+                state.writing.end();
+                Poll::Ready(Ok(()))
+            }
+        };
+        drop(state);
+        self.waiting = result.is_pending();
+        if arm {
+            shared.mailbox.post(Command::Arm(shared.token));
+        }
+        result
+    }
+
     /// Hands over what is staged. Waits if more than `high` bytes are unsent, until no more than `low` are.
     fn poll_send(&mut self, cx: &mut Context<'_>, high: usize, low: usize) -> Poll<io::Result<()>> {
         let shared = &*self.shared;
@@ -129,7 +164,7 @@ impl Writer {
         let result = match state.output {
             Output::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
             Output::Finishing | Output::Finished if staged > 0 => Poll::Ready(Err(closed())),
-            Output::Open | Output::Finishing | Output::Finished => {
+            Output::Open | Output::Connecting | Output::Finishing | Output::Finished => {
                 if staged > 0 {
                     self.staged.drain_into(&mut state.outbox);
                     state.unsent += staged;

@@ -31,32 +31,38 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
+    #[inline]
     pub(super) fn capacity(&self) -> usize {
         // SAFETY: `self` keeps the header alive, and the capacity never changes.
         unsafe { (*self.header.as_ptr()).capacity }
     }
 
     /// The first byte of the payload.
+    #[inline]
     pub(super) fn data(&self) -> NonNull<u8> {
         // SAFETY: the block has its header's size before the payload.
         unsafe { self.header.cast::<u8>().add(FreeBlock::HEADER_BYTES) }
     }
 
     /// Whether this is the only reference. If so, no other thread can make a second one meanwhile.
+    #[inline]
     pub(super) fn is_unique(&self) -> bool {
         // Acquire: pairs with the release in `drop`, so that the reads of those who left happened before.
         self.refs().load(Ordering::Acquire) == 1
     }
 
+    #[inline]
     pub(super) fn is(&self, other: &Block) -> bool {
         self.header == other.header
     }
 
+    #[inline]
     fn refs(&self) -> &AtomicUsize {
         // SAFETY: `self` keeps the header alive.
         unsafe { &(*self.header.as_ptr()).refs }
     }
 
+    #[inline]
     pub(super) fn payload(&self) -> &Witness {
         // SAFETY: `self` keeps the header alive.
         unsafe { &(*self.header.as_ptr()).payload }
@@ -64,6 +70,7 @@ impl Block {
 }
 
 impl Clone for Block {
+    #[inline]
     fn clone(&self) -> Block {
         // Relaxed: a new reference is made from an existing one, which keeps the block alive. A count that
         // overflows needs 2^64 live references, each of which occupies memory; those leaked with `mem::forget`
@@ -74,6 +81,7 @@ impl Clone for Block {
 }
 
 impl Drop for Block {
+    #[inline]
     fn drop(&mut self) {
         if self.refs().fetch_sub(1, Ordering::Release) == 1 {
             self.give_back();

@@ -48,6 +48,7 @@ impl Slice {
         Slice(Repr::Bytes(Bytes::from_static(bytes)))
     }
 
+    #[inline]
     pub(super) fn of_block(ptr: NonNull<u8>, len: usize, block: Block) -> Slice {
         Slice(Repr::Block { ptr, len, block })
     }
@@ -61,6 +62,7 @@ impl Slice {
     }
 
     /// Length in bytes. O(1).
+    #[inline]
     pub fn len(&self) -> usize {
         match &self.0 {
             Repr::Block { len, .. } => *len,
@@ -69,6 +71,7 @@ impl Slice {
     }
 
     /// Whether it holds no byte. O(1).
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -77,6 +80,7 @@ impl Slice {
     ///
     /// # Errors
     /// [`Error::NotEnough`] if there are fewer than `n`.
+    #[inline]
     pub fn split_to(&mut self, n: usize) -> Result<Slice, Error> {
         let available = self.len();
         if n > available {
@@ -157,6 +161,7 @@ impl Slice {
     }
 
     /// Drops the first `n` bytes, which exist.
+    #[inline]
     pub(crate) fn drop_front(&mut self, n: usize) {
         debug_assert!(n <= self.len());
         match &mut self.0 {
@@ -171,6 +176,7 @@ impl Slice {
     }
 
     /// Takes `next` in, if it continues this slice in the same block; else gives it back.
+    #[inline]
     pub(crate) fn merge(&mut self, next: Slice) -> Result<(), Slice> {
         match (&mut self.0, &next.0) {
             (
@@ -189,12 +195,14 @@ impl Slice {
     ///
     /// # Safety
     /// The bytes belong to the slice's block, are initialised and immutable from now on.
+    #[inline]
     pub(super) unsafe fn grow(&mut self, n: usize) {
         if let Repr::Block { len, .. } = &mut self.0 {
             *len += n;
         }
     }
 
+    #[inline]
     pub(super) fn block(&self) -> Option<&Block> {
         match &self.0 {
             Repr::Block { block, .. } => Some(block),
@@ -202,6 +210,7 @@ impl Slice {
         }
     }
 
+    #[inline]
     pub(super) fn end(&self) -> NonNull<u8> {
         let bytes = NonNull::from(&**self);
         // SAFETY: one past the end of the slice.
@@ -212,6 +221,7 @@ impl Slice {
 impl Deref for Slice {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Repr::Block { ptr, len, block } => {
@@ -225,6 +235,7 @@ impl Deref for Slice {
 }
 
 impl Clone for Slice {
+    #[inline]
     fn clone(&self) -> Slice {
         match &self.0 {
             Repr::Block { ptr, len, block } => Slice::of_block(*ptr, *len, block.clone()),

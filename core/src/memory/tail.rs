@@ -21,22 +21,26 @@ impl Tail {
     }
 
     /// Bytes that can still be written.
+    #[inline]
     pub fn remaining(&self) -> usize {
         self.block.capacity() - self.start
     }
 
     /// Size of the whole block, in bytes.
+    #[inline]
     pub fn capacity(&self) -> usize {
         self.block.capacity()
     }
 
     /// Where the next byte goes.
+    #[inline]
     pub fn as_ptr(&self) -> NonNull<u8> {
         // SAFETY: `start` never exceeds the capacity.
         unsafe { self.block.data().add(self.start) }
     }
 
     /// The unwritten bytes.
+    #[inline]
     pub fn spare_mut(&mut self) -> &mut [MaybeUninit<u8>] {
         let len = self.remaining();
         // SAFETY: the tail is the one owner of the range, for as long as `self` is borrowed.
@@ -48,6 +52,7 @@ impl Tail {
     /// # Safety
     /// - `n <= self.remaining()`.
     /// - The first `n` bytes of [`spare_mut`](Tail::spare_mut) are initialised, and nobody writes to them any more.
+    #[inline]
     pub unsafe fn commit(&mut self, n: usize) -> Slice {
         debug_assert!(n <= self.remaining());
         if n == 0 {
@@ -63,6 +68,7 @@ impl Tail {
     ///
     /// # Safety
     /// As for `commit`, and [`touches`](Tail::touches) holds for `slice`.
+    #[inline]
     pub(crate) unsafe fn commit_onto(&mut self, n: usize, slice: &mut Slice) {
         debug_assert!(n <= self.remaining() && self.touches(slice));
         self.start += n;
@@ -79,6 +85,7 @@ impl Tail {
     }
 
     /// Copies what fits into the unwritten bytes, without committing it; returns how much.
+    #[inline]
     pub(crate) fn fill(&mut self, bytes: &[u8]) -> usize {
         let n = bytes.len().min(self.remaining());
         // SAFETY: the tail owns `n` writable bytes from its start on, which no reference to a slice can overlap.
@@ -87,11 +94,13 @@ impl Tail {
     }
 
     /// Whether `slice` ends exactly where the tail begins, in the same block.
+    #[inline]
     pub(crate) fn touches(&self, slice: &Slice) -> bool {
         slice.block().is_some_and(|block| block.is(&self.block)) && slice.end() == self.as_ptr()
     }
 
     /// If no slice of the block is left, makes the whole block writable again. Says whether it is.
+    #[inline]
     pub fn rewind(&mut self) -> bool {
         let unique = self.block.is_unique();
         if unique {

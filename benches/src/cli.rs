@@ -1,0 +1,173 @@
+//! The command line of `compare`, and the two parts that it starts itself as: a server and the load
+//! generator.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::load;
+use crate::plan::{self, Choice, Profile};
+use crate::resp::RespServer;
+use crate::rounds::{self, Settings};
+use crate::scenario;
+use crate::servers::{self, Options, Start};
+
+const HELP: &str = "\
+Compares echo and RESP servers, each in a process of its own, in interleaved rounds.
+
+compare [OPTIONS]
+  --quick                 about a minute
+  --thorough              every scenario on every server at full length: hours
+                          (without either: the full run, below twenty minutes)
+  --only A,B              scenarios by name, group or glob (echo-64x100, rpc, 'echo-64k*'),
+                          at full length on every server unless --quick is given
+  --servers A,B           echo servers by name
+  --rounds N              rounds instead of the plan's
+  --seconds S             measured window instead of the plan's
+  --resp-server NAME=CMD  a further RESP server; {port} in CMD becomes its port; may repeat
+  --server-core N         core of the servers (0)
+  --client-core N         core of the load generator (1)
+  --no-trace              do not count system calls
+  --out FOLDER            where compare.md, compare.json and svg/ go (target/compare)
+  --list                  list servers and scenarios
+
+compare serve NAME --listen ADDRESS [--burst BYTES]
+  runs one server; ADDRESS is IP:PORT or unix:PATH, BYTES is what arrives together
+
+compare load SPEC
+  runs the load generator with a specification in JSON and prints the outcome in JSON
+";
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let result = match words.first().map(String::as_str) {
+        Some("serve") => serve(&words[1..]),
+        Some("load") => run_load(&words[1..]),
+        _ => compare(&words),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("compare: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The value that follows an option.
+fn value<'a>(
+    words: &mut impl Iterator<Item = &'a String>,
+    option: &str,
+) -> Result<&'a str, String> {
+    words.next().map(String::as_str).ok_or_else(|| format!("{option} needs a value"))
+}
+
+fn number<T: std::str::FromStr>(text: &str, option: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("{option}: {text:?} is not a number that fits"))
+}
+
+fn serve(words: &[String]) -> Result<(), String> {
+    let mut words = words.iter();
+    let name = value(&mut words, "serve")?;
+    let mut listen = None;
+    let mut burst_bytes = 4096;
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--listen" => listen = Some(value(&mut words, word)?.parse()?),
+            "--burst" => burst_bytes = number(value(&mut words, word)?, word)?,
+            other => return Err(format!("unknown option {other:?}")),
+        }
+    }
+    let server = servers::find(name).ok_or_else(|| format!("no server named {name:?}"))?;
+    let options = Options { listen: listen.ok_or("serve needs --listen ADDRESS")?, burst_bytes };
+    let describe = |error: io::Error| format!("{name}: {error}");
+    sys_limits().map_err(describe)?;
+    match server.start {
+        Start::Function(run) => run(&options).map_err(describe),
+        Start::Go(library) => {
+            let executable = crate::golang::build()?;
+            let status = crate::golang::command(&executable, library, &options).status();
+            Err(status.map_or_else(describe, |status| format!("{name} ended with {status}")))
+        }
+    }
+}
+
+fn sys_limits() -> io::Result<()> {
+    crate::sys::raise_descriptor_limit().map(drop)
+}
+
+fn run_load(words: &[String]) -> Result<(), String> {
+    let [spec] = words else {
+        return Err("load takes one specification".into());
+    };
+    let spec = serde_json::from_str(spec).map_err(|error| error.to_string())?;
+    let outcome = load::run(&spec).map_err(|error| error.to_string())?;
+    println!("{}", serde_json::to_string(&outcome).map_err(|error| error.to_string())?);
+    Ok(())
+}
+
+fn compare(words: &[String]) -> Result<(), String> {
+    let mut profile = Profile::Full;
+    let mut choice = Choice::default();
+    let mut settings = Settings {
+        server_core: 0,
+        client_core: 1,
+        trace: true,
+        resp_servers: vec![RespServer::redis()],
+        out: PathBuf::from("target/compare"),
+        command: format!("compare {}", words.join(" ")).trim_end().to_owned(),
+    };
+    let names = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--quick" => profile = Profile::Quick,
+            "--thorough" => profile = Profile::Thorough,
+            "--only" => choice.only.extend(names(value(&mut words, word)?)),
+            "--servers" => choice.servers.extend(names(value(&mut words, word)?)),
+            "--rounds" => choice.rounds = Some(number(value(&mut words, word)?, word)?),
+            "--seconds" => {
+                let seconds: f64 = number(value(&mut words, word)?, word)?;
+                choice.measure_ms = Some((seconds * 1e3) as u64);
+            }
+            "--resp-server" => {
+                settings.resp_servers.push(RespServer::parse(value(&mut words, word)?)?);
+            }
+            "--server-core" => settings.server_core = number(value(&mut words, word)?, word)?,
+            "--client-core" => settings.client_core = number(value(&mut words, word)?, word)?,
+            "--no-trace" => settings.trace = false,
+            "--out" => settings.out = PathBuf::from(value(&mut words, word)?),
+            "--list" => {
+                show(&list());
+                return Ok(());
+            }
+            "--help" | "-h" => {
+                show(HELP);
+                return Ok(());
+            }
+            // Passed by `cargo bench`.
+            "--bench" => {}
+            other => return Err(format!("unknown option {other:?}; see --help")),
+        }
+    }
+    let steps = plan::steps(profile, &choice)?;
+    rounds::run(&steps, &settings).map_err(|error| error.to_string())
+}
+
+fn list() -> String {
+    let mut text = String::from("Servers:\n");
+    for server in servers::all() {
+        text += &format!("  {:<14} {}\n", server.name, server.about);
+    }
+    text += "Scenarios:\n";
+    for scenario in scenario::all() {
+        text += &format!("  {:<18} {}\n", scenario.name, scenario.title);
+    }
+    text
+}
+
+/// Prints to a reader that may go away, such as `head`.
+fn show(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}

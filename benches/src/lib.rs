@@ -1,0 +1,29 @@
+//! Side-by-side comparison of duopoll with hand-written loops and with other libraries.
+//!
+//! The figure that counts is **CPU time per request of the server process**. On a loopback machine
+//! it barely moves with the client or with the neighbours, while throughput and latency do. Every
+//! server runs in a process of its own on one core, the load generator on another, and the servers
+//! take turns in rounds (A B C, A B C, …), so that a slow minute of the machine hits all of them.
+//! A single absolute number means nothing; the ratio to the yardstick *in the same run* does.
+//!
+//! - [`servers`]: every server, one file each, behind one table.
+//! - [`load`]: the load generator, a single-threaded epoll loop of its own.
+//! - [`scenario`] and [`plan`]: what is measured, for how long, with how many rounds.
+//! - [`rounds`]: runs a plan. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
+//!   may be missing; the report then says so.
+//! - [`report`]: table, Markdown, JSON and SVG.
+
+pub mod address;
+pub mod cli;
+pub mod golang;
+pub mod load;
+pub mod plan;
+pub mod process;
+pub mod report;
+pub mod resp;
+pub mod rounds;
+pub mod scenario;
+pub mod servers;
+pub mod stats;
+pub mod sys;
+pub mod trace;

@@ -1,0 +1,215 @@
+//! How long each scenario is measured, on which servers, in how many rounds.
+//!
+//! Time is short: fifteen servers, sixty scenarios, five rounds of two seconds would take hours. The
+//! full plan gives the key scenarios (64 B and 1 KiB on 100 and 1,000 connections) to every server in
+//! five rounds, to the slower peers in three of them, and the rest to the core servers with shorter
+//! windows. Whoever names scenarios gets them measured at full length on every server.
+
+use std::time::Duration;
+
+use crate::scenario::{self, Scenario, Work};
+use crate::servers::{self, Server};
+
+/// Which plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// About a minute.
+    Quick,
+    /// Below twenty minutes.
+    Full,
+    /// Everything on everything, for hours; or what was named.
+    Thorough,
+}
+
+/// A scenario with its servers and times.
+#[derive(Clone)]
+pub struct Step {
+    /// What is measured.
+    pub scenario: Scenario,
+    /// Echo servers, in the order of a round. Empty for RESP, which has servers of its own.
+    pub servers: Vec<&'static Server>,
+    /// Rounds.
+    pub rounds: usize,
+    /// Whether peers outside the core sit out every second round.
+    pub spare_peers: bool,
+    /// Time before the measured window, in milliseconds.
+    pub warm_ms: u64,
+    /// The measured window, in milliseconds.
+    pub measure_ms: u64,
+    /// Whether system calls are counted in a pass of their own.
+    pub trace: bool,
+}
+
+impl Step {
+    /// Whether a server takes part in a round.
+    pub fn takes_part(&self, server: &Server, round: usize) -> bool {
+        !self.spare_peers || server.is_core() || round.is_multiple_of(2)
+    }
+
+    /// Runs of the load generator in this step, given the number of RESP servers.
+    pub fn cells(&self, resp_servers: usize) -> usize {
+        match self.scenario.work {
+            Work::Resp { .. } => resp_servers * self.rounds,
+            Work::Load(_) => (0..self.rounds)
+                .map(|round| self.servers.iter().filter(|s| self.takes_part(s, round)).count())
+                .sum(),
+        }
+    }
+
+    /// About how long the step takes.
+    pub fn estimate(&self, resp_servers: usize) -> Duration {
+        let (connections, settle_ms) = match &self.scenario.work {
+            Work::Load(shape) => {
+                (shape.connections + shape.idle, if shape.settle { SETTLE_MS } else { 0 })
+            }
+            Work::Resp { .. } => (0, 0),
+        };
+        let cell_ms =
+            self.warm_ms + self.measure_ms + settle_ms + 60 + connections as u64 * 50 / 1000;
+        let trace_ms = if self.trace { self.servers.len() as u64 * 1300 } else { 0 };
+        Duration::from_millis(cell_ms * self.cells(resp_servers) as u64 + trace_ms)
+    }
+}
+
+/// How long a server's memory settles after the close, in milliseconds.
+pub const SETTLE_MS: u64 = 200;
+
+/// What the command line narrows.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// Scenario patterns; empty for the profile's own.
+    pub only: Vec<String>,
+    /// Server names; empty for the profile's own.
+    pub servers: Vec<String>,
+    /// Rounds instead of the profile's.
+    pub rounds: Option<usize>,
+    /// The measured window in milliseconds, instead of the profile's.
+    pub measure_ms: Option<u64>,
+}
+
+/// Lays out the steps of a run.
+pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
+    for name in &choice.servers {
+        if servers::find(name).is_none() {
+            return Err(format!("no server named {name:?}; see --list"));
+        }
+    }
+    let named = !choice.only.is_empty();
+    for pattern in &choice.only {
+        if !scenario::all().iter().any(|scenario| scenario::matches(scenario, pattern)) {
+            return Err(format!("no scenario matches {pattern:?}; see --list"));
+        }
+    }
+    let profile = if named && profile == Profile::Full { Profile::Thorough } else { profile };
+    let mut steps = Vec::new();
+    for scenario in scenario::all() {
+        let wanted = !named || choice.only.iter().any(|only| scenario::matches(&scenario, only));
+        if !wanted {
+            continue;
+        }
+        let Some(mut step) = step(profile, scenario, named) else {
+            continue;
+        };
+        if !choice.servers.is_empty() {
+            step.servers = servers::all()
+                .iter()
+                .filter(|server| choice.servers.iter().any(|name| name == server.name))
+                .collect();
+            step.spare_peers = false;
+        }
+        step.rounds = choice.rounds.unwrap_or(step.rounds);
+        step.measure_ms = choice.measure_ms.unwrap_or(step.measure_ms);
+        steps.push(step);
+    }
+    Ok(steps)
+}
+
+/// The profile's step for a scenario, if it has one. A quick run of named scenarios is short on
+/// whatever was named.
+fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
+    let name = scenario.name.as_str();
+    let key = matches!(name, "echo-64x100" | "echo-64x1000" | "echo-1kx100" | "echo-1kx1000");
+    let everyone: Vec<&Server> = servers::all().iter().collect();
+    let core: Vec<&Server> = everyone.iter().copied().filter(|server| server.is_core()).collect();
+    let closed_at_100 = matches!(name, "echo-64x100" | "echo-1kx100");
+    match profile {
+        Profile::Quick => {
+            let in_quick = closed_at_100
+                || matches!(name, "open-64x100-50" | "unix-64x100" | "resp-get-p16" | "churn");
+            (in_quick || named).then_some(Step {
+                servers: if closed_at_100 { everyone } else { core },
+                scenario,
+                rounds: 1,
+                spare_peers: false,
+                warm_ms: 250,
+                measure_ms: 600,
+                trace: false,
+            })
+        }
+        Profile::Full => {
+            let rest = match scenario.group {
+                "echo" => name != "echo-1mx1000",
+                "open" => name.starts_with("open-64x100-"),
+                "unix" => matches!(name, "unix-64x100" | "unix-1kx100"),
+                _ => true,
+            };
+            (key || rest).then_some(Step {
+                servers: if key { everyone } else { core },
+                scenario,
+                rounds: if key { 5 } else { 3 },
+                spare_peers: key,
+                warm_ms: if key { 500 } else { 200 },
+                measure_ms: if key { 1500 } else { 550 },
+                trace: closed_at_100,
+            })
+        }
+        Profile::Thorough => Some(Step {
+            trace: matches!(scenario.work, Work::Load(_)),
+            scenario,
+            servers: everyone,
+            rounds: 5,
+            spare_peers: false,
+            warm_ms: 500,
+            measure_ms: 1500,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn total(profile: Profile) -> Duration {
+        let steps = steps(profile, &Choice::default()).unwrap();
+        steps.iter().map(|step| step.estimate(3)).sum()
+    }
+
+    #[test]
+    fn quick_takes_about_a_minute() {
+        assert!(total(Profile::Quick) < Duration::from_secs(75), "{:?}", total(Profile::Quick));
+    }
+
+    #[test]
+    fn full_stays_below_twenty_minutes() {
+        let limit = Duration::from_secs(19 * 60);
+        assert!(total(Profile::Full) < limit, "{:?}", total(Profile::Full));
+    }
+
+    #[test]
+    fn named_scenarios_run_at_full_length_on_every_server() {
+        let choice = Choice { only: vec!["churn".into()], ..Choice::default() };
+        let steps = steps(Profile::Full, &choice).unwrap();
+        assert_eq!(steps.len(), 1);
+        assert_eq!(steps[0].rounds, 5);
+        assert_eq!(steps[0].measure_ms, 1500);
+        assert_eq!(steps[0].servers.len(), servers::all().len());
+    }
+
+    #[test]
+    fn unknown_names_are_refused() {
+        let unknown = Choice { servers: vec!["nginx".into()], ..Choice::default() };
+        assert!(steps(Profile::Full, &unknown).is_err());
+        let unknown = Choice { only: vec!["http".into()], ..Choice::default() };
+        assert!(steps(Profile::Full, &unknown).is_err());
+    }
+}

@@ -1,0 +1,166 @@
+//! Processes: starting servers on a core, waiting until they listen, reading their memory.
+
+use std::fs;
+use std::io::{self, ErrorKind, Read};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::address::Address;
+use crate::sys;
+
+/// How long a server may take to listen.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Listen ports stay below the ephemeral range, which starts at 32,768.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+/// Addresses handed out by this process.
+static ADDRESSES: AtomicU32 = AtomicU32::new(0);
+
+/// A running server; killed when dropped.
+pub struct ServerProcess {
+    child: Child,
+    listen: Address,
+}
+
+impl ServerProcess {
+    /// Starts `command` on `core` and waits until it accepts connections on `listen`.
+    pub fn start(mut command: Command, core: usize, listen: &Address) -> io::Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        on_core(&mut command, core);
+        let child = command.spawn().map_err(|error| {
+            let program = command.get_program().to_string_lossy();
+            io::Error::new(error.kind(), format!("{program}: {error}"))
+        })?;
+        let mut server = ServerProcess { child, listen: listen.clone() };
+        server.wait_ready()?;
+        Ok(server)
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn wait_ready(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            let refused = match &self.listen {
+                Address::Tcp(addr) => TcpStream::connect(addr).err(),
+                Address::Unix(path) => UnixStream::connect(path).err(),
+            };
+            let Some(refused) = refused else {
+                return Ok(());
+            };
+            if let Some(status) = self.child.try_wait()? {
+                return Err(io::Error::other(format!(
+                    "the server ended with {status}: {}",
+                    self.complaint()
+                )));
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::new(
+                    ErrorKind::TimedOut,
+                    format!("the server does not listen on {}: {refused}", self.listen),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// What an ended server wrote to stderr.
+    fn complaint(&mut self) -> String {
+        let mut text = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            let _ = stderr.read_to_string(&mut text);
+        }
+        text.trim().to_owned()
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Address::Unix(path) = &self.listen {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Makes a command run on one core and die with this process.
+pub fn on_core(command: &mut Command, core: usize) {
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            sys::die_with_parent()?;
+            sys::pin_to_core(core)
+        });
+    }
+}
+
+/// A free TCP port on 127.0.0.1, never the same twice in a row: the last server's connections may
+/// linger.
+pub fn tcp_address() -> io::Result<Address> {
+    // Two comparisons at once start at different ports.
+    let offset = std::process::id().wrapping_mul(37);
+    for _ in PORTS {
+        let span = u32::from(PORTS.end - PORTS.start);
+        let step = offset.wrapping_add(ADDRESSES.fetch_add(1, Ordering::Relaxed)) % span;
+        let port = PORTS.start + step as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(Address::Tcp(([127, 0, 0, 1], port).into()));
+        }
+    }
+    Err(io::Error::new(ErrorKind::AddrInUse, "no free listen port"))
+}
+
+/// A socket path that does not exist yet.
+pub fn unix_address() -> Address {
+    let count = ADDRESSES.fetch_add(1, Ordering::Relaxed);
+    let name = format!("duopoll-compare-{}-{count}.sock", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let _ = fs::remove_file(&path);
+    Address::Unix(path)
+}
+
+/// Resident memory of a process in KiB, exact where the kernel has `smaps_rollup`: the cheap
+/// counters are kept per CPU and lag behind.
+pub fn rss_kib(pid: u32) -> io::Result<u64> {
+    let exact = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
+    let text = match exact {
+        Ok(text) => text,
+        Err(_) => fs::read_to_string(format!("/proc/{pid}/status"))?,
+    };
+    text.lines()
+        .find_map(|line| line.strip_prefix("Rss:").or_else(|| line.strip_prefix("VmRSS:")))
+        .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok())
+        .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "no resident size in /proc"))
+}
+
+/// CPU time of the whole machine since it booted, in nanoseconds, counted in ticks of 10 ms.
+pub fn machine_cpu_ns() -> io::Result<u64> {
+    const TICK_NS: u64 = 10_000_000;
+    let text = fs::read_to_string("/proc/stat")?;
+    let line = text.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> =
+        line.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
+    // user nice system idle iowait irq softirq
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else {
+        return Err(io::Error::new(ErrorKind::InvalidData, "no CPU times in /proc/stat"));
+    };
+    Ok((user + nice + system + irq + softirq) * TICK_NS)
+}
+
+/// Whether a program can be started.
+pub fn have(program: &str) -> bool {
+    if program.contains('/') {
+        return Path::new(program).exists();
+    }
+    std::env::var_os("PATH").is_some_and(|paths| {
+        std::env::split_paths(&paths).any(|folder| folder.join(program).is_file())
+    })
+}

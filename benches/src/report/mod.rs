@@ -1,0 +1,316 @@
+//! Results: their form, the figures derived from them, and four ways to write them down.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::load::Outcome;
+use crate::plan::Step;
+use crate::servers::Role;
+use crate::stats::{median, minimum};
+use crate::trace::Calls;
+
+mod environment;
+mod markdown;
+mod svg;
+pub mod text;
+
+/// A whole run.
+#[derive(Serialize)]
+pub struct Report {
+    /// The command line.
+    pub command: String,
+    /// Machine, kernel and versions, as pairs of a name and a value.
+    pub environment: Vec<(String, String)>,
+    /// What was left out or went wrong.
+    pub notes: Vec<String>,
+    /// How long the run took.
+    pub seconds: f64,
+    /// A table a scenario.
+    pub tables: Vec<Table>,
+}
+
+impl Report {
+    /// An empty report of this machine.
+    pub fn new(command: String, notes: Vec<String>) -> Self {
+        let environment = environment::describe();
+        Report { command, environment, notes, seconds: 0.0, tables: Vec::new() }
+    }
+}
+
+/// The results of a scenario.
+#[derive(Serialize)]
+pub struct Table {
+    /// The scenario's name.
+    pub scenario: String,
+    /// Its title.
+    pub title: String,
+    /// The server that the first ratio refers to.
+    pub yardstick: String,
+    /// Warm-up and measured window, in milliseconds.
+    pub warm_ms: u64,
+    /// See there.
+    pub measure_ms: u64,
+    /// Silent connections, for the memory of each.
+    pub idle: usize,
+    /// A row a server.
+    pub rows: Vec<Row>,
+    /// What the rows say, in the same order.
+    pub summaries: Vec<Summary>,
+}
+
+/// The samples of a server.
+#[derive(Serialize)]
+pub struct Row {
+    /// The server's name.
+    pub server: String,
+    /// What it stands for.
+    #[serde(skip)]
+    pub role: Role,
+    /// A sample a round; none where the server sat out or failed.
+    pub samples: Vec<Option<Sample>>,
+    /// System calls, if they were counted.
+    pub calls: Option<Calls>,
+}
+
+impl Row {
+    /// A row without samples.
+    pub fn new(server: &str, role: Role, rounds: usize) -> Self {
+        Row { server: server.to_owned(), role, samples: vec![None; rounds], calls: None }
+    }
+
+    fn each(&self, figure: impl Fn(&Sample) -> f64) -> impl Iterator<Item = f64> {
+        self.samples.iter().flatten().map(figure)
+    }
+}
+
+/// One run of the load generator against one server.
+#[derive(Clone, Serialize)]
+pub struct Sample {
+    /// CPU time of the server a request, in microseconds.
+    pub cpu_us: f64,
+    /// Share of its core that the client used.
+    pub client_load: f64,
+    /// Share of its core that the server used.
+    pub server_load: f64,
+    /// Share of a core that everything else on the machine used.
+    pub other_load: f64,
+    /// Requests a second.
+    pub rate: f64,
+    /// What the load generator said.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+impl From<Outcome> for Sample {
+    fn from(outcome: Outcome) -> Self {
+        let requests = outcome.requests as f64;
+        Sample {
+            cpu_us: outcome.server_cpu_ns as f64 / 1e3 / requests,
+            client_load: outcome.client_cpu_ns as f64 / 1e9 / outcome.seconds,
+            server_load: outcome.server_cpu_ns as f64 / 1e9 / outcome.seconds,
+            other_load: outcome.other_cpu_ns as f64 / 1e9 / outcome.seconds,
+            rate: requests / outcome.seconds,
+            outcome,
+        }
+    }
+}
+
+/// What the samples of a server come to. Figures that do not exist are NaN, `null` in JSON.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// CPU time a request in microseconds, median of the rounds.
+    pub cpu_us: f64,
+    /// The same, minimum of the rounds.
+    pub cpu_us_min: f64,
+    /// CPU time relative to the yardstick: the median of the rounds' own ratios.
+    pub to_yardstick: f64,
+    /// The ratio of the minima.
+    pub to_yardstick_min: f64,
+    /// CPU time relative to the better floor, as above.
+    pub to_floor: f64,
+    /// The ratio of the minima.
+    pub to_floor_min: f64,
+    /// Requests a second, median, as the following ones.
+    pub rate: f64,
+    /// Latency in microseconds.
+    pub p50_us: f64,
+    /// The 99th percentile.
+    pub p99_us: f64,
+    /// The 99.9th percentile.
+    pub p999_us: f64,
+    /// Share of its core that the server used.
+    pub server_load: f64,
+    /// Share of its core that the client used.
+    pub client_load: f64,
+    /// Share of a core that everything else on the machine used: a disturbance.
+    pub other_load: f64,
+    /// Resident memory in KiB at the end of the window.
+    pub rss_kib: f64,
+    /// Resident memory in KiB before any connection.
+    pub rss_start_kib: f64,
+    /// Resident memory in KiB after the close.
+    pub rss_settled_kib: f64,
+    /// Resident memory in KiB an idle connection.
+    pub rss_idle_kib_each: f64,
+}
+
+impl Table {
+    /// Summarises the rows of a step.
+    pub fn new(step: &Step, yardstick: &str, rows: Vec<Row>) -> Self {
+        let idle = match &step.scenario.work {
+            crate::scenario::Work::Load(shape) => shape.idle,
+            crate::scenario::Work::Resp { .. } => 0,
+        };
+        let summaries = rows.iter().map(|row| summarise(row, &rows, yardstick, idle)).collect();
+        Table {
+            scenario: step.scenario.name.clone(),
+            title: step.scenario.title.clone(),
+            yardstick: yardstick.to_owned(),
+            warm_ms: step.warm_ms,
+            measure_ms: step.measure_ms,
+            idle,
+            rows,
+            summaries,
+        }
+    }
+
+    /// Whether a figure exists in any row, and so deserves a column.
+    fn has(&self, figure: impl Fn(&Summary) -> f64) -> bool {
+        self.summaries.iter().any(|summary| figure(summary).is_finite())
+    }
+
+    /// Rows with their summaries.
+    fn lines(&self) -> impl Iterator<Item = (&Row, &Summary)> {
+        self.rows.iter().zip(&self.summaries)
+    }
+}
+
+fn summarise(row: &Row, rows: &[Row], yardstick: &str, idle: usize) -> Summary {
+    let middle = |figure: fn(&Sample) -> f64| median(row.each(figure));
+    let least = minimum(row.each(|sample| sample.cpu_us));
+    let is_yardstick = |other: &&Row| other.server == yardstick;
+    let is_floor = |other: &&Row| other.role == Role::Floor;
+    let kib = |value: u64| value as f64;
+    Summary {
+        cpu_us: middle(|sample| sample.cpu_us),
+        cpu_us_min: least,
+        to_yardstick: paired(row, &rows.iter().filter(is_yardstick).collect::<Vec<_>>()),
+        to_yardstick_min: least / least_of(rows.iter().filter(is_yardstick)),
+        to_floor: paired(row, &rows.iter().filter(is_floor).collect::<Vec<_>>()),
+        to_floor_min: least / least_of(rows.iter().filter(is_floor)),
+        rate: middle(|sample| sample.rate),
+        p50_us: middle(|sample| sample.outcome.p50_us),
+        p99_us: middle(|sample| sample.outcome.p99_us),
+        p999_us: middle(|sample| sample.outcome.p999_us),
+        server_load: middle(|sample| sample.server_load),
+        client_load: middle(|sample| sample.client_load),
+        other_load: middle(|sample| sample.other_load),
+        rss_kib: median(row.each(|sample| kib(sample.outcome.rss_busy_kib))),
+        rss_start_kib: median(row.each(|sample| kib(sample.outcome.rss_start_kib))),
+        rss_settled_kib: median(
+            row.each(|sample| sample.outcome.rss_settled_kib.map_or(f64::NAN, kib)),
+        ),
+        rss_idle_kib_each: if idle == 0 {
+            f64::NAN
+        } else {
+            median(row.each(|sample| {
+                let outcome = &sample.outcome;
+                (kib(outcome.rss_idle_kib) - kib(outcome.rss_start_kib)) / idle as f64
+            }))
+        },
+    }
+}
+
+/// The median over the rounds of a row's CPU time to the best of `others` in the same round.
+fn paired(row: &Row, others: &[&Row]) -> f64 {
+    median(row.samples.iter().enumerate().map(|(round, sample)| {
+        let best =
+            minimum(others.iter().filter_map(|other| {
+                other.samples.get(round)?.as_ref().map(|sample| sample.cpu_us)
+            }));
+        sample.as_ref().map_or(f64::NAN, |sample| sample.cpu_us / best)
+    }))
+}
+
+fn least_of<'a>(rows: impl Iterator<Item = &'a Row>) -> f64 {
+    minimum(rows.flat_map(|row| row.each(|sample| sample.cpu_us)))
+}
+
+/// Writes `compare.md`, `compare.json` and the plots.
+pub fn write(report: &Report, folder: &Path) -> io::Result<()> {
+    let plots = folder.join("svg");
+    fs::create_dir_all(&plots)?;
+    fs::write(folder.join("compare.json"), serde_json::to_string_pretty(report)?)?;
+    fs::write(folder.join("compare.md"), markdown::report(report))?;
+    for table in &report.tables {
+        fs::write(plots.join(format!("{}.svg", table.scenario)), svg::plot(table))?;
+    }
+    Ok(())
+}
+
+/// A figure with as many digits as it deserves; `–` where there is none.
+fn figure(value: f64, digits: usize) -> String {
+    if value.is_finite() { format!("{value:.digits$}") } else { "–".to_owned() }
+}
+
+/// Microseconds with about four digits.
+fn micros(value: f64) -> String {
+    figure(
+        value,
+        if value < 10.0 {
+            3
+        } else if value < 100.0 {
+            2
+        } else if value < 1000.0 {
+            1
+        } else {
+            0
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(server: &str, role: Role, cpu_us: &[Option<f64>]) -> Row {
+        let sample = |cpu_us: f64| {
+            Sample::from(Outcome {
+                requests: 1000,
+                seconds: 1.0,
+                server_cpu_ns: (cpu_us * 1e6) as u64,
+                ..Outcome::default()
+            })
+        };
+        let mut row = Row::new(server, role, cpu_us.len());
+        row.samples = cpu_us.iter().map(|cpu_us| cpu_us.map(sample)).collect();
+        row
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        // The second round is twice as slow for everyone.
+        let rows = [
+            row("classic", Role::Yardstick, &[Some(4.0), Some(8.0)]),
+            row("floor", Role::Floor, &[Some(2.0), Some(4.0)]),
+            row("peer", Role::Peer, &[None, Some(10.0)]),
+        ];
+        let peer = summarise(&rows[2], &rows, "classic", 0);
+        assert_eq!(peer.to_yardstick, 1.25);
+        assert_eq!(peer.to_floor, 2.5);
+        assert_eq!(peer.cpu_us, 10.0);
+        assert!(peer.rss_idle_kib_each.is_nan());
+        let floor = summarise(&rows[1], &rows, "classic", 0);
+        assert_eq!(floor.to_yardstick, 0.5);
+        assert_eq!(floor.to_yardstick_min, 0.5);
+    }
+
+    #[test]
+    fn a_missing_yardstick_gives_no_ratio() {
+        let rows = [row("peer", Role::Peer, &[Some(1.0)])];
+        assert!(summarise(&rows[0], &rows, "classic", 0).to_yardstick.is_nan());
+    }
+}

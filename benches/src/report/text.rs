@@ -1,0 +1,84 @@
+//! The table on the terminal, and the columns that it shares with the Markdown one.
+
+use std::fmt::Write;
+
+use super::{Row, Summary, Table, figure, micros};
+
+/// A column: its heading, and what a row has in it.
+pub(super) struct Column {
+    pub(super) heading: &'static str,
+    pub(super) cell: fn(&Row, &Summary) -> String,
+}
+
+/// The columns that a table has figures for.
+pub(super) fn columns(table: &Table) -> Vec<Column> {
+    let mut columns = vec![
+        Column { heading: "server", cell: |row, _| row.server.clone() },
+        Column { heading: "CPU µs/req", cell: |_, s| micros(s.cpu_us) },
+        Column { heading: "min", cell: |_, s| micros(s.cpu_us_min) },
+    ];
+    let mut add = |wanted: bool, heading, cell| {
+        if wanted {
+            columns.push(Column { heading, cell });
+        }
+    };
+    add(table.has(|s| s.to_yardstick), "× yardstick", |_, s| figure(s.to_yardstick, 3));
+    add(table.has(|s| s.to_yardstick), "× (min)", |_, s| figure(s.to_yardstick_min, 3));
+    add(table.has(|s| s.to_floor), "× floor", |_, s| figure(s.to_floor, 3));
+    add(table.has(|s| s.to_floor), "× (min) ", |_, s| figure(s.to_floor_min, 3));
+    add(true, "req/s", |_, s| figure(s.rate, 0));
+    add(true, "p50 µs", |_, s| micros(s.p50_us));
+    add(true, "p99 µs", |_, s| micros(s.p99_us));
+    add(table.has(|s| s.p999_us), "p99.9 µs", |_, s| micros(s.p999_us));
+    let calls = table.rows.iter().any(|row| row.calls.is_some());
+    add(calls, "calls/req", |row, _| {
+        row.calls.as_ref().map_or("–".into(), |calls| figure(calls.per_request, 2))
+    });
+    add(true, "busy %", |_, s| figure(s.server_load * 100.0, 0));
+    add(true, "other %", |_, s| figure(s.other_load * 100.0, 0));
+    add(true, "RSS MiB", |_, s| figure(s.rss_kib / 1024.0, 1));
+    add(table.has(|s| s.rss_settled_kib), "closed MiB", |_, s| {
+        figure(s.rss_settled_kib / 1024.0, 1)
+    });
+    add(table.has(|s| s.rss_settled_kib), "start MiB", |_, s| figure(s.rss_start_kib / 1024.0, 1));
+    add(table.has(|s| s.rss_idle_kib_each), "KiB/idle", |_, s| figure(s.rss_idle_kib_each, 2));
+    columns
+}
+
+/// One line on how the table was made.
+pub(super) fn conditions(table: &Table) -> String {
+    let rounds = table.rows.iter().map(|row| row.samples.len()).max().unwrap_or(0);
+    format!(
+        "{rounds} round{} of {:.2} s after {:.2} s; yardstick: {}",
+        if rounds == 1 { "" } else { "s" },
+        table.measure_ms as f64 / 1e3,
+        table.warm_ms as f64 / 1e3,
+        table.yardstick
+    )
+}
+
+/// The table of a scenario in fixed-width characters.
+pub fn table(table: &Table) -> String {
+    let columns = columns(table);
+    let mut lines =
+        vec![columns.iter().map(|column| column.heading.to_owned()).collect::<Vec<_>>()];
+    for (row, summary) in table.lines() {
+        lines.push(columns.iter().map(|column| (column.cell)(row, summary)).collect());
+    }
+    let widths: Vec<usize> = (0..columns.len())
+        .map(|i| lines.iter().map(|line| line[i].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = format!("\n{}: {} ({})\n", table.scenario, table.title, conditions(table));
+    for line in &lines {
+        for (i, (cell, width)) in line.iter().zip(&widths).enumerate() {
+            // Names to the left, figures to the right.
+            let _ = if i == 0 {
+                write!(text, "  {cell:<width$}")
+            } else {
+                write!(text, "  {cell:>width$}")
+            };
+        }
+        text.push('\n');
+    }
+    text
+}

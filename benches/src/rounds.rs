@@ -1,0 +1,397 @@
+//! Runs a plan: every server of a scenario once a round, round after round.
+
+use std::collections::HashMap;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::address::Address;
+use crate::golang;
+use crate::load::{Mode, Outcome, Spec};
+use crate::plan::{SETTLE_MS, Step};
+use crate::process::{self, ServerProcess};
+use crate::report::{self, Report, Row, Table};
+use crate::resp::{self, RespServer};
+use crate::scenario::{Pace, Shape, Work};
+use crate::servers::{self, Options, Role, Server, Start};
+use crate::trace::{self, Calls};
+
+/// The server that every ratio, and the peak of an open loop, refers to.
+pub const YARDSTICK: &str = "classic";
+
+/// What holds for the whole run.
+pub struct Settings {
+    /// Core of the servers.
+    pub server_core: usize,
+    /// Core of the load generator and of strace.
+    pub client_core: usize,
+    /// Whether system calls are counted.
+    pub trace: bool,
+    /// The servers of the RESP scenarios.
+    pub resp_servers: Vec<RespServer>,
+    /// Folder for the results.
+    pub out: PathBuf,
+    /// The command line, for the report.
+    pub command: String,
+}
+
+/// Runs the steps; the results are written after each.
+pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
+    let mut runner = Runner::new(steps, settings)?;
+    for step in steps {
+        let table = match step.scenario.work {
+            Work::Load(ref shape) => runner.load_step(step, shape),
+            Work::Resp { command, pipeline } => runner.resp_step(step, command, pipeline),
+        };
+        runner.progress.clear();
+        if let Some(table) = table {
+            print!("{}", report::text::table(&table));
+            runner.report.tables.push(table);
+            runner.report.seconds = runner.progress.started.elapsed().as_secs_f64();
+            report::write(&runner.report, &settings.out)?;
+        }
+    }
+    for note in &runner.report.notes {
+        println!("note: {note}");
+    }
+    println!("written to {}", settings.out.display());
+    Ok(())
+}
+
+struct Runner<'a> {
+    settings: &'a Settings,
+    go: Option<PathBuf>,
+    resp_servers: Vec<&'a RespServer>,
+    trace: bool,
+    report: Report,
+    progress: Progress,
+    /// Requests a second of the yardstick, for the open loops.
+    peaks: HashMap<(usize, usize, bool), f64>,
+}
+
+impl<'a> Runner<'a> {
+    fn new(steps: &[Step], settings: &'a Settings) -> io::Result<Self> {
+        let mut notes = Vec::new();
+        let cores = std::thread::available_parallelism()?.get();
+        if cores < 2 || settings.server_core == settings.client_core {
+            notes.push("server and client share a core: latencies mean little".to_owned());
+        }
+        let is_go = |server: &&Server| matches!(server.start, Start::Go(_));
+        let mut go = None;
+        if steps.iter().any(|step| step.servers.iter().any(is_go)) {
+            match golang::build() {
+                Ok(executable) => go = Some(executable),
+                Err(note) => notes.push(note),
+            }
+        }
+        let is_resp = |step: &Step| matches!(step.scenario.work, Work::Resp { .. });
+        let mut resp_servers = Vec::new();
+        if steps.iter().any(is_resp) {
+            match resp::available() {
+                Ok(()) => resp_servers.extend(&settings.resp_servers),
+                Err(note) => notes.push(note),
+            }
+            resp_servers.retain(|server| {
+                let program = &server.words[0];
+                let found = process::have(program);
+                if !found {
+                    notes.push(format!("`{program}` not found: {} is left out", server.name));
+                }
+                found
+            });
+        }
+        let mut trace = settings.trace && steps.iter().any(|step| step.trace);
+        if trace && let Err(note) = trace::available() {
+            notes.push(note);
+            trace = false;
+        }
+        let cells = steps.iter().map(|step| step.cells(resp_servers.len())).sum();
+        let estimate = steps.iter().map(|step| step.estimate(resp_servers.len())).sum();
+        let report = Report::new(settings.command.clone(), notes);
+        Ok(Runner {
+            settings,
+            go,
+            resp_servers,
+            trace,
+            report,
+            progress: Progress::new(cells, estimate),
+            peaks: HashMap::new(),
+        })
+    }
+
+    // ---- echo -----------------------------------------------------------------------------------
+
+    fn load_step(&mut self, step: &Step, shape: &Shape) -> Option<Table> {
+        let mode = match self.mode(shape, step) {
+            Ok(mode) => mode,
+            Err(error) => {
+                self.note(format!("{}: no peak: {error}", step.scenario.name));
+                return None;
+            }
+        };
+        let servers: Vec<&Server> = step
+            .servers
+            .iter()
+            .copied()
+            .filter(|server| self.go.is_some() || !matches!(server.start, Start::Go(_)))
+            .collect();
+        let mut rows: Vec<Row> =
+            servers.iter().map(|server| Row::new(server.name, server.role, step.rounds)).collect();
+        for round in 0..step.rounds {
+            for (server, row) in servers.iter().zip(&mut rows) {
+                if !step.takes_part(server, round) {
+                    continue;
+                }
+                self.progress.cell(&step.scenario.name, round, step.rounds, server.name);
+                match self.cell(server, shape, mode, step.warm_ms, step.measure_ms) {
+                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
+                    Err(error) => {
+                        let name = &step.scenario.name;
+                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
+                    }
+                }
+            }
+        }
+        if step.trace && self.trace {
+            for (server, row) in servers.iter().zip(&mut rows) {
+                self.progress.trace(&step.scenario.name, server.name);
+                match self.traced(server, shape, mode) {
+                    Ok(calls) => row.calls = Some(calls),
+                    Err(error) => {
+                        let name = &step.scenario.name;
+                        self.note(format!("{name}, {}, system calls: {error}", row.server));
+                    }
+                }
+            }
+        }
+        Some(Table::new(step, YARDSTICK, rows))
+    }
+
+    /// One server, one run of the load generator.
+    fn cell(
+        &mut self,
+        server: &Server,
+        shape: &Shape,
+        mode: Mode,
+        warm_ms: u64,
+        measure_ms: u64,
+    ) -> io::Result<Outcome> {
+        let (process, listen) = self.start(server, shape)?;
+        let spec = self.spec(&process, &listen, shape, mode, warm_ms, measure_ms);
+        self.load(&spec)
+    }
+
+    fn traced(&mut self, server: &Server, shape: &Shape, mode: Mode) -> io::Result<Calls> {
+        let (process, listen) = self.start(server, shape)?;
+        let spec = self.spec(&process, &listen, shape, mode, 100, 900);
+        trace::count(process.pid(), self.settings.client_core, || {
+            Ok(self.load(&spec)?.requests_in_all)
+        })
+    }
+
+    fn spec(
+        &self,
+        process: &ServerProcess,
+        listen: &Address,
+        shape: &Shape,
+        mode: Mode,
+        warm_ms: u64,
+        measure_ms: u64,
+    ) -> Spec {
+        Spec {
+            target: listen.to_string(),
+            server_pid: process.pid(),
+            mode,
+            connections: shape.connections,
+            idle: shape.idle,
+            message: shape.message,
+            framed: shape.framed,
+            warm_ms,
+            measure_ms,
+            settle_ms: if shape.settle { SETTLE_MS } else { 0 },
+            verify: false,
+        }
+    }
+
+    fn start(&mut self, server: &Server, shape: &Shape) -> io::Result<(ServerProcess, Address)> {
+        let listen = if shape.unix { process::unix_address() } else { process::tcp_address()? };
+        let options = Options { listen: listen.clone(), burst_bytes: shape.burst_bytes() };
+        let command = match (server.start, &self.go) {
+            (Start::Go(library), Some(executable)) => {
+                golang::command(executable, library, &options)
+            }
+            (Start::Go(_), None) => return Err(io::Error::other("the Go servers are not built")),
+            (Start::Function(_), _) => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command
+                    .args(["serve", server.name, "--listen", &listen.to_string()])
+                    .args(["--burst", &options.burst_bytes.to_string()]);
+                command
+            }
+        };
+        Ok((ServerProcess::start(command, self.settings.server_core, &listen)?, listen))
+    }
+
+    /// Runs the load generator in a process of its own.
+    fn load(&self, spec: &Spec) -> io::Result<Outcome> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("load").arg(serde_json::to_string(spec)?).stdin(Stdio::null());
+        process::on_core(&mut command, self.settings.client_core);
+        let output = command.output()?;
+        if !output.status.success() {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            return Err(io::Error::other(complaint.trim().to_owned()));
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// The pace of a shape; for an open loop, the yardstick's peak comes first.
+    fn mode(&mut self, shape: &Shape, step: &Step) -> io::Result<Mode> {
+        let percent = match shape.pace {
+            Pace::Closed { depth } => return Ok(Mode::Closed { depth }),
+            Pace::Churn => return Ok(Mode::Churn),
+            Pace::Open { percent } => percent,
+        };
+        let key = (shape.message, shape.connections, shape.unix);
+        let peak = match self.peaks.get(&key) {
+            Some(peak) => *peak,
+            None => {
+                let yardstick = servers::find(YARDSTICK)
+                    .ok_or_else(|| io::Error::other("the yardstick is missing"))?;
+                self.progress.trace(&step.scenario.name, "peak");
+                let closed = Mode::Closed { depth: 1 };
+                let outcome = self.cell(yardstick, &shape.peak(), closed, 500, 1500)?;
+                let peak = outcome.requests as f64 / outcome.seconds;
+                self.note(format!(
+                    "peak of {YARDSTICK}, {} B on {} connections: {peak:.0} requests/s",
+                    shape.message, shape.connections
+                ));
+                self.peaks.insert(key, peak);
+                peak
+            }
+        };
+        Ok(Mode::Open { rate: peak * f64::from(percent) / 100.0 })
+    }
+
+    // ---- RESP -----------------------------------------------------------------------------------
+
+    fn resp_step(&mut self, step: &Step, command: &str, pipeline: usize) -> Option<Table> {
+        if self.resp_servers.is_empty() {
+            return None;
+        }
+        let servers = self.resp_servers.clone();
+        let role = |index| {
+            if index == 0 { Role::Yardstick } else { Role::Ours }
+        };
+        let mut rows: Vec<Row> = servers
+            .iter()
+            .enumerate()
+            .map(|(index, server)| Row::new(&server.name, role(index), step.rounds))
+            .collect();
+        for round in 0..step.rounds {
+            for (server, row) in servers.iter().zip(&mut rows) {
+                self.progress.cell(&step.scenario.name, round, step.rounds, &server.name);
+                match self.resp_cell(server, command, pipeline, step.measure_ms) {
+                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
+                    Err(error) => {
+                        let name = &step.scenario.name;
+                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
+                    }
+                }
+            }
+        }
+        let yardstick = rows[0].server.clone();
+        Some(Table::new(step, &yardstick, rows))
+    }
+
+    fn resp_cell(
+        &mut self,
+        server: &RespServer,
+        test: &str,
+        pipeline: usize,
+        measure_ms: u64,
+    ) -> io::Result<Outcome> {
+        let listen = process::tcp_address()?;
+        let addr = listen.tcp()?;
+        let mut command = server.command(addr.port());
+        // A relative program path is meant from here.
+        if server.words[0].contains('/') {
+            let program = std::fs::canonicalize(&server.words[0])?;
+            let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+            command = Command::new(program);
+            command.args(args);
+        }
+        command.current_dir(resp::scratch_folder()?);
+        let process = ServerProcess::start(command, self.settings.server_core, &listen)?;
+        resp::run(&process, addr, self.settings.client_core, test, pipeline, measure_ms)
+    }
+
+    /// Adds a note to the report, once.
+    fn note(&mut self, note: String) {
+        if !self.report.notes.contains(&note) {
+            self.progress.clear();
+            eprintln!("note: {note}");
+            self.report.notes.push(note);
+        }
+    }
+}
+
+/// The progress line, on stderr. A terminal gets one line that changes, a log one line a round.
+struct Progress {
+    started: Instant,
+    estimate: Duration,
+    cells: usize,
+    done: usize,
+    terminal: bool,
+}
+
+impl Progress {
+    fn new(cells: usize, estimate: Duration) -> Self {
+        let terminal = io::stderr().is_terminal();
+        eprintln!("{cells} runs, about {}", minutes(estimate));
+        Progress { started: Instant::now(), estimate, cells, done: 0, terminal }
+    }
+
+    fn cell(&mut self, scenario: &str, round: usize, rounds: usize, server: &str) {
+        self.done += 1;
+        let head = format!(
+            "[{}/{}, {} of about {}] {scenario} round {}/{rounds}",
+            self.done,
+            self.cells,
+            minutes(self.started.elapsed()),
+            minutes(self.estimate),
+            round + 1,
+        );
+        if self.terminal {
+            self.line(&format!("{head}: {server}"));
+        } else if self.done == 1 || server == YARDSTICK {
+            eprintln!("{head}");
+        }
+    }
+
+    fn trace(&mut self, scenario: &str, what: &str) {
+        if self.terminal {
+            self.line(&format!(
+                "[{}] {scenario}, system calls: {what}",
+                minutes(self.started.elapsed())
+            ));
+        }
+    }
+
+    fn line(&self, text: &str) {
+        let mut stderr = io::stderr();
+        let _ = write!(stderr, "\r\x1b[K{text}");
+        let _ = stderr.flush();
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            self.line("");
+        }
+    }
+}
+
+fn minutes(duration: Duration) -> String {
+    format!("{}:{:02}", duration.as_secs() / 60, duration.as_secs() % 60)
+}

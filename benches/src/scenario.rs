@@ -1,0 +1,221 @@
+//! What is measured: the shape of the load, each under a name.
+
+/// One line of the comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scenario {
+    /// The name on the command line, such as `echo-64x100`.
+    pub name: String,
+    /// The first part of the name.
+    pub group: &'static str,
+    /// One line for the report.
+    pub title: String,
+    /// What is done.
+    pub work: Work,
+}
+
+/// What a scenario does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// Our own load generator drives an echo server.
+    Load(Shape),
+    /// `redis-benchmark` drives a RESP server.
+    Resp {
+        /// The test's name there.
+        command: &'static str,
+        /// Requests in a pipeline.
+        pipeline: usize,
+    },
+}
+
+/// The shape of a load.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shape {
+    /// Unix sockets instead of TCP.
+    pub unix: bool,
+    /// How requests follow each other.
+    pub pace: Pace,
+    /// Busy connections.
+    pub connections: usize,
+    /// Silent connections beside them.
+    pub idle: usize,
+    /// Bytes of a message, its header included.
+    pub message: usize,
+    /// Whether a length header leads the message.
+    pub framed: bool,
+    /// Whether the memory is read again after the close.
+    pub settle: bool,
+}
+
+/// How requests follow each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pace {
+    /// The next request follows the answer.
+    Closed {
+        /// Outstanding requests a connection.
+        depth: usize,
+    },
+    /// A fixed rate, in percent of what the yardstick serves in a closed loop.
+    Open {
+        /// The percentage.
+        percent: u32,
+    },
+    /// A connection for each request.
+    Churn,
+}
+
+impl Shape {
+    fn echo(message: usize, connections: usize) -> Self {
+        Shape {
+            unix: false,
+            pace: Pace::Closed { depth: 1 },
+            connections,
+            idle: 0,
+            message,
+            framed: false,
+            settle: message >= 64 << 10,
+        }
+    }
+
+    /// Bytes that arrive at the server together.
+    pub fn burst_bytes(&self) -> usize {
+        match self.pace {
+            Pace::Closed { depth } => self.message * depth,
+            Pace::Open { .. } | Pace::Churn => self.message,
+        }
+    }
+
+    /// The closed loop whose throughput is the peak of an open loop.
+    pub fn peak(&self) -> Shape {
+        Shape { pace: Pace::Closed { depth: 1 }, settle: false, ..self.clone() }
+    }
+}
+
+const SIZES: [(usize, &str, &str); 6] = [
+    (64, "64", "64 B"),
+    (1 << 10, "1k", "1 KiB"),
+    (4 << 10, "4k", "4 KiB"),
+    (16 << 10, "16k", "16 KiB"),
+    (64 << 10, "64k", "64 KiB"),
+    (1 << 20, "1m", "1 MiB"),
+];
+const CONNECTIONS: [usize; 3] = [1, 100, 1000];
+
+/// Every scenario, in the order of the report.
+pub fn all() -> Vec<Scenario> {
+    let mut list = Vec::new();
+    let mut add = |group: &'static str, rest: String, title: String, work: Work| {
+        let name = if rest.is_empty() { group.to_owned() } else { format!("{group}-{rest}") };
+        list.push(Scenario { name, group, title, work });
+    };
+    let plural = |count: usize| {
+        if count == 1 { "connection" } else { "connections" }
+    };
+
+    for (bytes, short, long) in SIZES {
+        for count in CONNECTIONS {
+            let title = format!("Echo of {long} on {count} {}", plural(count));
+            add("echo", format!("{short}x{count}"), title, Work::Load(Shape::echo(bytes, count)));
+        }
+    }
+    for (bytes, short, long) in [SIZES[0], SIZES[1], SIZES[3]] {
+        for count in [100, 1000] {
+            for percent in [25, 50, 75] {
+                let shape = Shape {
+                    pace: Pace::Open { percent },
+                    settle: false,
+                    ..Shape::echo(bytes, count)
+                };
+                let title =
+                    format!("Open loop, {long} on {count} connections, {percent} % of peak");
+                add("open", format!("{short}x{count}-{percent}"), title, Work::Load(shape));
+            }
+        }
+    }
+    for (bytes, short, long) in SIZES {
+        for count in CONNECTIONS {
+            let shape = Shape { unix: true, ..Shape::echo(bytes, count) };
+            let title = format!("Unix sockets, echo of {long} on {count} {}", plural(count));
+            add("unix", format!("{short}x{count}"), title, Work::Load(shape));
+        }
+    }
+    let rpc = Shape { framed: true, ..Shape::echo(4 + 1024, 100) };
+    add(
+        "rpc",
+        "long".into(),
+        "RPC of 1 KiB with a length header on 100 long connections".into(),
+        Work::Load(rpc.clone()),
+    );
+    add(
+        "rpc",
+        "idle".into(),
+        "The same beside 400 idle connections".into(),
+        Work::Load(Shape { idle: 400, ..rpc.clone() }),
+    );
+    add(
+        "rpc",
+        "mux".into(),
+        "The same, 100 requests multiplexed on 4 connections".into(),
+        Work::Load(Shape { connections: 4, pace: Pace::Closed { depth: 25 }, ..rpc }),
+    );
+    for pipeline in [1, 16, 64] {
+        for (short, command) in [("ping", "ping_mbulk"), ("get", "get"), ("set", "set")] {
+            let title = format!("RESP {} by redis-benchmark -P {pipeline}", short.to_uppercase());
+            add("resp", format!("{short}-p{pipeline}"), title, Work::Resp { command, pipeline });
+        }
+    }
+    add(
+        "churn",
+        String::new(),
+        "Short connections: connect, echo of 64 B, close; 64 at a time".into(),
+        Work::Load(Shape { pace: Pace::Churn, ..Shape::echo(64, 64) }),
+    );
+    for idle in [0, 5_000, 15_000] {
+        add(
+            "idle",
+            idle.to_string(),
+            format!("Echo of 64 B on 100 connections beside {idle} idle ones"),
+            Work::Load(Shape { idle, settle: true, ..Shape::echo(64, 100) }),
+        );
+    }
+    list
+}
+
+/// Whether a pattern from the command line means this scenario: a name, a group, or a name with `*`
+/// for any run of characters.
+pub fn matches(scenario: &Scenario, pattern: &str) -> bool {
+    scenario.name == pattern || scenario.group == pattern || glob(pattern, &scenario.name)
+}
+
+fn glob(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((head, tail)) => text
+            .strip_prefix(head)
+            .is_some_and(|rest| (0..=rest.len()).any(|skip| glob(tail, &rest[skip..]))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<String> = all().into_iter().map(|scenario| scenario.name).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn patterns_match_names_groups_and_globs() {
+        let scenarios = all();
+        let count = |pattern| scenarios.iter().filter(|s| matches(s, pattern)).count();
+        assert_eq!(count("echo-64x100"), 1);
+        assert_eq!(count("echo"), 18);
+        assert_eq!(count("echo-64k*"), 3);
+        assert_eq!(count("*x1000"), 12);
+        assert_eq!(count("nothing"), 0);
+    }
+}

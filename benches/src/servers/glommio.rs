@@ -1,0 +1,51 @@
+//! glommio: one local executor, a task per connection, as in its echo example.
+
+use std::io;
+
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use glommio::net::{TcpListener, UnixListener};
+use glommio::{LocalExecutorBuilder, Placement};
+
+use crate::address::Address;
+use crate::servers::Options;
+
+/// Serves until the listener fails. The process is pinned already, so the executor is not.
+pub fn serve(options: &Options) -> io::Result<()> {
+    let options = options.clone();
+    LocalExecutorBuilder::new(Placement::Unbound).make()?.run(accept(options))
+}
+
+async fn accept(options: Options) -> io::Result<()> {
+    let buffer_bytes = options.read_buffer_bytes();
+    match &options.listen {
+        Address::Tcp(addr) => {
+            let listener = TcpListener::bind(addr)?;
+            loop {
+                let stream = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                glommio::spawn_local(echo(stream, buffer_bytes)).detach();
+            }
+        }
+        Address::Unix(path) => {
+            let listener = UnixListener::bind(path)?;
+            loop {
+                let stream = listener.accept().await?;
+                glommio::spawn_local(echo(stream, buffer_bytes)).detach();
+            }
+        }
+    }
+}
+
+async fn echo(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    buffer_bytes: usize,
+) -> io::Result<()> {
+    let mut buffer = vec![0; buffer_bytes];
+    loop {
+        let received = stream.read(&mut buffer).await?;
+        if received == 0 {
+            return Ok(());
+        }
+        stream.write_all(&buffer[..received]).await?;
+    }
+}

@@ -1,0 +1,288 @@
+//! Loom models of everything that threads share: every interleaving, and every value that the memory order allows a
+//! load to see. Run them with `ci/loom.sh`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use loom::model::Builder;
+use loom::thread;
+
+use crate::mailbox::{Clock, Command, Mailbox};
+use crate::memory::{Pool, PoolConfig, Slice, Tail};
+use crate::poll::Notify;
+use crate::timer::Tick;
+use crate::token::Token;
+
+/// A pool of blocks of 512 bytes, of which so many wait.
+fn pool(max_pooled_bytes: usize) -> Pool {
+    let mut config = PoolConfig::default();
+    config.min_block_bytes = 512;
+    config.max_pooled_bytes = max_pooled_bytes;
+    Pool::new(config)
+}
+
+/// Checks `model` with up to so many preemptions, which is where the bugs are, if not all would take too long.
+fn check(preemptions: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = Builder::new();
+    if builder.preemption_bound.is_none() {
+        builder.preemption_bound = preemptions;
+    }
+    builder.check(model);
+}
+
+fn written(pool: &Pool, byte: u8) -> (Tail, Slice) {
+    let mut tail = pool.allocate(1).unwrap();
+    let slice = tail.write(&[byte; 8]);
+    (tail, slice)
+}
+
+#[test]
+fn loom_the_last_of_three_references_releases_the_block_once() {
+    check(Some(3), || {
+        let pool = pool(1 << 20);
+        let (tail, slice) = written(&pool, 7);
+        drop(tail);
+        let others = [slice.clone(), slice.clone()].map(|slice| {
+            thread::spawn(move || {
+                assert_eq!(slice, [7; 8]);
+                // A reference made from another thread's reference.
+                drop(slice.clone());
+            })
+        });
+        assert_eq!(slice, [7; 8]);
+        drop(slice);
+        for other in others {
+            other.join().unwrap();
+        }
+        let stats = pool.stats();
+        assert_eq!((stats.live_blocks, stats.live_bytes, stats.pooled_bytes), (0, 0, 512));
+    });
+}
+
+#[test]
+fn loom_a_tail_is_rewound_only_after_the_last_reader_is_done() {
+    check(None, || {
+        let pool = pool(1 << 20);
+        let (mut tail, slice) = written(&pool, 7);
+        let reader = thread::spawn(move || assert_eq!(slice, [7; 8]));
+        // The witness in the block complains if this does not happen after the read.
+        if tail.rewind() {
+            assert_eq!(tail.write(&[8; 8]), [8; 8]);
+        }
+        reader.join().unwrap();
+        assert!(tail.rewind());
+    });
+}
+
+#[test]
+fn loom_a_tail_goes_on_while_another_thread_reads_and_releases() {
+    check(None, || {
+        let pool = pool(0);
+        let (mut tail, slice) = written(&pool, 7);
+        let reader = thread::spawn(move || assert_eq!(slice, [7; 8]));
+        let second = tail.write(&[8; 8]);
+        drop(tail);
+        assert_eq!(second, [8; 8]);
+        drop(second);
+        reader.join().unwrap();
+        assert_eq!(pool.stats().live_blocks, 0);
+        assert_eq!(pool.stats().pooled_bytes, 0);
+    });
+}
+
+#[test]
+fn loom_a_block_released_elsewhere_is_used_again_only_after_it_was_read() {
+    check(Some(3), || {
+        let pool = pool(1 << 20);
+        let (tail, slice) = written(&pool, 7);
+        drop(tail);
+        let reader = thread::spawn(move || {
+            assert_eq!(slice, [7; 8]);
+            drop(slice);
+        });
+        // This may or may not be the same block.
+        let (_tail, other) = written(&pool, 8);
+        reader.join().unwrap();
+        assert_eq!(other, [8; 8]);
+        assert_eq!(pool.stats().live_blocks, 1);
+    });
+}
+
+#[test]
+fn loom_threads_never_get_the_same_block() {
+    for max_pooled_bytes in [0, 512] {
+        check(Some(2), move || {
+            let pool = pool(max_pooled_bytes);
+            let other = {
+                let pool = pool.clone();
+                thread::spawn(move || {
+                    let (_tail, slice) = written(&pool, 1);
+                    assert_eq!(slice, [1; 8]);
+                })
+            };
+            let (_tail, slice) = written(&pool, 2);
+            assert_eq!(slice, [2; 8]);
+            drop((_tail, slice));
+            other.join().unwrap();
+            let stats = pool.stats();
+            assert_eq!((stats.live_blocks, stats.live_bytes), (0, 0));
+            assert!(stats.pooled_bytes <= max_pooled_bytes);
+        });
+    }
+}
+
+#[test]
+fn loom_trimming_meets_a_release() {
+    check(Some(3), || {
+        let pool = pool(1 << 20);
+        let (tail, slice) = written(&pool, 7);
+        drop(tail);
+        let other = thread::spawn(move || drop(slice));
+        pool.trim();
+        other.join().unwrap();
+        pool.trim();
+        let stats = pool.stats();
+        assert_eq!((stats.live_bytes, stats.pooled_bytes), (0, 0));
+    });
+}
+
+#[test]
+fn loom_a_pool_goes_with_its_last_handle_or_block() {
+    check(Some(3), || {
+        let pool = pool(1 << 20);
+        let (tail, slice) = written(&pool, 7);
+        drop(tail);
+        let other = thread::spawn(move || {
+            assert_eq!(slice, [7; 8]);
+            drop(slice);
+        });
+        // Loom reports memory that is leaked, through the `Arc` of the pool.
+        drop(pool);
+        other.join().unwrap();
+    });
+}
+
+/// A poller that sleeps until it is notified, like one in `epoll_wait`.
+struct Bell(loom::sync::Notify);
+
+impl Notify for Bell {
+    fn notify(&self) {
+        self.0.notify();
+    }
+}
+
+impl std::fmt::Debug for Bell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Bell")
+    }
+}
+
+#[derive(Debug)]
+struct NoTime;
+
+impl Clock for NoTime {
+    fn now(&self) -> Tick {
+        0
+    }
+
+    fn tick_of(&self, _: Instant) -> Tick {
+        0
+    }
+}
+
+fn mailbox() -> (Arc<Mailbox>, Arc<Bell>) {
+    let bell = Arc::new(Bell(loom::sync::Notify::new()));
+    (Arc::new(Mailbox::new(bell.clone(), Arc::new(NoTime))), bell)
+}
+
+fn command() -> Command {
+    Command::Send(Token::from_u64(0))
+}
+
+/// Turns of a poller until it has got so many commands. A wake-up that is lost is a deadlock, which loom reports.
+fn turns(mailbox: &Mailbox, bell: &Bell, expected: usize) {
+    let mut commands = Vec::new();
+    loop {
+        mailbox.take(&mut commands);
+        if commands.len() == expected {
+            return;
+        }
+        if mailbox.sleep() {
+            bell.0.wait();
+        }
+    }
+}
+
+#[test]
+fn loom_a_sleeping_poller_is_woken_for_every_command() {
+    check(Some(3), || {
+        let (mailbox, bell) = mailbox();
+        let posters = [(); 2].map(|()| {
+            let mailbox = mailbox.clone();
+            thread::spawn(move || mailbox.post(command()))
+        });
+        turns(&mailbox, &bell, 2);
+        for poster in posters {
+            poster.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn loom_one_poster_posts_twice() {
+    check(None, || {
+        let (mailbox, bell) = mailbox();
+        let poster = {
+            let mailbox = mailbox.clone();
+            thread::spawn(move || {
+                mailbox.post(command());
+                mailbox.post(command());
+            })
+        };
+        turns(&mailbox, &bell, 2);
+        poster.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_a_poller_that_wakes_by_itself_misses_nothing() {
+    check(Some(3), || {
+        let (mailbox, bell) = mailbox();
+        let poster = {
+            let mailbox = mailbox.clone();
+            thread::spawn(move || mailbox.post(command()))
+        };
+        // An event of its own ends the first sleep, whether or not it was notified.
+        let mut commands = Vec::new();
+        mailbox.take(&mut commands);
+        mailbox.sleep();
+        mailbox.take(&mut commands);
+        turns(&mailbox, &bell, 1 - commands.len());
+        poster.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_what_was_left_elsewhere_is_seen_after_a_wake() {
+    use loom::sync::atomic::{AtomicBool, Ordering};
+    check(Some(3), || {
+        let (mailbox, bell) = mailbox();
+        let left = Arc::new(AtomicBool::new(false));
+        let other = {
+            let (mailbox, left) = (mailbox.clone(), left.clone());
+            thread::spawn(move || {
+                left.store(true, Ordering::Relaxed);
+                mailbox.wake();
+            })
+        };
+        // The poller looks only after it was called: the mailbox's order must carry what was left before.
+        let mut commands = Vec::new();
+        while !mailbox.take(&mut commands) {
+            if mailbox.sleep() {
+                bell.0.wait();
+            }
+        }
+        assert!(left.load(Ordering::Relaxed));
+        other.join().unwrap();
+    });
+}

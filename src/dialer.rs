@@ -1,0 +1,346 @@
+//! Connections that this side opens.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::task::Poll;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use duopoll_core::Limits;
+use futures_channel::oneshot;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::address::{Address, IntoAddress};
+use crate::connection::Connection;
+use crate::pollers::Pollers;
+
+/// How long an address may take before the next one is tried beside it (RFC 8305, "Connection Attempt Delay").
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Addresses of one name that are tried, at most.
+const ATTEMPTS_MAX: usize = 16;
+/// How long a Unix socket waits for room in the listener's backlog if no timeout is set.
+const UNIX_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Opens connections.
+///
+/// ```no_run
+/// # async fn example() -> std::io::Result<()> {
+/// use duopoll::Dialer;
+/// use std::time::Duration;
+///
+/// let dialer = Dialer::new().timeout(Duration::from_secs(1));
+/// let mut connection = dialer.dial("localhost:6379").await?;
+/// connection.write(b"PING\r\n")?;
+/// connection.flush().await?;
+/// let reply = connection.until(b'\n', 1024).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Dialer {
+    timeout: Option<Duration>,
+    local: Option<Address>,
+    limits: Limits,
+    pollers: Option<Pollers>,
+}
+
+/// What can be dialed.
+#[derive(Clone, Debug)]
+enum Target {
+    Address(Address),
+    /// `HOST:PORT`, to be resolved.
+    Name(String),
+}
+
+impl Dialer {
+    /// A dialer with the defaults: no timeout but the kernel's, any local address, on the [global
+    /// pollers](Pollers::global).
+    pub fn new() -> Dialer {
+        Dialer::default()
+    }
+
+    /// How long a dial may take, over all addresses, with the resolution of the name.
+    pub fn timeout(mut self, timeout: Duration) -> Dialer {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// The address to dial from. Remote addresses of another family are passed over.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a text that is no address.
+    pub fn local_addr(mut self, address: impl IntoAddress) -> io::Result<Dialer> {
+        self.local = Some(address.into_address()?);
+        Ok(self)
+    }
+
+    /// What the connections may hold and wait for.
+    pub fn limits(mut self, limits: Limits) -> Dialer {
+        self.limits = limits;
+        self
+    }
+
+    /// The pollers that the connections live on.
+    pub fn pollers(mut self, pollers: Pollers) -> Dialer {
+        self.pollers = Some(pollers);
+        self
+    }
+
+    /// Opens a connection to `HOST:PORT`, or to whatever [`Address`] describes. TCP connections have `TCP_NODELAY`.
+    ///
+    /// A name is resolved on a thread of its own. Its addresses are tried in the resolver's order, the two families
+    /// in turn; when one has not answered after 250 milliseconds, or has refused, the next one is tried beside it,
+    /// and the first connection wins.
+    ///
+    /// Dropping the future gives up: sockets whose connect is under way are closed.
+    ///
+    /// # Errors
+    /// The errno of the last address that failed, for instance `ECONNREFUSED` or `EHOSTUNREACH`;
+    /// [`TimedOut`](io::ErrorKind::TimedOut) if the timeout came first;
+    /// [`NotFound`](io::ErrorKind::NotFound) for a name without a suitable address.
+    pub async fn dial(&self, target: &str) -> io::Result<Connection> {
+        self.dial_target(Target::parse(target)?).await
+    }
+
+    /// As [`dial`](Dialer::dial), to an address that is known.
+    ///
+    /// # Errors
+    /// As for `dial`.
+    pub async fn dial_addr(&self, address: impl Into<Address>) -> io::Result<Connection> {
+        self.dial_target(Target::Address(address.into())).await
+    }
+
+    async fn dial_target(&self, target: Target) -> io::Result<Connection> {
+        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
+        let addresses = match target {
+            Target::Address(address) => vec![address],
+            Target::Name(name) => resolve(name).await?,
+        };
+        let suitable = addresses.into_iter().filter(|address| self.suits(address));
+        let mut attempts = Vec::new();
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "no suitable address");
+        for address in suitable.take(ATTEMPTS_MAX) {
+            match self.begin(&address).await {
+                Ok(connection) => attempts.push(connection),
+                Err(error) => {
+                    failed = error;
+                    continue;
+                }
+            }
+            let next = Instant::now() + ATTEMPT_DELAY;
+            let patience = deadline.map_or(next, |deadline| deadline.min(next));
+            match race(&mut attempts, Some(patience)).await {
+                Ok(connection) => return Ok(self.established(connection)),
+                Err(error) => failed = error,
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        while !attempts.is_empty() {
+            match race(&mut attempts, deadline).await {
+                Ok(connection) => return Ok(self.established(connection)),
+                Err(error) if is_deadline(&error) => return Err(error),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    fn suits(&self, address: &Address) -> bool {
+        match (&self.local, address) {
+            (Some(Address::Tcp(local)), Address::Tcp(remote)) => {
+                local.is_ipv4() == remote.is_ipv4()
+            }
+            (Some(Address::Tcp(_)), _) | (Some(_), Address::Tcp(_)) => false,
+            _ => true,
+        }
+    }
+
+    /// Begins to connect.
+    async fn begin(&self, address: &Address) -> io::Result<Connection> {
+        let remote = address.to_sock_addr()?;
+        let socket = self.socket(&remote)?;
+        let connecting = match socket.connect(&remote) {
+            Ok(()) => false,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINPROGRESS | libc::EINTR) => true,
+                // A Unix listener's backlog is full, and the kernel does not tell when it no longer is.
+                Some(libc::EAGAIN) if remote.is_unix() => {
+                    let patience = self.timeout.unwrap_or(UNIX_PATIENCE);
+                    return self
+                        .adopt(connect_blocking(socket, remote, patience).await?, false)
+                        .await;
+                }
+                _ => return Err(error),
+            },
+        };
+        self.adopt(socket.into(), connecting).await
+    }
+
+    fn socket(&self, remote: &SockAddr) -> io::Result<Socket> {
+        let domain = Domain::from(i32::from(remote.family()));
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+        if !remote.is_unix() {
+            socket.set_tcp_nodelay(true)?;
+        }
+        if let Some(local) = &self.local {
+            socket.bind(&local.to_sock_addr()?)?;
+        }
+        Ok(socket)
+    }
+
+    /// Gives the socket to a poller.
+    async fn adopt(&self, socket: OwnedFd, connecting: bool) -> io::Result<Connection> {
+        let global;
+        let pollers = match &self.pollers {
+            Some(pollers) => pollers,
+            None => {
+                global = Pollers::global()?;
+                &global
+            }
+        };
+        adopt(pollers, socket, self.limits, connecting).await
+    }
+
+    /// From here on the connection's own limits count, not those of the dial.
+    fn established(&self, connection: Connection) -> Connection {
+        connection.set_write_deadline(None);
+        connection
+    }
+}
+
+/// Gives a socket to one of the pollers.
+pub(crate) async fn adopt(
+    pollers: &Pollers,
+    socket: OwnedFd,
+    limits: Limits,
+    connecting: bool,
+) -> io::Result<Connection> {
+    let (reply, answer) = oneshot::channel();
+    pollers.pick().call(move |poller| {
+        let result =
+            if connecting { poller.connect(socket, limits) } else { poller.open(socket, limits) };
+        // If nobody waits any more, the connection is dropped, and with it closed.
+        let _ = reply.send(result);
+    });
+    answer.await.unwrap_or_else(|_| Err(io::Error::other("the poller has ended")))
+}
+
+/// The first of the connections that is established. Ends early with the error of those that fail, which are taken out,
+/// and at the deadline with `TimedOut`, none taken out.
+async fn race(attempts: &mut Vec<Connection>, deadline: Option<Instant>) -> io::Result<Connection> {
+    for attempt in &*attempts {
+        attempt.set_write_deadline(deadline);
+    }
+    poll_fn(|cx| {
+        let mut failed = None;
+        let mut index = 0;
+        while index < attempts.len() {
+            match attempts[index].writer().poll_connected(cx) {
+                Poll::Pending => index += 1,
+                Poll::Ready(Ok(())) if is_self_connected(&attempts[index]) => {
+                    attempts.remove(index);
+                    failed = Some(io::Error::from_raw_os_error(libc::ECONNREFUSED));
+                }
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(attempts.swap_remove(index))),
+                Poll::Ready(Err(error)) if is_deadline(&error) => return Poll::Ready(Err(error)),
+                Poll::Ready(Err(error)) => {
+                    attempts.remove(index);
+                    failed = Some(error);
+                }
+            }
+        }
+        match failed {
+            Some(error) => Poll::Ready(Err(error)),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Whether it is our deadline that has passed, rather than the kernel's patience (`ETIMEDOUT`).
+fn is_deadline(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
+}
+
+/// A TCP socket that dials a local port nobody listens on may be given that very port, and then it is connected to
+/// itself. Nobody listens there.
+fn is_self_connected(connection: &Connection) -> bool {
+    let is_tcp = matches!(connection.peer_addr(), Ok(Address::Tcp(_)));
+    is_tcp && connection.peer_addr().ok() == connection.local_addr().ok()
+}
+
+/// Connects on a thread of its own, for as long as is allowed.
+async fn connect_blocking(
+    socket: Socket,
+    remote: SockAddr,
+    patience: Duration,
+) -> io::Result<OwnedFd> {
+    on_a_thread("duopoll-connect", move || {
+        socket.set_nonblocking(false)?;
+        socket.set_write_timeout(Some(patience))?;
+        socket.connect(&remote).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            _ => error,
+        })?;
+        socket.set_write_timeout(None)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    })
+    .await
+}
+
+/// The addresses of a name, the two families in turn, beginning with the resolver's first.
+async fn resolve(name: String) -> io::Result<Vec<Address>> {
+    let found: Vec<SocketAddr> =
+        on_a_thread("duopoll-resolve", move || Ok(name.to_socket_addrs()?.collect())).await?;
+    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut first, mut second): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+    let mut mixed = Vec::with_capacity(first.len() + second.len());
+    first.reverse();
+    second.reverse();
+    while let Some(address) = first.pop() {
+        mixed.push(address.into());
+        mixed.extend(second.pop().map(Address::from));
+    }
+    mixed.extend(second.into_iter().rev().map(Address::from));
+    Ok(mixed)
+}
+
+/// Has a thread do something that blocks.
+fn on_a_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> impl Future<Output = io::Result<T>> {
+    let (reply, answer) = oneshot::channel();
+    let started = thread::Builder::new().name(name.into()).spawn(move || {
+        let _ = reply.send(work());
+    });
+    async move {
+        started?;
+        answer.await.unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
+    }
+}
+
+impl Target {
+    fn parse(text: &str) -> io::Result<Target> {
+        if text.starts_with("unix:") {
+            return text.parse().map(Target::Address);
+        }
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Target::Address(address.into()));
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Target::Name(text.into()))
+            }
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("`{text}` is neither HOST:PORT nor unix:PATH"),
+            )),
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Dialing and accepting, without a server: from any thread, by any executor.
+
+mod support;
+
+use std::io::{self, ErrorKind};
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use duopoll::{Address, Connection, Dialer, Engine, Listener, Pollers};
+use futures_executor::block_on;
+use support::{Family, Pattern, Setup, eventually, open_descriptors};
+
+on_every_setup!(
+    a_dialed_connection_talks_to_a_server,
+    both_ends_can_be_ours,
+    halves_work_on_different_threads,
+    a_refused_connection_keeps_its_errno,
+    a_dropped_dial_leaves_nothing,
+    a_connection_ends_with_its_pollers,
+);
+
+fn dialer(setup: Setup) -> Dialer {
+    Dialer::new().pollers(Pollers::start(setup.engine, 1).expect("pollers"))
+}
+
+async fn round_trip(connection: &mut Connection, message: &[u8]) -> io::Result<()> {
+    connection.write(message)?;
+    connection.flush().await?;
+    assert_eq!(connection.next(message.len()).await?, *message);
+    Ok(())
+}
+
+fn a_dialed_connection_talks_to_a_server(setup: Setup) {
+    let server = setup.serve_echo();
+    let dialer = dialer(setup);
+    block_on(async {
+        let mut connection = dialer.dial_addr(server.local_addr().clone()).await?;
+        for len in [1, 100, 10_000, 1_000_000] {
+            round_trip(&mut connection, Pattern::new(3).next(len)).await?;
+        }
+        assert_eq!(connection.peer_addr()?, *server.local_addr());
+        io::Result::Ok(())
+    })
+    .expect("echoes");
+}
+
+fn both_ends_can_be_ours(setup: Setup) {
+    let listener = setup.listener();
+    let address = listener.local_addr().expect("bound");
+    let server = thread::spawn(move || {
+        block_on(async {
+            for _ in 0..300 {
+                let mut connection = listener.accept().await?;
+                let request = connection.next(5).await?;
+                connection.push(request);
+                connection.drain().await?;
+            }
+            io::Result::Ok(())
+        })
+    });
+    let dialer = dialer(setup);
+    block_on(async {
+        for _ in 0..300 {
+            let mut connection = dialer.dial_addr(address.clone()).await?;
+            round_trip(&mut connection, b"hello").await?;
+            assert!(!connection.more().await?, "the end");
+        }
+        io::Result::Ok(())
+    })
+    .expect("served");
+    server.join().expect("no panic").expect("served");
+}
+
+fn halves_work_on_different_threads(setup: Setup) {
+    let server = setup.serve_echo();
+    let dialer = dialer(setup);
+    let connection = block_on(dialer.dial_addr(server.local_addr().clone()));
+    let (mut reader, mut writer) = connection.expect("connected").into_split();
+    const BYTES: usize = 20 << 20;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut pattern = Pattern::new(4);
+            let mut left = BYTES;
+            while left > 0 {
+                let piece = pattern.next(left.min(100_000));
+                left -= piece.len();
+                writer.push(piece);
+                block_on(writer.flush()).expect("sent");
+            }
+            block_on(writer.drain()).expect("sent");
+            writer.finish();
+            // The reader's half stays open, and so does the writer's until the other end has answered.
+            writer
+        });
+        let mut pattern = Pattern::new(4);
+        let mut received = 0;
+        while block_on(reader.more()).expect("received") {
+            while let Some(chunk) = reader.buffer().next_chunk(usize::MAX) {
+                assert!(pattern.matches(&chunk));
+                received += chunk.len();
+            }
+        }
+        assert_eq!(received, BYTES);
+    });
+}
+
+fn a_refused_connection_keeps_its_errno(setup: Setup) {
+    let address = setup.listener().local_addr().expect("bound");
+    // The listener is gone: nobody is there.
+    let error = block_on(dialer(setup).dial_addr(address)).expect_err("nobody listens");
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED), "{error}");
+}
+
+fn a_dropped_dial_leaves_nothing(setup: Setup) {
+    let server = setup.serve_echo();
+    let dialer = dialer(setup);
+    // Whatever is made at the first use is made now.
+    drop(block_on(dialer.dial_addr(server.local_addr().clone())).expect("connected"));
+    for _ in 0..50 {
+        let mut dial = Box::pin(dialer.dial_addr(server.local_addr().clone()));
+        let waker = std::task::Waker::noop();
+        // Mostly it is dropped on its way; now and then the poller is faster, and it is dropped established.
+        let _ = dial.as_mut().poll(&mut std::task::Context::from_waker(waker));
+    }
+    eventually("every connection is over", || {
+        let stats = server.stats();
+        stats.connections == stats.closed
+    });
+}
+
+fn a_connection_ends_with_its_pollers(setup: Setup) {
+    let server = setup.serve_echo();
+    let pollers = Pollers::start(setup.engine, 1).expect("pollers");
+    let dial = async |pollers: Pollers| {
+        Dialer::new().pollers(pollers).dial_addr(server.local_addr().clone()).await
+    };
+    let mut connection = block_on(dial(pollers.clone())).expect("connected");
+    block_on(round_trip(&mut connection, b"x")).expect("echoes");
+    // Without its pollers it ends, with an error and not with a hang.
+    drop(pollers);
+    let error = block_on(connection.next(1)).expect_err("nobody polls");
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
+}
+
+#[test]
+fn a_dial_to_a_listener_that_never_accepts_times_out() {
+    // A Unix listener whose backlog is full makes connect(2) wait.
+    let listener = std::os::unix::net::UnixListener::bind_addr(&abstract_name("full"));
+    let listener = listener.expect("bound");
+    // SAFETY: listen(2) takes no memory.
+    unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) };
+    let timeout = Duration::from_millis(100);
+    let address: Address = format!("unix:@{}", name("full")).parse().expect("an address");
+    let dialer = Dialer::new().timeout(timeout);
+    let mut connections = Vec::new();
+    let start = loop {
+        let start = Instant::now();
+        match block_on(dialer.dial_addr(address.clone())) {
+            Ok(connection) => connections.push(connection),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+                break start;
+            }
+        }
+        assert!(connections.len() < 10, "the backlog is never full");
+    };
+    assert!(start.elapsed() >= timeout);
+}
+
+fn name(what: &str) -> String {
+    format!("duopoll-dial-{}-{what}", std::process::id())
+}
+
+fn abstract_name(what: &str) -> std::os::unix::net::SocketAddr {
+    use std::os::linux::net::SocketAddrExt;
+    std::os::unix::net::SocketAddr::from_abstract_name(name(what)).expect("a name")
+}
+
+#[test]
+fn a_name_is_resolved_and_both_families_are_tried() {
+    // `localhost` may mean ::1 first, where nobody listens.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let port = listener.local_addr().expect("bound").port();
+    let connection = block_on(Dialer::new().dial(&format!("localhost:{port}")));
+    let address = connection.expect("connected").peer_addr().expect("connected");
+    assert_eq!(address, listener.local_addr().expect("bound").into());
+}
+
+#[test]
+fn what_cannot_be_dialed_is_an_error() {
+    for text in ["", "localhost", ":80", "localhost:", "localhost:70000", "unix:"] {
+        let error = block_on(Dialer::new().dial(text)).expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}: {error}");
+    }
+}
+
+#[test]
+fn the_local_address_is_used() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let remote = listener.local_addr().expect("bound");
+    let dialer = Dialer::new().local_addr("127.0.0.2:0").expect("an address");
+    let connection = block_on(dialer.dial_addr(remote)).expect("connected");
+    let Ok(Address::Tcp(local)) = connection.local_addr() else { panic!("a TCP address") };
+    assert_eq!(local.ip().to_string(), "127.0.0.2");
+    let v6 = block_on(dialer.dial("[::1]:80")).expect_err("of another family");
+    assert_eq!(v6.kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_listener_accepts_a_burst_and_loses_none() {
+    let listener = Setup { engine: Engine::Auto, family: Family::V4 }.listener();
+    let address = listener.local_addr().expect("bound");
+    let before = open_descriptors();
+    let peers: Vec<_> = (0..500).map(|_| support::Peer::connect(&address)).collect();
+    block_on(async {
+        for _ in &peers {
+            listener.accept().await?;
+        }
+        io::Result::Ok(())
+    })
+    .expect("all are accepted");
+    drop((peers, listener));
+    eventually("all are closed", || open_descriptors() <= before + 32);
+}
+
+#[test]
+fn a_std_listener_can_be_taken_over() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let listener = Listener::from(listener);
+    let mut peer = support::Peer::connect(&address.into());
+    let mut connection = block_on(listener.accept()).expect("accepted");
+    std::io::Write::write_all(&mut peer, b"ping").expect("sent");
+    assert_eq!(block_on(connection.next(4)).expect("received"), b"ping");
+}
