@@ -10,16 +10,14 @@ mod flags;
 use std::io;
 use std::process::ExitCode;
 
-use duopoll::{Connection, EventLoop};
+use duopoll::Connection;
 
 const ABOUT: &str = "An echo server.";
 const DEFAULT_LISTEN: &str = "127.0.0.1:7000";
 
 fn main() -> ExitCode {
     flags::main(ABOUT, DEFAULT_LISTEN, |flags| {
-        let service =
-            EventLoop::builder().engine(flags.engine).pollers(flags.pollers).on_request(echo);
-        service.serve(flags.listener()?)
+        flags.builder().on_request(echo).serve(flags.listener()?)
     })
 }
 

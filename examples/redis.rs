@@ -30,7 +30,7 @@ use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use duopoll::{Connection, EventLoop, LinkBuffer, Writer};
+use duopoll::{Connection, LinkBuffer, Writer};
 
 use reply::Reply;
 use resp::{Parser, Step};
@@ -51,9 +51,8 @@ const SCRATCH_MAX: usize = 64 << 10;
 fn main() -> ExitCode {
     flags::main(ABOUT, DEFAULT_LISTEN, |flags| {
         let store = SharedStore::start()?;
-        let service = EventLoop::builder()
-            .engine(flags.engine)
-            .pollers(flags.pollers)
+        let service = flags
+            .builder()
             .on_request(async move |connection: &mut Connection| serve(&store, connection).await);
         service.serve(flags.listener()?)
     })
@@ -152,12 +151,13 @@ fn run_arrived(
                 other => break other,
             }
         };
+        let seen = chunk.len() - done;
         input.skip(done)?;
         // How much input, from its front, the parser wants to see in one piece.
         let wanted = match step {
             Ok(Step::Request) => break if reply.is_closing() { Next::Close } else { Next::Flush },
             Ok(Step::Line) if input.is_empty() && parser.is_idle() => break Next::Return,
-            Ok(Step::Line) => resp::line_end(input),
+            Ok(Step::Line) => resp::line_end(input, seen),
             Ok(Step::Bytes(bytes)) => bytes,
             Ok(Step::Large(len)) => {
                 parser.cut(input)?;

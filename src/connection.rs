@@ -1,5 +1,6 @@
 //! A connection: a reader and a writer, and the socket they share.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,11 +21,12 @@ use crate::address::Address;
 pub struct Connection {
     reader: Reader,
     writer: Writer,
+    state: Option<Box<dyn Any + Send>>,
 }
 
 impl Connection {
     pub(crate) fn new(reader: Reader, writer: Writer) -> Connection {
-        Connection { reader, writer }
+        Connection { reader, writer, state: None }
     }
 
     /// The receiving half.
@@ -42,7 +44,18 @@ impl Connection {
         (&mut self.reader, &mut self.writer)
     }
 
-    /// The halves as values of their own. The connection is closed when both are dropped.
+    /// Keeps a value with the connection, in place of the one it kept before. It is dropped with the connection.
+    pub fn set_state<T: Any + Send>(&mut self, state: T) {
+        self.state = Some(Box::new(state));
+    }
+
+    /// The value that is kept with the connection, if there is one of this type.
+    pub fn state<T: Any + Send>(&mut self) -> Option<&mut T> {
+        self.state.as_mut()?.downcast_mut()
+    }
+
+    /// The halves as values of their own. The connection is closed when both are dropped. The state that was kept with it
+    /// is dropped now.
     pub fn into_split(self) -> (Reader, Writer) {
         (self.reader, self.writer)
     }

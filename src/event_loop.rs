@@ -1,9 +1,13 @@
 //! Servers: an event loop that calls a handler for what its connections receive.
 
-use std::future::poll_fn;
+use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,10 +15,11 @@ use duopoll_core::Limits;
 use socket2::SockRef;
 
 use crate::address::Address;
+use crate::admission::{Admission, Admitted};
 use crate::connection::Connection;
 use crate::engine::{Engine, EngineReport};
 use crate::listener::{Listener, SocketFile};
-use crate::poller::{self, Acceptor, Poller};
+use crate::poller::{self, Poller};
 use crate::pollers::Pollers;
 use crate::stats::Stats;
 
@@ -51,12 +56,27 @@ impl EventLoop {
 }
 
 /// Options of a server.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Builder {
     engine: Engine,
     pollers: Option<usize>,
     limits: Limits,
+    max_connections: Option<usize>,
+    callbacks: Callbacks,
 }
+
+/// What is called once in a connection's life.
+#[derive(Clone, Default)]
+struct Callbacks {
+    prepare: Option<Arc<Prepare>>,
+    connect: Option<Arc<Connect>>,
+    disconnect: Option<Arc<Disconnect>>,
+}
+
+type Prepare = dyn Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync;
+type Connect = dyn for<'a> Fn(&'a mut Connection) -> LocalFuture<'a, io::Result<()>> + Send + Sync;
+type Disconnect = dyn for<'a> Fn(&'a mut Connection) -> LocalFuture<'a, ()> + Send + Sync;
+type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 impl Builder {
     /// Which engine the pollers run on. Default: [`Engine::Auto`].
@@ -97,6 +117,54 @@ impl Builder {
         self
     }
 
+    /// How many connections may be open at once, on all pollers. Those beyond wait to be accepted. Default: no limit
+    /// but the process's descriptors.
+    pub fn max_connections(mut self, max: usize) -> Builder {
+        self.max_connections = Some(max);
+        self
+    }
+
+    /// Called first in a connection's life, on a poller's thread, before anything is received: for socket options.
+    /// An error closes the connection, and nothing else is called for it.
+    pub fn on_prepare<F>(mut self, prepare: F) -> Builder
+    where
+        F: Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync + 'static,
+    {
+        self.callbacks.prepare = Some(Arc::new(prepare));
+        self
+    }
+
+    /// Called once, before the first request: it may send, receive, and [set the state](Connection::set_state) that the
+    /// connection keeps. No request is handled until it returns. An error ends the connection, as one of the handler
+    /// does.
+    pub fn on_connect<F>(mut self, connect: F) -> Builder
+    where
+        F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
+    {
+        let connect = Arc::new(connect);
+        self.callbacks.connect = Some(Arc::new(move |connection| {
+            let connect = connect.clone();
+            Box::pin(async move { connect(connection).await })
+        }));
+        self
+    }
+
+    /// Called once, last, when the connection has ended, for whatever reason: the peer's end, a reset, a timeout, an
+    /// error or a panic of a handler, or the server's shutdown. What had arrived can still be read. Not called
+    /// if `on_prepare` has refused the connection, and not for a connection whose handler has outlived the
+    /// server's grace.
+    pub fn on_disconnect<F>(mut self, disconnect: F) -> Builder
+    where
+        F: AsyncFn(&mut Connection) + Send + Sync + 'static,
+    {
+        let disconnect = Arc::new(disconnect);
+        self.callbacks.disconnect = Some(Arc::new(move |connection| {
+            let disconnect = disconnect.clone();
+            Box::pin(async move { disconnect(connection).await })
+        }));
+        self
+    }
+
     /// The handler: called when bytes have arrived that it has not seen, for one connection never twice at a time.
     ///
     /// It runs on the connection's poller and need not be `Send`; while it waits, others run. It may take one
@@ -111,6 +179,17 @@ impl Builder {
         F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
     {
         Service { builder: self, handler }
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("engine", &self.engine)
+            .field("pollers", &self.pollers)
+            .field("limits", &self.limits)
+            .field("max_connections", &self.max_connections)
+            .finish_non_exhaustive()
     }
 }
 
@@ -134,7 +213,7 @@ where
     /// io_uring. [`InvalidInput`](io::ErrorKind::InvalidInput) for 0 pollers, or if `DUOPOLL_ENGINE` names no
     /// engine.
     pub fn serve(self, listener: Listener) -> io::Result<Server> {
-        let Builder { engine, pollers, limits } = self.builder;
+        let Builder { engine, pollers, limits, max_connections, callbacks } = self.builder;
         let count =
             pollers.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         let address = listener.local_addr()?;
@@ -143,65 +222,100 @@ where
         SockRef::from(&socket).set_nonblocking(true)?;
 
         let pollers = Pollers::start(engine, count)?;
-        let acceptor = acceptor(pollers.clone(), limits, Arc::new(self.handler));
+        let service = Arc::new(Running { limits, callbacks, handler: self.handler });
+        let admission =
+            Admission::new(pollers.clone(), max_connections, move |poller, socket, guard| {
+                start(poller, socket, guard, service.clone());
+            });
         let server = Server { pollers, address, _file: file };
         let first = &server.pollers.handles()[0];
-        let listening = first.ask(move |poller| poller.listen(socket, acceptor));
+        let listening = first.ask(move |poller| poller.listen(socket, admission.acceptor()));
         listening.unwrap_or_else(|| Err(io::Error::other("the poller ended")))?;
         Ok(server)
     }
 }
 
-/// Gives accepted connections to the pollers in turn.
-fn acceptor<F>(pollers: Pollers, limits: Limits, handler: Arc<F>) -> Acceptor
-where
-    F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
-{
-    Arc::new(move |poller, _listener, socket| {
-        let next = pollers.pick();
-        let handler = handler.clone();
-        if Arc::ptr_eq(next, poller.handle()) {
-            start(poller, socket, limits, handler);
-        } else {
-            // If that poller has ended, the server is shutting down, and the socket is closed with the call.
-            next.call(move |poller| start(poller, socket, limits, handler));
-        }
-    })
+/// What all connections of a server share.
+struct Running<F> {
+    limits: Limits,
+    callbacks: Callbacks,
+    handler: F,
 }
 
 /// Takes a connection on, and starts its task.
-fn start<F>(poller: &mut Poller, socket: OwnedFd, limits: Limits, handler: Arc<F>)
+fn start<F>(poller: &mut Poller, socket: OwnedFd, admitted: Admitted, service: Arc<Running<F>>)
 where
     F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
 {
-    match poller.open(socket, limits) {
-        Ok(connection) => poller.spawn(serve(connection, handler)),
-        Err(error) => log::warn!("a connection was accepted and cannot be served: {error}"),
+    let prepared = match &service.callbacks.prepare {
+        Some(prepare) => prepare(socket.as_fd()),
+        None => Ok(()),
+    };
+    match prepared.and_then(|()| poller.open(socket, service.limits)) {
+        Ok(connection) => poller.spawn(async move {
+            live(connection, &service).await;
+            drop(admitted);
+        }),
+        Err(error) => log::debug!("a connection was accepted and is not served: {error}"),
     }
 }
 
 /// The life of a connection.
-async fn serve<F>(mut connection: Connection, handler: Arc<F>)
+async fn live<F>(mut connection: Connection, service: &Running<F>)
 where
     F: AsyncFn(&mut Connection) -> io::Result<()>,
 {
+    match caught(handle(&mut connection, service)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            poller::count_handler_error();
+            log::debug!("a handler has failed: {error}");
+        }
+        // The panic hook has reported it.
+        Err(_) => poller::count_handler_panic(),
+    }
+    if let Some(disconnect) = &service.callbacks.disconnect {
+        disconnect(&mut connection).await;
+    }
+}
+
+/// Handles requests until the connection ends.
+async fn handle<F>(connection: &mut Connection, service: &Running<F>) -> io::Result<()>
+where
+    F: AsyncFn(&mut Connection) -> io::Result<()>,
+{
+    if let Some(connect) = &service.callbacks.connect {
+        connect(connection).await?;
+        flush_staged(connection).await?;
+    }
     // Bytes that the handler has seen and left.
     let mut seen = 0;
     while let Ok(true) = poll_fn(|cx| connection.reader().poll_request(cx, seen)).await {
         poller::count_request();
         let consumed = connection.reader().consumed();
-        let mut result = handler(&mut connection).await;
-        if result.is_ok() && connection.writer().staged_len() > 0 {
-            result = connection.flush().await;
-        }
-        if let Err(error) = result {
-            poller::count_handler_error();
-            log::debug!("a handler has failed: {error}");
-            return;
-        }
+        (service.handler)(connection).await?;
+        flush_staged(connection).await?;
         let idle = connection.reader().consumed() == consumed;
         seen = if idle { connection.input().len() } else { 0 };
     }
+    Ok(())
+}
+
+async fn flush_staged(connection: &mut Connection) -> io::Result<()> {
+    if connection.writer().staged_len() > 0 { connection.flush().await } else { Ok(()) }
+}
+
+/// Runs a future; a panic in it becomes an error.
+async fn caught<T>(future: impl Future<Output = T>) -> thread::Result<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        // A future that has panicked is not polled again, and what it was working on ends with it.
+        match panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    })
+    .await
 }
 
 /// A server that runs. Dropping it shuts it down without grace.

@@ -43,6 +43,7 @@
 compile_error!("duopoll needs an engine: enable the feature `epoll`, `uring`, or both");
 
 mod address;
+mod admission;
 mod connection;
 mod dialer;
 mod engine;

@@ -77,6 +77,7 @@ impl Clock for Monotonic {
 thread_local! {
     static REQUESTS: Cell<u64> = const { Cell::new(0) };
     static HANDLER_ERRORS: Cell<u64> = const { Cell::new(0) };
+    static HANDLER_PANICS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Counts a request handled on this thread.
@@ -87,6 +88,11 @@ pub(crate) fn count_request() {
 /// Counts a handler that failed on this thread.
 pub(crate) fn count_handler_error() {
     HANDLER_ERRORS.set(HANDLER_ERRORS.get() + 1);
+}
+
+/// Counts a handler that panicked on this thread.
+pub(crate) fn count_handler_panic() {
+    HANDLER_PANICS.set(HANDLER_PANICS.get() + 1);
 }
 
 impl Handle {
@@ -369,6 +375,7 @@ impl Poller {
         let mut stats = self.stats;
         stats.requests = REQUESTS.get();
         stats.handler_errors = HANDLER_ERRORS.get();
+        stats.handler_panics += HANDLER_PANICS.get();
         stats.add_engine(self.engine.stats());
         stats.add_driver(self.driver.stats());
         stats

@@ -5,25 +5,42 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use duopoll::{Address, Engine, Listener, Server};
+use duopoll::{Address, Builder, Engine, EventLoop, Listener, Server};
 use lexopt::prelude::*;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// How long connections may go on after the signal.
+/// How long connections may go on after the signal, if nothing else is said.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The flags.
 pub(crate) struct Flags {
     listen: Address,
-    /// Which engine.
-    pub(crate) engine: Engine,
-    /// How many pollers.
-    pub(crate) pollers: usize,
+    engine: Engine,
+    pollers: usize,
     stats: bool,
+    grace: Duration,
+    idle_timeout: Option<Duration>,
+    write_timeout: Option<Duration>,
+    max_connections: Option<usize>,
 }
 
 impl Flags {
+    /// A server's options.
+    pub(crate) fn builder(&self) -> Builder {
+        let mut builder = EventLoop::builder().engine(self.engine).pollers(self.pollers);
+        if let Some(timeout) = self.idle_timeout {
+            builder = builder.idle_timeout(timeout);
+        }
+        if let Some(timeout) = self.write_timeout {
+            builder = builder.write_timeout(timeout);
+        }
+        if let Some(max) = self.max_connections {
+            builder = builder.max_connections(max);
+        }
+        builder
+    }
+
     /// A listener at the given address.
     pub(crate) fn listener(&self) -> io::Result<Listener> {
         Listener::bind(&self.listen).map_err(|error| {
@@ -63,7 +80,7 @@ pub(crate) fn main(
     println!("listening on {address} engine={} pollers={pollers}", report.engine);
 
     signals.forever().next();
-    let forced = server.shutdown(GRACE);
+    let forced = server.shutdown(flags.grace);
     if forced > 0 {
         eprintln!("{forced} connections were closed by force");
     }
@@ -87,11 +104,14 @@ Flags:
   --engine auto|epoll|uring  auto takes io_uring where it works, else epoll (default: auto, or what the
                              environment variable DUOPOLL_ENGINE says)
   --pollers N                threads that serve connections (default: 1)
+  --grace SECONDS            how long connections may go on after a signal (default: {})
+  --idle-timeout SECONDS     end connections on which nothing moves for so long (default: never)
+  --write-timeout SECONDS    end connections whose peer reads nothing for so long (default: never)
+  --max-connections N        connections open at once; others wait (default: no limit)
   --stats                    print the library's counters as one line of JSON at the end
   --help                     print this
 
-Prints one line when it is ready. SIGINT and SIGTERM end it: connections may finish their requests for
-{} seconds. Exit code 0 then, 1 if the system refuses something, 2 for a bad flag.
+Seconds may have a fraction. Prints one line when it is ready. SIGINT and SIGTERM end it gracefully. Exit code 0 then, 1 if the system refuses something, 2 for a bad flag.
 ",
         GRACE.as_secs()
     )
@@ -100,8 +120,16 @@ Prints one line when it is ready. SIGINT and SIGTERM end it: connections may fin
 /// The flags, or none if help was asked for.
 fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
     let mut listen = None;
-    let mut flags =
-        Flags { listen: Address::Unnamed, engine: Engine::Auto, pollers: 1, stats: false };
+    let mut flags = Flags {
+        listen: Address::Unnamed,
+        engine: Engine::Auto,
+        pollers: 1,
+        stats: false,
+        grace: GRACE,
+        idle_timeout: None,
+        write_timeout: None,
+        max_connections: None,
+    };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
         match arg {
@@ -114,6 +142,16 @@ fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
                 }
             }
             Long("stats") => flags.stats = true,
+            Long("grace") => flags.grace = seconds(&mut parser)?,
+            Long("idle-timeout") => flags.idle_timeout = Some(seconds(&mut parser)?),
+            Long("write-timeout") => flags.write_timeout = Some(seconds(&mut parser)?),
+            Long("max-connections") => {
+                let max = parser.value()?.parse()?;
+                if max == 0 {
+                    return Err("--max-connections must be at least 1".into());
+                }
+                flags.max_connections = Some(max);
+            }
             Long("help") | Short('h') => return Ok(None),
             _ => return Err(arg.unexpected()),
         }
@@ -123,4 +161,9 @@ fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
         None => default_listen.parse().map_err(|error| lexopt::Error::Custom(Box::new(error)))?,
     };
     Ok(Some(flags))
+}
+
+fn seconds(parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
+    let seconds: f64 = parser.value()?.parse()?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| lexopt::Error::Custom(Box::new(error)))
 }

@@ -290,10 +290,9 @@ impl Parser {
     }
 }
 
-/// Bytes through the end of the next line, or one more than there are. The parser wants no more in one piece, so that
-/// what lies behind stays where it is.
-pub(crate) fn line_end(input: &LinkBuffer) -> usize {
-    let seen = input.first_chunk().len();
+/// Bytes through the end of the line that does not end among the first `seen`; one more than there are if it did not
+/// come yet. The parser wants no more in one piece, so that what lies behind stays where it is.
+pub(crate) fn line_end(input: &LinkBuffer, seen: usize) -> usize {
     match input.find(b'\n', seen) {
         Some(at) => at + 1,
         None if input.len() > seen => input.len().min(seen + LINE_BYTES_MAX),

@@ -230,17 +230,18 @@ impl PoolInner {
             return unsafe { Region::unmap(region) };
         };
         // Counted before it is visible, so that an allocation that finds it never subtracts first.
-        let pooled = self.pooled_bytes.fetch_add(capacity, Ordering::Relaxed) + capacity;
+        self.pooled_bytes.fetch_add(capacity, Ordering::Relaxed);
         // SAFETY: the region's class says which shelf it belongs to.
         let vacant = unsafe { lock(&self.classes[usize::from(class)]).put(block) };
-        if vacant && pooled > self.config.max_pooled_bytes {
+        if vacant {
             self.shrink();
         }
     }
 
     /// Unmaps vacant regions until the limit holds, or none is left.
-    #[cold]
     fn shrink(&self) {
+        // Looked at after the block was put: whoever makes the region vacant sees, through the lock, what the
+        // others have counted who put theirs before.
         while self.pooled_bytes.load(Ordering::Relaxed) > self.config.max_pooled_bytes {
             let fattest = self.classes.iter().max_by_key(|class| lock(class).vacant_bytes());
             let Some(region) = fattest.and_then(|class| lock(class).pop_vacant()) else { return };

@@ -40,7 +40,7 @@ const SHARED_BYTES: usize = 256 << 10;
 /// The largest block that shares a region, in bytes.
 const SHARED_BLOCK_BYTES_MAX: usize = 32 << 10;
 /// A sanitizer sees no use after free inside a region, so fuzzing gives each block a region of its own.
-const SHARED: bool = cfg!(not(any(loom, fuzzing)));
+const SHARED: bool = cfg!(not(fuzzing));
 
 const PAGE_BYTES: usize = 4 << 10;
 
@@ -49,17 +49,17 @@ impl Region {
     pub(super) fn new(capacity: usize, class: Option<u8>) -> Result<NonNull<Region>, Error> {
         let no_memory = Error::OutOfMemory { bytes: capacity };
         let block = capacity.checked_add(FreeBlock::HEADER_BYTES).ok_or(no_memory)?;
-        let bytes = if SHARED && class.is_some() && capacity <= SHARED_BLOCK_BYTES_MAX {
+        let shared = SHARED && class.is_some() && capacity <= SHARED_BLOCK_BYTES_MAX;
+        let bytes = if shared {
             SHARED_BYTES
         } else {
             let bytes = block.checked_add(size_of::<Region>()).ok_or(no_memory)?;
             bytes.checked_next_multiple_of(PAGE_BYTES).ok_or(no_memory)?
         };
         let room = bytes - size_of::<Region>();
-        let (capacity, blocks) = match class {
-            Some(_) => (capacity, (room / block) as u32),
-            None => (room - FreeBlock::HEADER_BYTES, 1),
-        };
+        let blocks = if shared { (room / block) as u32 } else { 1 };
+        // A block of no class may as well use the last page to its end.
+        let capacity = if class.is_some() { capacity } else { room - FreeBlock::HEADER_BYTES };
         let region = source::map(bytes).ok_or(no_memory)?.cast::<Region>();
         let header = Region {
             bytes,

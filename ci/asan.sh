@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The tests of the core under AddressSanitizer: as they are, then with each block in an allocation of its own, which
+# the sanitizer watches one by one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export RUSTC_BOOTSTRAP=1
+triple=$(rustc -vV | sed -n 's/^host: //p')
+base=${CARGO_TARGET_DIR:-target}
+for blocks in "" "--cfg fuzzing"; do
+    export RUSTFLAGS="-Zsanitizer=address $blocks"
+    export CARGO_TARGET_DIR="$base/asan${blocks:+-blocks}"
+    # How much memory is resident, and how often it is allocated, is the sanitizer's affair here.
+    cargo test --target "$triple" -p duopoll-core --lib --test model --test linkbuffer --test bad_input
+done
