@@ -47,6 +47,8 @@ stats! {
     closed,
     /// Connections that were closed by force, with something left to do.
     forced,
+    /// Connections that were closed by this side and whose peer did not close its own within a second.
+    close_timeouts,
     /// Times that accepting was put off because the process or the machine ran out of something.
     accept_backoffs,
     /// Connections that were gone before they could be accepted.
@@ -108,6 +110,7 @@ impl Stats {
         self.connections += driver.connections;
         self.closed += driver.closed;
         self.forced += driver.forced;
+        self.close_timeouts += driver.close_timeouts;
         self.accept_backoffs += driver.accept_backoffs;
         self.accept_aborts += driver.accept_aborts;
         self.idle_timeouts += driver.idle_timeouts;

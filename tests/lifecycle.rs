@@ -31,6 +31,7 @@ on_every_setup!(
     a_reset_is_reported_with_its_errno,
     writing_after_the_end_is_an_error,
     max_connections_makes_the_rest_wait,
+    a_peer_that_closes_too_is_not_waited_for,
     shutdown_lets_a_busy_request_finish,
     shutdown_answers_what_has_arrived,
     shutdown_ends_idle_connections_at_once,
@@ -373,6 +374,22 @@ fn max_connections_makes_the_rest_wait(setup: Setup) {
         assert!(open <= 2, "{open} connections are open");
     }
     assert_eq!(served, 6);
+}
+
+fn a_peer_that_closes_too_is_not_waited_for(setup: Setup) {
+    let server = setup.serve(async |connection: &mut Connection| {
+        let line = connection.until(b'\n', 100).await?;
+        connection.push(line);
+        connection.close();
+        Ok(())
+    });
+    for _ in 0..10 {
+        let mut peer = Peer::connect(server.local_addr());
+        peer.write_all(b"bye\n").expect("sent");
+        peer.read_rest().expect("the end");
+    }
+    eventually("every connection is over", || server.stats().closed == 10);
+    assert_eq!(server.stats().close_timeouts, 0);
 }
 
 /// A server whose handler holds a request until the test lets it go.

@@ -66,6 +66,8 @@ pub struct DriverStats {
     pub closed: u64,
     /// Connections that were closed by force, with something unsent or unread.
     pub forced: u64,
+    /// Connections that were closed by this side and whose peer did not close its own within a second.
+    pub close_timeouts: u64,
     /// Times that accepting was put off because the process or the machine ran out of something.
     pub accept_backoffs: u64,
     /// Connections that were gone before they could be accepted.
@@ -272,7 +274,10 @@ impl Driver {
                         self.stats.forced += 1;
                         self.deregister(engine, token);
                     }
-                    Phase::Receiving => self.deregister(engine, token),
+                    Phase::Receiving => {
+                        self.stats.close_timeouts += 1;
+                        self.deregister(engine, token);
+                    }
                 },
                 _ => {}
             }

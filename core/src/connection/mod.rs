@@ -87,6 +87,8 @@ struct State {
     stopped: bool,
     /// The reader is gone: what arrives is dropped.
     discard: bool,
+    /// The peer has ended, or the connection is broken.
+    peer_done: bool,
     /// The server is shutting down: a connection between two requests is to end.
     drain: bool,
 
@@ -183,6 +185,7 @@ impl State {
             reading: Wait::new(limits.read_timeout),
             stopped: false,
             discard: false,
+            peer_done: false,
             drain: false,
             outbox: Chain::new(),
             unsent: 0,
@@ -223,6 +226,7 @@ impl Shared {
                 Output::Open => state.output = Output::Finishing,
                 Output::Connecting => {
                     state.input = Input::Failed(libc::ECANCELED);
+                    state.peer_done = true;
                     state.output = Output::Failed(libc::ECANCELED);
                 }
                 _ => {}
@@ -291,6 +295,7 @@ impl Shared {
 
     fn fail_input(&self, how: Input) -> Wakers {
         let mut state = self.state();
+        state.peer_done = true;
         if state.input == Input::Open {
             state.input = how;
         }
@@ -383,7 +388,7 @@ impl Shared {
 
     /// Whether the peer has ended, or the connection is broken.
     pub(crate) fn peer_is_done(&self) -> bool {
-        matches!(self.state().input, Input::Ended | Input::Failed(_))
+        self.state().peer_done
     }
 
     /// Whether a reader waits for the rest of a message.
