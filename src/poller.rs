@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -200,16 +201,19 @@ impl Poller {
 
     fn run(mut self) {
         let _entered = self.handle.mailbox.enter();
-        let result = loop {
-            if let Err(error) = self.turn() {
-                break Err(error);
+        // Handlers are caught one by one. What panics here is a waker of somebody else's executor, or a bug.
+        let result = panic::catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                self.turn()?;
+                if self.has_ended() {
+                    break io::Result::Ok(());
+                }
             }
-            if self.has_ended() {
-                break Ok(());
-            }
-        };
-        if let Err(error) = result {
-            log::error!("a poller ends, its engine is broken: {error}");
+        }));
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::error!("a poller ends, since its engine is broken: {error}"),
+            Err(_) => log::error!("a poller ends, since a waker has panicked"),
         }
         self.tear_down();
     }
@@ -354,6 +358,8 @@ impl Poller {
 
     /// Gives back everything. The engine's memory is the kernel's until it says otherwise.
     fn tear_down(mut self) {
+        // Whoever asks from now on gets the last figures, and they are there before nobody answers.
+        *lock(&self.handle.last_stats) = self.snapshot();
         let late_calls = lock(&self.handle.calls).take();
         drop(late_calls);
         self.handle.executor.cancel_all();

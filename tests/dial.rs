@@ -4,6 +4,7 @@ mod support;
 
 use std::io::{self, ErrorKind};
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ on_every_setup!(
     a_refused_connection_keeps_its_errno,
     a_dropped_dial_leaves_nothing,
     a_connection_ends_with_its_pollers,
+    a_waker_that_panics_ends_its_poller_with_an_error,
 );
 
 fn dialer(setup: Setup) -> Dialer {
@@ -141,6 +143,30 @@ fn a_connection_ends_with_its_pollers(setup: Setup) {
     drop(pollers);
     let error = block_on(connection.next(1)).expect_err("nobody polls");
     assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
+}
+
+fn a_waker_that_panics_ends_its_poller_with_an_error(setup: Setup) {
+    struct Panics;
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("as the test wants it");
+        }
+    }
+    let server = setup.serve_echo();
+    let pollers = Pollers::start(setup.engine, 1).expect("pollers");
+    let dialer = Dialer::new().pollers(pollers.clone());
+    let dial = || block_on(dialer.dial_addr(server.local_addr().clone())).expect("connected");
+    let (mut bad, mut good) = (dial(), dial());
+    let waker = Arc::new(Panics).into();
+    let mut cx = std::task::Context::from_waker(&waker);
+    assert!(bad.reader().poll_fill(&mut cx, 1).is_pending());
+    bad.write(b"x").expect("staged");
+    block_on(bad.flush()).expect("flushed");
+    let error = block_on(good.next(1)).expect_err("nobody polls");
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
+    // And nothing hangs.
+    assert_eq!(pollers.stats().connections, 2);
+    block_on(dialer.dial_addr(server.local_addr().clone())).expect_err("nobody polls");
 }
 
 #[test]

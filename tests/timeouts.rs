@@ -18,6 +18,7 @@ on_every_setup!(
     a_write_timeout_ends_a_flush_to_a_peer_that_never_reads,
     an_idle_connection_is_ended,
     traffic_puts_the_idle_timeout_off,
+    a_slow_reader_is_not_idle,
     between_two_requests_no_read_timeout_applies,
 );
 
@@ -190,6 +191,33 @@ fn traffic_puts_the_idle_timeout_off(setup: Setup) {
         std::thread::sleep(SHORT / 5);
     }
     assert_eq!(server.stats().idle_timeouts, 0);
+}
+
+fn a_slow_reader_is_not_idle(setup: Setup) {
+    const BYTES: usize = 1 << 20;
+    let server = setup
+        .builder()
+        .idle_timeout(4 * SHORT)
+        .on_prepare(|socket| socket2::SockRef::from(&socket).set_send_buffer_size(16 << 10))
+        .on_request(async |connection: &mut Connection| {
+            connection.skip(1).await?;
+            connection.push(vec![7; BYTES]);
+            connection.drain().await
+        });
+    let server = server.serve(setup.listener()).expect("a server");
+    let mut peer = Peer::connect(server.local_addr());
+    peer.write_all(b"x").expect("sent");
+    let start = Instant::now();
+    let mut received = 0;
+    let mut buffer = vec![0; 16 << 10];
+    while received < BYTES {
+        let n = peer.read(&mut buffer).expect("received");
+        assert_ne!(n, 0, "ended after {received} bytes and {:?}", start.elapsed());
+        received += n;
+        // Not to wait for something: the pause is the test.
+        std::thread::sleep(SHORT / 5);
+    }
+    assert!(start.elapsed() > 5 * SHORT, "too fast to be a test");
 }
 
 fn between_two_requests_no_read_timeout_applies(setup: Setup) {

@@ -25,8 +25,9 @@ pub const COMPLETIONS_PER_TURN: usize = 128;
 /// When an operation has not completed so long after its socket was shut down, it is cancelled.
 const CLOSE_GUARD: Duration = Duration::from_secs(5);
 
-/// Send everything that was given, and never raise SIGPIPE.
-const SEND_FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+/// Never raise SIGPIPE. And not `MSG_WAITALL`: a send to a slow peer would complete when the last byte is taken, and
+/// look idle until then.
+const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
 
 const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
