@@ -41,7 +41,9 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:6380";
 
 /// Replies staged before they are flushed although more requests wait, in bytes. With the watermark of the
 /// connection this bounds what a client costs that sends and never reads.
-const STAGED_BYTES_MAX: usize = 256 << 10;
+const STAGED_BYTES_MAX: usize = 64 << 10;
+/// A flush waits while the kernel has not taken more than this of earlier replies, in bytes.
+const UNSENT_BYTES_MAX: usize = 64 << 10;
 /// A request that is longer than this and not complete moves out of the input piece by piece, so that the input
 /// never has to be copied together as a whole.
 const IN_PLACE_BYTES_MAX: usize = 256 << 10;

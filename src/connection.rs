@@ -2,14 +2,16 @@
 
 use std::any::Any;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use duopoll_core::{Control, LinkBuffer, Reader, Slice, Writer};
 use socket2::SockRef;
 
 use crate::address::Address;
+use crate::blocking::Blocking;
 
 /// A connected stream socket, with a [`Reader`] and a [`Writer`].
 ///
@@ -174,6 +176,27 @@ impl Connection {
     /// See [`Writer::finish`].
     pub fn finish(&mut self) {
         self.writer.finish();
+    }
+
+    /// Takes the socket out: sends what was flushed, stops receiving, and gives the descriptor, non-blocking and otherwise
+    /// as it was, with the bytes that had been received and not been read.
+    ///
+    /// Dropping the future before it is done leaves a connection that is being taken apart, which can only be
+    /// dropped.
+    ///
+    /// # Errors
+    /// The errno of the kernel if the connection broke, [`TimedOut`](io::ErrorKind::TimedOut) if the write timeout
+    /// ends the sending, [`NotConnected`](io::ErrorKind::NotConnected) if it was closed before.
+    pub async fn detach(mut self) -> io::Result<(OwnedFd, LinkBuffer)> {
+        self.writer.drain().await?;
+        let socket = self.as_fd().try_clone_to_owned()?;
+        poll_fn(|cx| self.reader.poll_detach(cx)).await?;
+        Ok((socket, std::mem::take(self.reader.buffer())))
+    }
+
+    /// The connection for code that blocks: `std::io::Read` and `Write`.
+    pub fn into_blocking(self) -> Blocking {
+        Blocking::new(self)
     }
 
     /// A handle for timeouts, deadlines, and ending the connection from elsewhere.

@@ -44,6 +44,7 @@ compile_error!("duopoll needs an engine: enable the feature `epoll`, `uring`, or
 
 mod address;
 mod admission;
+mod blocking;
 mod connection;
 mod dialer;
 mod engine;
@@ -55,6 +56,7 @@ mod pollers;
 mod stats;
 
 pub use address::{Address, IntoAddress};
+pub use blocking::Blocking;
 pub use connection::Connection;
 pub use dialer::Dialer;
 pub use duopoll_core::{

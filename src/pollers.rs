@@ -1,11 +1,17 @@
 //! A group of pollers.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
+use duopoll_core::Limits;
+use socket2::{Socket, Type};
+
+use crate::connection::Connection;
+use crate::dialer;
 use crate::engine::{Engine, EngineReport};
 use crate::poller::Handle;
 use crate::stats::Stats;
@@ -75,6 +81,20 @@ impl Pollers {
         }
         stats.set_pool();
         stats
+    }
+
+    /// Takes over a connected stream socket: a std `TcpStream` or `UnixStream`, or any descriptor of the kind.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if it is no stream socket, `ENOTCONN` if it is not connected.
+    pub async fn adopt(&self, socket: impl Into<OwnedFd>) -> io::Result<Connection> {
+        let socket = Socket::from(socket.into());
+        if socket.r#type()? != Type::STREAM {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a stream socket"));
+        }
+        socket.peer_addr()?;
+        socket.set_nonblocking(true)?;
+        dialer::adopt(self, socket.into(), Limits::default(), false).await
     }
 
     /// The one whose turn it is.

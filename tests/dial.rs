@@ -2,15 +2,16 @@
 
 mod support;
 
-use std::io::{self, ErrorKind};
+use std::io::{self, BufRead, ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use duopoll::{Address, Connection, Dialer, Engine, Listener, Pollers};
-use futures_executor::block_on;
-use support::{Family, Pattern, Setup, eventually, open_descriptors};
+use pollster::block_on;
+use socket2::{Domain, SockRef, Socket, Type};
+use support::{Family, Pattern, Peer, Setup, eventually, open_descriptors};
 
 on_every_setup!(
     a_dialed_connection_talks_to_a_server,
@@ -20,6 +21,9 @@ on_every_setup!(
     a_dropped_dial_leaves_nothing,
     a_connection_ends_with_its_pollers,
     a_waker_that_panics_ends_its_poller_with_an_error,
+    a_detached_socket_works_and_nothing_is_lost,
+    a_blocking_connection_reads_and_writes,
+    a_socket_of_std_can_be_taken_over,
 );
 
 fn dialer(setup: Setup) -> Dialer {
@@ -167,6 +171,85 @@ fn a_waker_that_panics_ends_its_poller_with_an_error(setup: Setup) {
     // And nothing hangs.
     assert_eq!(pollers.stats().connections, 2);
     block_on(dialer.dial_addr(server.local_addr().clone())).expect_err("nobody polls");
+}
+
+/// A connection of ours and the other end of it.
+fn connected(setup: Setup) -> (Pollers, Connection, Peer) {
+    let listener = setup.listener();
+    let address = listener.local_addr().expect("bound");
+    let pollers = Pollers::start(setup.engine, 1).expect("pollers");
+    let peer = Peer::connect(&address);
+    let socket = SockRef::from(&listener).accept().expect("accepted").0;
+    let connection = block_on(pollers.adopt(socket)).expect("adopted");
+    (pollers, connection, peer)
+}
+
+fn a_detached_socket_works_and_nothing_is_lost(setup: Setup) {
+    let (_pollers, mut connection, mut peer) = connected(setup);
+    let mut sent = Pattern::new(8);
+    for _ in 0..20 {
+        peer.write_all(sent.next(5000)).expect("sent");
+    }
+    block_on(connection.skip(100)).expect("received");
+    connection.push(vec![1; 300_000]);
+    let (socket, mut rest) = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut reply = vec![0; 300_000];
+            peer.read_exact(&mut reply).expect("sent before");
+        });
+        block_on(connection.detach()).expect("detached")
+    });
+    // The rest comes partly out of the buffer and partly out of the socket.
+    let mut socket = Socket::from(socket);
+    socket.set_nonblocking(false).expect("a socket");
+    peer.shutdown(std::net::Shutdown::Write);
+    let mut all = rest.read_bytes(rest.len()).expect("readable");
+    socket.read_to_end(&mut all).expect("the rest");
+    let mut pattern = Pattern::new(8);
+    pattern.next(100);
+    assert_eq!(all.len(), 20 * 5000 - 100);
+    assert!(pattern.matches(&all));
+    socket.write_all(b"still here").expect("open");
+    drop(socket);
+    assert_eq!(peer.read_rest().expect("the end"), b"still here");
+}
+
+fn a_blocking_connection_reads_and_writes(setup: Setup) {
+    let (_pollers, connection, mut peer) = connected(setup);
+    let mut blocking = connection.into_blocking();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut line = String::new();
+            blocking.read_line(&mut line).expect("a line");
+            assert_eq!(line, "hello\n");
+            blocking.write_all(&vec![7; 5 << 20]).expect("sent");
+            blocking.flush().expect("sent");
+        });
+        peer.write_all(b"hello\n").expect("sent");
+        assert_eq!(peer.read_rest().expect("the end").len(), 5 << 20);
+    });
+    let server = setup.serve(async |connection: &mut Connection| {
+        let pollers = Pollers::global()?;
+        let (one, _other) = std::os::unix::net::UnixStream::pair()?;
+        let error = pollers.adopt(one).await?.into_blocking().read(&mut [0]);
+        assert_eq!(error.expect_err("a poller must not block").kind(), ErrorKind::Deadlock);
+        support::echo(connection).await
+    });
+    assert_eq!(Peer::connect(server.local_addr()).round_trip(b"x"), b"x");
+}
+
+fn a_socket_of_std_can_be_taken_over(setup: Setup) {
+    let (pollers, mut connection, mut peer) = connected(setup);
+    peer.write_all(b"ping").expect("sent");
+    assert_eq!(block_on(connection.next(4)).expect("received"), b"ping");
+    let file = std::fs::File::open("/dev/null").expect("a file");
+    assert!(block_on(pollers.adopt(file)).is_err(), "not a socket");
+    let datagram = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let error = block_on(pollers.adopt(datagram)).expect_err("not a stream");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    let unconnected = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let error = block_on(pollers.adopt(unconnected)).expect_err("not connected");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
 }
 
 #[test]

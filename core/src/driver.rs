@@ -249,6 +249,7 @@ impl Driver {
             }
             Command::Close(token) => self.close(engine, token),
             Command::Abort(token) => self.abort(engine, token),
+            Command::Detach(token) => self.deregister_as(engine, token, Deregister::Leave),
             Command::Arm(token) => self.look_at_deadlines(engine, token),
         }
     }
@@ -590,13 +591,13 @@ unsafe impl Operators for Driver {
     }
 
     fn released(&mut self, token: Token) {
-        if let Some(Slot::Stream(stream)) = self.slots.get_mut(token) {
+        self.wheel.clear(token.index());
+        if let Some(Slot::Stream(mut stream)) = self.slots.remove(token) {
             stream.receiving = false;
             stream.in_flight = false;
             self.stats.closed += 1;
+            stream.shared.released().wake();
         }
-        self.wheel.clear(token.index());
-        self.slots.remove(token);
     }
 }
 

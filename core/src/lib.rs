@@ -1,7 +1,7 @@
 //! The half of duopoll that knows no engine: [`LinkBuffer`] and the memory under it, the state of a connection,
 //! timers, and [`Poll`], the seam to the engines.
 //!
-//! Nothing in here makes a system call or reads a clock. Readiness, completions, bytes and the time come in as
+//! Nothing in here reads a clock or makes a system call, but to map memory. Readiness, completions, bytes and the time come in as
 //! arguments, so that all of it can be driven by a test as well as by a kernel.
 
 #[cfg(not(target_os = "linux"))]
@@ -28,7 +28,7 @@ pub use buffer::{
 pub use connection::{Control, Limits, Reader, Writer};
 pub use driver::{Accepted, Driver, DriverStats};
 pub use error::Error;
-pub use mailbox::{Clock, Command, Entered, Mailbox};
+pub use mailbox::{Clock, Command, Entered, Mailbox, on_poller_thread};
 pub use memory::{Pool, PoolConfig, PoolStats, Slice, Tail};
 pub use poll::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,

@@ -31,6 +31,8 @@ pub enum Command {
     Close(Token),
     /// The connection is to be reset.
     Abort(Token),
+    /// The socket is to live on without its poller.
+    Detach(Token),
     /// A deadline is earlier than the timer that is set.
     Arm(Token),
 }
@@ -157,6 +159,11 @@ impl Mailbox {
     pub fn is_urgent(&self) -> bool {
         LOCAL.with(|local| local.urgent.get())
     }
+}
+
+/// Whether this is the thread of a poller, which must not block.
+pub fn on_poller_thread() -> bool {
+    LOCAL.try_with(|local| !local.poller.get().is_null()).unwrap_or(false)
 }
 
 /// The blocks at hand on this thread: of the poller that runs here, else of the global pool.

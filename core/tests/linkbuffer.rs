@@ -599,7 +599,7 @@ mod writing {
     #[test]
     fn text_is_formatted_into_the_buffer() {
         let mut buffer = LinkBuffer::new();
-        write!(&mut buffer as &mut dyn std::fmt::Write, "{}-{:04x}", "ä", 255).unwrap();
+        write!(&mut buffer as &mut dyn std::fmt::Write, "ä-{:04x}", 255).unwrap();
         buffer.flush();
         assert_eq!(text(&mut buffer), "ä-00ff");
     }

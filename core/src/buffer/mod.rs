@@ -47,16 +47,26 @@ use crate::memory::{Pool, Slice, Tail};
 /// dropped again by [`truncate_reserved`](LinkBuffer::truncate_reserved), and pieces can be
 /// [inserted](LinkBuffer::insert) among them.
 ///
+/// # Memory
+/// Copied and received bytes lie in blocks of the [`Pool`], the first of
+/// [`node_bytes`](crate::PoolConfig::node_bytes), later ones larger the more the buffer holds or a read brings. An
+/// empty buffer may hold on to one block for what comes next; [`release_memory`](LinkBuffer::release_memory) gives
+/// it up. A block whose bytes are all gone is written anew.
+///
 /// # Complexity
 /// | operation | cost |
 /// |---|---|
-/// | `len`, `push`, `append`, `flush`, `reserve`, `commit` | O(1) |
+/// | `len`, `push`, `append`, `adopt`, `flush`, `reserve`, `commit` | O(1), no copy |
 /// | `next`, `peek` within one slice | O(1), no copy |
 /// | `next`, `peek` across slices | O(n), one copy; further peeks copy only what they add |
 /// | `skip`, `split_to` | O(slices passed), no copy |
 /// | `insert`, `truncate_reserved` | O(slices in the buffer), no copy |
-/// | `write`, `read_bytes`, `copy_to` | O(n), one copy |
-/// | `find`, `find_pattern`, `until` | O(bytes searched) |
+/// | `lend_writable`, `commit_lent` | O(1), no copy |
+/// | `lend_readable` | O(vectors), no copy |
+/// | `write`, `read_bytes`, `read_string`, `copy_to` | O(n), one copy |
+/// | `find`, `find_pattern`, `until` | O(bytes searched), no copy |
+///
+/// In steady state none of them allocates: blocks come from the pool, and nodes from a list of the thread.
 ///
 /// # Errors
 /// An operation that fails returns an [`Error`] and leaves the buffer as it was. Only the trait implementations of

@@ -107,6 +107,7 @@ struct State {
     reader_gone: bool,
     writer_gone: bool,
     close_posted: bool,
+    detached: Detached,
 
     /// In ticks; none if the connection may be idle for ever.
     idle_timeout: Option<Tick>,
@@ -138,6 +139,16 @@ enum Output {
     Finished,
     /// The kernel reported this errno.
     Failed(i32),
+}
+
+/// Whether the socket is to live on without its poller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Detached {
+    No,
+    /// Asked for.
+    Wanted,
+    /// The engine holds nothing of it any more.
+    Done,
 }
 
 /// Wakers taken out under the lock, to be called without it.
@@ -197,6 +208,7 @@ impl State {
             reader_gone: false,
             writer_gone: false,
             close_posted: false,
+            detached: Detached::No,
             idle_timeout: limits.idle_timeout.map(wait::ticks),
             armed: NEVER,
         }
@@ -379,6 +391,15 @@ impl Shared {
             state.output = Output::Open;
         }
         Wakers(None, state.writer.take())
+    }
+
+    /// The engine has let go of the socket.
+    pub(crate) fn released(&self) -> Wakers {
+        let mut state = self.state();
+        if state.detached == Detached::Wanted {
+            state.detached = Detached::Done;
+        }
+        Wakers(state.reader.take(), None)
     }
 
     /// Whether everything that was flushed has been taken by the kernel, or never will be.

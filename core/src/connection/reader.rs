@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use super::{Control, Input, Shared, closed, timed_out};
+use super::{Control, Detached, Input, Shared, closed, timed_out};
 use crate::buffer::LinkBuffer;
 use crate::mailbox::Command;
 use crate::memory::Slice;
@@ -265,6 +265,41 @@ impl Reader {
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
         }
+    }
+
+    /// Takes the socket away from its poller, and waits until the kernel holds nothing of it on the poller's behalf. What
+    /// has arrived until then is in [`buffer`](Reader::buffer). The connection can not be used any more then, but
+    /// the socket lives on in duplicates that were made of it.
+    ///
+    /// # Errors
+    /// [`NotConnected`](io::ErrorKind::NotConnected) if it was closed before, the errno of the kernel if it broke.
+    pub fn poll_detach(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.shared.state();
+        let post = match state.detached {
+            Detached::Done => {
+                self.handed_over += state.inbox.len() as u64;
+                self.buffer.adopt_chain(&mut state.inbox);
+                return Poll::Ready(Ok(()));
+            }
+            Detached::Wanted => false,
+            Detached::No => match state.input {
+                Input::Failed(errno) => {
+                    return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
+                }
+                _ if state.close_posted => return Poll::Ready(Err(closed())),
+                _ => {
+                    state.detached = Detached::Wanted;
+                    true
+                }
+            },
+        };
+        state.reader = Some(cx.waker().clone());
+        drop(state);
+        self.waiting = true;
+        if post {
+            self.shared.mailbox.post(Command::Detach(self.shared.token));
+        }
+        Poll::Pending
     }
 
     /// A handle on the connection, for timeouts and for ending it from elsewhere.

@@ -1,7 +1,7 @@
 //! The memory under every buffer: refcounted blocks in bounded pools, and the two views of a block.
 //!
 //! ```text
-//!            Block (one allocation, refcounted)
+//!            Block (refcounted, in a region mapped from the kernel)
 //!  ┌────────┬───────────┬──────────────┬──────────────────────────┐
 //!  │ header │ Slice     │ Slice        │ Tail: not written yet    │
 //!  └────────┴───────────┴──────────────┴──────────────────────────┘

@@ -16,12 +16,40 @@ use crate::error::Error;
 /// A refcounted, immutable, contiguous range of bytes: of a pooled block, or of memory from outside (`Bytes`,
 /// `Vec<u8>`, `&'static [u8]`).
 ///
-/// Cloning and splitting copy no bytes. A slice of a block keeps the *whole* block alive, even if it is one byte
-/// long: [`pinned_bytes`](Slice::pinned_bytes) says how much that is, and [`compact`](Slice::compact) copies a
-/// small slice that is going to be kept for long out of a large block.
+/// ```text
+///    Slice ─┐        Slice ─┐
+///           ▼               ▼
+///  ┌────────┬───────────────┬──────────┬──────────────────┐
+///  │ header │ HTTP/1.1 200… │ body…    │ not written yet  │  one block, 3 references:
+///  └────────┴───────────────┴──────────┴──────────────────┘  two slices and the writer's tail
+/// ```
+///
+/// # Ownership
+/// Cloning and splitting copy no bytes; they count a reference, which is all that threads share. A slice of a block
+/// keeps the *whole* block alive, even if it is one byte long: [`pinned_bytes`](Slice::pinned_bytes) says how much
+/// that is, and [`compact`](Slice::compact) copies a small slice that is going to be kept for long out of a large
+/// block. An empty slice keeps nothing.
 ///
 /// Conversion into [`Bytes`] copies nothing; a slice of a block costs one small allocation, since `Bytes` wants an
-/// owner of its own kind.
+/// owner of its own kind. Conversion into `Vec<u8>` and `BytesMut` copies, unless the slice is the only owner of
+/// memory from outside.
+///
+/// ```
+/// use bytes::Bytes;
+/// use duopoll_core::{LinkBuffer, Slice};
+///
+/// let mut buffer = LinkBuffer::new();
+/// buffer.write(b"key=value")?;
+/// buffer.flush();
+///
+/// let mut pair: Slice = buffer.next(9)?;
+/// let key = pair.split_to(3)?;
+/// let value = pair.subslice(1..6)?;
+/// drop((buffer, pair));                   // the block stays
+/// let sent = std::thread::spawn(move || Bytes::from(value)).join().unwrap();
+/// assert_eq!((key, &sent[..]), (Slice::from("key"), &b"value"[..]));
+/// # Ok::<(), duopoll_core::Error>(())
+/// ```
 pub struct Slice(Repr);
 
 /// The niche of `Bytes` tells the variants apart, so both fit in four words.

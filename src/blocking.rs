@@ -1,0 +1,86 @@
+//! Connections for code that blocks.
+
+use std::fmt;
+use std::io;
+
+use duopoll_core::on_poller_thread;
+use pollster::block_on;
+
+use crate::connection::Connection;
+
+/// A [`Connection`] that blocks: made by [`Connection::into_blocking`].
+///
+/// A write goes out at once, as far as the connection's watermark allows; `flush` waits until the kernel has taken
+/// everything. Timeouts and deadlines are those of the connection.
+///
+/// # Errors
+/// Those of the connection, and [`Deadlock`](io::ErrorKind::Deadlock) on a poller's own thread, which would wait for
+/// itself.
+pub struct Blocking {
+    connection: Connection,
+}
+
+impl Blocking {
+    pub(crate) fn new(connection: Connection) -> Blocking {
+        Blocking { connection }
+    }
+
+    /// The connection, for everything else.
+    pub fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    /// The connection as it was.
+    pub fn into_inner(self) -> Connection {
+        self.connection
+    }
+}
+
+impl io::Read for Blocking {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        may_block()?;
+        block_on(self.connection.read(target))
+    }
+}
+
+impl io::BufRead for Blocking {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        may_block()?;
+        if self.connection.input().is_empty() {
+            block_on(self.connection.more())?;
+        }
+        Ok(self.connection.input().first_chunk())
+    }
+
+    fn consume(&mut self, n: usize) {
+        io::BufRead::consume(self.connection.input(), n);
+    }
+}
+
+impl io::Write for Blocking {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        may_block()?;
+        self.connection.write(bytes)?;
+        block_on(self.connection.flush())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        may_block()?;
+        block_on(self.connection.drain())
+    }
+}
+
+fn may_block() -> io::Result<()> {
+    if on_poller_thread() {
+        let message = "a poller's own thread would wait for itself";
+        return Err(io::Error::new(io::ErrorKind::Deadlock, message));
+    }
+    Ok(())
+}
+
+impl fmt::Debug for Blocking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Blocking").field(&self.connection).finish()
+    }
+}
