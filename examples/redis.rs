@@ -28,7 +28,6 @@ mod values;
 use std::cell::Cell;
 use std::io;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use duopoll::{Connection, LinkBuffer, Writer};
 
@@ -41,9 +40,7 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:6380";
 
 /// Replies staged before they are flushed although more requests wait, in bytes. With the watermark of the
 /// connection this bounds what a client costs that sends and never reads.
-const STAGED_BYTES_MAX: usize = 64 << 10;
-/// A flush waits while the kernel has not taken more than this of earlier replies, in bytes.
-const UNSENT_BYTES_MAX: usize = 64 << 10;
+const STAGED_BYTES_MAX: usize = 256 << 10;
 /// A request that is longer than this and not complete moves out of the input piece by piece, so that the input
 /// never has to be copied together as a whole.
 const IN_PLACE_BYTES_MAX: usize = 256 << 10;
@@ -53,8 +50,16 @@ const SCRATCH_MAX: usize = 64 << 10;
 fn main() -> ExitCode {
     flags::main(ABOUT, DEFAULT_LISTEN, |flags| {
         let store = SharedStore::start()?;
+        let (connected, disconnected) = (store.clone(), store.clone());
         let service = flags
             .builder()
+            .on_connect(async move |_: &mut Connection| {
+                connected.lock().stats.connect();
+                Ok(())
+            })
+            .on_disconnect(async move |_: &mut Connection| {
+                disconnected.lock().stats.disconnect();
+            })
             .on_request(async move |connection: &mut Connection| serve(&store, connection).await);
         service.serve(flags.listener()?)
     })
@@ -74,7 +79,7 @@ thread_local! {
 }
 
 /// Answers what has arrived, and the rest of a request that has arrived in part.
-async fn serve(store: &Arc<SharedStore>, connection: &mut Connection) -> io::Result<()> {
+async fn serve(store: &SharedStore, connection: &mut Connection) -> io::Result<()> {
     let mut session = SCRATCH.take();
     let result = answer(&mut session, store, connection).await;
     if session.out.capacity() <= SCRATCH_MAX && session.parser.capacity() <= SCRATCH_MAX {

@@ -13,9 +13,19 @@ use crate::pollers::Pollers;
 /// Takes a connection on.
 type Start = dyn Fn(&mut Poller, OwnedFd, Admitted) + Send + Sync;
 
-/// Gives accepted connections to the pollers in turn, no more than so many at once.
+/// On which poller a connection lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spread {
+    /// On the one that the group's policy chooses.
+    ByBalance,
+    /// On the one that has accepted it.
+    Stay,
+}
+
+/// Gives accepted connections to the pollers, no more than so many at once.
 pub(crate) struct Admission {
     pollers: Pollers,
+    spread: Spread,
     max: usize,
     start: Box<Start>,
     state: Mutex<State>,
@@ -26,8 +36,8 @@ struct State {
     open: usize,
     /// Accepted before the listener had stopped.
     waiting: VecDeque<OwnedFd>,
-    /// The listener that is paused, and its poller.
-    paused: Option<(Arc<Handle>, Token)>,
+    /// The listeners that are paused, and their pollers.
+    paused: Vec<(Arc<Handle>, Token)>,
 }
 
 /// A connection's place among those that are open, given back when dropped.
@@ -36,11 +46,18 @@ pub(crate) struct Admitted(Option<Arc<Admission>>);
 impl Admission {
     pub(crate) fn new(
         pollers: Pollers,
+        spread: Spread,
         max: Option<usize>,
         start: impl Fn(&mut Poller, OwnedFd, Admitted) + Send + Sync + 'static,
     ) -> Arc<Admission> {
         let max = max.unwrap_or(usize::MAX);
-        Arc::new(Admission { pollers, max, start: Box::new(start), state: Mutex::default() })
+        Arc::new(Admission {
+            pollers,
+            spread,
+            max,
+            start: Box::new(start),
+            state: Mutex::default(),
+        })
     }
 
     /// What becomes of the connections that a listener accepts.
@@ -56,20 +73,25 @@ impl Admission {
                 return self.begin(Some(poller), socket, Admitted(Some(self.clone())));
             }
             state.waiting.push_back(socket);
-            state.paused = Some((poller.handle().clone(), listener));
+            state.paused.push((poller.handle().clone(), listener));
             drop(state);
             poller.pause_listener(listener);
         })
     }
 
-    /// Starts a connection on the poller whose turn it is, which may be the one that we are on.
+    /// Starts a connection, on the poller that we are on or on another.
     fn begin(self: &Arc<Self>, here: Option<&mut Poller>, socket: OwnedFd, admitted: Admitted) {
-        let next = self.pollers.pick();
-        match here {
-            Some(poller) if Arc::ptr_eq(next, poller.handle()) => {
+        let next = match here {
+            Some(poller) if self.spread == Spread::Stay => {
+                return (self.start)(poller, socket, admitted);
+            }
+            here => (self.pollers.pick(), here),
+        };
+        match next {
+            (next, Some(poller)) if Arc::ptr_eq(next, poller.handle()) => {
                 (self.start)(poller, socket, admitted);
             }
-            _ => {
+            (next, _) => {
                 let admission = self.clone();
                 // If that poller has ended, the server is shutting down, and the socket is closed with the call.
                 next.call(move |poller| (admission.start)(poller, socket, admitted));
@@ -95,8 +117,9 @@ impl Drop for Admitted {
             }
             None => {
                 state.open -= 1;
-                if let Some((handle, listener)) = state.paused.take() {
-                    drop(state);
+                let paused = std::mem::take(&mut state.paused);
+                drop(state);
+                for (handle, listener) in paused {
                     handle.call(move |poller| poller.resume_listener(listener));
                 }
             }

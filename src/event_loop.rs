@@ -15,12 +15,12 @@ use duopoll_core::Limits;
 use socket2::SockRef;
 
 use crate::address::Address;
-use crate::admission::{Admission, Admitted};
+use crate::admission::{Admission, Admitted, Spread};
 use crate::connection::Connection;
 use crate::engine::{Engine, EngineReport};
 use crate::listener::{Listener, SocketFile};
 use crate::poller::{self, Poller};
-use crate::pollers::Pollers;
+use crate::pollers::{Balance, PollerOptions, Pollers};
 use crate::stats::Stats;
 
 /// Where a server begins: see [`EventLoop::builder`].
@@ -58,8 +58,7 @@ impl EventLoop {
 /// Options of a server.
 #[derive(Clone, Default)]
 pub struct Builder {
-    engine: Engine,
-    pollers: Option<usize>,
+    pollers: PollerOptions,
     limits: Limits,
     max_connections: Option<usize>,
     callbacks: Callbacks,
@@ -81,13 +80,25 @@ type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 impl Builder {
     /// Which engine the pollers run on. Default: [`Engine::Auto`].
     pub fn engine(mut self, engine: Engine) -> Builder {
-        self.engine = engine;
+        self.pollers = self.pollers.engine(engine);
         self
     }
 
     /// How many pollers, each a thread. Default: what the machine can run at once.
     pub fn pollers(mut self, pollers: usize) -> Builder {
-        self.pollers = Some(pollers);
+        self.pollers = self.pollers.count(pollers);
+        self
+    }
+
+    /// Which poller gets the next connection. Default: each in turn.
+    pub fn balance(mut self, balance: Balance) -> Builder {
+        self.pollers = self.pollers.balance(balance);
+        self
+    }
+
+    /// Whether each poller is bound to a processor of its own. Default: no.
+    pub fn pinned(mut self, pinned: bool) -> Builder {
+        self.pollers = self.pollers.pinned(pinned);
         self
     }
 
@@ -185,7 +196,6 @@ impl Builder {
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder")
-            .field("engine", &self.engine)
             .field("pollers", &self.pollers)
             .field("limits", &self.limits)
             .field("max_connections", &self.max_connections)
@@ -213,24 +223,31 @@ where
     /// io_uring. [`InvalidInput`](io::ErrorKind::InvalidInput) for 0 pollers, or if `DUOPOLL_ENGINE` names no
     /// engine.
     pub fn serve(self, listener: Listener) -> io::Result<Server> {
-        let Builder { engine, pollers, limits, max_connections, callbacks } = self.builder;
-        let count =
-            pollers.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        let Builder { pollers, limits, max_connections, callbacks } = self.builder;
         let address = listener.local_addr()?;
+        let pollers = pollers.start()?;
+        // One socket, or with SO_REUSEPORT one for each poller.
+        let more = (1..pollers.count()).map_while(|_| listener.another());
+        let more = more.collect::<io::Result<Vec<_>>>()?;
         let (socket, file) = listener.into_parts();
         // Whoever bound it may have left it blocking, and a poller must never block.
         SockRef::from(&socket).set_nonblocking(true)?;
 
-        let pollers = Pollers::start(engine, count)?;
         let service = Arc::new(Running { limits, callbacks, handler: self.handler });
-        let admission =
-            Admission::new(pollers.clone(), max_connections, move |poller, socket, guard| {
-                start(poller, socket, guard, service.clone());
-            });
+        let spread = if more.is_empty() { Spread::ByBalance } else { Spread::Stay };
+        let admission = Admission::new(
+            pollers.clone(),
+            spread,
+            max_connections,
+            move |poller, socket, admitted| start(poller, socket, admitted, service.clone()),
+        );
         let server = Server { pollers, address, _file: file };
-        let first = &server.pollers.handles()[0];
-        let listening = first.ask(move |poller| poller.listen(socket, admission.acceptor()));
-        listening.unwrap_or_else(|| Err(io::Error::other("the poller ended")))?;
+        let sockets = [socket].into_iter().chain(more);
+        for (handle, socket) in server.pollers.handles().iter().zip(sockets) {
+            let acceptor = admission.clone().acceptor();
+            let listening = handle.ask(move |poller| poller.listen(socket, acceptor));
+            listening.unwrap_or_else(|| Err(io::Error::other("the poller has ended")))?;
+        }
         Ok(server)
     }
 }
@@ -353,6 +370,11 @@ impl Server {
     /// the shutdown.
     pub fn stats(&self) -> Stats {
         self.pollers.stats()
+    }
+
+    /// The counters of each poller. Asks them, so it is not for a hot path.
+    pub fn stats_of_each(&self) -> Vec<Stats> {
+        self.pollers.stats_of_each()
     }
 
     /// Stops accepting, lets connections finish their requests, and closes those that are idle. When the grace is

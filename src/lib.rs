@@ -44,6 +44,7 @@ compile_error!("duopoll needs an engine: enable the feature `epoll`, `uring`, or
 
 mod address;
 mod admission;
+mod affinity;
 mod blocking;
 mod connection;
 mod dialer;
@@ -64,6 +65,6 @@ pub use duopoll_core::{
 };
 pub use engine::{Engine, EngineReport};
 pub use event_loop::{Builder, EventLoop, Server, Service};
-pub use listener::Listener;
-pub use pollers::Pollers;
+pub use listener::{Listener, ListenerOptions};
+pub use pollers::{Balance, PollerOptions, Pollers};
 pub use stats::Stats;

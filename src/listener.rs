@@ -18,8 +18,9 @@ use crate::dialer;
 use crate::poller::{Acceptor, Handle};
 use crate::pollers::Pollers;
 
-/// Connections that the kernel may hold for us until they are accepted. The kernel cuts it to `net.core.somaxconn`.
-const BACKLOG: i32 = 65_535;
+/// Connections that the kernel may hold for us until they are accepted, unless something else is asked for. The kernel
+/// cuts it to `net.core.somaxconn`.
+const BACKLOG: u32 = 65_535;
 
 /// A listening socket: TCP over IPv4 or IPv6, or a Unix socket.
 ///
@@ -31,8 +32,17 @@ const BACKLOG: i32 = 65_535;
 pub struct Listener {
     socket: OwnedFd,
     file: Option<SocketFile>,
+    options: ListenerOptions,
     /// Set by the first accept.
     accepting: Mutex<Option<Arc<Accepting>>>,
+}
+
+/// How a listener is bound: see [`Listener::options`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ListenerOptions {
+    backlog: Option<u32>,
+    reuse_port: bool,
+    only_v6: Option<bool>,
 }
 
 /// Accepted sockets that wait for somebody to take them, at most; then the kernel's backlog fills.
@@ -81,21 +91,12 @@ impl Listener {
     /// What socket(2), bind(2) and listen(2) say, for instance `EADDRINUSE`;
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a text that is no address.
     pub fn bind(address: impl IntoAddress) -> io::Result<Listener> {
-        let address = address.into_address()?;
-        let socket_address = address.to_sock_addr()?;
-        let domain = Domain::from(i32::from(socket_address.family()));
-        let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
-        if let Address::Tcp(_) = address {
-            socket.set_reuse_address(true)?;
-            socket.set_tcp_nodelay(true)?;
-        }
-        socket.bind(&socket_address)?;
-        let file = match address {
-            Address::Unix(path) => Some(SocketFile(path)),
-            _ => None,
-        };
-        socket.listen(BACKLOG)?;
-        Ok(Listener::new(socket.into(), file))
+        Listener::options().bind(address)
+    }
+
+    /// Options for binding, all with defaults.
+    pub fn options() -> ListenerOptions {
+        ListenerOptions::default()
     }
 
     /// The address it listens at, with the port that was chosen if 0 was asked for.
@@ -106,8 +107,15 @@ impl Listener {
         Address::from_sock_addr(&SockRef::from(&self.socket).local_addr()?)
     }
 
-    fn new(socket: OwnedFd, file: Option<SocketFile>) -> Listener {
-        Listener { socket, file, accepting: Mutex::new(None) }
+    fn new(socket: OwnedFd, file: Option<SocketFile>, options: ListenerOptions) -> Listener {
+        Listener { socket, file, options, accepting: Mutex::new(None) }
+    }
+
+    /// Another socket that listens at the same address, for another poller; none unless it was bound with
+    /// `reuse_port`.
+    pub(crate) fn another(&self) -> Option<io::Result<OwnedFd>> {
+        let again = |address: Address| Ok(self.options.bind(&address)?.socket);
+        self.options.reuse_port.then(|| self.local_addr().and_then(again))
     }
 
     /// The next connection, on the [global pollers](Pollers::global). Several may wait at once.
@@ -150,6 +158,63 @@ impl Listener {
 
     pub(crate) fn into_parts(self) -> (OwnedFd, Option<SocketFile>) {
         (self.socket, self.file)
+    }
+}
+
+impl ListenerOptions {
+    /// Connections that the kernel may hold until they are accepted. Default: what `net.core.somaxconn` allows.
+    pub fn backlog(mut self, backlog: u32) -> ListenerOptions {
+        self.backlog = Some(backlog);
+        self
+    }
+
+    /// `SO_REUSEPORT`, for TCP: several sockets may listen at the address, and the kernel spreads the connections over them
+    /// by a hash of their addresses. A server then has one for each poller, and no poller hands connections
+    /// to another. With few clients some pollers may get none. Default: off.
+    pub fn reuse_port(mut self, reuse: bool) -> ListenerOptions {
+        self.reuse_port = reuse;
+        self
+    }
+
+    /// Whether an IPv6 listener takes IPv6 only, or IPv4 as well, as mapped addresses. Default: what
+    /// `net.ipv6.bindv6only` says, usually both.
+    pub fn only_v6(mut self, only: bool) -> ListenerOptions {
+        self.only_v6 = Some(only);
+        self
+    }
+
+    /// Listens at an address; see [`Listener::bind`].
+    ///
+    /// # Errors
+    /// As for `Listener::bind`; [`Unsupported`](io::ErrorKind::Unsupported) for `reuse_port` on a Unix socket.
+    pub fn bind(self, address: impl IntoAddress) -> io::Result<Listener> {
+        let address = address.into_address()?;
+        let socket_address = address.to_sock_addr()?;
+        let domain = Domain::from(i32::from(socket_address.family()));
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+        match &address {
+            Address::Tcp(tcp) => {
+                socket.set_reuse_address(true)?;
+                socket.set_reuse_port(self.reuse_port)?;
+                socket.set_tcp_nodelay(true)?;
+                if let (true, Some(only)) = (tcp.is_ipv6(), self.only_v6) {
+                    socket.set_only_v6(only)?;
+                }
+            }
+            _ if self.reuse_port => {
+                let message = "a Unix socket cannot share its address (SO_REUSEPORT)";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+            }
+            _ => {}
+        }
+        socket.bind(&socket_address)?;
+        let file = match address {
+            Address::Unix(path) => Some(SocketFile(path)),
+            _ => None,
+        };
+        let backlog = self.backlog.unwrap_or(BACKLOG);
+        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+        Ok(Listener::new(socket.into(), file, self))
     }
 }
 
@@ -205,13 +270,13 @@ impl AsFd for Listener {
 /// Takes over a listener that something else has bound.
 impl From<std::net::TcpListener> for Listener {
     fn from(listener: std::net::TcpListener) -> Listener {
-        Listener::new(listener.into(), None)
+        Listener::new(listener.into(), None, ListenerOptions::default())
     }
 }
 
 /// Takes over a listener that something else has bound. Its socket file is left alone.
 impl From<std::os::unix::net::UnixListener> for Listener {
     fn from(listener: std::os::unix::net::UnixListener) -> Listener {
-        Listener::new(listener.into(), None)
+        Listener::new(listener.into(), None, ListenerOptions::default())
     }
 }

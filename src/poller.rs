@@ -5,12 +5,14 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use duopoll_core::{Accepted, Clock, Command, Driver, Limits, Mailbox, Poll, Tick, Token};
 
+use crate::affinity;
 use crate::connection::Connection;
 use crate::engine::{AnyPoll, Engine, EngineReport};
 use crate::executor::Executor;
@@ -32,6 +34,8 @@ pub(crate) struct Handle {
     /// None once the poller has ended.
     calls: Mutex<Option<Vec<Call>>>,
     report: EngineReport,
+    /// Connections that are open, as of the last turn, and those given to it since.
+    load: AtomicUsize,
     /// The figures at the poller's end.
     last_stats: Mutex<Stats>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -98,11 +102,16 @@ pub(crate) fn count_handler_panic() {
 
 impl Handle {
     /// Starts a poller, and waits until its engine runs.
-    pub(crate) fn start(name: String, engine: Engine) -> io::Result<Arc<Handle>> {
+    pub(crate) fn start(
+        name: String,
+        engine: Engine,
+        processor: Option<usize>,
+    ) -> io::Result<Arc<Handle>> {
         let (ready, started) = mpsc::channel();
         let thread = thread::Builder::new().name(name).spawn(move || {
+            let pinned = processor.map_or(Ok(()), affinity::pin);
             // Made here, since a ring belongs to the thread that made it.
-            match Poller::new(engine) {
+            match pinned.and_then(|()| Poller::new(engine)) {
                 Ok(poller) => {
                     let handle = poller.handle.clone();
                     if ready.send(Ok(handle)).is_ok() {
@@ -152,6 +161,16 @@ impl Handle {
         answer
     }
 
+    /// How many connections it has.
+    pub(crate) fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    /// A connection is about to be given to it. Until its next turn that is all that is known of it.
+    pub(crate) fn expect_connection(&self) {
+        self.load.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Whether this is the poller's own thread.
     pub(crate) fn is_local(&self) -> bool {
         self.mailbox.is_local()
@@ -183,6 +202,7 @@ impl Poller {
             mailbox: mailbox.clone(),
             calls: Mutex::new(Some(Vec::new())),
             report,
+            load: AtomicUsize::new(0),
             last_stats: Mutex::new(Stats::default()),
             thread: Mutex::new(None),
         });
@@ -236,6 +256,7 @@ impl Poller {
         self.stats.handler_panics += ran.panics;
         self.take_commands();
         self.driver.end_turn(&mut self.engine);
+        self.handle.load.store(self.driver.open_connections(), Ordering::Relaxed);
         Ok(())
     }
 

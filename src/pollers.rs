@@ -10,6 +10,7 @@ use std::time::Instant;
 use duopoll_core::Limits;
 use socket2::{Socket, Type};
 
+use crate::affinity;
 use crate::connection::Connection;
 use crate::dialer;
 use crate::engine::{Engine, EngineReport};
@@ -29,38 +30,101 @@ pub struct Pollers {
 #[derive(Debug)]
 struct Group {
     handles: Vec<Arc<Handle>>,
+    balance: Balance,
     turn: AtomicUsize,
 }
 
-impl Pollers {
-    /// Starts `count` pollers.
+/// Which poller gets the next connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Balance {
+    /// Each in turn.
+    #[default]
+    RoundRobin,
+    /// Any.
+    Random,
+    /// The one with the fewest connections.
+    FewestConnections,
+}
+
+/// How pollers are started: see [`Pollers::options`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PollerOptions {
+    engine: Engine,
+    count: Option<usize>,
+    balance: Balance,
+    pinned: bool,
+}
+
+impl PollerOptions {
+    /// Which engine they run on. Default: [`Engine::Auto`].
+    pub fn engine(mut self, engine: Engine) -> PollerOptions {
+        self.engine = engine;
+        self
+    }
+
+    /// How many, each a thread. Default: what the machine can run at once.
+    pub fn count(mut self, count: usize) -> PollerOptions {
+        self.count = Some(count);
+        self
+    }
+
+    /// Which of them gets the next connection. Default: [`Balance::RoundRobin`].
+    pub fn balance(mut self, balance: Balance) -> PollerOptions {
+        self.balance = balance;
+        self
+    }
+
+    /// Whether each is bound to a processor of its own, in turn, among those that the process may use. Default: no.
+    pub fn pinned(mut self, pinned: bool) -> PollerOptions {
+        self.pinned = pinned;
+        self
+    }
+
+    /// Starts them.
     ///
     /// # Errors
-    /// What the engine says if one cannot be started; [`InvalidInput`](io::ErrorKind::InvalidInput) for 0.
-    pub fn start(engine: Engine, count: usize) -> io::Result<Pollers> {
+    /// What the engine says if one cannot be started, or the kernel if one cannot be pinned;
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a count of 0.
+    pub fn start(self) -> io::Result<Pollers> {
+        let count =
+            self.count.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         if count == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "0 pollers do nothing"));
         }
-        let mut group = Group { handles: Vec::with_capacity(count), turn: AtomicUsize::new(0) };
+        let processors = if self.pinned { affinity::processors()? } else { Vec::new() };
+        let mut group = Group {
+            handles: Vec::with_capacity(count),
+            balance: self.balance,
+            turn: AtomicUsize::new(0),
+        };
         for index in 0..count {
-            group.handles.push(Handle::start(format!("duopoll-{index}"), engine)?);
+            let processor = processors.get(index % processors.len().max(1)).copied();
+            let name = format!("duopoll-{index}");
+            group.handles.push(Handle::start(name, self.engine, processor)?);
         }
         Ok(Pollers { group: Arc::new(group) })
+    }
+}
+
+impl Pollers {
+    /// Options, all with defaults.
+    pub fn options() -> PollerOptions {
+        PollerOptions::default()
     }
 
     /// The group of the process, with [`Engine::Auto`] and as many pollers as the machine can run threads at once.
     /// Started at its first use, and never ended.
     ///
     /// # Errors
-    /// As for [`start`](Pollers::start); the next call tries again.
+    /// As for [`PollerOptions::start`]; the next call tries again.
     pub fn global() -> io::Result<Pollers> {
         static GLOBAL: Mutex<Option<Pollers>> = Mutex::new(None);
         let mut global = GLOBAL.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pollers) = &*global {
             return Ok(pollers.clone());
         }
-        let count = thread::available_parallelism().map_or(1, usize::from);
-        Ok(global.insert(Pollers::start(Engine::Auto, count)?).clone())
+        Ok(global.insert(Pollers::options().start()?).clone())
     }
 
     /// How many there are.
@@ -73,11 +137,16 @@ impl Pollers {
         self.group.handles.iter().map(|handle| handle.report())
     }
 
-    /// Their counters, added up. Asks each of them, so it is not for a hot path.
+    /// The counters of each. Asks them, so it is not for a hot path.
+    pub fn stats_of_each(&self) -> Vec<Stats> {
+        self.group.handles.iter().map(|handle| handle.stats()).collect()
+    }
+
+    /// Their counters, added up, and the figures of the process's pool. Asks them, so it is not for a hot path.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats::default();
-        for handle in &self.group.handles {
-            stats += handle.stats();
+        for one in self.stats_of_each() {
+            stats += one;
         }
         stats.set_pool();
         stats
@@ -97,10 +166,21 @@ impl Pollers {
         dialer::adopt(self, socket.into(), Limits::default(), false).await
     }
 
-    /// The one whose turn it is.
+    /// The one that gets the next connection.
     pub(crate) fn pick(&self) -> &Arc<Handle> {
-        let turn = self.group.turn.fetch_add(1, Ordering::Relaxed);
-        &self.group.handles[turn % self.group.handles.len()]
+        let Group { handles, balance, turn } = &*self.group;
+        let turn = turn.fetch_add(1, Ordering::Relaxed);
+        let index = match balance {
+            Balance::RoundRobin => turn % handles.len(),
+            Balance::Random => scattered(turn) % handles.len(),
+            Balance::FewestConnections => {
+                // Beginning with the one whose turn it is, so that equals take turns.
+                let candidates = (0..handles.len()).map(|offset| (turn + offset) % handles.len());
+                candidates.min_by_key(|index| handles[*index].load()).unwrap_or(0)
+            }
+        };
+        handles[index].expect_connection();
+        &handles[index]
     }
 
     pub(crate) fn handles(&self) -> &[Arc<Handle>] {
@@ -120,4 +200,12 @@ impl Drop for Group {
             }
         }
     }
+}
+
+/// The numbers in a random order (splitmix64).
+fn scattered(number: usize) -> usize {
+    let mut z = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) as usize
 }

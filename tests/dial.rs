@@ -27,7 +27,8 @@ on_every_setup!(
 );
 
 fn dialer(setup: Setup) -> Dialer {
-    Dialer::new().pollers(Pollers::start(setup.engine, 1).expect("pollers"))
+    Dialer::new()
+        .pollers(Pollers::options().engine(setup.engine).count(1).start().expect("pollers"))
 }
 
 async fn round_trip(connection: &mut Connection, message: &[u8]) -> io::Result<()> {
@@ -137,7 +138,7 @@ fn a_dropped_dial_leaves_nothing(setup: Setup) {
 
 fn a_connection_ends_with_its_pollers(setup: Setup) {
     let server = setup.serve_echo();
-    let pollers = Pollers::start(setup.engine, 1).expect("pollers");
+    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("pollers");
     let dial = async |pollers: Pollers| {
         Dialer::new().pollers(pollers).dial_addr(server.local_addr().clone()).await
     };
@@ -157,7 +158,7 @@ fn a_waker_that_panics_ends_its_poller_with_an_error(setup: Setup) {
         }
     }
     let server = setup.serve_echo();
-    let pollers = Pollers::start(setup.engine, 1).expect("pollers");
+    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("pollers");
     let dialer = Dialer::new().pollers(pollers.clone());
     let dial = || block_on(dialer.dial_addr(server.local_addr().clone())).expect("connected");
     let (mut bad, mut good) = (dial(), dial());
@@ -177,7 +178,7 @@ fn a_waker_that_panics_ends_its_poller_with_an_error(setup: Setup) {
 fn connected(setup: Setup) -> (Pollers, Connection, Peer) {
     let listener = setup.listener();
     let address = listener.local_addr().expect("bound");
-    let pollers = Pollers::start(setup.engine, 1).expect("pollers");
+    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("pollers");
     let peer = Peer::connect(&address);
     let socket = SockRef::from(&listener).accept().expect("accepted").0;
     let connection = block_on(pollers.adopt(socket)).expect("adopted");

@@ -121,8 +121,7 @@ pub(super) fn command(call: &mut Call<'_, '_>) -> Outcome {
 
 pub(super) fn config(call: &mut Call<'_, '_>) -> Outcome {
     if call.args.is(1, "RESETSTAT") {
-        let stats = &mut call.store.stats;
-        (stats.commands, stats.hits, stats.misses, stats.expired) = (0, 0, 0, 0);
+        call.store.stats.reset();
         call.reply.ok();
         return Ok(());
     }
@@ -193,8 +192,12 @@ pub(super) fn info(call: &mut Call<'_, '_>) -> Outcome {
 /// Writes one section of INFO. Writing to a `String` cannot fail.
 type Section = fn(&Call<'_, '_>, &mut String);
 
-const SECTIONS: &[(&str, Section)] =
-    &[("server", info_server), ("stats", info_stats), ("keyspace", info_keyspace)];
+const SECTIONS: &[(&str, Section)] = &[
+    ("server", info_server),
+    ("clients", info_clients),
+    ("stats", info_stats),
+    ("keyspace", info_keyspace),
+];
 
 fn info_server(call: &Call<'_, '_>, text: &mut String) {
     let uptime = call.store.stats.started.elapsed().as_secs();
@@ -213,11 +216,16 @@ fn info_server(call: &Call<'_, '_>, text: &mut String) {
     );
 }
 
+fn info_clients(call: &Call<'_, '_>, text: &mut String) {
+    let _ = write!(text, "connected_clients:{}\r\n", call.store.stats.clients);
+}
+
 fn info_stats(call: &Call<'_, '_>, text: &mut String) {
     let stats = &call.store.stats;
     let _ = write!(
         text,
-        "total_commands_processed:{}\r\n\
+        "total_connections_received:{}\r\n\
+         total_commands_processed:{}\r\n\
          expired_keys:{}\r\n\
          keyspace_hits:{}\r\n\
          keyspace_misses:{}\r\n",

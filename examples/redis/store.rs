@@ -103,10 +103,40 @@ struct Entry {
 /// What INFO tells.
 pub(crate) struct Stats {
     pub(crate) started: Instant,
+    pub(crate) clients: u64,
+    pub(crate) connections: u64,
     pub(crate) commands: u64,
     pub(crate) hits: u64,
     pub(crate) misses: u64,
     pub(crate) expired: u64,
+}
+
+impl Stats {
+    fn new() -> Stats {
+        Stats {
+            started: Instant::now(),
+            clients: 0,
+            connections: 0,
+            commands: 0,
+            hits: 0,
+            misses: 0,
+            expired: 0,
+        }
+    }
+
+    pub(crate) fn connect(&mut self) {
+        self.clients += 1;
+        self.connections += 1;
+    }
+
+    pub(crate) fn disconnect(&mut self) {
+        self.clients = self.clients.saturating_sub(1);
+    }
+
+    /// For CONFIG RESETSTAT.
+    pub(crate) fn reset(&mut self) {
+        *self = Stats { started: self.started, clients: self.clients, ..Stats::new() };
+    }
 }
 
 impl Store {
