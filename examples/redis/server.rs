@@ -229,7 +229,7 @@ fn info_stats(call: &Call<'_, '_>, text: &mut String) {
          expired_keys:{}\r\n\
          keyspace_hits:{}\r\n\
          keyspace_misses:{}\r\n",
-        stats.commands, stats.expired, stats.hits, stats.misses,
+        stats.connections, stats.commands, stats.expired, stats.hits, stats.misses,
     );
 }
 

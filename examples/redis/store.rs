@@ -141,9 +141,15 @@ impl Stats {
 
 impl Store {
     fn new(expiring: Arc<Condvar>) -> Store {
-        let stats = Stats { started: Instant::now(), commands: 0, hits: 0, misses: 0, expired: 0 };
-        let (keys, deadlines, now) = (HashMap::new(), BTreeSet::new(), clock());
-        Store { keys, deadlines, expiring, now, random: now.unsigned_abs(), stats }
+        let now = clock();
+        Store {
+            keys: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            expiring,
+            now,
+            random: now.unsigned_abs(),
+            stats: Stats::new(),
+        }
     }
 
     /// To be called before a batch of requests: sets the time, and removes a few expired keys.
