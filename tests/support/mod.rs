@@ -8,6 +8,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -269,19 +270,24 @@ impl Pattern {
     }
 }
 
-/// The built example of this name. `cargo test` builds the examples; a single test target may come without.
+/// The example of this name, built as it is now: a single test target comes without, or with an old one.
 pub fn example(name: &str) -> PathBuf {
+    static BUILT: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let test = std::env::current_exe().expect("the test has a path");
     let profile = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps");
     let path = profile.join("examples").join(name);
-    if !path.exists() {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().expect("cargo runs").success(), "{name} builds");
+    if built.iter().any(|built| built == name) {
+        return path;
     }
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.arg("--target-dir").arg(profile.parent().expect("target/PROFILE"));
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().expect("cargo runs").success(), "{name} builds");
+    built.push(name.to_owned());
     path
 }
 
