@@ -8,8 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use duopoll::{Connection, Engine, Server, Stats};
 use support::{Family, Peer, Setup};
@@ -61,20 +60,38 @@ const STOP: u8 = b'!';
 struct Gated {
     server: Server,
     stop: Peer,
-    open: mpsc::Sender<()>,
+    gate: Arc<Gate>,
     clients: Vec<Peer>,
+}
+
+/// Lets one through each time that it is opened. Unlike a channel it allocates nothing, whoever comes first.
+#[derive(Default)]
+struct Gate {
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn open(&self) {
+        *self.open.lock().expect("no panic") = true;
+        self.opened.notify_one();
+    }
+
+    fn pass(&self) {
+        let open = self.open.lock().expect("no panic");
+        *self.opened.wait_while(open, |open| !*open).expect("no panic") = false;
+    }
 }
 
 impl Gated {
     fn new(engine: Engine) -> Gated {
-        let (open, gate) = mpsc::channel();
-        let gate = Arc::new(Mutex::new(gate));
+        let gate = Arc::new(Gate::default());
+        let handlers_gate = gate.clone();
         let setup = Setup { engine, family: Family::V4 };
         let server = setup.serve(async move |connection: &mut Connection| {
             COUNTED.set(true);
             if connection.peek(1).await?[0] == STOP {
-                let gate = gate.lock().map_err(|_| std::io::ErrorKind::Other)?;
-                gate.recv().map_err(|_| std::io::ErrorKind::Other)?;
+                handlers_gate.pass();
             }
             support::echo(connection).await
         });
@@ -84,7 +101,7 @@ impl Gated {
         for client in &mut clients {
             client.round_trip(&MESSAGE);
         }
-        Gated { server, stop, open, clients }
+        Gated { server, stop, gate, clients }
     }
 
     /// One request of every client, all ready at once.
@@ -93,7 +110,7 @@ impl Gated {
         for client in &mut self.clients {
             client.write_all(&MESSAGE).expect("sent");
         }
-        self.open.send(()).expect("the gate");
+        self.gate.open();
         let mut reply = [0; MESSAGE.len()];
         self.stop.read_exact(&mut reply[..1]).expect("a reply");
         for client in &mut self.clients {

@@ -36,6 +36,8 @@ pub struct Driver {
     slots: TokenSlab<Slot>,
     wheel: Wheel,
     now: Tick,
+    /// The engine may have slept since `now`.
+    slept: bool,
     mailbox: Arc<Mailbox>,
     /// Connections that have a block from this turn.
     touched: Vec<Token>,
@@ -123,6 +125,7 @@ impl Driver {
             slots: TokenSlab::new(),
             wheel: Wheel::new(now),
             now,
+            slept: true,
             mailbox,
             touched: Vec::new(),
             accepted: Vec::new(),
@@ -257,6 +260,7 @@ impl Driver {
     /// Begins a turn: looks at the clock, and does what is due.
     pub fn begin_turn<P: Poll>(&mut self, engine: &mut P) {
         self.now = self.mailbox.clock().now();
+        self.slept = false;
         while let Some(index) = self.wheel.advance(self.now) {
             let Some(token) = self.slots.token_at(index) else { continue };
             match self.slots.get_mut(token) {
@@ -271,9 +275,16 @@ impl Driver {
                         self.look_at_deadlines(engine, token);
                     }
                     Phase::Deregistered => {}
+                    // The FIN has gone out since the turn before.
+                    Phase::Sending if stream.shared.is_sent() => {
+                        self.go_on_closing(engine, token);
+                    }
                     Phase::Sending => {
                         self.stats.forced += 1;
+                        // A writer may still wait for what is not going to be sent.
+                        let wakers = stream.shared.fail(libc::ETIMEDOUT);
                         self.deregister(engine, token);
+                        wakers.wake();
                     }
                     Phase::Receiving => {
                         self.stats.close_timeouts += 1;
@@ -302,6 +313,7 @@ impl Driver {
             self.go_on_closing(engine, token);
         }
         self.touched = touched;
+        self.slept = true;
     }
 
     /// The connections accepted since the last call.
@@ -439,6 +451,14 @@ impl Driver {
         engine.deregister(token, how, self);
     }
 
+    /// When what the engine reports has happened: not before it slept.
+    fn now(&mut self) -> Tick {
+        if mem::take(&mut self.slept) {
+            self.now = self.mailbox.clock().now();
+        }
+        self.now
+    }
+
     /// Has the connection looked at when the turn ends.
     fn touch(&mut self, token: Token) {
         if let Some(Slot::Stream(stream)) = self.slots.get_mut(token) {
@@ -481,7 +501,7 @@ unsafe impl Operators for Driver {
     }
 
     unsafe fn input_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
-        let now = self.now;
+        let now = self.now();
         let Some(stream) = self.stream(token) else { return Next::Stop };
         stream.receiving = false;
         let (wakers, next) = match result {
@@ -509,7 +529,7 @@ unsafe impl Operators for Driver {
     }
 
     fn donate(&mut self, token: Token, slice: Slice) -> Next {
-        let now = self.now;
+        let now = self.now();
         let Some(stream) = self.stream(token) else { return Next::Stop };
         stream.active = now;
         let (wakers, next) = stream.shared.deliver(|inbox| inbox.push(slice));
@@ -523,6 +543,10 @@ unsafe impl Operators for Driver {
             return Outputs::Nothing;
         }
         if let Some(done) = stream.shared.take_output(&mut stream.sending) {
+            if done == Outputs::Finish {
+                // No acknowledgement follows, and a closed connection has come to its next phase.
+                self.touch(token);
+            }
             return done;
         }
         let (count, bytes) = stream.sending.fill_vectors(vectors);
@@ -531,7 +555,7 @@ unsafe impl Operators for Driver {
     }
 
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
-        let now = self.now;
+        let now = self.now();
         let Some(stream) = self.stream(token) else { return Next::Stop };
         stream.in_flight = false;
         let (wakers, next) = match result {

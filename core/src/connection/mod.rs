@@ -102,6 +102,8 @@ struct State {
     writing: Wait,
     /// The poller knows that there is something in the outbox.
     send_posted: bool,
+    /// The writer has finished before the connect has.
+    finish_connected: bool,
 
     /// Halves that are gone.
     reader_gone: bool,
@@ -205,6 +207,7 @@ impl State {
             output: Output::Open,
             writing: Wait::new(limits.write_timeout),
             send_posted: false,
+            finish_connected: false,
             reader_gone: false,
             writer_gone: false,
             close_posted: false,
@@ -387,8 +390,12 @@ impl Shared {
     /// The connect has succeeded.
     pub(crate) fn connected(&self) -> Wakers {
         let mut state = self.state();
+        let finish = state.output == Output::Connecting && state.finish_connected;
         if state.output == Output::Connecting {
-            state.output = Output::Open;
+            state.output = if finish { Output::Finishing } else { Output::Open };
+        }
+        if finish && !std::mem::replace(&mut state.send_posted, true) {
+            self.mailbox.post(Command::Send(self.token));
         }
         Wakers(None, state.writer.take())
     }

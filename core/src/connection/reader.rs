@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::{Control, Detached, Input, Shared, closed, timed_out};
-use crate::buffer::LinkBuffer;
+use crate::buffer::{Chain, LinkBuffer};
 use crate::mailbox::Command;
 use crate::memory::Slice;
 
@@ -348,11 +348,18 @@ impl Drop for Waiting<'_> {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.shared.half_gone(|state| {
-            state.reader_gone = true;
+        let resume = {
+            let mut state = self.shared.state();
             state.discard = true;
+            state.inbox = Chain::new();
             state.reader = None;
-        });
+            std::mem::take(&mut state.stopped)
+        };
+        if resume {
+            // Above the watermark the engine had stopped; now what comes is dropped.
+            self.shared.mailbox.post(Command::Receive(self.shared.token));
+        }
+        self.shared.half_gone(|state| state.reader_gone = true);
     }
 }
 

@@ -164,6 +164,9 @@ impl Writer {
         let result = match state.output {
             Output::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
             Output::Finishing | Output::Finished if staged > 0 => Poll::Ready(Err(closed())),
+            Output::Connecting if state.finish_connected && staged > 0 => {
+                Poll::Ready(Err(closed()))
+            }
             Output::Open | Output::Connecting | Output::Finishing | Output::Finished => {
                 if staged > 0 {
                     self.staged.drain_into(&mut state.outbox);
@@ -231,8 +234,10 @@ impl Writer {
         let post = {
             let mut state = self.shared.state();
             let open = state.output == Output::Open;
-            if open {
-                state.output = Output::Finishing;
+            match state.output {
+                Output::Open => state.output = Output::Finishing,
+                Output::Connecting => state.finish_connected = true,
+                _ => {}
             }
             open && !std::mem::replace(&mut state.send_posted, true)
         };
