@@ -95,6 +95,8 @@ struct Stream {
     /// Receiving waits for memory.
     starved: bool,
     phase: Phase,
+    /// The engine has let go.
+    released: bool,
     /// When a byte last moved.
     active: Tick,
 }
@@ -619,6 +621,7 @@ unsafe impl Operators for Driver {
         if let Some(Slot::Stream(mut stream)) = self.slots.remove(token) {
             stream.receiving = false;
             stream.in_flight = false;
+            stream.released = true;
             self.stats.closed += 1;
             stream.shared.released().wake();
         }
@@ -650,6 +653,7 @@ impl Stream {
             touched: false,
             starved: false,
             phase: Phase::Open,
+            released: false,
             active: now,
         }
     }
@@ -677,6 +681,9 @@ impl Drop for Stream {
         }
         if self.in_flight {
             mem::forget(mem::take(&mut self.sending));
+        }
+        if !self.released {
+            self.shared.abandoned().wake();
         }
     }
 }

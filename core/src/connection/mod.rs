@@ -151,6 +151,8 @@ enum Detached {
     Wanted,
     /// The engine holds nothing of it any more.
     Done,
+    /// The poller has let go of the connection for another reason.
+    Gone,
 }
 
 /// Wakers taken out under the lock, to be called without it.
@@ -403,10 +405,18 @@ impl Shared {
     /// The engine has let go of the socket.
     pub(crate) fn released(&self) -> Wakers {
         let mut state = self.state();
-        if state.detached == Detached::Wanted {
-            state.detached = Detached::Done;
-        }
+        state.detached = match state.detached {
+            Detached::Wanted => Detached::Done,
+            _ => Detached::Gone,
+        };
         Wakers(state.reader.take(), None)
+    }
+
+    /// The poller ends, and the engine has not let go.
+    pub(crate) fn abandoned(&self) -> Wakers {
+        let wakers = self.fail(libc::ECONNABORTED);
+        self.state().detached = Detached::Gone;
+        wakers
     }
 
     /// Whether everything that was flushed has been taken by the kernel, or never will be.

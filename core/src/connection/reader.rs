@@ -282,11 +282,13 @@ impl Reader {
                 return Poll::Ready(Ok(()));
             }
             Detached::Wanted => false,
-            Detached::No => match state.input {
+            Detached::No | Detached::Gone => match state.input {
                 Input::Failed(errno) => {
                     return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
                 }
-                _ if state.close_posted => return Poll::Ready(Err(closed())),
+                _ if state.close_posted || state.detached == Detached::Gone => {
+                    return Poll::Ready(Err(closed()));
+                }
                 _ => {
                     state.detached = Detached::Wanted;
                     true

@@ -1,0 +1,71 @@
+//! The connection layer over an engine that is a simulation: virtual time, peers and faults from a seed, in any order
+//! that the seam between the two allows.
+//!
+//! For every seed: no byte is lost, repeated or reordered in either direction; what came before the end is read
+//! before the end, and what was flushed is sent before the FIN; no task sleeps when what it waits for is there, or
+//! its time is over; no wait ends too early; memory that is lent is nobody else's; and nothing is left in the end.
+//!
+//! `DUOPOLL_SEED` runs one seed, and tells what happens in it. `DUOPOLL_SEEDS` says how many are run otherwise,
+//! `DUOPOLL_FIRST_SEED` from which one on, and `DUOPOLL_FAILURES` after how many failures to give up.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use world::World;
+
+/// Seeds of a run.
+const SEEDS: u64 = 20_000;
+
+/// Whether to tell what happens.
+static TELLS: AtomicBool = AtomicBool::new(false);
+
+/// Tells what happens, if a single seed is replayed.
+macro_rules! note {
+    ($($what:tt)*) => {
+        if $crate::tells() {
+            println!($($what)*);
+        }
+    };
+}
+
+#[path = "simulation/clock.rs"]
+mod clock;
+#[path = "simulation/engine.rs"]
+mod engine;
+#[path = "simulation/link.rs"]
+mod link;
+#[path = "simulation/rng.rs"]
+mod rng;
+#[path = "simulation/tasks.rs"]
+mod tasks;
+#[path = "simulation/world.rs"]
+mod world;
+
+fn tells() -> bool {
+    TELLS.load(Ordering::Relaxed)
+}
+
+fn from_env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|value| value.parse().ok())
+}
+
+#[test]
+fn every_seed_keeps_the_invariants() {
+    if let Some(seed) = from_env("DUOPOLL_SEED") {
+        TELLS.store(true, Ordering::Relaxed);
+        return World::new(seed).run();
+    }
+    let first = from_env("DUOPOLL_FIRST_SEED").unwrap_or(0);
+    let patience = from_env("DUOPOLL_FAILURES").unwrap_or(1);
+    let mut failures = 0;
+    for seed in first..first + from_env("DUOPOLL_SEEDS").unwrap_or(SEEDS) {
+        if panic::catch_unwind(AssertUnwindSafe(|| World::new(seed).run())).is_err() {
+            eprintln!("DUOPOLL_SEED={seed} cargo test -p duopoll-core --test simulation");
+            failures += 1;
+            if failures == patience {
+                break;
+            }
+        }
+    }
+    assert_eq!(failures, 0, "each line above that begins with DUOPOLL_SEED replays a failure");
+}

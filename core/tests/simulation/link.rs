@@ -1,0 +1,509 @@
+//! What is known of one connection: the peer and the wire on one side, the user on the other, and what must hold
+//! between them.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+
+use duopoll_core::{Deregister, Limits};
+
+use crate::clock::Micros;
+use crate::rng::Pattern;
+
+/// How long a closed connection may take to send what was flushed, unless it has a write timeout.
+const CLOSE_PATIENCE: Micros = 10_000_000;
+/// How long it waits for the peer's FIN, when its own is out.
+const CLOSE_LINGERS: Micros = 1_000_000;
+const TICK: Micros = 1_000;
+const NEVER: Micros = Micros::MAX;
+
+/// What the peer does next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PeerAction {
+    Send(u64),
+    Read(u64),
+    /// Reads whatever comes from now on.
+    ReadAll,
+    Fin,
+    /// Breaks the connection with this errno. What it had sent before is lost, or can still be received.
+    Reset {
+        errno: i32,
+        keep: bool,
+    },
+}
+
+/// A connect under way: when it ends, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Connect {
+    pub(crate) at: Micros,
+    pub(crate) errno: Option<i32>,
+}
+
+/// One connection.
+pub(crate) struct Link {
+    pub(crate) id: usize,
+    pub(crate) incoming: Pattern,
+    pub(crate) outgoing: Pattern,
+    pub(crate) limits: Limits,
+    /// What the peer and the kernel can hold of what is sent.
+    pub(crate) room_bytes: u64,
+    /// How long after our FIN the peer sends its own, if it does.
+    pub(crate) answers: Option<Micros>,
+    /// Operations fail now and then for no reason of the peer's.
+    pub(crate) faulty: bool,
+    state: RefCell<State>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) script: VecDeque<(Micros, PeerAction)>,
+    pub(crate) connect: Option<Connect>,
+
+    // The receiving direction. Offsets count from the beginning of the stream.
+    /// The peer has sent up to here.
+    pub(crate) arrived: u64,
+    pub(crate) fin: bool,
+    pub(crate) reset: Option<i32>,
+    /// Acknowledged to the driver up to here, and in the end the FIN or an error.
+    pub(crate) delivered: u64,
+    pub(crate) ended: bool,
+    pub(crate) failed: Option<i32>,
+    /// The user has read up to here.
+    pub(crate) read: u64,
+
+    // The sending direction.
+    /// The user has written up to here, and flushed up to there.
+    pub(crate) staged: u64,
+    pub(crate) flushed: u64,
+    /// Acknowledged to the driver up to here, and in the end an error.
+    pub(crate) sent: u64,
+    pub(crate) send_failed: Option<i32>,
+    /// It was a send that failed.
+    pub(crate) send_refused: bool,
+    pub(crate) peer_read: u64,
+    pub(crate) peer_reads_all: bool,
+    pub(crate) fin_out: bool,
+
+    // The life.
+    pub(crate) finished: bool,
+    pub(crate) reader_gone: bool,
+    pub(crate) writer_gone: bool,
+    pub(crate) closed: Option<Micros>,
+    /// How long it may take then to send what was flushed.
+    pub(crate) patience: Micros,
+    /// Closed, and with nothing left to send, since the turn that began then.
+    lingers: Option<Micros>,
+    /// It was closed before the connect had ended.
+    pub(crate) cancelled: bool,
+    pub(crate) aborted: bool,
+    pub(crate) deregistered: Option<Deregister>,
+    pub(crate) released: bool,
+
+    // Time.
+    /// When a byte last moved, and the shortest idle timeout since.
+    pub(crate) active: Micros,
+    pub(crate) idle: Option<Micros>,
+    pub(crate) idle_shortest: Option<Micros>,
+    idle_changed: Micros,
+    pub(crate) idle_ended: bool,
+    pub(crate) reading: Direction,
+    pub(crate) writing: Direction,
+}
+
+/// The limits and the wait of one direction.
+#[derive(Debug, Default)]
+pub(crate) struct Direction {
+    pub(crate) timeout: Option<Micros>,
+    pub(crate) deadline: Option<Micros>,
+    changed: Micros,
+    pub(crate) wait: Option<Wait>,
+}
+
+/// What a task waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    /// The byte before this offset.
+    Bytes(u64),
+    /// As `Bytes`, and each piece that comes begins a wait of its own.
+    Delimiter(u64),
+    /// As `Bytes`, and no timeout counts.
+    Request(u64),
+    /// No more unsent bytes than this.
+    Unsent(u64),
+    Connected,
+    Detached,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wait {
+    pub(crate) task: usize,
+    pub(crate) goal: Goal,
+    began: Micros,
+    /// The earliest time at which any limit that was in force since could have ended it.
+    earliest: Micros,
+}
+
+impl Direction {
+    fn earliest(&self, began: Micros) -> Micros {
+        let timeout = self.timeout.map_or(NEVER, |timeout| began + timeout);
+        timeout.min(self.deadline.unwrap_or(NEVER))
+    }
+
+    /// When the wait must be over, if that is so.
+    fn latest(&self, wait: &Wait, active: Micros) -> Micros {
+        // A timeout that is set meanwhile may count from then.
+        let mut from = wait.began.max(self.changed);
+        if matches!(wait.goal, Goal::Delimiter(_)) {
+            from = from.max(active);
+        }
+        let timeout = self.timeout.map_or(NEVER, |timeout| from + timeout + 2 * TICK);
+        timeout.min(self.deadline.map_or(NEVER, |deadline| deadline + TICK))
+    }
+
+    pub(crate) fn begin(&mut self, task: usize, goal: Goal, now: Micros) -> Wait {
+        let earliest = if matches!(goal, Goal::Request(_)) { NEVER } else { self.earliest(now) };
+        *self.wait.get_or_insert(Wait { task, goal, began: now, earliest })
+    }
+
+    /// After a limit was changed.
+    pub(crate) fn limit(&mut self, now: Micros) {
+        self.changed = now;
+        if let Some(mut wait) = self.wait {
+            if !matches!(wait.goal, Goal::Request(_)) {
+                wait.earliest = wait.earliest.min(self.earliest(wait.began));
+            }
+            self.wait = Some(wait);
+        }
+    }
+}
+
+impl Link {
+    pub(crate) fn new(id: usize, seed: u64, limits: Limits, now: Micros, plan: Plan) -> Link {
+        let micros = |duration: std::time::Duration| duration.as_micros() as Micros;
+        let direction = |timeout: Option<std::time::Duration>| Direction {
+            timeout: timeout.map(micros),
+            ..Direction::default()
+        };
+        let idle = limits.idle_timeout.map(micros);
+        let state = State {
+            script: plan.script,
+            connect: plan.connect,
+            peer_reads_all: plan.reads_all,
+            active: now,
+            idle,
+            idle_shortest: idle,
+            reading: direction(limits.read_timeout),
+            writing: direction(limits.write_timeout),
+            ..State::default()
+        };
+        Link {
+            id,
+            incoming: Pattern(seed),
+            outgoing: Pattern(!seed),
+            limits,
+            room_bytes: plan.room_bytes,
+            answers: plan.answers,
+            faulty: plan.faulty,
+            state: RefCell::new(state),
+        }
+    }
+
+    pub(crate) fn state(&self) -> std::cell::RefMut<'_, State> {
+        self.state.borrow_mut()
+    }
+
+    /// Does what the peer was to do by now.
+    pub(crate) fn run_peer(&self, now: Micros) {
+        let mut state = self.state();
+        while state.script.front().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, action)) = state.script.pop_front() else { return };
+            state.act(action);
+        }
+    }
+
+    /// There is something to receive: bytes, the end, or an error.
+    pub(crate) fn has_input(&self) -> bool {
+        let state = self.state();
+        !state.ended
+            && state.failed.is_none()
+            && (state.delivered < state.arrived || state.fin || state.reset.is_some())
+    }
+
+    /// Bytes that have come and were not received.
+    pub(crate) fn waiting(&self) -> u64 {
+        let state = self.state();
+        state.arrived - state.delivered
+    }
+
+    /// Bytes that could be sent now.
+    pub(crate) fn room(&self) -> u64 {
+        let state = self.state();
+        if state.peer_reads_all {
+            return u64::MAX;
+        }
+        self.room_bytes.saturating_sub(state.sent - state.peer_read)
+    }
+
+    /// A flush would be taken over.
+    pub(crate) fn output_is_open(&self) -> bool {
+        let state = self.state();
+        !state.output_is_over() && !state.finished && state.closed.is_none()
+    }
+
+    /// Both halves are gone, or somebody has closed it.
+    pub(crate) fn close(&self, now: Micros) {
+        let mut state = self.state();
+        if state.closed.is_none() {
+            state.closed = Some(now);
+            state.cancelled = state.connect.is_some();
+            state.patience = state.writing.timeout.unwrap_or(CLOSE_PATIENCE);
+        }
+    }
+
+    /// What the end of a registration may be for.
+    pub(crate) fn deregistered(&self, how: Deregister, by_force: bool, now: Micros) {
+        let mut state = self.state();
+        assert_eq!(state.deregistered, None, "link {}: ended twice", self.id);
+        state.deregistered = Some(how);
+        match how {
+            Deregister::Shutdown if !by_force => {
+                // Nobody asked, so it was idle.
+                let Some(idle) = state.idle_shortest else {
+                    panic!("link {}: ended as idle without an idle timeout", self.id);
+                };
+                assert!(
+                    now >= state.active + idle,
+                    "link {}: a byte had moved: {state:?}",
+                    self.id
+                );
+                state.idle_ended = true;
+            }
+            Deregister::Close if !by_force => {
+                let Some(closed) = state.closed else { panic!("link {}: never closed", self.id) };
+                let over = state.output_is_over() || state.fin_out;
+                let late = now + TICK > closed + state.patience;
+                assert!(over || late, "link {}: closed before all was sent: {state:?}", self.id);
+            }
+            Deregister::Abort => assert!(state.aborted, "link {}: reset unasked", self.id),
+            _ => {}
+        }
+    }
+
+    /// A call of the reader's ended with an error. `have` is where its buffer ends, `wanted` what it waited for.
+    pub(crate) fn check_read_error(
+        &self,
+        error: &io::Error,
+        have: u64,
+        wanted: Option<u64>,
+        wait: &Wait,
+        now: Micros,
+    ) {
+        let state = self.state();
+        match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::TimedOut, None) => {
+                assert!(
+                    now >= wait.earliest,
+                    "link {}: {wait:?} timed out early: {state:?}",
+                    self.id
+                );
+                return;
+            }
+            (io::ErrorKind::UnexpectedEof, None) => {
+                assert!(state.ended, "link {}: an end that did not come: {state:?}", self.id);
+                let short = wanted.is_none_or(|wanted| wanted > have);
+                assert!(short, "link {}: an end instead of bytes: {state:?}", self.id);
+            }
+            (io::ErrorKind::NotConnected, None) => assert!(state.closed.is_some(), "{state:?}"),
+            (_, Some(errno)) => state.check_errno(errno, state.failed),
+            _ => panic!("link {}: an unexpected error: {error:?}", self.id),
+        }
+        if state.closed.is_none() {
+            // Everything that came before the end is there.
+            assert_eq!(have, state.delivered, "link {}: lost at the end: {state:?}", self.id);
+        }
+    }
+
+    pub(crate) fn check_write_error(&self, error: &io::Error, wait: &Wait, now: Micros) {
+        let state = self.state();
+        match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::TimedOut, None) => {
+                assert!(
+                    now >= wait.earliest,
+                    "link {}: {wait:?} timed out early: {state:?}",
+                    self.id
+                );
+            }
+            (io::ErrorKind::NotConnected, None) => {
+                assert!(state.closed.is_some() || state.finished, "{state:?}");
+            }
+            (_, Some(errno)) => state.check_errno(errno, state.send_failed),
+            _ => panic!("link {}: an unexpected error: {error:?}", self.id),
+        }
+    }
+
+    /// At the end of a turn that began at `turn`: whoever sleeps has a reason to.
+    pub(crate) fn check_sleepers(
+        &self,
+        turn: Micros,
+        draining: bool,
+        asleep: impl Fn(usize) -> bool,
+    ) {
+        let mut state = self.state();
+        let over = state.fin_out || state.output_is_over();
+        if state.closed.is_some() && state.deregistered.is_none() && over {
+            let peer_is_done = state.ended || state.failed.is_some();
+            assert!(!peer_is_done, "link {}: both have ended, and it stays: {state:?}", self.id);
+            let since = *state.lingers.get_or_insert(turn);
+            let latest = since + CLOSE_LINGERS + 2 * TICK;
+            assert!(turn < latest, "link {}: closed, and it stays: {state:?}", self.id);
+        }
+        if let (Some(idle), None, None) = (state.idle, state.closed, state.deregistered) {
+            let latest = state.active.max(state.idle_changed) + idle + 2 * TICK;
+            assert!(turn < latest, "link {}: idle at {turn}: {state:?}", self.id);
+        }
+        for direction in [&state.reading, &state.writing] {
+            let Some(wait) = direction.wait.filter(|wait| asleep(wait.task)) else { continue };
+            let over = match wait.goal {
+                Goal::Bytes(to) | Goal::Delimiter(to) | Goal::Request(to) => {
+                    let between = draining && state.delivered == state.read;
+                    state.delivered >= to
+                        || state.ended
+                        || state.failed.is_some()
+                        || state.closed.is_some()
+                        || state.is_broken()
+                        || (between && matches!(wait.goal, Goal::Request(_)))
+                }
+                Goal::Unsent(most) => {
+                    state.flushed - state.sent <= most
+                        || state.output_is_over()
+                        || state.deregistered.is_some()
+                }
+                Goal::Connected => {
+                    state.connect.is_none() || state.closed.is_some() || state.is_broken()
+                }
+                Goal::Detached => state.released,
+            };
+            assert!(!over, "link {}: nobody woke {wait:?}: {state:?}", self.id);
+            // What is closed has a patience of its own.
+            let limited = !matches!(wait.goal, Goal::Request(_) | Goal::Detached);
+            if limited && state.closed.is_none() {
+                let latest = direction.latest(&wait, state.active);
+                assert!(
+                    turn < latest,
+                    "link {}: {wait:?} is over time at {turn}: {state:?}",
+                    self.id
+                );
+            }
+        }
+    }
+
+    /// When no more can happen unless somebody does something: all that could have been done is done.
+    pub(crate) fn check_rest(&self) {
+        let state = self.state();
+        if state.deregistered.is_some() {
+            assert!(state.released, "link {}: never released", self.id);
+            return;
+        }
+        assert!(state.closed.is_none(), "link {}: closed, and still there: {state:?}", self.id);
+        assert!(state.connect.is_none(), "link {}: still connecting", self.id);
+        drop(state);
+        let (has_input, room) = (self.has_input(), self.room());
+        let state = self.state();
+        if has_input {
+            let full = state.delivered - state.read >= self.limits.input_high_bytes as u64;
+            let good = full && !state.reader_gone && state.reading.wait.is_none();
+            assert!(good, "link {}: nobody receives what has come: {state:?}", self.id);
+        }
+        if room > 0 && !state.output_is_over() {
+            assert_eq!(state.sent, state.flushed, "link {}: unsent: {state:?}", self.id);
+            let fin_due = state.finished || state.writer_gone;
+            assert!(state.fin_out || !fin_due, "link {}: the FIN is missing: {state:?}", self.id);
+        }
+    }
+
+    /// When the world has ended.
+    pub(crate) fn check_end(&self) {
+        let state = self.state();
+        assert!(state.released, "link {}: never released", self.id);
+        assert!(state.reading.wait.is_none() && state.writing.wait.is_none());
+        if state.fin_out {
+            assert_eq!(state.sent, state.flushed, "link {}: the FIN was early: {state:?}", self.id);
+        }
+    }
+}
+
+impl State {
+    fn act(&mut self, action: PeerAction) {
+        if self.reset.is_some() {
+            return;
+        }
+        match action {
+            PeerAction::Send(n) if !self.fin => self.arrived += n,
+            PeerAction::Send(_) => {}
+            PeerAction::Read(n) => self.peer_read = self.sent.min(self.peer_read + n),
+            PeerAction::ReadAll => self.peer_reads_all = true,
+            PeerAction::Fin => self.fin = true,
+            PeerAction::Reset { errno, keep } => {
+                self.reset = Some(errno);
+                if !keep {
+                    self.arrived = self.delivered;
+                }
+            }
+        }
+    }
+
+    /// Nothing goes either way any more.
+    fn is_broken(&self) -> bool {
+        matches!(self.deregistered, Some(Deregister::Abort | Deregister::Shutdown))
+    }
+
+    /// Nothing is sent any more.
+    pub(crate) fn output_is_over(&self) -> bool {
+        self.send_failed.is_some() || self.is_broken() || self.cancelled
+    }
+
+    /// It was closed, and what was flushed could not be sent in time.
+    fn is_forced(&self) -> bool {
+        self.deregistered == Some(Deregister::Close) && !self.fin_out
+    }
+
+    fn check_errno(&self, errno: i32, reported: Option<i32>) {
+        let good = Some(errno) == reported
+            || (errno == libc::ECONNABORTED && self.deregistered.is_some())
+            || (errno == libc::ETIMEDOUT && (self.idle_ended || self.is_forced()))
+            || (errno == libc::ECANCELED && self.cancelled);
+        assert!(good, "errno {errno} out of nowhere: {self:?}");
+    }
+
+    /// An error that ends both directions was acknowledged.
+    pub(crate) fn fail(&mut self, errno: i32) {
+        self.failed.get_or_insert(errno);
+        self.send_failed.get_or_insert(errno);
+    }
+
+    /// Bytes have moved.
+    pub(crate) fn moved(&mut self, now: Micros) {
+        self.active = now;
+        self.idle_shortest = self.idle;
+    }
+
+    pub(crate) fn set_idle(&mut self, idle: Option<Micros>, now: Micros) {
+        self.idle = idle;
+        self.idle_changed = now;
+        self.idle_shortest = match (self.idle_shortest, idle) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+    }
+}
+
+/// What the other side of a connection will do.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) script: VecDeque<(Micros, PeerAction)>,
+    pub(crate) connect: Option<Connect>,
+    pub(crate) reads_all: bool,
+    pub(crate) room_bytes: u64,
+    pub(crate) answers: Option<Micros>,
+    pub(crate) faulty: bool,
+}

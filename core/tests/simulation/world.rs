@@ -1,0 +1,477 @@
+//! A world: a driver, the engine under it, peers, tasks, and a loop like a poller's. All of it follows from the seed.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::mem;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Wake, Waker};
+use std::time::Duration;
+
+use duopoll_core::{Command, Deregister, Driver, Entered, Limits, Mailbox, Poll, Pool};
+
+use crate::clock::{Alarms, Micros, SimClock};
+use crate::engine::SimEngine;
+use crate::link::{Connect, Goal, Link, PeerAction, Plan};
+use crate::rng::Rng;
+use crate::tasks::{self, Env, ReadSide, WriteSide};
+
+/// More turns than any world needs that comes to an end.
+const TURNS_MAX: usize = 20_000;
+/// Polls in one turn before the engine gets its own.
+const POLLS_MAX: usize = 100;
+
+pub(crate) struct World {
+    rng: Rng,
+    clock: Arc<SimClock>,
+    alarms: Rc<Alarms>,
+    engine: SimEngine,
+    driver: Driver,
+    mailbox: Arc<Mailbox>,
+    entered: Option<Entered>,
+    commands: Vec<Command>,
+    tasks: Vec<Task>,
+    woken: Arc<Woken>,
+    links: Vec<Rc<Link>>,
+    schedule: VecDeque<(Micros, Request)>,
+    draining: Rc<Cell<bool>>,
+    opened: u64,
+    forced: u64,
+    blocks_before: usize,
+}
+
+/// What is done to the driver as a whole.
+#[derive(Clone, Copy, Debug)]
+enum Request {
+    Open,
+    Drain,
+    AbortAll,
+    /// The poller ends as one that is broken does: by force, and without waiting for the engine for long.
+    TearDown,
+}
+
+struct Task {
+    future: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// Runs as if on a thread of its own.
+    remote: bool,
+    ready: bool,
+    /// Of the waker that the task was polled with last. Earlier ones need not be called, so they do nothing.
+    generation: u64,
+}
+
+/// Tasks that were woken, and by the waker of which generation.
+#[derive(Default)]
+struct Woken(Mutex<Vec<(usize, u64)>>);
+
+struct TaskWaker {
+    task: usize,
+    generation: u64,
+    woken: Arc<Woken>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        let mut woken = self.woken.0.lock().unwrap_or_else(PoisonError::into_inner);
+        woken.push((self.task, self.generation));
+    }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> World {
+        let mut rng = Rng::new(seed);
+        let blocks_before = Pool::global().stats().live_blocks;
+        let clock = SimClock::new(rng.below(5_000_000));
+        let engine = SimEngine::new(rng.fork(), clock.clone());
+        let mailbox = Arc::new(Mailbox::new(engine.waker(), clock.clone()));
+        let entered = Some(mailbox.enter());
+        let mut world = World {
+            driver: Driver::new(mailbox.clone()),
+            alarms: Rc::default(),
+            engine,
+            entered,
+            mailbox,
+            commands: Vec::new(),
+            tasks: Vec::new(),
+            woken: Arc::default(),
+            links: Vec::new(),
+            schedule: VecDeque::new(),
+            draining: Rc::default(),
+            opened: 0,
+            forced: 0,
+            blocks_before,
+            clock,
+            rng,
+        };
+        for _ in 0..world.rng.within(1, 4) {
+            world.open();
+        }
+        let mut at = world.clock.micros();
+        for _ in 0..world.rng.below(7) {
+            at += world.rng.span();
+            world.schedule.push_back((at, Request::Open));
+        }
+        let end = match world.rng.below(40) {
+            0..=3 => Some(Request::Drain),
+            4 | 5 => Some(Request::AbortAll),
+            6 | 7 => Some(Request::TearDown),
+            _ => None,
+        };
+        if let Some(end) = end {
+            at += world.rng.span();
+            world.schedule.push_back((at, end));
+        }
+        world
+    }
+
+    /// Runs until everything has ended.
+    pub(crate) fn run(mut self) {
+        let mut nudges = 0;
+        for _ in 0..TURNS_MAX {
+            if !self.turn() {
+                return self.tear_down();
+            }
+            if self.tasks.iter().all(|task| task.future.is_none()) && self.driver.is_empty() {
+                return self.end();
+            }
+            if self.engine.at_rest {
+                self.check_rest();
+                self.nudge(nudges);
+                nudges += 1;
+            }
+        }
+        panic!("the world does not come to rest");
+    }
+
+    /// As a poller's turn. False when the driver is to be torn down.
+    fn turn(&mut self) -> bool {
+        self.collect();
+        let busy = self.tasks.iter().any(|task| task.ready && !task.remote);
+        let sleeps = !busy && self.mailbox.sleep();
+        // Others go on while the poller sleeps.
+        self.run_tasks(true);
+        if self.tasks.iter().any(|task| task.ready && !task.remote) {
+            self.mailbox.wake();
+        }
+        let now = self.clock.micros();
+        let timeout = match self.driver.next_expiry() {
+            _ if !sleeps => Some(0),
+            expiry => expiry.map(|tick| (tick * 1000).saturating_sub(now)),
+        };
+        let planned = self.schedule.front().map(|(at, _)| *at);
+        self.engine.horizon = self.alarms.next().into_iter().chain(planned).min();
+        let waited = self.engine.wait(timeout.map(Duration::from_micros), &mut self.driver);
+        waited.expect("a simulation does not break");
+        self.alarms.ring(self.clock.micros());
+        self.driver.begin_turn(&mut self.engine);
+        let began = self.clock.micros();
+        let left = self.take_commands();
+        assert!(left == 0 || !self.engine.at_rest, "the poller slept over a command");
+        while self.schedule.front().is_some_and(|(at, _)| *at <= began) {
+            let Some((_, request)) = self.schedule.pop_front() else { break };
+            note!("{began} {request:?}");
+            match request {
+                Request::Open => self.open(),
+                Request::Drain => {
+                    self.draining.set(true);
+                    self.driver.drain();
+                }
+                Request::AbortAll => self.abort_all(),
+                Request::TearDown => return false,
+            }
+        }
+        self.run_tasks(false);
+        self.take_commands();
+        self.driver.end_turn(&mut self.engine);
+        self.check_turn(began);
+        true
+    }
+
+    fn take_commands(&mut self) -> usize {
+        let mut commands = mem::take(&mut self.commands);
+        self.mailbox.take(&mut commands);
+        let count = commands.len();
+        for command in commands.drain(..) {
+            note!("{} {command:?}", self.clock.micros());
+            self.driver.apply(&mut self.engine, command);
+        }
+        self.commands = commands;
+        count
+    }
+
+    fn abort_all(&mut self) {
+        self.engine.by_force = true;
+        self.forced += self.driver.abort_all(&mut self.engine) as u64;
+        self.engine.by_force = false;
+    }
+
+    fn collect(&mut self) {
+        let woken = mem::take(&mut *self.woken.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for (task, generation) in woken {
+            let task = &mut self.tasks[task];
+            task.ready |= task.future.is_some() && task.generation == generation;
+        }
+    }
+
+    /// Polls the tasks that were woken, in any order, and now and then one that was not.
+    fn run_tasks(&mut self, remote: bool) {
+        if self.rng.one_in(10) && !self.tasks.is_empty() {
+            let index = self.rng.below(self.tasks.len() as u64) as usize;
+            self.tasks[index].ready = self.tasks[index].future.is_some();
+        }
+        for _ in 0..POLLS_MAX {
+            self.collect();
+            let ready = |(_, task): &(usize, &Task)| task.ready && task.remote == remote;
+            let ready = self.tasks.iter().enumerate().filter(ready).map(|(index, _)| index);
+            let ready: Vec<_> = ready.collect();
+            if ready.is_empty() {
+                return;
+            }
+            let index = self.rng.pick(&ready);
+            self.poll(index);
+            // What was polled may have gone on.
+            self.engine.at_rest = false;
+            if !remote && self.mailbox.is_urgent() {
+                self.take_commands();
+            }
+        }
+    }
+
+    fn poll(&mut self, index: usize) {
+        let renewed = self.rng.one_in(4);
+        let task = &mut self.tasks[index];
+        task.ready = false;
+        task.generation += u64::from(renewed);
+        let (generation, remote) = (task.generation, task.remote);
+        let waker = TaskWaker { task: index, generation, woken: self.woken.clone() };
+        let waker = Waker::from(Arc::new(waker));
+        let Some(mut future) = task.future.take() else { return };
+        if remote {
+            self.entered = None;
+        }
+        if future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+            self.tasks[index].future = Some(future);
+        } else {
+            drop(future);
+        }
+        if remote {
+            self.entered = Some(self.mailbox.enter());
+        }
+    }
+
+    /// Opens a connection, and starts the tasks that use it.
+    fn open(&mut self) {
+        let rng = &mut self.rng;
+        let now = self.clock.micros();
+        let limits = some_limits(rng);
+        let plan = some_plan(rng, now);
+        let connects = plan.connect.is_some();
+        let id = self.links.len();
+        let link = Rc::new(Link::new(id, rng.next(), limits, now, plan));
+        let errno = if rng.one_in(40) { Some(libc::ENOMEM) } else { None };
+        self.engine.next = Some((link.clone(), errno));
+        let opened = if connects {
+            self.driver.connect(&mut self.engine, None, limits)
+        } else {
+            self.driver.open(&mut self.engine, None, limits)
+        };
+        let (reader, writer) = match (opened, errno) {
+            (Ok(halves), None) => halves,
+            (Err(error), Some(errno)) => {
+                assert_eq!(error.raw_os_error(), Some(errno));
+                return;
+            }
+            (opened, errno) => panic!("{opened:?}, {errno:?}"),
+        };
+        self.opened += 1;
+        self.links.push(link.clone());
+        let control = reader.control();
+        let clock = self.clock.clone();
+        let read = ReadSide { reader, link: link.clone(), clock: clock.clone() };
+        let write = WriteSide { writer, link: link.clone(), clock };
+        if self.rng.one_in(3) {
+            self.spawn(|env| tasks::read_and_write(read, write, env));
+        } else {
+            self.spawn(|env| tasks::read(read, env));
+            self.spawn(|env| tasks::write(write, env));
+        }
+        if self.rng.one_in(2) {
+            self.spawn(|env| tasks::control(control, link, env));
+        }
+    }
+
+    fn spawn<F: Future<Output = ()> + 'static>(&mut self, make: impl FnOnce(Env) -> F) {
+        let env = Env {
+            task: self.tasks.len(),
+            rng: self.rng.fork(),
+            clock: self.clock.clone(),
+            alarms: self.alarms.clone(),
+            draining: self.draining.clone(),
+        };
+        let future = Some(Box::pin(make(env)) as Pin<Box<dyn Future<Output = ()>>>);
+        let remote = self.rng.one_in(3);
+        self.tasks.push(Task { future, remote, ready: true, generation: 0 });
+    }
+
+    fn check_turn(&mut self, began: Micros) {
+        self.collect();
+        self.engine.use_lent_memory();
+        assert_eq!(self.driver.len(), self.engine.len(), "slots and registrations");
+        assert!(self.driver.open_connections() <= self.driver.len());
+        self.check_sleepers(began);
+    }
+
+    fn check_sleepers(&mut self, began: Micros) {
+        self.collect();
+        let asleep = |task: usize| !self.tasks[task].ready && self.tasks[task].future.is_some();
+        for link in &self.links {
+            link.check_sleepers(began, self.draining.get(), asleep);
+        }
+    }
+
+    /// Nothing more can happen by itself.
+    fn check_rest(&mut self) {
+        self.collect();
+        if self.tasks.iter().any(|task| task.ready) {
+            self.engine.at_rest = false;
+            return;
+        }
+        assert_eq!(self.driver.next_expiry(), None);
+        for link in &self.links {
+            link.check_rest();
+        }
+    }
+
+    /// Ends waits that were right to last: the peers go on, then end, then break.
+    fn nudge(&mut self, times: usize) {
+        note!("{} at rest, {times} times", self.clock.micros());
+        for link in &self.links {
+            let mut state = link.state();
+            match times {
+                0 | 1 => state.peer_reads_all = true,
+                2 => state.fin = true,
+                3 | 4 => state.reset = state.reset.or(Some(libc::ECONNRESET)),
+                _ => {}
+            }
+        }
+        match times {
+            0..=4 => {}
+            5 => self.abort_all(),
+            6 | 7 => {}
+            _ => panic!("a wait that never ends"),
+        }
+    }
+
+    /// Everything has come to its end.
+    fn end(mut self) {
+        self.take_commands();
+        assert_eq!((self.driver.len(), self.engine.len()), (0, 0));
+        assert_eq!(self.driver.open_connections(), 0);
+        assert_eq!(self.driver.next_expiry(), None, "a timer is left");
+        for link in &self.links {
+            link.check_end();
+        }
+        let count = |what: fn(&Link) -> bool| self.links.iter().filter(|link| what(link)).count();
+        let closed = count(|link| link.state().deregistered == Some(Deregister::Close));
+        let idle = count(|link| link.state().idle_ended);
+        let stats = self.driver.stats();
+        assert_eq!((stats.connections, stats.closed), (self.opened, self.opened));
+        assert_eq!(stats.idle_timeouts, idle as u64);
+        let late = stats.forced - self.forced + stats.close_timeouts;
+        assert!(late <= closed as u64, "{late} of {closed} closed late: {stats:?}");
+        let World { driver, entered, engine, tasks, blocks_before, .. } = self;
+        drop((driver, engine, tasks));
+        drop(entered);
+        assert_eq!(Pool::global().stats().live_blocks, blocks_before, "blocks are left");
+    }
+
+    /// The driver goes before its engine has released everything: what is lent must stay as it is.
+    fn tear_down(mut self) {
+        if self.rng.one_in(2) {
+            for task in self.tasks.iter_mut().filter(|task| !task.remote) {
+                task.future = None;
+            }
+        }
+        self.abort_all();
+        for _ in 0..self.rng.below(20) {
+            self.take_commands();
+            let waited = self.engine.wait(Some(Duration::from_millis(10)), &mut self.driver);
+            waited.expect("a simulation does not break");
+        }
+        self.driver = Driver::new(self.mailbox.clone());
+        // Whoever was taking a socket away waits for the engine, which is gone.
+        for link in &self.links {
+            let wait = link.state().reading.wait;
+            if let Some(wait) = wait.filter(|wait| matches!(wait.goal, Goal::Detached)) {
+                self.tasks[wait.task].future = None;
+            }
+        }
+        // Tasks find out by themselves, whoever runs them now.
+        for _ in 0..TURNS_MAX {
+            self.engine.use_lent_memory();
+            self.run_tasks(true);
+            self.run_tasks(false);
+            self.check_sleepers(0);
+            match self.alarms.next() {
+                Some(at) => self.clock.advance_to(at),
+                None => break,
+            }
+            self.alarms.ring(self.clock.micros());
+        }
+        assert!(self.tasks.iter().all(|task| task.future.is_none()), "a wait that never ends");
+        let World { driver, entered, engine, tasks, blocks_before, .. } = self;
+        drop((driver, tasks));
+        drop(entered);
+        if engine.in_flight() == 0 {
+            assert_eq!(Pool::global().stats().live_blocks, blocks_before, "blocks are left");
+        }
+    }
+}
+
+fn some_limits(rng: &mut Rng) -> Limits {
+    let mut limits = Limits::default();
+    limits.input_high_bytes = rng.pick(&[1, 16, 100, 1_000, 10_000, 1 << 20]);
+    limits.output_high_bytes = rng.pick(&[0, 1, 100, 1_000, 10_000, 1 << 20]);
+    let mut timeout = |one_in| {
+        if rng.one_in(one_in) { Some(Duration::from_micros(rng.span())) } else { None }
+    };
+    limits.read_timeout = timeout(6);
+    limits.write_timeout = timeout(6);
+    limits.idle_timeout = timeout(10);
+    limits
+}
+
+fn some_plan(rng: &mut Rng, now: Micros) -> Plan {
+    let mut script = VecDeque::new();
+    let mut at = now;
+    // Half of the peers are in a hurry.
+    let hurry = rng.one_in(2);
+    for _ in 0..rng.below(30) {
+        at += if hurry { rng.below(3_000) } else { rng.span() };
+        let action = match rng.below(8) {
+            0 | 1 => PeerAction::Read(rng.size() as u64),
+            2 => PeerAction::ReadAll,
+            _ => PeerAction::Send(rng.size() as u64),
+        };
+        script.push_back((at, action));
+    }
+    at += rng.span();
+    let errno = rng.pick(&[libc::ECONNRESET, libc::ETIMEDOUT]);
+    match rng.below(10) {
+        0 | 1 => script.push_back((at, PeerAction::Reset { errno, keep: rng.one_in(2) })),
+        2 => {}
+        _ => script.push_back((at, PeerAction::Fin)),
+    }
+    let connect = rng.one_in(5).then(|| {
+        let errno = rng.pick(&[libc::ECONNREFUSED, libc::ETIMEDOUT, libc::ENETUNREACH]);
+        Connect { at: now + rng.span(), errno: rng.one_in(3).then_some(errno) }
+    });
+    Plan {
+        script,
+        connect,
+        reads_all: rng.one_in(2),
+        room_bytes: rng.pick(&[1, 50, 1_000, 20_000]),
+        answers: if rng.one_in(3) { None } else { Some(rng.span()) },
+        faulty: rng.one_in(8),
+    }
+}
