@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 export RUSTC_BOOTSTRAP=1
+export LSAN_OPTIONS="suppressions=$PWD/ci/asan.supp"
 triple=$(rustc -vV | sed -n 's/^host: //p')
 base=${CARGO_TARGET_DIR:-target}
 for blocks in "" "--cfg fuzzing"; do
