@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -25,7 +26,6 @@ pub(crate) enum Spread {
 /// Gives accepted connections to the pollers, no more than so many at once.
 pub(crate) struct Admission {
     pollers: Pollers,
-    spread: Spread,
     max: usize,
     start: Box<Start>,
     state: Mutex<State>,
@@ -46,31 +46,24 @@ pub(crate) struct Admitted(Option<Arc<Admission>>);
 impl Admission {
     pub(crate) fn new(
         pollers: Pollers,
-        spread: Spread,
         max: Option<usize>,
         start: impl Fn(&mut Poller, OwnedFd, Admitted) + Send + Sync + 'static,
     ) -> Arc<Admission> {
         let max = max.unwrap_or(usize::MAX);
-        Arc::new(Admission {
-            pollers,
-            spread,
-            max,
-            start: Box::new(start),
-            state: Mutex::default(),
-        })
+        Arc::new(Admission { pollers, max, start: Box::new(start), state: Mutex::default() })
     }
 
     /// What becomes of the connections that a listener accepts.
-    pub(crate) fn acceptor(self: Arc<Self>) -> Acceptor {
+    pub(crate) fn acceptor(self: Arc<Self>, spread: Spread) -> Acceptor {
         Arc::new(move |poller, listener, socket| {
             if self.max == usize::MAX {
-                return self.begin(Some(poller), socket, Admitted(None));
+                return self.begin(Some((poller, spread)), socket, Admitted(None));
             }
             let mut state = self.state();
             if state.open < self.max {
                 state.open += 1;
                 drop(state);
-                return self.begin(Some(poller), socket, Admitted(Some(self.clone())));
+                return self.begin(Some((poller, spread)), socket, Admitted(Some(self.clone())));
             }
             state.waiting.push_back(socket);
             state.paused.push((poller.handle().clone(), listener));
@@ -80,23 +73,38 @@ impl Admission {
     }
 
     /// Starts a connection, on the poller that we are on or on another.
-    fn begin(self: &Arc<Self>, here: Option<&mut Poller>, socket: OwnedFd, admitted: Admitted) {
-        let next = match here {
-            Some(poller) if self.spread == Spread::Stay => {
-                return (self.start)(poller, socket, admitted);
-            }
-            here => (self.pollers.pick(), here),
+    fn begin(
+        self: &Arc<Self>,
+        here: Option<(&mut Poller, Spread)>,
+        socket: OwnedFd,
+        admitted: Admitted,
+    ) {
+        let (next, here) = match here {
+            Some((poller, Spread::Stay)) => return (self.start)(poller, socket, admitted),
+            Some((poller, Spread::ByBalance)) => (self.pollers.pick(), Some(poller)),
+            None => (self.pollers.pick(), None),
         };
-        match next {
-            (next, Some(poller)) if Arc::ptr_eq(next, poller.handle()) => {
+        match here {
+            Some(poller) if Arc::ptr_eq(&next, poller.handle()) => {
                 (self.start)(poller, socket, admitted);
             }
-            (next, _) => {
+            _ => {
                 let admission = self.clone();
-                // If that poller has ended, the server is shutting down, and the socket is closed with the call.
+                // If that poller has ended, the socket is closed with the call.
                 next.call(move |poller| (admission.start)(poller, socket, admitted));
             }
         }
+    }
+
+    /// Whether nobody is open or waits to be.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.max == usize::MAX || self.state().open == 0
+    }
+
+    /// Closes the sockets that wait. Returns how many.
+    pub(crate) fn give_up(&self) -> usize {
+        let waiting = mem::take(&mut self.state().waiting);
+        waiting.len()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -117,10 +125,15 @@ impl Drop for Admitted {
             }
             None => {
                 state.open -= 1;
-                let paused = std::mem::take(&mut state.paused);
+                let paused = mem::take(&mut state.paused);
+                let empty = state.open == 0;
                 drop(state);
                 for (handle, listener) in paused {
                     handle.call(move |poller| poller.resume_listener(listener));
+                }
+                if empty {
+                    // A poller may wait for this, to end.
+                    admission.pollers.handles().iter().for_each(|handle| handle.wake());
                 }
             }
         }

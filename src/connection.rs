@@ -8,10 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use duopoll_core::{Control, LinkBuffer, Reader, Slice, Writer};
-use socket2::SockRef;
+use socket2::{Domain, SockRef};
 
 use crate::address::Address;
 use crate::blocking::Blocking;
+use crate::tcp::{self, Keepalive};
 
 /// A connected stream socket, with a [`Reader`] and a [`Writer`].
 ///
@@ -227,6 +228,58 @@ impl Connection {
     /// See [`Control::set_write_deadline`].
     pub fn set_write_deadline(&self, deadline: Option<Instant>) {
         self.control().set_write_deadline(deadline);
+    }
+
+    /// TCP keepalive, or none.
+    ///
+    /// # Errors
+    /// [`Unsupported`](io::ErrorKind::Unsupported) on a Unix socket; `EINVAL` for times and counts that the kernel does
+    /// not know.
+    pub fn set_keepalive(&self, keepalive: Option<Keepalive>) -> io::Result<()> {
+        self.needs_tcp("keepalive")?;
+        tcp::set_keepalive(self, keepalive)
+    }
+
+    /// How long sent bytes may stay unacknowledged before the connection ends with `ETIMEDOUT` (`TCP_USER_TIMEOUT`), in
+    /// milliseconds; none: what the kernel allows.
+    ///
+    /// # Errors
+    /// [`Unsupported`](io::ErrorKind::Unsupported) on a Unix socket.
+    pub fn set_user_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.needs_tcp("user timeout")?;
+        tcp::set_user_timeout(self, timeout)
+    }
+
+    fn needs_tcp(&self, option: &str) -> io::Result<()> {
+        match SockRef::from(self).domain()? {
+            Domain::UNIX => Err(tcp::not_tcp(option)),
+            _ => Ok(()),
+        }
+    }
+
+    /// See [`Control::on_close`].
+    pub fn on_close(&self, callback: impl FnOnce() + Send + 'static) {
+        self.control().on_close(callback);
+    }
+
+    /// See [`Control::pause`].
+    pub fn pause(&self) {
+        self.control().pause();
+    }
+
+    /// See [`Control::resume`].
+    pub fn resume(&self) {
+        self.control().resume();
+    }
+
+    /// Waits for the next request: until there is a byte to read. False at the peer's end, and when the server shuts down
+    /// while there is none. For loops that serve a whole connection; the read timeout does not count here, only
+    /// the idle timeout does.
+    ///
+    /// # Errors
+    /// The errno of the kernel if the connection broke.
+    pub async fn next_request(&mut self) -> io::Result<bool> {
+        poll_fn(|cx| self.reader.poll_request(cx, 0)).await
     }
 
     /// See [`Control::is_active`].

@@ -1,20 +1,24 @@
 //! Connections that this side opens.
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll_core::Limits;
+use duopoll_core::{Group, Limits};
 use futures_channel::oneshot;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::address::{Address, IntoAddress};
 use crate::connection::Connection;
+use crate::poller::Handle;
 use crate::pollers::Pollers;
+use crate::tcp::{Keepalive, TcpOptions, not_tcp};
 
 /// How long an address may take before the next one is tried beside it (RFC 8305, "Connection Attempt Delay").
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -37,13 +41,17 @@ const UNIX_PATIENCE: Duration = Duration::from_secs(60);
 /// let reply = connection.until(b'\n', 1024).await?;
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Dialer {
     timeout: Option<Duration>,
     local: Option<Address>,
     limits: Limits,
+    tcp: TcpOptions,
+    prepare: Option<Arc<Prepare>>,
     pollers: Option<Pollers>,
 }
+
+type Prepare = dyn Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync;
 
 /// What can be dialed.
 #[derive(Clone, Debug)]
@@ -54,8 +62,7 @@ enum Target {
 }
 
 impl Dialer {
-    /// A dialer with the defaults: no timeout but the kernel's, any local address, on the [global
-    /// pollers](Pollers::global).
+    /// A dialer with the defaults: no timeout but the kernel's, and any local address.
     pub fn new() -> Dialer {
         Dialer::default()
     }
@@ -81,7 +88,32 @@ impl Dialer {
         self
     }
 
-    /// The pollers that the connections live on.
+    /// TCP keepalive. Default: none. A dial to a Unix socket is [`Unsupported`](io::ErrorKind::Unsupported) then.
+    pub fn keepalive(mut self, keepalive: Keepalive) -> Dialer {
+        self.tcp.keepalive = Some(keepalive);
+        self
+    }
+
+    /// How long sent bytes may stay unacknowledged before the connection ends with `ETIMEDOUT` (`TCP_USER_TIMEOUT`),
+    /// in milliseconds. Default: the kernel's, about a quarter of an hour. A dial to a Unix socket is
+    /// [`Unsupported`](io::ErrorKind::Unsupported) then.
+    pub fn user_timeout(mut self, timeout: Duration) -> Dialer {
+        self.tcp.user_timeout = Some(timeout);
+        self
+    }
+
+    /// Called with each socket before it connects, for other options. An error is that of the address; the next one is
+    /// tried.
+    pub fn prepare<F>(mut self, prepare: F) -> Dialer
+    where
+        F: Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync + 'static,
+    {
+        self.prepare = Some(Arc::new(prepare));
+        self
+    }
+
+    /// The pollers that the connections live on. Default: the poller that the dial is called on, as in a server's
+    /// handler, and elsewhere the [global ones](Pollers::global). A proxy has both connections on one thread then.
     pub fn pollers(mut self, pollers: Pollers) -> Dialer {
         self.pollers = Some(pollers);
         self
@@ -184,6 +216,12 @@ impl Dialer {
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
         if !remote.is_unix() {
             socket.set_tcp_nodelay(true)?;
+            self.tcp.apply(&socket)?;
+        } else if !self.tcp.is_default() {
+            return Err(not_tcp("keepalive or user timeout"));
+        }
+        if let Some(prepare) = &self.prepare {
+            prepare(socket.as_fd())?;
         }
         if let Some(local) = &self.local {
             socket.bind(&local.to_sock_addr()?)?;
@@ -193,15 +231,12 @@ impl Dialer {
 
     /// Gives the socket to a poller.
     async fn adopt(&self, socket: OwnedFd, connecting: bool) -> io::Result<Connection> {
-        let global;
-        let pollers = match &self.pollers {
-            Some(pollers) => pollers,
-            None => {
-                global = Pollers::global()?;
-                &global
-            }
+        let handle = match (&self.pollers, Handle::current()) {
+            (Some(pollers), _) => pollers.pick(),
+            (None, Some(here)) => here,
+            (None, None) => Pollers::global()?.pick(),
         };
-        adopt(pollers, socket, self.limits, connecting).await
+        adopt(handle, socket, self.limits, connecting).await
     }
 
     /// From here on the connection's own limits count, not those of the dial.
@@ -211,17 +246,32 @@ impl Dialer {
     }
 }
 
-/// Gives a socket to one of the pollers.
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dialer")
+            .field("timeout", &self.timeout)
+            .field("local", &self.local)
+            .field("limits", &self.limits)
+            .field("tcp", &self.tcp)
+            .field("pollers", &self.pollers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Gives a socket to a poller.
 pub(crate) async fn adopt(
-    pollers: &Pollers,
+    handle: Arc<Handle>,
     socket: OwnedFd,
     limits: Limits,
     connecting: bool,
 ) -> io::Result<Connection> {
     let (reply, answer) = oneshot::channel();
-    pollers.pick().call(move |poller| {
-        let result =
-            if connecting { poller.connect(socket, limits) } else { poller.open(socket, limits) };
+    handle.call(move |poller| {
+        let group = Group::default();
+        let result = match connecting {
+            true => poller.connect(socket, limits, group),
+            false => poller.open(socket, limits, group),
+        };
         // If nobody waits any more, the connection is dropped, and with it closed.
         let _ = reply.send(result);
     });

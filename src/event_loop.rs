@@ -3,23 +3,26 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll_core::Limits;
+use duopoll_core::{Group, Limits};
+use futures_channel::oneshot;
 use socket2::SockRef;
 
 use crate::address::Address;
 use crate::admission::{Admission, Admitted, Spread};
+use crate::blocking::Blocking;
 use crate::connection::Connection;
 use crate::engine::{Engine, EngineReport};
 use crate::listener::{Listener, SocketFile};
-use crate::poller::{self, Poller};
+use crate::poller::{self, Handle, Poller};
 use crate::pollers::{Balance, PollerOptions, Pollers};
 use crate::stats::Stats;
 
@@ -59,6 +62,7 @@ impl EventLoop {
 #[derive(Clone, Default)]
 pub struct Builder {
     pollers: PollerOptions,
+    shared: Option<Pollers>,
     limits: Limits,
     max_connections: Option<usize>,
     callbacks: Callbacks,
@@ -99,6 +103,13 @@ impl Builder {
     /// Whether each poller is bound to a processor of its own. Default: no.
     pub fn pinned(mut self, pinned: bool) -> Builder {
         self.pollers = self.pollers.pinned(pinned);
+        self
+    }
+
+    /// The pollers to run on, with whatever else lives on them. Default: pollers of the server's own, for which the options
+    /// above count. They end with the server, shared ones do not.
+    pub fn on(mut self, pollers: Pollers) -> Builder {
+        self.shared = Some(pollers);
         self
     }
 
@@ -185,13 +196,84 @@ impl Builder {
     /// An error ends the connection, as a panic does; both are counted, and the error is logged at debug level.
     /// The end of the stream while the handler waits for more is such an error,
     /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof); between two calls it just ends the connection.
-    pub fn on_request<F>(self, handler: F) -> Service<F>
+    pub fn on_request<F>(self, handler: F) -> Service
     where
         F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
     {
-        Service { builder: self, handler }
+        let running =
+            Arc::new(Running { callbacks: self.callbacks.clone(), handler: Here(handler) });
+        Service::new(self, move |poller, connection, admitted| {
+            poller.spawn(live(connection, running.clone(), admitted));
+        })
+    }
+
+    /// A handler that blocks, as [`on_request`](Builder::on_request) otherwise. Each call is a [`Job`] of its own, given
+    /// to `spawn`, which must run it on another thread than a poller's: that of a thread pool. The connection
+    /// is away from its poller's tasks meanwhile, while its bytes still move. The other callbacks run on the
+    /// poller.
+    ///
+    /// A job that is dropped without being run closes its connection, and `on_disconnect` is not called for it.
+    ///
+    /// ```no_run
+    /// # use duopoll::{Blocking, EventLoop, Listener};
+    /// # use std::io::{BufRead, Write};
+    /// let server = EventLoop::builder()
+    ///     // A thread for each request; a pool is better.
+    ///     .on_request_blocking(|job| { std::thread::spawn(job); }, |connection: &mut Blocking| {
+    ///         let mut line = String::new();
+    ///         connection.read_line(&mut line)?;
+    ///         connection.write_all(line.to_uppercase().as_bytes())
+    ///     })
+    ///     .serve(Listener::bind("127.0.0.1:8080")?)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn on_request_blocking<S, F>(self, spawn: S, handler: F) -> Service
+    where
+        S: Fn(Job) + Send + Sync + 'static,
+        F: Fn(&mut Blocking) -> io::Result<()> + Send + Sync + 'static,
+    {
+        let handler = Elsewhere { spawn, handler: Arc::new(handler) };
+        let running = Arc::new(Running { callbacks: self.callbacks.clone(), handler });
+        Service::new(self, move |poller, connection, admitted| {
+            poller.spawn(live(connection, running.clone(), admitted));
+        })
+    }
+
+    /// A handler for a connection as a whole, on an executor of the user's own: `spawn` is given its future, which is
+    /// `Send`, for instance for `tokio::spawn`. It serves requests in a loop around
+    /// [`next_request`](Connection::next_request), and its end closes the connection. Every wait then wakes another
+    /// thread.
+    ///
+    /// `on_connect` and `on_disconnect` have no place here, and are an error when the service is served. Requests, errors
+    /// and panics are not counted.
+    pub fn on_connection<S, F, T>(self, spawn: S, handler: F) -> Service
+    where
+        S: Fn(Task) + Send + Sync + 'static,
+        F: Fn(Connection) -> T + Send + Sync + 'static,
+        T: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        let refused = self.callbacks.connect.is_some() || self.callbacks.disconnect.is_some();
+        let mut service = Service::new(self, move |_, connection, admitted| {
+            let served = handler(connection);
+            spawn(Box::pin(async move {
+                if let Err(error) = served.await {
+                    log::debug!("a handler has failed: {error}");
+                }
+                drop(admitted);
+            }));
+        });
+        if refused {
+            service.refused = Some("on_connect and on_disconnect do not go with on_connection");
+        }
+        service
     }
 }
+
+/// A call of a handler that blocks; see [`Builder::on_request_blocking`].
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// The life of a connection; see [`Builder::on_connection`].
+pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -204,85 +286,146 @@ impl fmt::Debug for Builder {
 }
 
 /// A server that is ready to be started.
-#[derive(Debug)]
 #[must_use = "a service does nothing until it is served"]
-pub struct Service<F> {
+pub struct Service {
     builder: Builder,
-    handler: F,
+    begin: Box<Begin>,
+    /// Why it cannot be served.
+    refused: Option<&'static str>,
 }
 
-impl<F> Service<F>
-where
-    F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
-{
+/// Starts what serves a connection.
+type Begin = dyn Fn(&mut Poller, Connection, Admitted) + Send + Sync;
+
+impl Service {
+    fn new(
+        builder: Builder,
+        begin: impl Fn(&mut Poller, Connection, Admitted) + Send + Sync + 'static,
+    ) -> Service {
+        Service { builder, begin: Box::new(begin), refused: None }
+    }
+
     /// Starts the pollers, and serves what the listener accepts. Returns at once; the server runs until it is shut
-    /// down or dropped.
+    /// down or dropped. [`Server::listen`] adds further listeners.
     ///
     /// # Errors
     /// What the engine says if a poller cannot be started: for [`Engine::Uring`] the reason why there is no
-    /// io_uring. [`InvalidInput`](io::ErrorKind::InvalidInput) for 0 pollers, or if `DUOPOLL_ENGINE` names no
-    /// engine.
+    /// io_uring. [`InvalidInput`](io::ErrorKind::InvalidInput) for 0 pollers, if `DUOPOLL_ENGINE` names no
+    /// engine, and for options that contradict each other.
     pub fn serve(self, listener: Listener) -> io::Result<Server> {
-        let Builder { pollers, limits, max_connections, callbacks } = self.builder;
-        let address = listener.local_addr()?;
-        let pollers = pollers.start()?;
-        // One socket, or with SO_REUSEPORT one for each poller.
-        let more = (1..pollers.count()).map_while(|_| listener.another());
-        let more = more.collect::<io::Result<Vec<_>>>()?;
-        let (socket, file) = listener.into_parts();
-        // Whoever bound it may have left it blocking, and a poller must never block.
-        SockRef::from(&socket).set_nonblocking(true)?;
-
-        let service = Arc::new(Running { limits, callbacks, handler: self.handler });
-        let spread = if more.is_empty() { Spread::ByBalance } else { Spread::Stay };
-        let admission = Admission::new(
-            pollers.clone(),
-            spread,
-            max_connections,
-            move |poller, socket, admitted| start(poller, socket, admitted, service.clone()),
-        );
-        let server = Server { pollers, address, _file: file };
-        let sockets = [socket].into_iter().chain(more);
-        for (handle, socket) in server.pollers.handles().iter().zip(sockets) {
-            let acceptor = admission.clone().acceptor();
-            let listening = handle.ask(move |poller| poller.listen(socket, acceptor));
-            listening.unwrap_or_else(|| Err(io::Error::other("the poller has ended")))?;
+        let Service { builder, begin, refused } = self;
+        let Builder { pollers, shared, limits, max_connections, callbacks } = builder;
+        let own = shared.is_none();
+        let refused = match &shared {
+            Some(_) if pollers != PollerOptions::default() => {
+                Some("options for pollers say nothing where pollers are given")
+            }
+            _ => refused,
+        };
+        if let Some(reason) = refused {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
+        let pollers = shared.map_or_else(|| pollers.start(), Ok)?;
+        let group = next_group();
+        let admission =
+            Admission::new(pollers.clone(), max_connections, move |poller, socket, admitted| {
+                let prepared = match &callbacks.prepare {
+                    Some(prepare) => prepare(socket.as_fd()),
+                    None => Ok(()),
+                };
+                match prepared.and_then(|()| poller.open(socket, limits, group)) {
+                    Ok(connection) => begin(poller, connection, admitted),
+                    Err(error) => {
+                        log::debug!("a connection was accepted and is not served: {error}");
+                    }
+                }
+            });
+        let address = listener.local_addr()?;
+        let listening = Mutex::default();
+        let server = Server { pollers, own, group, admission, address, listening };
+        server.listen(listener)?;
         Ok(server)
     }
 }
 
-/// What all connections of a server share.
-struct Running<F> {
-    limits: Limits,
-    callbacks: Callbacks,
-    handler: F,
-}
-
-/// Takes a connection on, and starts its task.
-fn start<F>(poller: &mut Poller, socket: OwnedFd, admitted: Admitted, service: Arc<Running<F>>)
-where
-    F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
-{
-    let prepared = match &service.callbacks.prepare {
-        Some(prepare) => prepare(socket.as_fd()),
-        None => Ok(()),
-    };
-    match prepared.and_then(|()| poller.open(socket, service.limits)) {
-        Ok(connection) => poller.spawn(async move {
-            live(connection, &service).await;
-            drop(admitted);
-        }),
-        Err(error) => log::debug!("a connection was accepted and is not served: {error}"),
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").field("builder", &self.builder).finish_non_exhaustive()
     }
 }
 
-/// The life of a connection.
-async fn live<F>(mut connection: Connection, service: &Running<F>)
+/// A group that is nobody else's.
+fn next_group() -> Group {
+    // 0 is that of connections which no server owns.
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    Group::new(NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// What all connections of a server share.
+struct Running<H> {
+    callbacks: Callbacks,
+    handler: H,
+}
+
+/// How a request is handled.
+trait Handler: Send + Sync + 'static {
+    /// Handles one. What is left in `slot` is the connection, unless it was lost.
+    async fn handle(&self, slot: &mut Option<Connection>) -> io::Result<()>;
+}
+
+/// On the poller.
+struct Here<F>(F);
+
+impl<F> Handler for Here<F>
 where
-    F: AsyncFn(&mut Connection) -> io::Result<()>,
+    F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
 {
-    match caught(handle(&mut connection, service)).await {
+    async fn handle(&self, slot: &mut Option<Connection>) -> io::Result<()> {
+        (self.0)(there(slot)?).await
+    }
+}
+
+/// By a job that may block.
+struct Elsewhere<S, F> {
+    spawn: S,
+    handler: Arc<F>,
+}
+
+impl<S, F> Handler for Elsewhere<S, F>
+where
+    S: Fn(Job) + Send + Sync + 'static,
+    F: Fn(&mut Blocking) -> io::Result<()> + Send + Sync + 'static,
+{
+    async fn handle(&self, slot: &mut Option<Connection>) -> io::Result<()> {
+        let connection = slot.take().ok_or_else(lost)?;
+        let handler = self.handler.clone();
+        let (reply, answer) = oneshot::channel();
+        (self.spawn)(Box::new(move || {
+            let mut blocking = connection.into_blocking();
+            let handled = panic::catch_unwind(AssertUnwindSafe(|| handler(&mut blocking)));
+            // If nobody waits any more, the poller has ended.
+            let _ = reply.send((blocking.into_inner(), handled));
+        }));
+        let (connection, handled) = answer.await.map_err(|_| lost())?;
+        *slot = Some(connection);
+        // Goes on here, where it is counted.
+        handled.unwrap_or_else(|panic| panic::resume_unwind(panic))
+    }
+}
+
+/// The connection, unless its handler has lost it.
+fn there(slot: &mut Option<Connection>) -> io::Result<&mut Connection> {
+    slot.as_mut().ok_or_else(lost)
+}
+
+fn lost() -> io::Error {
+    io::Error::other("a job was dropped with its connection")
+}
+
+/// The life of a connection.
+async fn live<H: Handler>(connection: Connection, service: Arc<Running<H>>, admitted: Admitted) {
+    let mut slot = Some(connection);
+    match caught(handle(&mut slot, &service)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             poller::count_handler_error();
@@ -291,31 +434,32 @@ where
         // The panic hook has reported it.
         Err(_) => poller::count_handler_panic(),
     }
-    if let Some(disconnect) = &service.callbacks.disconnect {
-        disconnect(&mut connection).await;
+    if let (Some(disconnect), Some(connection)) = (&service.callbacks.disconnect, &mut slot) {
+        disconnect(connection).await;
     }
+    drop(slot);
+    drop(admitted);
 }
 
 /// Handles requests until the connection ends.
-async fn handle<F>(connection: &mut Connection, service: &Running<F>) -> io::Result<()>
-where
-    F: AsyncFn(&mut Connection) -> io::Result<()>,
-{
+async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>) -> io::Result<()> {
     if let Some(connect) = &service.callbacks.connect {
-        connect(connection).await?;
-        flush_staged(connection).await?;
+        connect(there(slot)?).await?;
+        flush_staged(there(slot)?).await?;
     }
     // Bytes that the handler has seen and left.
     let mut seen = 0;
-    while let Ok(true) = poll_fn(|cx| connection.reader().poll_request(cx, seen)).await {
+    loop {
+        let reader = there(slot)?.reader();
+        let Ok(true) = poll_fn(|cx| reader.poll_request(cx, seen)).await else { return Ok(()) };
         poller::count_request();
-        let consumed = connection.reader().consumed();
-        (service.handler)(connection).await?;
+        let consumed = reader.consumed();
+        service.handler.handle(slot).await?;
+        let connection = there(slot)?;
         flush_staged(connection).await?;
         let idle = connection.reader().consumed() == consumed;
         seen = if idle { connection.input().len() } else { 0 };
     }
-    Ok(())
 }
 
 async fn flush_staged(connection: &mut Connection) -> io::Result<()> {
@@ -339,31 +483,74 @@ async fn caught<T>(future: impl Future<Output = T>) -> thread::Result<T> {
 #[derive(Debug)]
 pub struct Server {
     pollers: Pollers,
+    /// They are nobody else's.
+    own: bool,
+    group: Group,
+    admission: Arc<Admission>,
     address: Address,
+    listening: Mutex<Listening>,
+}
+
+#[derive(Debug, Default)]
+struct Listening {
+    addresses: Vec<Address>,
     /// Removed when the server is gone.
-    _file: Option<SocketFile>,
+    files: Vec<SocketFile>,
+    /// The server was shut down.
+    over: bool,
 }
 
 impl Server {
-    /// The address it listens at.
+    /// Serves what another listener accepts too. Returns its address.
+    ///
+    /// # Errors
+    /// What the engine says; [`NotConnected`](io::ErrorKind::NotConnected) after a shutdown. Not to be called from a
+    /// handler, which would wait for itself.
+    pub fn listen(&self, listener: Listener) -> io::Result<Address> {
+        let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        if listening.over {
+            let message = "the server was shut down";
+            return Err(io::Error::new(io::ErrorKind::NotConnected, message));
+        }
+        let address = listener.local_addr()?;
+        let handles = self.pollers.handles();
+        // One socket, or with SO_REUSEPORT one for each poller.
+        let more = (1..handles.len()).map_while(|_| listener.another());
+        let more = more.collect::<io::Result<Vec<_>>>()?;
+        let (socket, file) = listener.into_parts();
+        // Whoever bound it may have left it blocking, and a poller must never block.
+        SockRef::from(&socket).set_nonblocking(true)?;
+        let spread = if more.is_empty() { Spread::ByBalance } else { Spread::Stay };
+        let sockets = [socket].into_iter().chain(more);
+        for (handle, socket) in handles.iter().zip(sockets) {
+            let (group, acceptor) = (self.group, self.admission.clone().acceptor(spread));
+            let started = handle.ask(move |poller| poller.listen(socket, group, acceptor));
+            started.unwrap_or_else(|| Err(io::Error::other("the poller has ended")))?;
+        }
+        listening.addresses.push(address.clone());
+        listening.files.extend(file);
+        Ok(address)
+    }
+
+    /// The address of the listener that it was started with.
     pub fn local_addr(&self) -> &Address {
         &self.address
     }
 
-    /// How many pollers it has.
-    pub fn pollers(&self) -> usize {
-        self.pollers.count()
+    /// The addresses of all its listeners.
+    pub fn local_addrs(&self) -> Vec<Address> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner).addresses.clone()
+    }
+
+    /// The pollers it runs on.
+    pub fn pollers(&self) -> &Pollers {
+        &self.pollers
     }
 
     /// What the first poller runs on, and why. With [`Engine::Auto`] a poller falls back on its own, so the others
-    /// may differ: see [`engine_reports`](Server::engine_reports).
-    pub fn engine_report(&self) -> &EngineReport {
-        self.pollers.handles()[0].report()
-    }
-
-    /// What each poller runs on, and why.
-    pub fn engine_reports(&self) -> impl Iterator<Item = &EngineReport> {
-        self.pollers.engine_reports()
+    /// may differ: see [`Pollers::engine_reports`].
+    pub fn engine_report(&self) -> EngineReport {
+        self.pollers.handles()[0].report().clone()
     }
 
     /// The counters of all pollers, added up. Asks each of them, so it is not for a hot path. Still works after
@@ -372,25 +559,26 @@ impl Server {
         self.pollers.stats()
     }
 
-    /// The counters of each poller. Asks them, so it is not for a hot path.
-    pub fn stats_of_each(&self) -> Vec<Stats> {
-        self.pollers.stats_of_each()
-    }
-
-    /// Stops accepting, lets connections finish their requests, and closes those that are idle. When the grace is
-    /// over the rest is closed by force: returns how many that were. Blocks for as long. Harmless if it was
-    /// done before. Not to be called from a handler, which would wait for itself.
+    /// Stops accepting, lets connections finish their requests, and closes those that are idle. What the kernel has
+    /// accepted is still served, and what has arrived is still answered. When the grace is over the rest is closed
+    /// by force: returns how many that were. Blocks for as long. Harmless if it was done before. Not to be called
+    /// from a handler, which would wait for itself.
     pub fn shutdown(&self, grace: Duration) -> usize {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner).over = true;
+        let handles = self.pollers.handles();
         // First everywhere, so that no poller accepts for another that has ended.
-        let pollers = self.pollers.handles();
-        for poller in pollers {
-            poller.ask(|poller| poller.unlisten());
+        let leaving: Vec<_> = handles.iter().map(|handle| handle.unlisten(self.group)).collect();
+        for answer in leaving {
+            // An error: the poller has ended.
+            let _ = answer.recv();
         }
         let deadline = Instant::now() + grace;
-        let ending: Vec<_> = pollers.iter().map(|poller| poller.end(deadline)).collect();
+        let end =
+            |handle: &Arc<Handle>| handle.end_group(self.group, deadline, self.admission.clone());
+        let ending: Vec<_> = handles.iter().map(end).collect();
         let forced = ending.iter().map(|answer| answer.recv().unwrap_or(0)).sum();
-        for poller in pollers {
-            poller.join();
+        if self.own {
+            self.pollers.stop();
         }
         forced
     }

@@ -55,6 +55,7 @@ mod listener;
 mod poller;
 mod pollers;
 mod stats;
+mod tcp;
 
 pub use address::{Address, IntoAddress};
 pub use blocking::Blocking;
@@ -64,7 +65,8 @@ pub use duopoll_core::{
     Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Slice, Writer,
 };
 pub use engine::{Engine, EngineReport};
-pub use event_loop::{Builder, EventLoop, Server, Service};
+pub use event_loop::{Builder, EventLoop, Job, Server, Service, Task};
 pub use listener::{Listener, ListenerOptions};
 pub use pollers::{Balance, PollerOptions, Pollers};
 pub use stats::Stats;
+pub use tcp::Keepalive;

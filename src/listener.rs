@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use duopoll_core::{Limits, Token};
+use duopoll_core::{Group, Limits, Token};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::address::{Address, IntoAddress};
@@ -17,6 +18,7 @@ use crate::connection::Connection;
 use crate::dialer;
 use crate::poller::{Acceptor, Handle};
 use crate::pollers::Pollers;
+use crate::tcp::{Keepalive, TcpOptions, not_tcp};
 
 /// Connections that the kernel may hold for us until they are accepted, unless something else is asked for. The kernel
 /// cuts it to `net.core.somaxconn`.
@@ -33,6 +35,9 @@ pub struct Listener {
     socket: OwnedFd,
     file: Option<SocketFile>,
     options: ListenerOptions,
+    /// Where accepted connections live; none: on the global ones.
+    pollers: Option<Pollers>,
+    limits: Limits,
     /// Set by the first accept.
     accepting: Mutex<Option<Arc<Accepting>>>,
 }
@@ -43,6 +48,7 @@ pub struct ListenerOptions {
     backlog: Option<u32>,
     reuse_port: bool,
     only_v6: Option<bool>,
+    tcp: TcpOptions,
 }
 
 /// Accepted sockets that wait for somebody to take them, at most; then the kernel's backlog fills.
@@ -108,7 +114,8 @@ impl Listener {
     }
 
     fn new(socket: OwnedFd, file: Option<SocketFile>, options: ListenerOptions) -> Listener {
-        Listener { socket, file, options, accepting: Mutex::new(None) }
+        let (pollers, limits, accepting) = (None, Limits::default(), Mutex::new(None));
+        Listener { socket, file, options, pollers, limits, accepting }
     }
 
     /// Another socket that listens at the same address, for another poller; none unless it was bound with
@@ -118,7 +125,20 @@ impl Listener {
         self.options.reuse_port.then(|| self.local_addr().and_then(again))
     }
 
-    /// The next connection, on the [global pollers](Pollers::global). Several may wait at once.
+    /// The pollers that connections live on which [`accept`](Listener::accept) gives. Default: the [global
+    /// ones](Pollers::global). A server has its own.
+    pub fn pollers(mut self, pollers: Pollers) -> Listener {
+        self.pollers = Some(pollers);
+        self
+    }
+
+    /// What connections may hold and wait for which [`accept`](Listener::accept) gives. A server has its own limits.
+    pub fn limits(mut self, limits: Limits) -> Listener {
+        self.limits = limits;
+        self
+    }
+
+    /// The next connection. Several may wait at once.
     ///
     /// The first call begins to accept; from then on up to 128 connections are accepted ahead. Dropping the future
     /// loses none.
@@ -129,7 +149,7 @@ impl Listener {
     pub async fn accept(&self) -> io::Result<Connection> {
         let accepting = self.accepting()?;
         let socket = poll_fn(|cx| accepting.poll_take(cx)).await;
-        dialer::adopt(&accepting.pollers, socket, Limits::default(), false).await
+        dialer::adopt(accepting.pollers.pick(), socket, self.limits, false).await
     }
 
     fn accepting(&self) -> io::Result<Arc<Accepting>> {
@@ -137,8 +157,8 @@ impl Listener {
         if let Some(accepting) = &*accepting {
             return Ok(accepting.clone());
         }
-        let pollers = Pollers::global()?;
-        let handle = pollers.pick().clone();
+        let pollers = self.pollers.clone().map_or_else(Pollers::global, Ok)?;
+        let handle = pollers.pick();
         let socket = self.socket.try_clone()?;
         // Whoever bound it may have left it blocking, and a poller must never block.
         SockRef::from(&socket).set_nonblocking(true)?;
@@ -149,8 +169,9 @@ impl Listener {
                 poller.pause_listener(listener);
             }
         });
-        let token =
-            handle.ask(move |poller| poller.listen(socket, acceptor)).unwrap_or_else(|| {
+        let token = handle
+            .ask(move |poller| poller.listen(socket, Group::default(), acceptor))
+            .unwrap_or_else(|| {
                 Err(io::Error::other("a poller cannot begin to accept by itself"))
             })?;
         Ok(accepting.insert(Arc::new(Accepting { pollers, handle, token, waiting })).clone())
@@ -183,10 +204,24 @@ impl ListenerOptions {
         self
     }
 
+    /// TCP keepalive for the connections, which inherit it. Default: none.
+    pub fn keepalive(mut self, keepalive: Keepalive) -> ListenerOptions {
+        self.tcp.keepalive = Some(keepalive);
+        self
+    }
+
+    /// How long sent bytes may stay unacknowledged before a connection ends with `ETIMEDOUT` (`TCP_USER_TIMEOUT`), in
+    /// milliseconds. Connections inherit it. Default: the kernel's, about a quarter of an hour.
+    pub fn user_timeout(mut self, timeout: Duration) -> ListenerOptions {
+        self.tcp.user_timeout = Some(timeout);
+        self
+    }
+
     /// Listens at an address; see [`Listener::bind`].
     ///
     /// # Errors
-    /// As for `Listener::bind`; [`Unsupported`](io::ErrorKind::Unsupported) for `reuse_port` on a Unix socket.
+    /// As for `Listener::bind`; [`Unsupported`](io::ErrorKind::Unsupported) for `reuse_port`, `keepalive` or
+    /// `user_timeout` on a Unix socket.
     pub fn bind(self, address: impl IntoAddress) -> io::Result<Listener> {
         let address = address.into_address()?;
         let socket_address = address.to_sock_addr()?;
@@ -197,6 +232,7 @@ impl ListenerOptions {
                 socket.set_reuse_address(true)?;
                 socket.set_reuse_port(self.reuse_port)?;
                 socket.set_tcp_nodelay(true)?;
+                self.tcp.apply(&socket)?;
                 if let (true, Some(only)) = (tcp.is_ipv6(), self.only_v6) {
                     socket.set_only_v6(only)?;
                 }
@@ -205,6 +241,7 @@ impl ListenerOptions {
                 let message = "a Unix socket cannot share its address (SO_REUSEPORT)";
                 return Err(io::Error::new(io::ErrorKind::Unsupported, message));
             }
+            _ if !self.tcp.is_default() => return Err(not_tcp("keepalive or user timeout")),
             _ => {}
         }
         socket.bind(&socket_address)?;

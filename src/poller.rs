@@ -1,17 +1,20 @@
 //! A poller: one thread, with an engine, its connections and their tasks.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::mem;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Accepted, Clock, Command, Driver, Limits, Mailbox, Poll, Tick, Token};
+use duopoll_core::{Accepted, Clock, Command, Driver, Group, Limits, Mailbox, Poll, Tick, Token};
+use socket2::SockRef;
 
+use crate::admission::Admission;
 use crate::affinity;
 use crate::connection::Connection;
 use crate::engine::{AnyPoll, Engine, EngineReport};
@@ -36,6 +39,8 @@ pub(crate) struct Handle {
     report: EngineReport,
     /// Connections that are open, as of the last turn, and those given to it since.
     load: AtomicUsize,
+    /// It takes no connection any more.
+    ended: AtomicBool,
     /// The figures at the poller's end.
     last_stats: Mutex<Stats>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -46,17 +51,31 @@ pub(crate) struct Poller {
     handle: Arc<Handle>,
     engine: AnyPoll,
     driver: Driver,
-    listeners: Vec<(Token, Acceptor)>,
+    listeners: Vec<Listening>,
     clock: Monotonic,
     commands: Vec<Command>,
     accepted: Vec<Accepted>,
     stats: Stats,
-    ending: Option<Ending>,
+    /// Groups that accept no more, and who waits for that.
+    leaving: Vec<(Group, mpsc::Sender<()>)>,
+    endings: Vec<Ending>,
+    stopping: bool,
+    /// It was logged that accepting is put off.
+    backoff_logged: bool,
 }
 
-/// A graceful end, under way.
+/// A listener of this poller.
+struct Listening {
+    token: Token,
+    group: Group,
+    acceptor: Acceptor,
+}
+
+/// A graceful end of a group, under way.
 struct Ending {
+    group: Group,
     deadline: Instant,
+    admission: Arc<Admission>,
     /// Connections closed by force, once the deadline has passed.
     forced: Option<usize>,
     reply: mpsc::Sender<usize>,
@@ -80,6 +99,8 @@ impl Clock for Monotonic {
 }
 
 thread_local! {
+    /// The poller that runs on this thread.
+    static CURRENT: RefCell<Option<Arc<Handle>>> = const { RefCell::new(None) };
     static REQUESTS: Cell<u64> = const { Cell::new(0) };
     static HANDLER_ERRORS: Cell<u64> = const { Cell::new(0) };
     static HANDLER_PANICS: Cell<u64> = const { Cell::new(0) };
@@ -153,12 +174,43 @@ impl Handle {
         answer.recv().ok()
     }
 
-    /// Ends the poller: connections may finish what they are doing until the deadline. The number of those that
-    /// did not comes through the channel; nothing if it has ended before.
-    pub(crate) fn end(&self, deadline: Instant) -> mpsc::Receiver<usize> {
+    /// Stops accepting for a group; what comes through the channel says that nothing will be accepted any more.
+    pub(crate) fn unlisten(&self, group: Group) -> mpsc::Receiver<()> {
         let (reply, answer) = mpsc::channel();
-        self.call(move |poller| poller.begin_ending(deadline, reply));
+        self.call(move |poller| poller.unlisten(group, reply));
         answer
+    }
+
+    /// Ends a group's connections: they may finish what they are doing until the deadline. The number of those that
+    /// did not comes through the channel when the last is gone, of those too that wait for admission; nothing if the
+    /// poller has ended before.
+    pub(crate) fn end_group(
+        &self,
+        group: Group,
+        deadline: Instant,
+        admission: Arc<Admission>,
+    ) -> mpsc::Receiver<usize> {
+        let (reply, answer) = mpsc::channel();
+        self.call(move |poller| {
+            poller.driver.drain(group);
+            poller.endings.push(Ending { group, deadline, admission, forced: None, reply });
+        });
+        answer
+    }
+
+    /// Has the poller end, soon, and whatever it still has with it.
+    pub(crate) fn stop(&self) {
+        self.call(|poller| poller.stopping = true);
+    }
+
+    /// Whether it has ended, or is about to.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// The poller of this thread, if it has one.
+    pub(crate) fn current() -> Option<Arc<Handle>> {
+        CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
     }
 
     /// How many connections it has.
@@ -169,6 +221,11 @@ impl Handle {
     /// A connection is about to be given to it. Until its next turn that is all that is known of it.
     pub(crate) fn expect_connection(&self) {
         self.load.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Has the poller take a turn.
+    pub(crate) fn wake(&self) {
+        self.mailbox.wake();
     }
 
     /// Whether this is the poller's own thread.
@@ -203,6 +260,7 @@ impl Poller {
             calls: Mutex::new(Some(Vec::new())),
             report,
             load: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
             last_stats: Mutex::new(Stats::default()),
             thread: Mutex::new(None),
         });
@@ -215,27 +273,39 @@ impl Poller {
             commands: Vec::new(),
             accepted: Vec::new(),
             stats: Stats { pollers: 1, ..Stats::default() },
-            ending: None,
+            leaving: Vec::new(),
+            endings: Vec::new(),
+            stopping: false,
+            backoff_logged: false,
         })
     }
 
     fn run(mut self) {
         let _entered = self.handle.mailbox.enter();
+        CURRENT.set(Some(self.handle.clone()));
         // Handlers are caught one by one. What panics here is a waker of somebody else's executor, or a bug.
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
             loop {
                 self.turn()?;
-                if self.has_ended() {
+                self.look_at_endings();
+                if self.stopping {
                     break io::Result::Ok(());
                 }
             }
         }));
         match result {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => log::error!("a poller ends, since its engine is broken: {error}"),
-            Err(_) => log::error!("a poller ends, since a waker has panicked"),
+            Ok(Err(error)) => {
+                self.stats.failed_pollers = 1;
+                log::error!("a poller ends, since its engine is broken: {error}");
+            }
+            Err(_) => {
+                self.stats.failed_pollers = 1;
+                log::error!("a poller ends, since a waker has panicked");
+            }
         }
         self.tear_down();
+        CURRENT.set(None);
     }
 
     /// Harvests what the engine has, runs the tasks that it woke, then sends what they flushed.
@@ -243,6 +313,12 @@ impl Poller {
         let timeout = self.timeout();
         self.engine.wait(timeout, &mut self.driver)?;
         self.driver.begin_turn(&mut self.engine);
+        if self.driver.stats().accept_backoffs > 0 && !self.backoff_logged {
+            self.backoff_logged = true;
+            log::warn!(
+                "accepting is put off: the process or the machine has run out of descriptors or memory"
+            );
+        }
         self.take_accepted();
         self.take_commands();
 
@@ -270,15 +346,15 @@ impl Poller {
             .driver
             .next_expiry()
             .map(|tick| until(self.clock.origin + Duration::from_millis(tick)));
-        let ending = self.ending.as_ref().map(|ending| match ending.forced {
+        let endings = self.endings.iter().map(|ending| match ending.forced {
             None => until(ending.deadline),
             Some(_) => until(ending.deadline + TEARDOWN),
         });
-        timer.into_iter().chain(ending).min()
+        timer.into_iter().chain(endings).min()
     }
 
     fn take_commands(&mut self) {
-        let mut commands = std::mem::take(&mut self.commands);
+        let mut commands = mem::take(&mut self.commands);
         let called = self.handle.mailbox.take(&mut commands);
         for command in commands.drain(..) {
             self.driver.apply(&mut self.engine, command);
@@ -286,7 +362,7 @@ impl Poller {
         self.commands = commands;
         if called {
             self.handle.executor.collect();
-            let calls = lock(&self.handle.calls).as_mut().map(std::mem::take);
+            let calls = lock(&self.handle.calls).as_mut().map(mem::take);
             for call in calls.into_iter().flatten() {
                 call(self);
             }
@@ -294,27 +370,32 @@ impl Poller {
     }
 
     fn take_accepted(&mut self) {
-        let mut accepted = std::mem::take(&mut self.accepted);
+        let mut accepted = mem::take(&mut self.accepted);
         self.driver.take_accepted(&mut accepted);
         for Accepted { listener, socket } in accepted.drain(..) {
-            let acceptor = self.listeners.iter().find(|(token, _)| *token == listener);
-            if let Some((_, acceptor)) = acceptor {
-                acceptor.clone()(self, listener, socket);
+            let listening = self.listeners.iter().find(|listening| listening.token == listener);
+            if let Some(listening) = listening {
+                listening.acceptor.clone()(self, listener, socket);
             }
         }
         self.accepted = accepted;
     }
 
     /// Accepts from a listening socket.
-    pub(crate) fn listen(&mut self, socket: OwnedFd, acceptor: Acceptor) -> io::Result<Token> {
+    pub(crate) fn listen(
+        &mut self,
+        socket: OwnedFd,
+        group: Group,
+        acceptor: Acceptor,
+    ) -> io::Result<Token> {
         let token = self.driver.listen(&mut self.engine, socket)?;
-        self.listeners.push((token, acceptor));
+        self.listeners.push(Listening { token, group, acceptor });
         Ok(token)
     }
 
     /// Stops accepting from a listener.
     pub(crate) fn stop_listening(&mut self, token: Token) {
-        self.listeners.retain(|(listener, _)| *listener != token);
+        self.listeners.retain(|listening| listening.token != token);
         self.driver.unlisten(&mut self.engine, token);
     }
 
@@ -329,14 +410,25 @@ impl Poller {
     }
 
     /// Takes a connected socket on.
-    pub(crate) fn open(&mut self, socket: OwnedFd, limits: Limits) -> io::Result<Connection> {
-        let (reader, writer) = self.driver.open(&mut self.engine, Some(socket), limits)?;
+    pub(crate) fn open(
+        &mut self,
+        socket: OwnedFd,
+        limits: Limits,
+        group: Group,
+    ) -> io::Result<Connection> {
+        let (reader, writer) = self.driver.open(&mut self.engine, Some(socket), limits, group)?;
         Ok(Connection::new(reader, writer))
     }
 
     /// Takes a socket on whose connect(2) is under way.
-    pub(crate) fn connect(&mut self, socket: OwnedFd, limits: Limits) -> io::Result<Connection> {
-        let (reader, writer) = self.driver.connect(&mut self.engine, Some(socket), limits)?;
+    pub(crate) fn connect(
+        &mut self,
+        socket: OwnedFd,
+        limits: Limits,
+        group: Group,
+    ) -> io::Result<Connection> {
+        let (reader, writer) =
+            self.driver.connect(&mut self.engine, Some(socket), limits, group)?;
         Ok(Connection::new(reader, writer))
     }
 
@@ -349,42 +441,69 @@ impl Poller {
         &self.handle
     }
 
-    /// Stops accepting, after what the kernel holds has been accepted.
-    pub(crate) fn unlisten(&mut self) {
-        for (token, _) in self.listeners.clone() {
+    /// Stops accepting for a group, and replies when nothing can be accepted any more. Connections that the kernel has
+    /// established already are still taken on, since their peers may have sent requests.
+    fn unlisten(&mut self, group: Group, reply: mpsc::Sender<()>) {
+        let ours = self.listeners.iter().filter(|listening| listening.group == group);
+        let ours: Vec<_> =
+            ours.map(|listening| (listening.token, listening.acceptor.clone())).collect();
+        for (token, acceptor) in ours {
+            let backlog = self.driver.listener(token).map(accept_rest).unwrap_or_default();
             self.driver.unlisten(&mut self.engine, token);
+            self.stats.accepts += backlog.len() as u64;
+            for socket in backlog {
+                acceptor(self, token, socket);
+            }
         }
+        self.leaving.push((group, reply));
     }
 
-    fn begin_ending(&mut self, deadline: Instant, reply: mpsc::Sender<usize>) {
-        self.unlisten();
-        self.driver.drain();
-        self.ending = Some(Ending { deadline, forced: None, reply });
-    }
-
-    fn has_ended(&mut self) -> bool {
-        let Some(ending) = &mut self.ending else { return false };
+    /// Answers whoever waits for an end.
+    fn look_at_endings(&mut self) {
+        if !self.leaving.is_empty() {
+            let Poller { listeners, leaving, driver, .. } = self;
+            listeners.retain(|listening| driver.listener(listening.token).is_some());
+            leaving.retain(|(group, reply)| {
+                let listens = listeners.iter().any(|listening| listening.group == *group);
+                if !listens {
+                    let _ = reply.send(());
+                }
+                listens
+            });
+        }
+        if self.endings.is_empty() {
+            return;
+        }
         let now = Instant::now();
-        if self.driver.is_empty() {
-            return true;
+        let mut endings = mem::take(&mut self.endings);
+        for ending in &mut endings {
+            if ending.forced.is_none() && now >= ending.deadline {
+                let waiting = ending.admission.give_up();
+                let open = self.driver.abort_group(&mut self.engine, ending.group);
+                ending.forced = Some(waiting + open);
+            }
         }
-        if ending.forced.is_some() {
-            return now >= ending.deadline + TEARDOWN;
-        }
-        if now >= ending.deadline {
-            ending.forced = Some(self.driver.abort_all(&mut self.engine));
-        }
-        self.driver.is_empty()
+        endings.retain(|ending| {
+            let over = self.driver.left(ending.group) == 0 && ending.admission.is_empty();
+            let late = ending.forced.is_some() && now >= ending.deadline + TEARDOWN;
+            if over || late {
+                self.driver.end_drain(ending.group);
+                let _ = ending.reply.send(ending.forced.unwrap_or(0));
+            }
+            !(over || late)
+        });
+        self.endings = endings;
     }
 
     /// Gives back everything. The engine's memory is the kernel's until it says otherwise.
     fn tear_down(mut self) {
         // Whoever asks from now on gets the last figures, and they are there before nobody answers.
         *lock(&self.handle.last_stats) = self.snapshot();
+        self.handle.ended.store(true, Ordering::Relaxed);
         let late_calls = lock(&self.handle.calls).take();
         drop(late_calls);
         self.handle.executor.cancel_all();
-        let forced = self.driver.abort_all(&mut self.engine);
+        self.driver.abort_all(&mut self.engine);
         let deadline = Instant::now() + TEARDOWN;
         while !self.driver.is_empty() && Instant::now() < deadline {
             self.take_commands();
@@ -393,9 +512,6 @@ impl Poller {
             }
         }
         *lock(&self.handle.last_stats) = self.snapshot();
-        if let Some(ending) = self.ending.take() {
-            let _ = ending.reply.send(ending.forced.unwrap_or(0) + forced);
-        }
     }
 
     fn snapshot(&self) -> Stats {
@@ -407,6 +523,23 @@ impl Poller {
         stats.add_driver(self.driver.stats());
         stats
     }
+}
+
+/// The connections that the kernel has established for a listener.
+fn accept_rest(listener: BorrowedFd<'_>) -> Vec<OwnedFd> {
+    let listener = SockRef::from(&listener);
+    let accept = || loop {
+        match listener.accept() {
+            Ok((socket, _)) => {
+                return socket.set_nonblocking(true).ok().map(|()| OwnedFd::from(socket));
+            }
+            // Of a connection that is gone.
+            Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    };
+    std::iter::from_fn(accept).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -3,9 +3,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
-use std::time::Instant;
 
 use duopoll_core::Limits;
 use socket2::{Socket, Type};
@@ -17,11 +16,12 @@ use crate::engine::{Engine, EngineReport};
 use crate::poller::Handle;
 use crate::stats::Stats;
 
-/// Threads that move bytes, each with an engine of its own, for connections that no server owns: those that a
-/// [`Dialer`](crate::Dialer) dials and a [`Listener`](crate::Listener) accepts.
+/// Threads that move bytes, each with an engine of its own, and the connections that live on them: those of servers,
+/// those that a [`Dialer`](crate::Dialer) dials, and those that a [`Listener`](crate::Listener) accepts.
 ///
 /// Cheap to clone; clones are the same group. When the last one is dropped, the pollers end, and what connections
-/// they have left end with `ECONNABORTED`.
+/// they have left end with `ECONNABORTED`. A poller also ends, alone, if its engine breaks; its connections end in the same
+/// way, it gets no new ones, and [`Stats::failed_pollers`] counts it.
 #[derive(Clone, Debug)]
 pub struct Pollers {
     group: Arc<Group>,
@@ -29,8 +29,8 @@ pub struct Pollers {
 
 #[derive(Debug)]
 struct Group {
-    handles: Vec<Arc<Handle>>,
-    balance: Balance,
+    options: PollerOptions,
+    handles: RwLock<Vec<Arc<Handle>>>,
     turn: AtomicUsize,
 }
 
@@ -48,12 +48,13 @@ pub enum Balance {
 }
 
 /// How pollers are started: see [`Pollers::options`].
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PollerOptions {
     engine: Engine,
     count: Option<usize>,
     balance: Balance,
     pinned: bool,
+    name: Option<String>,
 }
 
 impl PollerOptions {
@@ -81,6 +82,13 @@ impl PollerOptions {
         self
     }
 
+    /// What their threads are called, with a number behind it. The kernel shows the first 15 bytes. Default:
+    /// `duopoll-`.
+    pub fn name(mut self, prefix: impl Into<String>) -> PollerOptions {
+        self.name = Some(prefix.into());
+        self
+    }
+
     /// Starts them.
     ///
     /// # Errors
@@ -92,18 +100,17 @@ impl PollerOptions {
         if count == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "0 pollers do nothing"));
         }
+        let group = Group { options: self, handles: RwLock::default(), turn: AtomicUsize::new(0) };
+        let pollers = Pollers { group: Arc::new(group) };
+        pollers.grow(count)?;
+        Ok(pollers)
+    }
+
+    fn start_one(&self, index: usize) -> io::Result<Arc<Handle>> {
         let processors = if self.pinned { affinity::processors()? } else { Vec::new() };
-        let mut group = Group {
-            handles: Vec::with_capacity(count),
-            balance: self.balance,
-            turn: AtomicUsize::new(0),
-        };
-        for index in 0..count {
-            let processor = processors.get(index % processors.len().max(1)).copied();
-            let name = format!("duopoll-{index}");
-            group.handles.push(Handle::start(name, self.engine, processor)?);
-        }
-        Ok(Pollers { group: Arc::new(group) })
+        let processor = processors.get(index % processors.len().max(1)).copied();
+        let prefix = self.name.as_deref().unwrap_or("duopoll-");
+        Handle::start(format!("{prefix}{index}"), self.engine, processor)
     }
 }
 
@@ -127,19 +134,34 @@ impl Pollers {
         Ok(global.insert(Pollers::options().start()?).clone())
     }
 
-    /// How many there are.
+    /// How many there are, with those that have failed.
     pub fn count(&self) -> usize {
-        self.group.handles.len()
+        self.group.handles().len()
+    }
+
+    /// Starts more of them, which get new connections from now on. Those that are open stay where they are. Listeners with
+    /// [`reuse_port`](crate::ListenerOptions::reuse_port), whose connections stay on the poller that accepted
+    /// them, bring none to the new pollers.
+    ///
+    /// # Errors
+    /// As for [`PollerOptions::start`]; those that had been started by then stay.
+    pub fn grow(&self, more: usize) -> io::Result<()> {
+        for _ in 0..more {
+            // Two who let it grow at once may choose the same name, or processor.
+            let started = self.group.options.start_one(self.count())?;
+            self.group.handles.write().unwrap_or_else(PoisonError::into_inner).push(started);
+        }
+        Ok(())
     }
 
     /// What each of them runs on, and why.
-    pub fn engine_reports(&self) -> impl Iterator<Item = &EngineReport> {
-        self.group.handles.iter().map(|handle| handle.report())
+    pub fn engine_reports(&self) -> Vec<EngineReport> {
+        self.group.handles().iter().map(|handle| handle.report().clone()).collect()
     }
 
     /// The counters of each. Asks them, so it is not for a hot path.
     pub fn stats_of_each(&self) -> Vec<Stats> {
-        self.group.handles.iter().map(|handle| handle.stats()).collect()
+        self.group.handles().iter().map(|handle| handle.stats()).collect()
     }
 
     /// Their counters, added up, and the figures of the process's pool. Asks them, so it is not for a hot path.
@@ -163,42 +185,56 @@ impl Pollers {
         }
         socket.peer_addr()?;
         socket.set_nonblocking(true)?;
-        dialer::adopt(self, socket.into(), Limits::default(), false).await
+        dialer::adopt(self.pick(), socket.into(), Limits::default(), false).await
     }
 
-    /// The one that gets the next connection.
-    pub(crate) fn pick(&self) -> &Arc<Handle> {
-        let Group { handles, balance, turn } = &*self.group;
+    /// The one that gets the next connection: one that runs, if there is any.
+    pub(crate) fn pick(&self) -> Arc<Handle> {
+        let Group { options, handles, turn } = &*self.group;
+        let handles = handles.read().unwrap_or_else(PoisonError::into_inner);
         let turn = turn.fetch_add(1, Ordering::Relaxed);
-        let index = match balance {
-            Balance::RoundRobin => turn % handles.len(),
-            Balance::Random => scattered(turn) % handles.len(),
-            Balance::FewestConnections => {
-                // Beginning with the one whose turn it is, so that equals take turns.
-                let candidates = (0..handles.len()).map(|offset| (turn + offset) % handles.len());
-                candidates.min_by_key(|index| handles[*index].load()).unwrap_or(0)
-            }
+        let first = match options.balance {
+            Balance::RoundRobin | Balance::FewestConnections => turn,
+            Balance::Random => scattered(turn),
         };
-        handles[index].expect_connection();
-        &handles[index]
+        // Beginning with the one whose turn it is, so that equals take turns.
+        let in_turn = (0..handles.len()).map(|offset| &handles[(first + offset) % handles.len()]);
+        let mut candidates = in_turn.clone().filter(|handle| !handle.has_ended());
+        let chosen = match options.balance {
+            Balance::RoundRobin | Balance::Random => candidates.next(),
+            Balance::FewestConnections => candidates.min_by_key(|handle| handle.load()),
+        };
+        let chosen = chosen.unwrap_or_else(|| &handles[first % handles.len()]);
+        chosen.expect_connection();
+        chosen.clone()
     }
 
-    pub(crate) fn handles(&self) -> &[Arc<Handle>] {
-        &self.group.handles
+    pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {
+        self.group.handles()
+    }
+
+    /// Ends them, and waits until they have ended. What connections they have left end with `ECONNABORTED`.
+    pub(crate) fn stop(&self) {
+        self.group.stop();
+    }
+}
+
+impl Group {
+    fn handles(&self) -> Vec<Arc<Handle>> {
+        self.handles.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn stop(&self) {
+        let handles = self.handles();
+        handles.iter().for_each(|handle| handle.stop());
+        // A poller that drops the last handle of its own group cannot wait for itself.
+        handles.iter().filter(|handle| !handle.is_local()).for_each(|handle| handle.join());
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let now = Instant::now();
-        let ending: Vec<_> = self.handles.iter().map(|handle| handle.end(now)).collect();
-        for (handle, end) in self.handles.iter().zip(ending) {
-            // A poller that drops the last handle of its own group cannot wait for itself.
-            if !handle.is_local() {
-                let _ = end.recv();
-                handle.join();
-            }
-        }
+        self.stop();
     }
 }
 

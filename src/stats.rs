@@ -39,6 +39,8 @@ macro_rules! stats {
 stats! {
     /// Pollers that these figures are of.
     pollers,
+    /// Pollers that have ended by themselves, since their engine broke or a waker panicked.
+    failed_pollers,
     /// Connections that were accepted.
     accepts,
     /// Connections that were registered.

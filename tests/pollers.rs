@@ -30,7 +30,7 @@ fn connect(server: &Server, count: usize) -> Vec<Peer> {
 }
 
 fn open_on_each(server: &Server) -> Vec<u64> {
-    server.stats_of_each().iter().map(|stats| stats.connections - stats.closed).collect()
+    server.pollers().stats_of_each().iter().map(|stats| stats.connections - stats.closed).collect()
 }
 
 fn connections_take_turns(setup: Setup) {
@@ -72,10 +72,12 @@ fn a_shared_port_gives_each_poller_its_own_listener() {
         let builder = EventLoop::builder().engine(engine).pollers(2).on_request(support::echo);
         let server = builder.serve(listener).expect("a server");
         let peers = connect(&server, 200);
-        let accepts: Vec<_> = server.stats_of_each().iter().map(|stats| stats.accepts).collect();
+        let accepts: Vec<_> =
+            server.pollers().stats_of_each().iter().map(|stats| stats.accepts).collect();
         assert_eq!(accepts.iter().sum::<u64>(), 200);
         assert!(accepts.iter().all(|accepts| *accepts > 20), "the kernel's hash: {accepts:?}");
-        let opened: Vec<_> = server.stats_of_each().iter().map(|stats| stats.connections).collect();
+        let opened: Vec<_> =
+            server.pollers().stats_of_each().iter().map(|stats| stats.connections).collect();
         assert_eq!(accepts, opened, "each keeps what it accepts");
         drop(peers);
     }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use libc::iovec;
@@ -44,9 +44,27 @@ pub struct Driver {
     accepted: Vec<Accepted>,
     /// Connections in phase `Open`.
     open: usize,
-    /// Connections are to end between two requests.
-    draining: bool,
+    /// Groups whose connections are to end between two requests.
+    draining: Vec<Draining>,
     stats: DriverStats,
+}
+
+/// Connections that are ended together, such as those of one server. The default is a group like any other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Group(u32);
+
+impl Group {
+    /// The group of this number.
+    pub const fn new(number: u32) -> Group {
+        Group(number)
+    }
+}
+
+/// A group that drains.
+struct Draining {
+    group: Group,
+    /// Connections of it that are registered, in whatever phase.
+    left: usize,
 }
 
 /// A connection that was accepted, and by which listener.
@@ -85,6 +103,7 @@ enum Slot {
 
 struct Stream {
     shared: Arc<Shared>,
+    group: Group,
     intake: Intake,
     sending: Chain,
     /// The kernel holds the vectors of the intake.
@@ -94,6 +113,8 @@ struct Stream {
     touched: bool,
     /// Receiving waits for memory.
     starved: bool,
+    /// Its user wants nothing to be received.
+    paused: bool,
     phase: Phase,
     /// The engine has let go.
     released: bool,
@@ -123,8 +144,12 @@ impl Driver {
     /// A driver without connections, for the poller of this mailbox.
     pub fn new(mailbox: Arc<Mailbox>) -> Driver {
         let now = mailbox.clock().now();
+        #[cfg(not(duopoll_faults))]
+        let slots = TokenSlab::new();
+        #[cfg(duopoll_faults)]
+        let slots = TokenSlab::starting_at(crate::faults::generation());
         Driver {
-            slots: TokenSlab::new(),
+            slots,
             wheel: Wheel::new(now),
             now,
             slept: true,
@@ -132,7 +157,7 @@ impl Driver {
             touched: Vec::new(),
             accepted: Vec::new(),
             open: 0,
-            draining: false,
+            draining: Vec::new(),
             stats: DriverStats::default(),
         }
     }
@@ -146,8 +171,9 @@ impl Driver {
         engine: &mut P,
         socket: Option<OwnedFd>,
         limits: Limits,
+        group: Group,
     ) -> io::Result<(Reader, Writer)> {
-        self.register(engine, socket, limits, Kind::Stream)
+        self.register(engine, socket, limits, group, Kind::Stream)
     }
 
     /// Registers a socket whose connect(2) is under way and gives its two halves;
@@ -160,8 +186,9 @@ impl Driver {
         engine: &mut P,
         socket: Option<OwnedFd>,
         limits: Limits,
+        group: Group,
     ) -> io::Result<(Reader, Writer)> {
-        self.register(engine, socket, limits, Kind::Connecting)
+        self.register(engine, socket, limits, group, Kind::Connecting)
     }
 
     fn register<P: Poll>(
@@ -169,6 +196,7 @@ impl Driver {
         engine: &mut P,
         socket: Option<OwnedFd>,
         limits: Limits,
+        group: Group,
         kind: Kind,
     ) -> io::Result<(Reader, Writer)> {
         let fd = socket.as_ref().map_or(-1, AsRawFd::as_raw_fd);
@@ -176,14 +204,14 @@ impl Driver {
         let token = self.slots.insert_with(|token| {
             let (shared, reader, writer) =
                 connection::pair(socket, self.mailbox.clone(), token, limits);
-            if self.draining {
+            if self.draining.iter().any(|draining| draining.group == group) {
                 shared.drain().wake();
             }
             if kind == Kind::Connecting {
                 shared.begin_connecting();
             }
             halves = Some((reader, writer));
-            Slot::Stream(Stream::new(shared, self.now))
+            Slot::Stream(Stream::new(shared, group, self.now))
         });
         if let Err(error) = engine.register(token, fd, kind, self) {
             self.slots.remove(token);
@@ -191,6 +219,9 @@ impl Driver {
         }
         self.stats.connections += 1;
         self.open += 1;
+        if let Some(draining) = self.draining(group) {
+            draining.left += 1;
+        }
         if limits.idle_timeout.is_some() {
             self.look_at_deadlines(engine, token);
         }
@@ -228,6 +259,14 @@ impl Driver {
         }
     }
 
+    /// The socket of a listener.
+    pub fn listener(&self, token: Token) -> Option<BorrowedFd<'_>> {
+        match self.slots.get(token) {
+            Some(Slot::Listener(listener)) => Some(listener.socket.as_fd()),
+            _ => None,
+        }
+    }
+
     /// Stops accepting. What the kernel has accepted already may still come.
     pub fn unlisten<P: Poll>(&mut self, engine: &mut P, token: Token) {
         if let Some(Slot::Listener(listener)) = self.slots.get_mut(token) {
@@ -245,11 +284,16 @@ impl Driver {
                 engine.send(token, self);
                 self.go_on_closing(engine, token);
             }
-            Command::Receive(token) => {
-                if let Some(Slot::Stream(stream)) = self.slots.get(token) {
-                    if stream.phase != Phase::Deregistered {
-                        engine.receive(token, self);
-                    }
+            Command::Receive(token) => self.receive(engine, token),
+            Command::Pause(token) => {
+                if let Some(stream) = self.stream(token) {
+                    stream.paused = true;
+                }
+            }
+            Command::Resume(token) => {
+                if let Some(stream) = self.stream(token) {
+                    stream.paused = false;
+                    self.receive(engine, token);
                 }
             }
             Command::Close(token) => self.close(engine, token),
@@ -338,35 +382,71 @@ impl Driver {
         self.slots.is_empty()
     }
 
-    /// Tells every connection, and those that are opened later, that it is to end between two requests.
-    pub fn drain(&mut self) {
-        self.draining = true;
+    /// Tells every connection of a group, and those that are opened in it later, that it is to end between two
+    /// requests.
+    pub fn drain(&mut self, group: Group) {
+        if self.draining(group).is_some() {
+            return;
+        }
+        let mut left = 0;
         for token in self.slots.tokens().collect::<Vec<_>>() {
             if let Some(Slot::Stream(stream)) = self.slots.get(token) {
-                stream.shared.drain().wake();
+                if stream.group == group {
+                    left += 1;
+                    stream.shared.drain().wake();
+                }
             }
         }
+        self.draining.push(Draining { group, left });
     }
 
-    /// Ends every connection and listener now, whatever they are doing. Returns how many connections that were
-    /// open, or had something to send. The engine goes on releasing them in its next turns.
+    /// Connections of a group that have not been released since [`drain`](Driver::drain).
+    pub fn left(&self, group: Group) -> usize {
+        let draining = self.draining.iter().find(|draining| draining.group == group);
+        draining.map_or(0, |draining| draining.left)
+    }
+
+    /// Forgets that a group drains.
+    pub fn end_drain(&mut self, group: Group) {
+        self.draining.retain(|draining| draining.group != group);
+    }
+
+    /// Ends every connection of a group now, whatever they are doing. Returns how many that were open, or had something
+    /// to send. The engine goes on releasing them in its next turns.
+    pub fn abort_group<P: Poll>(&mut self, engine: &mut P, group: Group) -> usize {
+        self.abort_if(engine, |stream| stream.group == group)
+    }
+
+    /// Ends every connection and listener now; see [`abort_group`](Driver::abort_group).
     pub fn abort_all<P: Poll>(&mut self, engine: &mut P) -> usize {
+        for token in self.slots.tokens().collect::<Vec<_>>() {
+            self.unlisten(engine, token);
+        }
+        self.abort_if(engine, |_| true)
+    }
+
+    fn abort_if<P: Poll>(&mut self, engine: &mut P, chosen: impl Fn(&Stream) -> bool) -> usize {
         let mut forced = 0;
         for token in self.slots.tokens().collect::<Vec<_>>() {
-            match self.slots.get(token) {
-                Some(Slot::Listener(_)) => self.unlisten(engine, token),
-                Some(Slot::Stream(stream)) => {
-                    if matches!(stream.phase, Phase::Open | Phase::Sending) {
-                        forced += 1;
-                        stream.shared.fail(libc::ECONNABORTED).wake();
-                    }
-                    self.deregister(engine, token);
-                }
-                None => {}
+            let Some(stream) = self.stream(token).filter(|stream| chosen(stream)) else { continue };
+            if matches!(stream.phase, Phase::Open | Phase::Sending) {
+                forced += 1;
+                stream.shared.fail(libc::ECONNABORTED).wake();
             }
+            self.deregister(engine, token);
         }
         self.stats.forced += forced as u64;
         forced
+    }
+
+    fn draining(&mut self, group: Group) -> Option<&mut Draining> {
+        self.draining.iter_mut().find(|draining| draining.group == group)
+    }
+
+    fn receive<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        if self.stream(token).is_some_and(|stream| stream.phase != Phase::Deregistered) {
+            engine.receive(token, self);
+        }
     }
 
     /// What was seen so far.
@@ -484,7 +564,8 @@ impl Driver {
 unsafe impl Operators for Driver {
     fn inputs(&mut self, token: Token, vectors: &mut [iovec; 2]) -> Inputs {
         let Some(stream) = self.stream(token) else { return Inputs::Stop };
-        if stream.phase == Phase::Deregistered {
+        // A closed connection receives even if it was paused, for the peer's FIN.
+        if stream.phase == Phase::Deregistered || (stream.paused && stream.phase == Phase::Open) {
             return Inputs::Stop;
         }
         match stream.intake.lend(&mut LocalBlocks, vectors) {
@@ -623,6 +704,9 @@ unsafe impl Operators for Driver {
             stream.in_flight = false;
             stream.released = true;
             self.stats.closed += 1;
+            if let Some(draining) = self.draining(stream.group) {
+                draining.left -= 1;
+            }
             stream.shared.released().wake();
         }
     }
@@ -643,15 +727,17 @@ impl Listening {
 }
 
 impl Stream {
-    fn new(shared: Arc<Shared>, now: Tick) -> Stream {
+    fn new(shared: Arc<Shared>, group: Group, now: Tick) -> Stream {
         Stream {
             shared,
+            group,
             intake: Intake::default(),
             sending: Chain::new(),
             receiving: false,
             in_flight: false,
             touched: false,
             starved: false,
+            paused: false,
             phase: Phase::Open,
             released: false,
             active: now,

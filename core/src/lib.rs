@@ -11,6 +11,8 @@ mod buffer;
 mod connection;
 mod driver;
 mod error;
+#[cfg(duopoll_faults)]
+pub mod faults;
 mod mailbox;
 mod memory;
 #[cfg(all(test, loom))]
@@ -26,7 +28,7 @@ pub use buffer::{
     LinkReader, LinkWriter,
 };
 pub use connection::{Control, Limits, Reader, Writer};
-pub use driver::{Accepted, Driver, DriverStats};
+pub use driver::{Accepted, Driver, DriverStats, Group};
 pub use error::Error;
 pub use mailbox::{Clock, Command, Entered, Mailbox, on_poller_thread};
 pub use memory::{Pool, PoolConfig, PoolStats, Slice, Tail};

@@ -27,6 +27,10 @@ pub enum Command {
     SendNow(Token),
     /// There is room to receive again.
     Receive(Token),
+    /// Nothing is to be received for a while.
+    Pause(Token),
+    /// Receive again.
+    Resume(Token),
     /// Both halves of the connection are gone, or it was closed.
     Close(Token),
     /// The connection is to be reset.

@@ -76,7 +76,7 @@ pub(crate) fn main(
     if let Some(reason) = &report.fallback {
         eprintln!("{reason}");
     }
-    let (address, pollers) = (server.local_addr(), server.pollers());
+    let (address, pollers) = (server.local_addr(), server.pollers().count());
     println!("listening on {address} engine={} pollers={pollers}", report.engine);
 
     signals.forever().next();

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Input, Output, Shared, State, Wakers, wait};
+use super::{Detached, Input, Output, Shared, State, Wakers, wait};
 use crate::mailbox::Command;
 
 /// A handle on a connection: to limit what it may wait for, to pause it, and to end it. From any thread, while others
@@ -66,6 +66,35 @@ impl Control {
         state.input == Input::Open && state.output == Output::Open
     }
 
+    /// Receives nothing until [`resume`](Control::resume): the kernel's window then holds the peer back. What was on
+    /// its way may still come, at most what one receive takes. Whoever waits for more goes on waiting; timeouts and
+    /// deadlines count. The peer's end and errors of the connection are found out by sending only, or later.
+    pub fn pause(&self) {
+        self.shared.mailbox.post(Command::Pause(self.shared.token));
+    }
+
+    /// Receives again. Harmless if the connection was not paused.
+    pub fn resume(&self) {
+        self.shared.mailbox.post(Command::Resume(self.shared.token));
+    }
+
+    /// Has `callback` called once, as soon as the connection is over: the peer has ended it, it broke, it was closed or
+    /// aborted by this side, or taken away from its poller. At once if it is over already. For those who keep
+    /// connections that nobody reads from, such as a pool of a client.
+    ///
+    /// It runs where the end is found out, mostly on the poller's thread, and must not block. The callback that
+    /// was set last is called first. What had arrived before the end can still be read.
+    pub fn on_close(&self, callback: impl FnOnce() + Send + 'static) {
+        let mut state = self.shared.state();
+        let failed = matches!(state.output, Output::Failed(_));
+        if state.input == Input::Open && !failed && state.detached != Detached::Done {
+            state.closers.push(Box::new(callback));
+            return;
+        }
+        drop(state);
+        callback();
+    }
+
     /// Closes the connection; see [`Reader::close`](super::Reader::close).
     pub fn close(&self) {
         self.shared.close();
@@ -93,13 +122,13 @@ impl Control {
                 state.reading.began(now);
                 if state.reading.expire(now) {
                     state.need = 0;
-                    wakers.0 = state.reader.take();
+                    wakers.reader = state.reader.take();
                 }
             }
             if state.writer.is_some() {
                 state.writing.began(now);
                 if state.writing.expire(now) {
-                    wakers.1 = state.writer.take();
+                    wakers.writer = state.writer.take();
                 }
             }
             let due = state.reading.until().min(state.writing.until());

@@ -19,7 +19,9 @@ mod writer;
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 use std::time::Duration;
@@ -111,6 +113,9 @@ struct State {
     close_posted: bool,
     detached: Detached,
 
+    /// To be called when the connection is over.
+    closers: Vec<Closer>,
+
     /// In ticks; none if the connection may be idle for ever.
     idle_timeout: Option<Tick>,
     /// When the poller's timer for this connection fires; `NEVER` if it is not set.
@@ -155,15 +160,27 @@ enum Detached {
     Gone,
 }
 
-/// Wakers taken out under the lock, to be called without it.
+/// What a user wants to be called when the connection is over.
+type Closer = Box<dyn FnOnce() + Send>;
+
+/// Those who are to be told of a change: taken out under the lock, called without it.
 #[derive(Default)]
 #[must_use]
-pub(crate) struct Wakers(Option<Waker>, Option<Waker>);
+pub(crate) struct Wakers {
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    closers: Vec<Closer>,
+}
 
 impl Wakers {
     pub(crate) fn wake(self) {
-        for waker in [self.0, self.1].into_iter().flatten() {
+        for waker in [self.reader, self.writer].into_iter().flatten() {
             waker.wake();
+        }
+        // The last first, as destructors run.
+        for closer in self.closers.into_iter().rev() {
+            // The panic hook reports it. It must not end whoever found the connection over.
+            let _ = panic::catch_unwind(AssertUnwindSafe(closer));
         }
     }
 }
@@ -214,6 +231,7 @@ impl State {
             writer_gone: false,
             close_posted: false,
             detached: Detached::No,
+            closers: Vec::new(),
             idle_timeout: limits.idle_timeout.map(wait::ticks),
             armed: NEVER,
         }
@@ -248,10 +266,14 @@ impl Shared {
                 }
                 _ => {}
             }
-            if std::mem::replace(&mut state.close_posted, true) {
+            if mem::replace(&mut state.close_posted, true) {
                 return;
             }
-            Wakers(state.reader.take(), state.writer.take())
+            Wakers {
+                reader: state.reader.take(),
+                writer: state.writer.take(),
+                closers: mem::take(&mut state.closers),
+            }
         };
         self.mailbox.post(Command::Close(self.token));
         wakers.wake();
@@ -295,7 +317,7 @@ impl Shared {
         let limit = self.limits.input_high_bytes.max(state.need);
         state.stopped = state.inbox.len() >= limit;
         let next = if state.stopped { Next::Stop } else { Next::More };
-        (Wakers(reader, None), next)
+        (Wakers { reader, ..Wakers::default() }, next)
     }
 
     /// The peer sent its FIN.
@@ -305,9 +327,9 @@ impl Shared {
 
     /// The connection is broken, for both directions.
     pub(crate) fn fail(&self, errno: i32) -> Wakers {
-        let Wakers(reader, _) = self.fail_input(Input::Failed(errno));
-        let Wakers(_, writer) = self.fail_output(errno);
-        Wakers(reader, writer)
+        let input = self.fail_input(Input::Failed(errno));
+        let output = self.fail_output(errno);
+        Wakers { writer: output.writer, ..input }
     }
 
     fn fail_input(&self, how: Input) -> Wakers {
@@ -317,7 +339,7 @@ impl Shared {
             state.input = how;
         }
         state.need = 0;
-        Wakers(state.reader.take(), None)
+        Wakers { reader: state.reader.take(), closers: mem::take(&mut state.closers), writer: None }
     }
 
     /// Nothing can be sent any more; what was queued is dropped.
@@ -328,7 +350,7 @@ impl Shared {
         }
         state.outbox = Chain::new();
         state.unsent = 0;
-        Wakers(None, state.writer.take())
+        Wakers { writer: state.writer.take(), closers: mem::take(&mut state.closers), reader: None }
     }
 
     /// Moves the outbox to the end of `sending`. Says to finish, once, when all is out that ever will be.
@@ -358,7 +380,7 @@ impl Shared {
         } else {
             None
         };
-        (Wakers(None, writer), if more { Next::More } else { Next::Stop })
+        (Wakers { writer, ..Wakers::default() }, if more { Next::More } else { Next::Stop })
     }
 
     /// Ends what is due. `active` is when a byte last moved.
@@ -369,10 +391,10 @@ impl Shared {
         let mut expired = Expired { idle: idle_until <= now, ..Expired::default() };
         if state.reading.expire(now) {
             state.need = 0;
-            expired.wakers.0 = state.reader.take();
+            expired.wakers.reader = state.reader.take();
         }
         if state.writing.expire(now) {
-            expired.wakers.1 = state.writer.take();
+            expired.wakers.writer = state.writer.take();
         }
         state.armed = idle_until.min(state.reading.until()).min(state.writing.until());
         expired.next = state.armed;
@@ -396,10 +418,10 @@ impl Shared {
         if state.output == Output::Connecting {
             state.output = if finish { Output::Finishing } else { Output::Open };
         }
-        if finish && !std::mem::replace(&mut state.send_posted, true) {
+        if finish && !mem::replace(&mut state.send_posted, true) {
             self.mailbox.post(Command::Send(self.token));
         }
-        Wakers(None, state.writer.take())
+        Wakers { writer: state.writer.take(), ..Wakers::default() }
     }
 
     /// The engine has let go of the socket.
@@ -409,7 +431,7 @@ impl Shared {
             Detached::Wanted => Detached::Done,
             _ => Detached::Gone,
         };
-        Wakers(state.reader.take(), None)
+        Wakers { reader: state.reader.take(), closers: mem::take(&mut state.closers), writer: None }
     }
 
     /// The poller ends, and the engine has not let go.
@@ -438,7 +460,7 @@ impl Shared {
     pub(crate) fn drain(&self) -> Wakers {
         let mut state = self.state();
         state.drain = true;
-        Wakers(state.reader.take(), None)
+        Wakers { reader: state.reader.take(), ..Wakers::default() }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
-use duopoll_core::{Command, Deregister, Driver, Entered, Limits, Mailbox, Poll, Pool};
+use duopoll_core::{Command, Deregister, Driver, Entered, Group, Limits, Mailbox, Poll, Pool};
 
 use crate::clock::{Alarms, Micros, SimClock};
 use crate::engine::SimEngine;
@@ -174,7 +174,7 @@ impl World {
                 Request::Open => self.open(),
                 Request::Drain => {
                     self.draining.set(true);
-                    self.driver.drain();
+                    self.driver.drain(Group::default());
                 }
                 Request::AbortAll => self.abort_all(),
                 Request::TearDown => return false,
@@ -271,9 +271,9 @@ impl World {
         let errno = if rng.one_in(40) { Some(libc::ENOMEM) } else { None };
         self.engine.next = Some((link.clone(), errno));
         let opened = if connects {
-            self.driver.connect(&mut self.engine, None, limits)
+            self.driver.connect(&mut self.engine, None, limits, Group::default())
         } else {
-            self.driver.open(&mut self.engine, None, limits)
+            self.driver.open(&mut self.engine, None, limits, Group::default())
         };
         let (reader, writer) = match (opened, errno) {
             (Ok(halves), None) => halves,
