@@ -431,7 +431,7 @@ impl Driver {
             let Some(stream) = self.stream(token).filter(|stream| chosen(stream)) else { continue };
             if matches!(stream.phase, Phase::Open | Phase::Sending) {
                 forced += 1;
-                stream.shared.fail(libc::ECONNABORTED).wake();
+                stream.shared.fail(libc::ECONNABORTED).wake_at_the_end();
             }
             self.deregister(engine, token);
         }
@@ -707,7 +707,7 @@ unsafe impl Operators for Driver {
             if let Some(draining) = self.draining(stream.group) {
                 draining.left -= 1;
             }
-            stream.shared.released().wake();
+            stream.shared.released().wake_at_the_end();
         }
     }
 }
@@ -769,7 +769,7 @@ impl Drop for Stream {
             mem::forget(mem::take(&mut self.sending));
         }
         if !self.released {
-            self.shared.abandoned().wake();
+            self.shared.abandoned().wake_at_the_end();
         }
     }
 }

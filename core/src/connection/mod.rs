@@ -173,6 +173,19 @@ pub(crate) struct Wakers {
 }
 
 impl Wakers {
+    /// As [`wake`](Wakers::wake), for an end at which the others must be told though one of the wakers panics. The panic
+    /// hook reports it.
+    pub(crate) fn wake_at_the_end(self) {
+        let Wakers { reader, writer, closers } = self;
+        let each = [
+            Wakers { reader, ..Wakers::default() },
+            Wakers { writer, closers, ..Wakers::default() },
+        ];
+        for one in each {
+            let _ = panic::catch_unwind(AssertUnwindSafe(|| one.wake()));
+        }
+    }
+
     pub(crate) fn wake(self) {
         for waker in [self.reader, self.writer].into_iter().flatten() {
             waker.wake();
