@@ -286,11 +286,13 @@ impl Waiting {
     fn put(&self, socket: OwnedFd) -> bool {
         let mut state = lock(&self.state);
         state.sockets.push_back(socket);
-        state.paused = state.sockets.len() >= WAITING_MAX;
-        let (wakers, paused) = (std::mem::take(&mut state.wakers), state.paused);
+        // One that was on its way may still come when the listener is paused.
+        let pause = state.sockets.len() >= WAITING_MAX;
+        state.paused |= pause;
+        let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
-        paused
+        pause
     }
 }
 
