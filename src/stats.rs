@@ -75,7 +75,7 @@ stats! {
     wakeups,
     /// Events for connections that were gone.
     stale_events,
-    /// Completions that found their queue full and were kept by the kernel.
+    /// Waits after which the kernel still kept completions for which their queue had no room.
     completion_overflows,
     /// Times that a task was run.
     task_polls,

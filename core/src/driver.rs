@@ -568,6 +568,7 @@ unsafe impl Operators for Driver {
         if stream.phase == Phase::Deregistered || (stream.paused && stream.phase == Phase::Open) {
             return Inputs::Stop;
         }
+        let open = stream.phase == Phase::Open;
         match stream.intake.lend(&mut LocalBlocks, vectors) {
             Ok(count) => {
                 stream.receiving = true;
@@ -575,8 +576,11 @@ unsafe impl Operators for Driver {
             }
             Err(_) => {
                 stream.starved = true;
-                if self.wheel.deadline(token.index()).is_none() {
-                    self.wheel.set(token.index(), self.now + NO_MEMORY_RETRY_MS);
+                let retry = self.now + NO_MEMORY_RETRY_MS;
+                let set = self.wheel.deadline(token.index());
+                // The timer of a closed connection ends it, and is left alone.
+                if open && set.is_none_or(|deadline| deadline > retry) {
+                    self.wheel.set(token.index(), retry);
                 }
                 Inputs::Stop
             }
@@ -653,7 +657,13 @@ unsafe impl Operators for Driver {
             Err(error) => {
                 stream.sending = Chain::new();
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                (stream.shared.fail_output(errno), Next::Stop)
+                let wakers = if is_of_the_network(&error) {
+                    // Receiving comes to its end by itself, behind the bytes that have arrived.
+                    stream.shared.fail_output(errno)
+                } else {
+                    stream.shared.fail(errno)
+                };
+                (wakers, Next::Stop)
             }
         };
         let closing = stream.phase != Phase::Open;
@@ -682,17 +692,19 @@ unsafe impl Operators for Driver {
                 self.accepted.push(Accepted { listener: token, socket });
                 next
             }
-            Err(error) if is_exhausted(&error) && !listener.deregistered => {
+            // accept(2) hands on the errors of the connection that was to be accepted: the next one may be fine.
+            Err(error) if is_of_the_network(&error) || listener.deregistered => {
+                self.stats.accept_aborts += 1;
+                Next::More
+            }
+            // The process or the machine has run out of something that will come back, or accepting is forbidden:
+            // asking again at once would spin.
+            Err(_) => {
                 let retry = listener.retry_ms;
                 listener.retry_ms = (retry * 2).min(ACCEPT_RETRY_MS.1);
                 self.wheel.set(token.index(), self.now + retry);
                 self.stats.accept_backoffs += 1;
                 Next::Stop
-            }
-            // accept(2) hands on the errors of the connection that was to be accepted: the next one may be fine.
-            Err(_) => {
-                self.stats.accept_aborts += 1;
-                Next::More
             }
         }
     }
@@ -712,11 +724,25 @@ unsafe impl Operators for Driver {
     }
 }
 
-/// Whether the process or the machine has run out of something that will come back.
-fn is_exhausted(error: &io::Error) -> bool {
+/// Whether an error is the peer's or the network's, and no fault of this process or machine. The list is that of
+/// accept(2), and what breaks a connection that is established.
+fn is_of_the_network(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN)
+        Some(
+            libc::ECONNABORTED
+                | libc::ECONNRESET
+                | libc::EPIPE
+                | libc::ETIMEDOUT
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::EOPNOTSUPP
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENONET
+        )
     )
 }
 

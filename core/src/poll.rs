@@ -140,7 +140,7 @@ pub struct EngineStats {
     pub wakeups: u64,
     /// Events for registrations that were gone.
     pub stale_events: u64,
-    /// Completions that found their queue full and were kept by the kernel; 0 on epoll.
+    /// Waits after which the kernel still kept completions for which their queue had no room; 0 on epoll.
     pub completion_overflows: u64,
 }
 

@@ -6,6 +6,8 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(duopoll_faults)]
+use duopoll_core::faults;
 use duopoll_core::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,
     SEND_VECTORS_MAX, Token,
@@ -30,7 +32,8 @@ const NOTICES_MAX: usize = 64;
 const WAKER: u64 = u64::MAX;
 
 /// What a stream is watched for, once and for all.
-const STREAM_EVENTS: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+const STREAM_EVENTS: i32 =
+    libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
 const LISTENER_EVENTS: i32 = libc::EPOLLIN | libc::EPOLLET;
 
 const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
@@ -102,10 +105,10 @@ impl Epoll {
             self.drain_error_queue(token);
         }
         let Some(socket) = self.sockets.get(token) else { return };
-        let hang_up = libc::EPOLLHUP | libc::EPOLLRDHUP | libc::EPOLLERR;
-        if events & (libc::EPOLLIN | hang_up) != 0 {
-            // An error is read like bytes, behind those that came before it.
-            socket.hung_up |= events & hang_up != 0;
+        // An error is read like bytes, behind those that came before it. A read stops at an urgent byte.
+        let stops = libc::EPOLLHUP | libc::EPOLLRDHUP | libc::EPOLLERR | libc::EPOLLPRI;
+        if events & (libc::EPOLLIN | stops) != 0 {
+            socket.stops_short |= events & stops != 0;
             socket.readable = true;
             if !socket.listed && !socket.stopped {
                 self.read(token, operators);
@@ -165,22 +168,36 @@ impl Epoll {
             if budget == 0 {
                 return self.serve_again(token);
             }
-            let fd = socket.fd;
+            let (fd, is_unix) = (socket.fd, socket.is_unix);
             let Inputs::Vectors(count) = operators.inputs(token, &mut vectors) else {
                 return self.stop(token);
             };
+            #[cfg(duopoll_faults)]
+            let count = faults::shorten_inputs(&mut vectors[..count]);
             let vectors = &vectors[..count];
             let lent: usize = vectors.iter().map(|vector| vector.iov_len).sum();
             self.stats.syscalls += 1;
-            // SAFETY: the operators lend the vectors until the acknowledgement.
-            let result = uninterrupted(|| unsafe { sys::receive(fd, vectors) });
+            let mut stopped_short = false;
+            let result = uninterrupted(|| {
+                // SAFETY: the operators lend the vectors until the acknowledgement.
+                unsafe {
+                    if is_unix {
+                        sys::receive_message(fd, vectors, &mut stopped_short)
+                    } else {
+                        sys::receive(fd, vectors)
+                    }
+                }
+            });
+            #[cfg(duopoll_faults)]
+            sys::faults::report_again(&self.epoll, fd, STREAM_EVENTS, token.to_bits());
             let received = *result.as_ref().unwrap_or(&0);
             let would_block = is_would_block(&result);
             if let Some(socket) = self.sockets.get(token) {
                 socket.ended = received == 0 && !would_block;
-                // A short read has emptied the socket, unless the end or an error lies behind the bytes.
-                if would_block || (received < lent && !socket.hung_up) {
+                let stopped_short = socket.stops_short || stopped_short;
+                if would_block || (received < lent && !stopped_short) {
                     socket.readable = false;
+                    socket.stops_short = false;
                 }
             }
             self.stats.receives += 1;
@@ -216,6 +233,8 @@ impl Epoll {
             let fd = socket.fd;
             self.stats.syscalls += 1;
             let result = uninterrupted(|| sys::accept(fd));
+            #[cfg(duopoll_faults)]
+            sys::faults::report_again(&self.epoll, fd, LISTENER_EVENTS, token.to_bits());
             if let Err(error) = &result {
                 if error.kind() == io::ErrorKind::WouldBlock {
                     socket.readable = false;
@@ -265,7 +284,11 @@ impl Poll for Epoll {
         };
         self.stats.syscalls += 1;
         sys::epoll_add(&self.epoll, fd, events, token.to_bits())?;
-        self.sockets.insert(Socket::new(fd, token, kind));
+        let is_unix = kind == Kind::Stream && {
+            self.stats.syscalls += 1;
+            sys::is_unix(fd)
+        };
+        self.sockets.insert(Socket::new(fd, token, kind, is_unix));
         Ok(())
     }
 
@@ -297,9 +320,13 @@ impl Poll for Epoll {
                     return;
                 }
             };
+            #[cfg(duopoll_faults)]
+            let (count, bytes) = faults::shorten_outputs(&mut vectors[..count], bytes);
             self.stats.syscalls += 1;
             // SAFETY: the operators keep the vectors valid until the acknowledgement.
             let result = uninterrupted(|| unsafe { sys::send(fd, &vectors[..count]) });
+            #[cfg(duopoll_faults)]
+            sys::faults::report_again(&self.epoll, fd, STREAM_EVENTS, token.to_bits());
             let taken = *result.as_ref().unwrap_or(&0);
             self.stats.sends += 1;
             self.stats.sent_bytes += taken as u64;

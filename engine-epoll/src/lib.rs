@@ -8,7 +8,8 @@
 //! A turn harvests at most [`EVENTS_PER_TURN`] events. For each socket that can be read, the operators lend
 //! vectors, `readv` fills them, and the bytes are acknowledged. A read that comes back short has emptied the socket;
 //! one that does not is followed by another, up to [`READ_BUDGET_BYTES`] in a turn. `EPOLLRDHUP` is a hint to read to
-//! the end: the end itself is a read of 0, so bytes that came before a FIN always come first.
+//! the end: the end itself is a read of 0, so bytes that came before a FIN always come first. Two more things end a
+//! read early, and are looked out for: an urgent byte, and on a Unix socket a message that carries descriptors.
 //!
 //! # Portability
 //! Linux 2.6.28 and later. On kernels without `accept4`, which need `fcntl`, accepting falls back to it.

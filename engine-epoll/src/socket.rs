@@ -12,8 +12,11 @@ pub(crate) struct Socket {
     pub(crate) kind: Kind,
     /// The last event said that something can be read, or accepted, and no call has found the opposite since.
     pub(crate) readable: bool,
-    /// The peer has ended or the connection is broken: a short read does not mean that the socket is empty.
-    pub(crate) hung_up: bool,
+    /// A short read does not mean that the socket is empty: the end, an error, or an urgent byte and what follows it
+    /// lies behind the bytes.
+    pub(crate) stops_short: bool,
+    /// A Unix socket, which is received from in messages.
+    pub(crate) is_unix: bool,
     /// The operators said stop: nothing is read until they say otherwise.
     pub(crate) stopped: bool,
     /// The socket is in the list of those to be served again.
@@ -27,13 +30,14 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(crate) fn new(fd: RawFd, token: Token, kind: Kind) -> Socket {
+    pub(crate) fn new(fd: RawFd, token: Token, kind: Kind, is_unix: bool) -> Socket {
         Socket {
             fd,
             token,
             kind,
             readable: false,
-            hung_up: false,
+            stops_short: false,
+            is_unix,
             stopped: false,
             listed: false,
             blocked: false,

@@ -24,6 +24,22 @@ macro_rules! raw_syscall {
     }};
 }
 
+/// Returns early from a system call that a test wants to fail.
+macro_rules! fault {
+    ($call:ident) => {
+        #[cfg(duopoll_faults)]
+        if let Some(errno) = duopoll_core::faults::errno(duopoll_core::faults::Call::$call) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+    };
+    ($call:ident, $fd:expr) => {
+        #[cfg(duopoll_faults)]
+        if let Some(error) = faults::on_socket(duopoll_core::faults::Call::$call, $fd) {
+            return Err(error);
+        }
+    };
+}
+
 /// Calls again while a signal interrupts.
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
@@ -35,18 +51,21 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::R
 }
 
 pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
+    fault!(Setup);
     let fd = syscall!(epoll_create1(libc::EPOLL_CLOEXEC))?;
     // SAFETY: epoll_create1(2) gave a new descriptor, which nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    fault!(EventFd);
     let fd = syscall!(eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?;
     // SAFETY: eventfd(2) gave a new descriptor, which nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 pub(crate) fn eventfd_write(fd: &OwnedFd) -> io::Result<()> {
+    fault!(Notify);
     let one: u64 = 1;
     // SAFETY for the call: eight readable bytes.
     syscall!(write(fd.as_raw_fd(), (&raw const one).cast::<c_void>(), size_of::<u64>()))?;
@@ -54,6 +73,7 @@ pub(crate) fn eventfd_write(fd: &OwnedFd) -> io::Result<()> {
 }
 
 pub(crate) fn epoll_add(epoll: &OwnedFd, fd: RawFd, events: c_int, data: u64) -> io::Result<()> {
+    fault!(Register);
     let mut event = epoll_event { events: events as u32, u64: data };
     // SAFETY for the call: the event is read during the call only.
     syscall!(epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event))?;
@@ -72,6 +92,7 @@ pub(crate) fn epoll_wait(
     events: &mut [epoll_event],
     timeout_ms: c_int,
 ) -> io::Result<usize> {
+    fault!(Wait);
     let (max, no_mask) = (events.len() as c_int, std::ptr::null::<libc::sigset_t>());
     // epoll_pwait, since newer architectures have no epoll_wait.
     // SAFETY for the call: `max` events can be written, and no signal mask is given.
@@ -90,6 +111,7 @@ pub(crate) fn epoll_wait(
 /// # Safety
 /// The vectors describe writable memory that nobody else uses.
 pub(crate) unsafe fn receive(fd: RawFd, vectors: &[iovec]) -> io::Result<usize> {
+    fault!(Receive, fd);
     let null = std::ptr::null_mut::<c_void>();
     if let [one] = vectors {
         // SAFETY for the call: promised by the caller; no address is asked for.
@@ -100,11 +122,48 @@ pub(crate) unsafe fn receive(fd: RawFd, vectors: &[iovec]) -> io::Result<usize> 
     }
 }
 
+/// Receives from a Unix socket. A receive stops behind a message that carries descriptors, whatever follows it:
+/// `stopped_short` says that it may have. The descriptors were not asked for, and the kernel closes them.
+///
+/// # Safety
+/// As for [`receive`].
+pub(crate) unsafe fn receive_message(
+    fd: RawFd,
+    vectors: &[iovec],
+    stopped_short: &mut bool,
+) -> io::Result<usize> {
+    fault!(Receive, fd);
+    // SAFETY: all fields of a msghdr may be zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = vectors.as_ptr().cast_mut();
+    message.msg_iovlen = vectors.len() as _;
+    // SAFETY for the call: promised by the caller; recvmsg(2) does not write to the vectors themselves.
+    let received = raw_syscall!(SYS_recvmsg(fd, &raw mut message, 0))?;
+    *stopped_short = message.msg_flags & libc::MSG_CTRUNC != 0;
+    Ok(received)
+}
+
+/// Whether this is a Unix socket.
+pub(crate) fn is_unix(fd: RawFd) -> bool {
+    let mut domain: c_int = 0;
+    let mut len = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY for the call: `len` bytes can be written to `domain`.
+    let asked = syscall!(getsockopt(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_DOMAIN,
+        (&raw mut domain).cast::<c_void>(),
+        &raw mut len,
+    ));
+    asked.is_ok() && domain == libc::AF_UNIX
+}
+
 /// Sends the vectors: `send` for one, `sendmsg` for more. Never raises SIGPIPE.
 ///
 /// # Safety
 /// The vectors describe readable memory.
 pub(crate) unsafe fn send(fd: RawFd, vectors: &[iovec]) -> io::Result<usize> {
+    fault!(Send, fd);
     if let [one] = vectors {
         let null = std::ptr::null::<c_void>();
         // SAFETY for the call: promised by the caller; no address is given.
@@ -120,6 +179,7 @@ pub(crate) unsafe fn send(fd: RawFd, vectors: &[iovec]) -> io::Result<usize> {
 }
 
 pub(crate) fn shutdown(fd: RawFd, how: c_int) -> io::Result<()> {
+    fault!(Shutdown);
     // SAFETY for the call: takes no memory.
     syscall!(shutdown(fd, how))?;
     Ok(())
@@ -127,6 +187,7 @@ pub(crate) fn shutdown(fd: RawFd, how: c_int) -> io::Result<()> {
 
 /// How a connect(2) that was under way has ended.
 pub(crate) fn connect_result(fd: RawFd) -> io::Result<()> {
+    fault!(ConnectResult);
     let mut errno: c_int = 0;
     let mut len = size_of::<c_int>() as libc::socklen_t;
     // SAFETY for the call: `len` bytes can be written to `errno`.
@@ -169,14 +230,19 @@ pub(crate) fn take_error_notice(fd: RawFd) -> io::Result<bool> {
 
 /// Accepts one connection, close-on-exec and non-blocking.
 pub(crate) fn accept(fd: RawFd) -> io::Result<OwnedFd> {
-    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY for the call: no address is asked for.
-    match syscall!(accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags)) {
+    match accept4(fd) {
         // SAFETY: accept4(2) gave a new descriptor, which nobody else owns.
         Ok(accepted) => Ok(unsafe { OwnedFd::from_raw_fd(accepted) }),
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => accept_without_flags(fd),
         Err(error) => Err(error),
     }
+}
+
+fn accept4(fd: RawFd) -> io::Result<RawFd> {
+    fault!(Accept, fd);
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY for the call: no address is asked for.
+    syscall!(accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags))
 }
 
 /// For kernels before 2.6.28 and sandboxes that know no `accept4`. Another thread that forks and execs in between
@@ -191,4 +257,39 @@ fn accept_without_flags(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY for the call: takes no memory.
     syscall!(fcntl(accepted.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK))?;
     Ok(accepted)
+}
+
+/// What a test's faults do to sockets.
+#[cfg(duopoll_faults)]
+pub(crate) mod faults {
+    use std::cell::Cell;
+
+    use duopoll_core::faults::{Call, breaks_socket, errno};
+
+    use super::*;
+
+    thread_local! {
+        /// The last call would have blocked because a test wants it to.
+        static BLOCKED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(super) fn on_socket(call: Call, fd: RawFd) -> Option<io::Error> {
+        let errno = errno(call)?;
+        BLOCKED.set(errno == libc::EAGAIN);
+        if breaks_socket(errno) {
+            // SAFETY for the call: takes no memory.
+            let _ = syscall!(shutdown(fd, libc::SHUT_RDWR));
+        }
+        Some(io::Error::from_raw_os_error(errno))
+    }
+
+    /// If the last call would have blocked because a test wants it to: has the kernel report the socket again,
+    /// as it does a socket that no longer blocks.
+    pub(crate) fn report_again(epoll: &OwnedFd, fd: RawFd, events: c_int, data: u64) {
+        if BLOCKED.take() {
+            let mut event = epoll_event { events: events as u32, u64: data };
+            // SAFETY for the call: the event is read during the call only.
+            let _ = syscall!(epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_MOD, fd, &raw mut event));
+        }
+    }
 }

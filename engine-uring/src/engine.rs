@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[cfg(duopoll_faults)]
+use duopoll_core::faults;
 use duopoll_core::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,
     Token,
@@ -64,9 +66,10 @@ struct EventFd(OwnedFd);
 
 impl Notify for EventFd {
     fn notify(&self) {
-        // EINTR cannot happen, since the eventfd does not block. EAGAIN: its counter is at its end, so the poll
-        // has fired already.
-        let _ = sys::eventfd_write(&self.0);
+        // EAGAIN: its counter is at its end, so the poll has fired already.
+        while sys::eventfd_write(&self.0)
+            .is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
+        {}
     }
 }
 
@@ -96,8 +99,9 @@ impl Uring {
         })
     }
 
-    /// Queues everything that waits for the next submission.
-    fn queue<O: Operators>(&mut self, operators: &mut O) {
+    /// Queues everything that waits for the next submission. False if the operators lent nothing for some of it: then
+    /// they may have set a timer, which the timeout of this turn does not know.
+    fn queue<O: Operators>(&mut self, operators: &mut O) -> bool {
         if !self.waker_armed && self.ring.make_room() {
             let poll = opcode::PollAdd::new(Fd(self.waker.0.as_raw_fd()), libc::POLLIN as u32);
             let entry = poll.multi(true).build().user_data(Op::Wake.user_data(WAKER));
@@ -122,7 +126,7 @@ impl Uring {
             }
         }
         let mut to_receive = mem::take(&mut self.to_receive);
-        let mut queued = 0;
+        let (mut queued, mut refused) = (0, false);
         for &token in &to_receive {
             if !self.ring.make_room() {
                 break;
@@ -134,7 +138,7 @@ impl Uring {
                 continue;
             }
             match socket.kind {
-                Kind::Stream => self.queue_receive(token, operators),
+                Kind::Stream => refused |= !self.queue_receive(token, operators),
                 Kind::Listener => self.queue_accept(token),
                 Kind::Connecting => self.queue_poll(token, Op::Connect),
             }
@@ -142,16 +146,20 @@ impl Uring {
         to_receive.drain(..queued);
         mem::swap(&mut self.to_receive, &mut to_receive);
         self.to_receive.append(&mut to_receive);
+        !refused
     }
 
-    fn queue_receive<O: Operators>(&mut self, token: Token, operators: &mut O) {
+    /// False if the operators lend nothing.
+    fn queue_receive<O: Operators>(&mut self, token: Token, operators: &mut O) -> bool {
         let mut vectors = [NO_VECTOR; 2];
         let lent = operators.inputs(token, &mut vectors);
-        let Some(socket) = self.sockets.get(token) else { return };
+        let Some(socket) = self.sockets.get(token) else { return true };
         let Inputs::Vectors(count) = lent else {
             socket.stopped = true;
-            return;
+            return false;
         };
+        #[cfg(duopoll_faults)]
+        let count = faults::shorten_inputs(&mut vectors[..count]);
         let fd = Fd(socket.fd);
         socket.inbound = Some(Op::Receive);
         let entry = if count == 1 {
@@ -163,6 +171,7 @@ impl Uring {
         };
         // SAFETY: the operators lend the vectors until the acknowledgement, which follows the completion.
         unsafe { self.ring.push(&entry.user_data(Op::Receive.user_data(token))) };
+        true
     }
 
     fn queue_accept(&mut self, token: Token) {
@@ -222,6 +231,11 @@ impl Uring {
             return;
         };
         let result = completion.result();
+        #[cfg(duopoll_faults)]
+        let result = {
+            let fd = self.sockets.get(token).map(|socket| socket.fd);
+            self.ring.faults.completed(completion.user_data(), result, fd)
+        };
         match op {
             Op::Wake => return self.woken(cqueue::more(completion.flags())),
             Op::Cancel => return,
@@ -244,7 +258,7 @@ impl Uring {
             Op::Receive => self.received(token, result, operators),
             Op::Send => self.sent(token, result, operators),
             Op::Accept => self.accepted(token, result, operators),
-            Op::Connect => self.connected(token, operators),
+            Op::Connect => self.connected(token, result, operators),
             // Whatever the poll found, the operation itself reports it better.
             _ => self.resume(token, op),
         }
@@ -301,11 +315,16 @@ impl Uring {
         }
     }
 
-    /// Whatever the poll found, the socket itself says how the connect has ended.
-    fn connected<O: Operators>(&mut self, token: Token, operators: &mut O) {
+    /// Whatever the poll found, the socket itself says how the connect has ended. If there was no poll, the connect may
+    /// still be under way.
+    fn connected<O: Operators>(&mut self, token: Token, polled: i32, operators: &mut O) {
+        let polled = to_result(polled);
+        if polled.as_ref().is_err_and(|error| Outcome::of_error(error) != Outcome::Done) {
+            return self.receive_later(token);
+        }
         let Some(socket) = self.sockets.get(token).filter(|socket| !socket.closing) else { return };
         self.stats.syscalls += 1;
-        let result = sys::connect_result(socket.fd);
+        let result = polled.and_then(|_| sys::connect_result(socket.fd));
         if result.is_ok() {
             socket.kind = Kind::Stream;
             self.receive_later(token);
@@ -371,16 +390,17 @@ impl Uring {
         }
     }
 
-    /// Cancels what has outlived the shutdown of its socket.
-    fn guard_closing(&mut self) {
+    /// Cancels what has outlived the shutdown of its socket. Says when it is to be called again.
+    fn guard_closing(&mut self) -> Option<Duration> {
         while let Some(&(since, token)) = self.closing.front() {
-            let gone = self.sockets.get(token).is_none();
-            if !gone && since.elapsed() < CLOSE_GUARD {
-                break;
+            let left = CLOSE_GUARD.saturating_sub(since.elapsed());
+            if !left.is_zero() && self.sockets.get(token).is_some() {
+                return Some(left);
             }
             self.closing.pop_front();
             self.cancel(token);
         }
+        None
     }
 }
 
@@ -455,6 +475,8 @@ impl Poll for Uring {
                 return;
             }
         };
+        #[cfg(duopoll_faults)]
+        let (count, bytes) = faults::shorten_outputs(&mut vectors[..count], bytes);
         let first = vectors[0];
         let entry: squeue::Entry = if count == 1 {
             let len = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -502,21 +524,20 @@ impl Poll for Uring {
         timeout: Option<Duration>,
         operators: &mut O,
     ) -> io::Result<()> {
-        self.queue(operators);
-        let mut timeout = timeout;
-        if !self.closing.is_empty() {
-            self.guard_closing();
-            timeout = Some(timeout.map_or(CLOSE_GUARD, |timeout| timeout.min(CLOSE_GUARD)));
-        }
-        let unqueued = !self.to_receive.is_empty() || !self.to_send.is_empty();
-        let ready = self.more || unqueued || timeout == Some(Duration::ZERO);
+        let guard = self.guard_closing();
+        let lent = self.queue(operators);
+        let timeout = timeout.into_iter().chain(guard).min();
+        let unqueued =
+            !self.to_receive.is_empty() || !self.to_send.is_empty() || !self.to_cancel.is_empty();
+        let ready = self.more || unqueued || !lent || timeout == Some(Duration::ZERO);
         self.stats.waits += 1;
-        self.ring.enter(u32::from(!ready), if ready { None } else { timeout })?;
+        let timeout = timeout.filter(|timeout| !ready || timeout.is_zero());
+        self.ring.enter(u32::from(!ready), timeout)?;
 
+        self.stats.completion_overflows += u64::from(self.ring.overflows());
         let mut completions = mem::take(&mut self.completions);
         self.ring.completions(&mut completions, COMPLETIONS_PER_TURN);
         self.more = completions.len() == COMPLETIONS_PER_TURN;
-        self.stats.completion_overflows = self.ring.overflows();
         for completion in completions.drain(..) {
             self.handle(&completion, operators);
         }

@@ -17,6 +17,8 @@
 #![cfg(target_os = "linux")]
 
 mod engine;
+#[cfg(duopoll_faults)]
+mod faults;
 mod probe;
 mod ring;
 mod socket;

@@ -46,6 +46,11 @@ impl Unavailable {
         Unavailable { step, errno, cause, remedy }
     }
 
+    /// Whether it is for lack of memory or descriptors.
+    fn may_pass(&self) -> bool {
+        matches!(self.errno, Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE))
+    }
+
     fn old_kernel(what: &str) -> Unavailable {
         Unavailable {
             step: "self-test",
@@ -132,9 +137,8 @@ pub(crate) fn best_setup() -> Result<Setup, Unavailable> {
         return known.clone();
     }
     let found = find_best_setup();
-    let passes = [libc::ENOMEM, libc::EMFILE, libc::ENFILE];
     match &found {
-        Err(Unavailable { errno: Some(errno), .. }) if passes.contains(errno) => found,
+        Err(unavailable) if unavailable.may_pass() => found,
         _ => BEST.get_or_init(|| found).clone(),
     }
 }
@@ -144,6 +148,8 @@ fn find_best_setup() -> Result<Setup, Unavailable> {
     for setup in Setup::ALL {
         match test(setup) {
             Ok(()) => return Ok(setup),
+            // It says nothing about this way, and the next one is not to be taken for the best.
+            Err(unavailable) if unavailable.may_pass() => return Err(unavailable),
             Err(unavailable) => refused = unavailable,
         }
     }
@@ -317,6 +323,58 @@ mod tests {
         let text = Unavailable::setup(&io::Error::from_raw_os_error(libc::ENOSYS)).to_string();
         for part in ["io_uring_setup", "os error 38", "likely cause", "remedy", "5.10.162"] {
             assert!(text.contains(part), "{text}");
+        }
+    }
+}
+
+/// Each call of the self-test fails once.
+#[cfg(all(test, duopoll_faults))]
+mod faults {
+    use duopoll_core::faults::{Call, Faults, Turn, alone};
+
+    use super::*;
+
+    /// Lets the first call fail, then the second, until none is left. Returns how many have failed.
+    fn sweep(
+        turn: &Turn,
+        call: Call,
+        errno: i32,
+        mut look: impl FnMut(Result<Setup, Unavailable>),
+    ) -> u64 {
+        for n in 1.. {
+            turn.set(Faults::none().nth(call, n, errno));
+            let found = find_best_setup();
+            if turn.injected() == 0 {
+                return n - 1;
+            }
+            look(found);
+        }
+        unreachable!("there is always a next number")
+    }
+
+    #[test]
+    fn a_shortage_is_an_error_and_no_lower_tier() {
+        let turn = alone();
+        for errno in [libc::ENOMEM, libc::EMFILE, libc::ENFILE] {
+            for call in [Call::Setup, Call::EventFd] {
+                let failed = sweep(&turn, call, errno, |found| {
+                    let unavailable = found.expect_err("another tier");
+                    assert_eq!(unavailable.errno, Some(errno), "{unavailable}");
+                });
+                assert!(failed > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn interruptions_do_not_count() {
+        let turn = alone();
+        let best = find_best_setup();
+        for (call, errno) in
+            [(Call::Wait, libc::EINTR), (Call::Submit, libc::EAGAIN), (Call::Submit, libc::EBUSY)]
+        {
+            let failed = sweep(&turn, call, errno, |found| assert_eq!(found, best));
+            assert!(failed > 3, "{failed}");
         }
     }
 }

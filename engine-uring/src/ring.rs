@@ -6,14 +6,21 @@ use std::time::Duration;
 
 use duopoll_core::SEND_VECTORS_MAX;
 use io_uring::types::{SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, squeue};
+use io_uring::{IoUring, Submitter, cqueue, squeue};
 use libc::{iovec, msghdr};
+
+use crate::sys::fault;
 
 /// Submission queue entries; halved as often as it takes if the kernel has no memory for them.
 const ENTRIES: u32 = 256;
 const ENTRIES_MIN: u32 = 16;
 /// Completion queue entries per submission entry. The kernel keeps what overflows, but at a cost.
 const COMPLETIONS_PER_ENTRY: u32 = 16;
+
+/// Submissions that the kernel may refuse in a row, before it is left alone for a while.
+const REFUSALS_MAX: u32 = 2;
+/// For how long, unless there are completions to take.
+const REFUSED_RETRY: Duration = Duration::from_millis(10);
 
 /// Wait for completions, and run what completes them.
 const ENTER_GETEVENTS: u32 = 1 << 0;
@@ -58,13 +65,23 @@ pub(crate) struct Ring {
     messages: Box<[Message]>,
     /// Entries pushed so far, which says whose turn it is in `messages`.
     pushed: usize,
+    /// Submissions that the kernel has refused in a row.
+    refusals: u32,
+    /// What has broken the ring when room was made; the next wait reports it.
+    broken: Option<io::Error>,
     pub(crate) enters: u64,
+    #[cfg(duopoll_faults)]
+    pub(crate) faults: crate::faults::Faults,
 }
 
 impl Ring {
     /// A ring of the full size, or of what the kernel has memory for.
     pub(crate) fn new(setup: Setup) -> io::Result<Ring> {
         let mut entries = ENTRIES;
+        #[cfg(duopoll_faults)]
+        if let Some(few) = duopoll_core::faults::ring_entries() {
+            entries = few;
+        }
         loop {
             match Ring::with_entries(setup, entries) {
                 Err(error)
@@ -78,6 +95,7 @@ impl Ring {
     }
 
     pub(crate) fn with_entries(setup: Setup, entries: u32) -> io::Result<Ring> {
+        fault!(Setup);
         let mut builder = IoUring::builder();
         builder.dontfork().setup_clamp().setup_cqsize(entries * COMPLETIONS_PER_ENTRY);
         match setup {
@@ -93,7 +111,16 @@ impl Ring {
         let places = ring.params().sq_entries() as usize;
         // SAFETY: iovecs and a msghdr may be all zero.
         let messages = (0..places).map(|_| unsafe { std::mem::zeroed() }).collect();
-        Ok(Ring { ring, messages, pushed: 0, enters: 0 })
+        Ok(Ring {
+            ring,
+            messages,
+            pushed: 0,
+            refusals: 0,
+            broken: None,
+            enters: 0,
+            #[cfg(duopoll_faults)]
+            faults: Default::default(),
+        })
     }
 
     /// The feature bits that the kernel reported (`IORING_FEAT_*`).
@@ -118,8 +145,11 @@ impl Ring {
         if !self.ring.submission().is_full() {
             return true;
         }
-        // EBUSY, EAGAIN: completions must be taken first. Others are reported by the next wait.
-        let _ = self.enter(0, None);
+        if self.refusals == 0 {
+            if let Err(error) = self.enter(0, None) {
+                self.broken = Some(error);
+            }
+        }
         !self.ring.submission().is_full()
     }
 
@@ -143,6 +173,8 @@ impl Ring {
     /// # Safety
     /// What the entry points to stays valid until its completion, but for vectors and header of this ring.
     pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) {
+        #[cfg(duopoll_faults)]
+        let entry = &self.faults.submitted(entry);
         // SAFETY: promised by the caller.
         let pushed = unsafe { self.ring.submission().push(entry) };
         debug_assert!(pushed.is_ok(), "there must be room");
@@ -150,9 +182,26 @@ impl Ring {
     }
 
     /// Submits what is queued and, unless `want` is 0, waits until so many completions are there or the time is
-    /// over.
+    /// over. While the kernel refuses submissions, every other call is such a wait only, and a short one.
     pub(crate) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
+        if self.refusals >= REFUSALS_MAX {
+            self.refusals = 1;
+            let timeout = timeout.map_or(REFUSED_RETRY, |timeout| timeout.min(REFUSED_RETRY));
+            return self.enter_with(0, 1, Some(timeout));
+        }
         let to_submit = self.ring.submission().len() as u32;
+        self.enter_with(to_submit, want, timeout)
+    }
+
+    fn enter_with(
+        &mut self,
+        to_submit: u32,
+        want: u32,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
         let submitter = self.ring.submitter();
         self.enters += 1;
         let timespec;
@@ -161,16 +210,22 @@ impl Ring {
             timespec = Timespec::from(timeout);
             args = args.timespec(&timespec);
         }
-        // SAFETY: the argument is what EXT_ARG says that it is.
-        let result = unsafe {
-            submitter.enter(to_submit, want, ENTER_GETEVENTS | ENTER_EXT_ARG, Some(&args))
-        };
-        match result {
-            Ok(_) => Ok(()),
+        match enter(&submitter, to_submit, want, &args) {
+            Ok(submitted) => {
+                if submitted > 0 {
+                    self.refusals = 0;
+                }
+                Ok(())
+            }
             Err(error) => match error.raw_os_error() {
-                // ETIME: the time is over. EINTR: a signal. EBUSY, EAGAIN: completions must be taken before more
-                // is submitted; what was not stays queued.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                // The time is over, or a signal has come.
+                Some(libc::ETIME | libc::EINTR) => Ok(()),
+                // EBUSY: completions must be taken before more is submitted. EAGAIN: there is no memory. What was not
+                // submitted stays queued.
+                Some(libc::EBUSY | libc::EAGAIN) => {
+                    self.refusals += 1;
+                    Ok(())
+                }
                 _ => Err(error),
             },
         }
@@ -181,10 +236,25 @@ impl Ring {
         into.extend(self.ring.completion().take(max));
     }
 
-    /// Completions that the kernel could not put into the queue at once.
-    pub(crate) fn overflows(&mut self) -> u64 {
-        u64::from(self.ring.completion().overflow())
+    /// Whether the kernel keeps completions for which the queue has no room. It puts them there when it is entered again.
+    pub(crate) fn overflows(&mut self) -> bool {
+        self.ring.submission().cq_overflow()
     }
+}
+
+fn enter(
+    submitter: &Submitter<'_>,
+    to_submit: u32,
+    want: u32,
+    args: &SubmitArgs<'_, '_>,
+) -> io::Result<usize> {
+    #[cfg(duopoll_faults)]
+    if to_submit > 0 {
+        fault!(Submit);
+    }
+    fault!(Wait);
+    // SAFETY: the argument is what EXT_ARG says that it is.
+    unsafe { submitter.enter(to_submit, want, ENTER_GETEVENTS | ENTER_EXT_ARG, Some(args)) }
 }
 
 impl fmt::Debug for Ring {

@@ -14,13 +14,26 @@ macro_rules! syscall {
     }};
 }
 
+/// Returns early from a system call that a test wants to fail.
+macro_rules! fault {
+    ($call:ident) => {
+        #[cfg(duopoll_faults)]
+        if let Some(errno) = duopoll_core::faults::errno(duopoll_core::faults::Call::$call) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+    };
+}
+pub(crate) use fault;
+
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    fault!(EventFd);
     let fd = syscall!(eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?;
     // SAFETY: eventfd(2) gave a new descriptor, which nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 pub(crate) fn eventfd_write(fd: &OwnedFd) -> io::Result<()> {
+    fault!(Notify);
     let one: u64 = 1;
     // SAFETY for the call: eight readable bytes.
     syscall!(write(fd.as_raw_fd(), (&raw const one).cast::<c_void>(), size_of::<u64>()))?;
@@ -35,6 +48,7 @@ pub(crate) fn eventfd_reset(fd: &OwnedFd) {
 }
 
 pub(crate) fn shutdown(fd: RawFd, how: c_int) -> io::Result<()> {
+    fault!(Shutdown);
     // SAFETY for the call: takes no memory.
     syscall!(shutdown(fd, how))?;
     Ok(())
@@ -42,6 +56,7 @@ pub(crate) fn shutdown(fd: RawFd, how: c_int) -> io::Result<()> {
 
 /// How a connect(2) that was under way has ended.
 pub(crate) fn connect_result(fd: RawFd) -> io::Result<()> {
+    fault!(ConnectResult);
     let mut errno: c_int = 0;
     let mut len = size_of::<c_int>() as libc::socklen_t;
     // SAFETY for the call: `len` bytes can be written to `errno`.

@@ -155,6 +155,10 @@ impl Pool {
     /// # Errors
     /// [`Error::OutOfMemory`] if the kernel refuses.
     pub fn allocate(&self, min_bytes: usize) -> Result<Tail, Error> {
+        #[cfg(duopoll_faults)]
+        if crate::faults::errno(crate::faults::Call::Block).is_some() {
+            return Err(Error::OutOfMemory { bytes: min_bytes });
+        }
         let inner = &self.inner;
         let (free, capacity) = inner.take(min_bytes)?;
         inner.live_blocks.fetch_add(1, Ordering::Relaxed);

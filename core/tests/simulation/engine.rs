@@ -410,7 +410,12 @@ impl SimEngine {
             Err(error) => match error.raw_os_error() {
                 Some(errno) => {
                     state.send_refused = true;
-                    state.send_failed.get_or_insert(errno);
+                    if errno == libc::ENOMEM {
+                        // The socket lives, and its receiving side would never tell.
+                        state.fail(errno);
+                    } else {
+                        state.send_failed.get_or_insert(errno);
+                    }
                 }
                 None => socket.blocked = true,
             },

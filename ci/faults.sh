@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Both engines, and io_uring's self-test, under a kernel that is made to fail: calls are cut short, interrupted, put off
+# and refused, at random and one after the other.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Flags of their own would rebuild everything, so these tests have a target directory of their own, too.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/faults"
+export RUSTFLAGS="--cfg duopoll_faults ${RUSTFLAGS:-}"
+cargo test -p duopoll-uring --lib faults
+cargo test --test faults
