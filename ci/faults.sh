@@ -8,4 +8,7 @@ cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/faults"
 export RUSTFLAGS="--cfg duopoll_faults ${RUSTFLAGS:-}"
 cargo test -p duopoll-uring --lib faults
-cargo test --test faults
+# One operation at a time, and each of them failing.
+DUOPOLL_URING=base cargo test --test faults
+# Operations that go on by themselves.
+cargo test --test faults storm

@@ -12,10 +12,14 @@ use duopoll_core::{Capabilities, Deregister, EngineStats, Kind, Notify, Operator
 #[cfg(feature = "epoll")]
 use duopoll_epoll::Epoll;
 #[cfg(feature = "uring")]
-use duopoll_uring::Uring;
+use duopoll_uring::{Features, Uring};
 
 /// The environment variable that decides where the program left it to [`Engine::Auto`]: `auto`, `epoll` or `uring`.
 pub(crate) const ENGINE_VARIABLE: &str = "DUOPOLL_ENGINE";
+
+/// The environment variable that decides what may be used of io_uring, where the program does not say.
+#[cfg(feature = "uring")]
+const URING_VARIABLE: &str = "DUOPOLL_URING";
 
 /// Which engine to use.
 ///
@@ -70,6 +74,15 @@ impl fmt::Display for EngineReport {
     }
 }
 
+/// What a program says about the engine of a poller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) engine: Engine,
+    /// None: the environment decides, or all of them.
+    #[cfg(feature = "uring")]
+    pub(crate) uring: Option<Features>,
+}
+
 /// The engine of a poller.
 #[derive(Debug)]
 pub(crate) enum AnyPoll {
@@ -84,11 +97,11 @@ pub(crate) enum AnyPoll {
 
 impl AnyPoll {
     /// Makes the engine, on the thread that will run it.
-    pub(crate) fn new(choice: Engine) -> io::Result<(AnyPoll, EngineReport)> {
-        match choice.overridden()? {
+    pub(crate) fn new(choice: Choice) -> io::Result<(AnyPoll, EngineReport)> {
+        match choice.engine.overridden()? {
             Engine::Epoll => AnyPoll::epoll(None),
-            Engine::Uring => AnyPoll::uring(),
-            Engine::Auto => AnyPoll::uring().or_else(|refused| {
+            Engine::Uring => AnyPoll::uring(choice),
+            Engine::Auto => AnyPoll::uring(choice).or_else(|refused| {
                 let reason = refused.to_string();
                 static LOGGED: Once = Once::new();
                 LOGGED.call_once(|| log::warn!("using epoll: {reason}"));
@@ -112,12 +125,13 @@ impl AnyPoll {
     }
 
     #[cfg(feature = "uring")]
-    fn uring() -> io::Result<(AnyPoll, EngineReport)> {
-        Ok(AnyPoll::Uring(Box::new(Uring::new()?)).reported("uring", None))
+    fn uring(choice: Choice) -> io::Result<(AnyPoll, EngineReport)> {
+        let allowed = choice.uring.map_or_else(allowed, Ok)?;
+        Ok(AnyPoll::Uring(Box::new(Uring::new(allowed)?)).reported("uring", None))
     }
 
     #[cfg(not(feature = "uring"))]
-    fn uring() -> io::Result<(AnyPoll, EngineReport)> {
+    fn uring(_: Choice) -> io::Result<(AnyPoll, EngineReport)> {
         Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "io_uring is not in this build: enable the feature `uring`",
@@ -139,6 +153,17 @@ impl Engine {
             }),
             _ => Ok(self),
         }
+    }
+}
+
+/// What may be used of io_uring.
+#[cfg(feature = "uring")]
+fn allowed() -> io::Result<Features> {
+    match env::var(URING_VARIABLE) {
+        Ok(text) => text.parse().map_err(|error: io::Error| {
+            io::Error::new(error.kind(), format!("{URING_VARIABLE}: {error}"))
+        }),
+        Err(_) => Ok(Features::ALL),
     }
 }
 
@@ -185,6 +210,10 @@ impl Poll for AnyPoll {
         operators: &mut O,
     ) -> io::Result<()> {
         on_engine!(self, poll => poll.wait(timeout, operators))
+    }
+
+    fn unread_bytes(&mut self, token: Token) -> usize {
+        on_engine!(self, poll => poll.unread_bytes(token))
     }
 
     fn waker(&self) -> Arc<dyn Notify> {

@@ -8,12 +8,15 @@ use std::panic::{self, AssertUnwindSafe};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use duopoll_core::{Group, Limits};
+#[cfg(feature = "uring")]
+use duopoll_uring::Features;
 use futures_channel::oneshot;
+use pin_project_lite::pin_project;
 use socket2::SockRef;
 
 use crate::address::Address;
@@ -85,6 +88,13 @@ impl Builder {
     /// Which engine the pollers run on. Default: [`Engine::Auto`].
     pub fn engine(mut self, engine: Engine) -> Builder {
         self.pollers = self.pollers.engine(engine);
+        self
+    }
+
+    /// What may be used of io_uring; see [`PollerOptions::uring`].
+    #[cfg(feature = "uring")]
+    pub fn uring(mut self, features: Features) -> Builder {
+        self.pollers = self.pollers.uring(features);
         self
     }
 
@@ -370,7 +380,7 @@ struct Running<H> {
 /// How a request is handled.
 trait Handler: Send + Sync + 'static {
     /// Handles one. What is left in `slot` is the connection, unless it was lost.
-    async fn handle(&self, slot: &mut Option<Connection>) -> io::Result<()>;
+    fn handle(&self, slot: &mut Option<Connection>) -> impl Future<Output = io::Result<()>>;
 }
 
 /// On the poller.
@@ -380,8 +390,31 @@ impl<F> Handler for Here<F>
 where
     F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
 {
-    async fn handle(&self, slot: &mut Option<Connection>) -> io::Result<()> {
-        (self.0)(there(slot)?).await
+    // Every connection has one of these futures. An async function would need more room.
+    fn handle(&self, slot: &mut Option<Connection>) -> impl Future<Output = io::Result<()>> {
+        match slot {
+            Some(connection) => Handling::There { future: (self.0)(connection) },
+            None => Handling::Lost,
+        }
+    }
+}
+
+pin_project! {
+    #[project = HandlingProjection]
+    enum Handling<F> {
+        There { #[pin] future: F },
+        Lost,
+    }
+}
+
+impl<F: Future<Output = io::Result<()>>> Future for Handling<F> {
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.project() {
+            HandlingProjection::There { future } => future.poll(cx),
+            HandlingProjection::Lost => Poll::Ready(Err(lost())),
+        }
     }
 }
 
@@ -422,23 +455,34 @@ fn lost() -> io::Error {
     io::Error::other("a job was dropped with its connection")
 }
 
-/// The life of a connection.
-async fn live<H: Handler>(connection: Connection, service: Arc<Running<H>>, admitted: Admitted) {
+/// The life of a connection. Not an async function: that would keep room for its arguments twice.
+fn live<H: Handler>(
+    connection: Connection,
+    service: Arc<Running<H>>,
+    admitted: Admitted,
+) -> impl Future<Output = ()> {
     let mut slot = Some(connection);
-    match caught(handle(&mut slot, &service)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            poller::count_handler_error();
-            log::debug!("a handler has failed: {error}");
+    async move {
+        let handled = {
+            let mut handling = pin!(handle(&mut slot, &service));
+            poll_fn(|cx| caught(|| handling.as_mut().poll(cx))).await
+        };
+        match handled {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                poller::count_handler_error();
+                log::debug!("a handler has failed: {error}");
+            }
+            // The panic hook has reported it.
+            Err(_) => poller::count_handler_panic(),
         }
-        // The panic hook has reported it.
-        Err(_) => poller::count_handler_panic(),
+        if let (Some(disconnect), Some(connection)) = (&service.callbacks.disconnect, &mut slot) {
+            disconnect(connection).await;
+        }
+        // The connection first, then its place.
+        drop(slot.take());
+        drop(admitted);
     }
-    if let (Some(disconnect), Some(connection)) = (&service.callbacks.disconnect, &mut slot) {
-        disconnect(connection).await;
-    }
-    drop(slot);
-    drop(admitted);
 }
 
 /// Handles requests until the connection ends.
@@ -462,21 +506,22 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
     }
 }
 
-async fn flush_staged(connection: &mut Connection) -> io::Result<()> {
-    if connection.writer().staged_len() > 0 { connection.flush().await } else { Ok(()) }
+/// Sends what the handler has staged and not flushed.
+fn flush_staged(connection: &mut Connection) -> impl Future<Output = io::Result<()>> {
+    let staged = connection.writer().staged_len() > 0;
+    poll_fn(move |cx| match staged {
+        true => connection.writer().poll_flush(cx),
+        false => Poll::Ready(Ok(())),
+    })
 }
 
-/// Runs a future; a panic in it becomes an error.
-async fn caught<T>(future: impl Future<Output = T>) -> thread::Result<T> {
-    let mut future = pin!(future);
-    poll_fn(|cx| {
-        // A future that has panicked is not polled again, and what it was working on ends with it.
-        match panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(polled) => polled.map(Ok),
-            Err(panic) => Poll::Ready(Err(panic)),
-        }
-    })
-    .await
+/// Polls a future; a panic in it becomes an error. It is not polled again then, and what it was working on ends with
+/// it.
+fn caught<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<thread::Result<T>> {
+    match panic::catch_unwind(AssertUnwindSafe(poll)) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    }
 }
 
 /// A server that runs. Dropping it shuts it down without grace.

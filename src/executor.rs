@@ -4,10 +4,13 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{self, AssertUnwindSafe};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
 use async_task::{Runnable, Task};
 use duopoll_core::Mailbox;
+use pin_project_lite::pin_project;
 use slab::Slab;
 
 /// The tasks of this thread's poller.
@@ -51,6 +54,23 @@ impl Drop for Finished {
     }
 }
 
+pin_project! {
+    /// A future that is known to the executor. An async block around it would keep room for two of it.
+    struct Tracked<F> {
+        #[pin]
+        future: F,
+        _finished: Finished,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Tracked<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().future.poll(cx)
+    }
+}
+
 impl Executor {
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Arc<Executor> {
         Arc::new(Executor { mailbox, woken: Mutex::new(Vec::new()) })
@@ -65,11 +85,8 @@ impl Executor {
             let mut local = local.borrow_mut();
             let entry = local.tasks.vacant_entry();
             let finished = Finished(entry.key());
-            let wrapped = async move {
-                let _finished = finished;
-                future.await;
-            };
-            let (runnable, task) = async_task::spawn_local(wrapped, schedule);
+            let tracked = Tracked { future, _finished: finished };
+            let (runnable, task) = async_task::spawn_local(tracked, schedule);
             entry.insert(Some(task));
             runnable
         });

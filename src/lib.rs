@@ -57,6 +57,12 @@ mod pollers;
 mod stats;
 mod tcp;
 
+/// What io_uring can do on this kernel, and what is used of it.
+#[cfg(feature = "uring")]
+pub mod uring {
+    pub use duopoll_uring::{Feature, FeatureReport, Features, Report, Unavailable, probe};
+}
+
 pub use address::{Address, IntoAddress};
 pub use blocking::Blocking;
 pub use connection::Connection;

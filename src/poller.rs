@@ -17,7 +17,7 @@ use socket2::SockRef;
 use crate::admission::Admission;
 use crate::affinity;
 use crate::connection::Connection;
-use crate::engine::{AnyPoll, Engine, EngineReport};
+use crate::engine::{AnyPoll, Choice, EngineReport};
 use crate::executor::Executor;
 use crate::stats::Stats;
 
@@ -125,14 +125,14 @@ impl Handle {
     /// Starts a poller, and waits until its engine runs.
     pub(crate) fn start(
         name: String,
-        engine: Engine,
+        choice: Choice,
         processor: Option<usize>,
     ) -> io::Result<Arc<Handle>> {
         let (ready, started) = mpsc::channel();
         let thread = thread::Builder::new().name(name).spawn(move || {
             let pinned = processor.map_or(Ok(()), affinity::pin);
             // Made here, since a ring belongs to the thread that made it.
-            match pinned.and_then(|()| Poller::new(engine)) {
+            match pinned.and_then(|()| Poller::new(choice)) {
                 Ok(poller) => {
                     let handle = poller.handle.clone();
                     if ready.send(Ok(handle)).is_ok() {
@@ -192,7 +192,7 @@ impl Handle {
     ) -> mpsc::Receiver<usize> {
         let (reply, answer) = mpsc::channel();
         self.call(move |poller| {
-            poller.driver.drain(group);
+            poller.driver.drain(&mut poller.engine, group);
             poller.endings.push(Ending { group, deadline, admission, forced: None, reply });
         });
         answer
@@ -250,8 +250,8 @@ impl Handle {
 }
 
 impl Poller {
-    fn new(engine: Engine) -> io::Result<Poller> {
-        let (engine, report) = AnyPoll::new(engine)?;
+    fn new(choice: Choice) -> io::Result<Poller> {
+        let (engine, report) = AnyPoll::new(choice)?;
         let clock = Monotonic { origin: Instant::now() };
         let mailbox = Arc::new(Mailbox::new(engine.waker(), Arc::new(clock)));
         let handle = Arc::new(Handle {
@@ -521,6 +521,7 @@ impl Poller {
         stats.handler_panics += HANDLER_PANICS.get();
         stats.add_engine(self.engine.stats());
         stats.add_driver(self.driver.stats());
+        stats.timers = self.driver.timers() as u64;
         stats
     }
 }

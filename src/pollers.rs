@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 
 use duopoll_core::Limits;
+#[cfg(feature = "uring")]
+use duopoll_uring::Features;
 use socket2::{Socket, Type};
 
 use crate::affinity;
 use crate::connection::Connection;
 use crate::dialer;
-use crate::engine::{Engine, EngineReport};
+use crate::engine::{Choice, Engine, EngineReport};
 use crate::poller::Handle;
 use crate::stats::Stats;
 
@@ -50,7 +52,7 @@ pub enum Balance {
 /// How pollers are started: see [`Pollers::options`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PollerOptions {
-    engine: Engine,
+    choice: Choice,
     count: Option<usize>,
     balance: Balance,
     pinned: bool,
@@ -60,7 +62,15 @@ pub struct PollerOptions {
 impl PollerOptions {
     /// Which engine they run on. Default: [`Engine::Auto`].
     pub fn engine(mut self, engine: Engine) -> PollerOptions {
-        self.engine = engine;
+        self.choice.engine = engine;
+        self
+    }
+
+    /// What may be used of io_uring, where the kernel proves to have it. Default: what the environment variable
+    /// `DUOPOLL_URING` says, and all of it otherwise.
+    #[cfg(feature = "uring")]
+    pub fn uring(mut self, features: Features) -> PollerOptions {
+        self.choice.uring = Some(features);
         self
     }
 
@@ -110,7 +120,7 @@ impl PollerOptions {
         let processors = if self.pinned { affinity::processors()? } else { Vec::new() };
         let processor = processors.get(index % processors.len().max(1)).copied();
         let prefix = self.name.as_deref().unwrap_or("duopoll-");
-        Handle::start(format!("{prefix}{index}"), self.engine, processor)
+        Handle::start(format!("{prefix}{index}"), self.choice, processor)
     }
 }
 

@@ -77,6 +77,8 @@ stats! {
     stale_events,
     /// Waits after which the kernel still kept completions for which their queue had no room.
     completion_overflows,
+    /// Receives that found none of the buffers that a poller's streams share, and were taken up again.
+    buffer_shortages,
     /// Times that a task was run.
     task_polls,
     /// Requests handled.
@@ -85,6 +87,8 @@ stats! {
     handler_errors,
     /// Handlers that panicked.
     handler_panics,
+    /// Timers that are set, at the time of the snapshot.
+    timers,
     /// Blocks of the process's pool that are in use, at the time of the snapshot.
     live_blocks,
     /// Their bytes.
@@ -106,6 +110,7 @@ impl Stats {
         self.wakeups += engine.wakeups;
         self.stale_events += engine.stale_events;
         self.completion_overflows += engine.completion_overflows;
+        self.buffer_shortages += engine.buffer_shortages;
     }
 
     pub(crate) fn add_driver(&mut self, driver: DriverStats) {

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll::{Address, Connection, Dialer, Engine, Listener, Pollers};
+use duopoll::{Address, Connection, Dialer, Engine, Limits, Listener, Pollers};
 use pollster::block_on;
-use socket2::{Domain, SockRef, Socket, Type};
-use support::{Family, Pattern, Peer, Setup, eventually, open_descriptors};
+use socket2::{Domain, Socket, Type};
+use support::{Family, Pattern, Peer, Setup, connected, eventually, open_descriptors};
 
 on_every_setup!(
     a_dialed_connection_talks_to_a_server,
@@ -200,19 +200,8 @@ fn a_poller_that_has_failed_gets_nothing_new(setup: Setup) {
     }
 }
 
-/// A connection of ours and the other end of it.
-fn connected(setup: Setup) -> (Pollers, Connection, Peer) {
-    let listener = setup.listener();
-    let address = listener.local_addr().expect("bound");
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("pollers");
-    let peer = Peer::connect(&address);
-    let socket = SockRef::from(&listener).accept().expect("accepted").0;
-    let connection = block_on(pollers.adopt(socket)).expect("adopted");
-    (pollers, connection, peer)
-}
-
 fn a_detached_socket_works_and_nothing_is_lost(setup: Setup) {
-    let (_pollers, mut connection, mut peer) = connected(setup);
+    let (_pollers, mut connection, mut peer) = connected(setup, Limits::default());
     let mut sent = Pattern::new(8);
     for _ in 0..20 {
         peer.write_all(sent.next(5000)).expect("sent");
@@ -242,7 +231,7 @@ fn a_detached_socket_works_and_nothing_is_lost(setup: Setup) {
 }
 
 fn a_blocking_connection_reads_and_writes(setup: Setup) {
-    let (_pollers, connection, mut peer) = connected(setup);
+    let (_pollers, connection, mut peer) = connected(setup, Limits::default());
     let mut blocking = connection.into_blocking();
     thread::scope(|scope| {
         scope.spawn(move || {
@@ -266,7 +255,7 @@ fn a_blocking_connection_reads_and_writes(setup: Setup) {
 }
 
 fn a_socket_of_std_can_be_taken_over(setup: Setup) {
-    let (pollers, mut connection, mut peer) = connected(setup);
+    let (pollers, mut connection, mut peer) = connected(setup, Limits::default());
     peer.write_all(b"ping").expect("sent");
     assert_eq!(block_on(connection.next(4)).expect("received"), b"ping");
     let file = std::fs::File::open("/dev/null").expect("a file");

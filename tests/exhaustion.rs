@@ -4,12 +4,12 @@
 
 mod support;
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use duopoll::Address;
+use support::process::Process;
 use support::{Peer, example};
 
 /// Descriptors that the server may have.
@@ -17,70 +17,36 @@ const DESCRIPTORS: u64 = 32;
 /// More than that leaves for connections, and no more than wait in the backlog.
 const CONNECTIONS: usize = 60;
 
-struct Limited {
-    child: Child,
-    stdout: BufReader<std::process::ChildStdout>,
-    address: Address,
+/// A server with few descriptors.
+fn start(engine: &str) -> Process {
+    let mut command = Command::new(example("echo"));
+    command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--stats"]);
+    let limit = libc::rlimit { rlim_cur: DESCRIPTORS, rlim_max: DESCRIPTORS };
+    // SAFETY: setrlimit(2) is allowed between fork and exec.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+    Process::start(command)
 }
 
-impl Limited {
-    fn start(engine: &str) -> Limited {
-        let mut command = Command::new(example("echo"));
-        command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--stats"]);
-        command.stdout(Stdio::piped());
-        let limit = libc::rlimit { rlim_cur: DESCRIPTORS, rlim_max: DESCRIPTORS };
-        // SAFETY: setrlimit(2) is allowed between fork and exec.
-        unsafe {
-            command.pre_exec(move || {
-                match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
-                    0 => Ok(()),
-                    _ => Err(io::Error::last_os_error()),
-                }
-            });
-        }
-        let mut child = command.spawn().expect("the example starts");
-        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let mut ready = String::new();
-        stdout.read_line(&mut ready).expect("a line");
-        let address = ready.split(' ').nth(2).expect("listening on ADDRESS").parse();
-        Limited { child, stdout, address: address.expect("an address") }
+/// More connections than fit; all are served, as others go.
+fn crowd(server: &Process) {
+    let mut peers: Vec<_> = (0..CONNECTIONS).map(|_| Peer::connect(&server.address)).collect();
+    for peer in &mut peers {
+        peer.write_all(b"x").expect("sent");
     }
-
-    /// More connections than fit; all are served, as others go.
-    fn crowd(&self) {
-        let mut peers: Vec<_> = (0..CONNECTIONS).map(|_| Peer::connect(&self.address)).collect();
-        for peer in &mut peers {
-            peer.write_all(b"x").expect("sent");
-        }
-        for mut peer in peers {
-            peer.read_exact(&mut [0]).expect("served, sooner or later");
-        }
-    }
-
-    fn processor_time(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
-        let stat = stat.expect("procfs");
-        let fields: Vec<_> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
-        let ticks: u64 =
-            [fields[11], fields[12]].iter().map(|t| t.parse::<u64>().unwrap_or(0)).sum();
-        Duration::from_millis(ticks * 10)
-    }
-
-    /// The last line that it prints.
-    fn end(mut self) -> String {
-        // SAFETY: kill(2) takes no memory.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
-        assert!(self.child.wait().expect("an end").success());
-        let mut stats = String::new();
-        self.stdout.read_to_string(&mut stats).expect("text");
-        stats
+    for mut peer in peers {
+        peer.read_exact(&mut [0]).expect("served, sooner or later");
     }
 }
 
 fn recovers_every_time(engine: &str) {
-    let server = Limited::start(engine);
+    let server = start(engine);
     for _ in 0..3 {
-        server.crowd();
+        crowd(&server);
     }
     let stats = server.end();
     assert!(!stats.contains("\"accept_backoffs\": 0"), "the limit was never reached: {stats}");
@@ -88,7 +54,7 @@ fn recovers_every_time(engine: &str) {
 }
 
 fn ends_while_it_waits(engine: &str) {
-    let server = Limited::start(engine);
+    let server = start(engine);
     let peers: Vec<_> = (0..CONNECTIONS).map(|_| Peer::connect(&server.address)).collect();
     // Half a second in which nothing can be accepted costs no more than a few looks.
     let before = server.processor_time();

@@ -702,6 +702,8 @@ fn storm_faults(seed: u64) -> Faults {
 
 fn storm(setup: Setup, faults: Faults, seed: u64) {
     let turn = alone();
+    // The self-test is for calmer weather.
+    assert_eq!(duopoll::uring::probe(duopoll::uring::Features::ALL).unavailable, None);
     let before = Before::now();
     turn.set(faults);
     let observed = Observed::start(setup);
@@ -723,7 +725,7 @@ fn storm(setup: Setup, faults: Faults, seed: u64) {
             }
         });
     });
-    assert!(turn.injected() > 1000, "{} faults are no storm", turn.injected());
+    assert!(turn.injected() > 500, "{} faults are no storm", turn.injected());
     let (mut cleanly, mut broken) = (0, 0);
     for _ in 0..(CLIENTS + 1) * CONNECTIONS {
         match observed.next_end() {

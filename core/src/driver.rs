@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use libc::iovec;
 
-use crate::buffer::{Chain, Intake};
+use crate::buffer::{BlockSource, Chain, Intake};
 use crate::connection::{self, Limits, NEVER, Reader, Shared, Writer};
 use crate::mailbox::{Command, LocalBlocks, Mailbox};
 use crate::memory::Slice;
@@ -27,6 +27,8 @@ const CLOSE_SEND_MS: Tick = 10_000;
 const CLOSE_RECEIVE_MS: Tick = 1_000;
 /// When a receive for which there was no memory is tried again, in milliseconds.
 const NO_MEMORY_RETRY_MS: Tick = 10;
+/// The least block that copied bytes go into, in bytes.
+const COPY_BLOCK_BYTES: usize = 4 << 10;
 /// When accepting is tried again after the process or the machine ran out of something, in milliseconds: doubled
 /// from the first to the last.
 const ACCEPT_RETRY_MS: (Tick, Tick) = (5, 640);
@@ -204,9 +206,6 @@ impl Driver {
         let token = self.slots.insert_with(|token| {
             let (shared, reader, writer) =
                 connection::pair(socket, self.mailbox.clone(), token, limits);
-            if self.draining.iter().any(|draining| draining.group == group) {
-                shared.drain().wake();
-            }
             if kind == Kind::Connecting {
                 shared.begin_connecting();
             }
@@ -221,6 +220,7 @@ impl Driver {
         self.open += 1;
         if let Some(draining) = self.draining(group) {
             draining.left += 1;
+            self.drain_one(engine, token);
         }
         if limits.idle_timeout.is_some() {
             self.look_at_deadlines(engine, token);
@@ -383,21 +383,27 @@ impl Driver {
     }
 
     /// Tells every connection of a group, and those that are opened in it later, that it is to end between two
-    /// requests.
-    pub fn drain(&mut self, group: Group) {
+    /// requests, when what has arrived by now is handled.
+    pub fn drain<P: Poll>(&mut self, engine: &mut P, group: Group) {
         if self.draining(group).is_some() {
             return;
         }
         let mut left = 0;
         for token in self.slots.tokens().collect::<Vec<_>>() {
-            if let Some(Slot::Stream(stream)) = self.slots.get(token) {
-                if stream.group == group {
-                    left += 1;
-                    stream.shared.drain().wake();
-                }
+            if self.stream(token).is_some_and(|stream| stream.group == group) {
+                left += 1;
+                self.drain_one(engine, token);
             }
         }
         self.draining.push(Draining { group, left });
+    }
+
+    fn drain_one<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        let Some(stream) = self.stream(token) else { return };
+        if stream.phase == Phase::Open {
+            let unread = engine.unread_bytes(token);
+            stream.shared.drain(unread).wake();
+        }
     }
 
     /// Connections of a group that have not been released since [`drain`](Driver::drain).
@@ -444,9 +450,19 @@ impl Driver {
     }
 
     fn receive<P: Poll>(&mut self, engine: &mut P, token: Token) {
-        if self.stream(token).is_some_and(|stream| stream.phase != Phase::Deregistered) {
+        let receives = |stream: &mut Stream| match stream.phase {
+            Phase::Open => !stream.paused,
+            Phase::Sending | Phase::Receiving => true,
+            Phase::Deregistered => false,
+        };
+        if self.stream(token).is_some_and(receives) {
             engine.receive(token, self);
         }
+    }
+
+    /// Timers that are set.
+    pub fn timers(&self) -> usize {
+        self.wheel.len()
     }
 
     /// What was seen so far.
@@ -619,9 +635,28 @@ unsafe impl Operators for Driver {
         let now = self.now();
         let Some(stream) = self.stream(token) else { return Next::Stop };
         stream.active = now;
+        let paused = stream.paused;
         let (wakers, next) = stream.shared.deliver(|inbox| inbox.push(slice));
         wakers.wake();
-        next
+        if paused { Next::Stop } else { next }
+    }
+
+    fn copy_in(&mut self, token: Token, bytes: &[u8]) -> Option<Next> {
+        let now = self.now();
+        let Some(stream) = self.stream(token) else { return Some(Next::Stop) };
+        if stream.intake.tail().is_none_or(|tail| tail.remaining() < bytes.len()) {
+            let block = LocalBlocks.block(bytes.len().max(COPY_BLOCK_BYTES)).ok()?;
+            if let Some(full) = stream.intake.tail_mut().replace(block) {
+                LocalBlocks::put(full);
+            }
+        }
+        stream.active = now;
+        let paused = stream.paused;
+        let Stream { shared, intake, .. } = stream;
+        let (wakers, next) = shared.deliver(|inbox| intake.copy_in(bytes, inbox));
+        wakers.wake();
+        self.touch(token);
+        Some(if paused { Next::Stop } else { next })
     }
 
     fn outputs(&mut self, token: Token, vectors: &mut [iovec; SEND_VECTORS_MAX]) -> Outputs {
@@ -777,7 +812,7 @@ impl Stream {
             return;
         }
         let continues =
-            self.intake.tail().is_some_and(|tail| tail.is_shared()) && self.shared.awaits_input();
+            self.intake.tail().is_some_and(|tail| tail.is_shared()) && self.shared.awaits_rest();
         if !continues {
             if let Some(tail) = self.intake.tail_mut().take() {
                 LocalBlocks::put(tail);

@@ -122,7 +122,8 @@ impl Faults {
         self
     }
 
-    /// So many of a hundred receives and sends are given less than they could take, half of these a single byte.
+    /// So many of a hundred receives and sends are given less than they could take, half of these a single byte. And so
+    /// many of a hundred operations that go on by themselves end after each thing they do.
     pub fn short(mut self, percent: u64) -> Faults {
         self.short_percent = percent;
         self
@@ -237,6 +238,16 @@ pub fn shorten_outputs(vectors: &mut [iovec], total: usize) -> (usize, usize) {
         left -= vector.iov_len;
     }
     (vectors.len(), short)
+}
+
+/// For engines: whether an operation that would go on by itself shall end after what it has done.
+pub fn ends_early() -> bool {
+    let mut state = state();
+    let Some(state) = state.as_mut() else { return false };
+    let percent = state.faults.short_percent;
+    let ends = state.happens(percent);
+    state.injected += u64::from(ends);
+    ends
 }
 
 /// For drivers: the first token's generation.

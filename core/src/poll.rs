@@ -82,6 +82,10 @@ pub trait Poll {
         operators: &mut O,
     ) -> io::Result<()>;
 
+    /// Bytes that have arrived for a stream and were not given to the operators yet, wherever they are. Looked at when a
+    /// server shuts down, and not on a hot path.
+    fn unread_bytes(&mut self, token: Token) -> usize;
+
     /// What wakes [`wait`](Poll::wait) from another thread. One call wakes at least one wait, the present or the
     /// next.
     fn waker(&self) -> Arc<dyn Notify>;
@@ -142,6 +146,8 @@ pub struct EngineStats {
     pub stale_events: u64,
     /// Waits after which the kernel still kept completions for which their queue had no room; 0 on epoll.
     pub completion_overflows: u64,
+    /// Receives that found no buffer of the engine's own, and were taken up again; 0 on epoll.
+    pub buffer_shortages: u64,
 }
 
 /// Where a receive goes.
@@ -197,6 +203,10 @@ pub unsafe trait Operators {
 
     /// Bytes that came in a buffer of the engine's own, which becomes the connection's.
     fn donate(&mut self, token: Token, slice: Slice) -> Next;
+
+    /// Bytes that came in a buffer of the engine's own, and are few enough that a copy is cheaper than to keep the
+    /// buffer for them. None if there is no memory for the copy; then nothing was taken.
+    fn copy_in(&mut self, token: Token, bytes: &[u8]) -> Option<Next>;
 
     /// What to send next.
     fn outputs(&mut self, token: Token, vectors: &mut [iovec; SEND_VECTORS_MAX]) -> Outputs;

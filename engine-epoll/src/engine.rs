@@ -396,6 +396,12 @@ impl Poll for Epoll {
         Ok(())
     }
 
+    fn unread_bytes(&mut self, token: Token) -> usize {
+        let Some(socket) = self.sockets.get(token) else { return 0 };
+        self.stats.syscalls += 1;
+        sys::unread_bytes(socket.fd)
+    }
+
     fn waker(&self) -> Arc<dyn Notify> {
         self.waker.clone()
     }

@@ -185,6 +185,14 @@ pub(crate) fn shutdown(fd: RawFd, how: c_int) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes that the socket holds.
+pub(crate) fn unread_bytes(fd: RawFd) -> usize {
+    let mut bytes: c_int = 0;
+    // SAFETY for the call: FIONREAD writes an int.
+    let asked = syscall!(ioctl(fd, libc::FIONREAD, &raw mut bytes));
+    asked.map_or(0, |_| usize::try_from(bytes).unwrap_or(0))
+}
+
 /// How a connect(2) that was under way has ended.
 pub(crate) fn connect_result(fd: RawFd) -> io::Result<()> {
     fault!(ConnectResult);

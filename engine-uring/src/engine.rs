@@ -16,8 +16,10 @@ use duopoll_core::{
 use io_uring::{cqueue, opcode, squeue, types::Fd};
 use libc::iovec;
 
-use crate::probe::{self, Unavailable};
-use crate::ring::{Ring, Setup};
+use crate::buffers::{self, Buffers, Taken};
+use crate::features::{Feature, Features};
+use crate::probe::{self, Plan, Unavailable};
+use crate::ring::Ring;
 use crate::socket::{Op, Socket, Sockets};
 use crate::sys;
 
@@ -26,6 +28,17 @@ pub const COMPLETIONS_PER_TURN: usize = 128;
 
 /// When an operation has not completed so long after its socket was shut down, it is cancelled.
 const CLOSE_GUARD: Duration = Duration::from_secs(5);
+
+/// Bytes up to which a message in a shared buffer is copied out of it, so that it does not keep the whole.
+const COPIED_BYTES_MAX: usize = 2 << 10;
+/// A send of at most so many bytes is taken at once, unless the peer is slow.
+const QUICK_SEND_BYTES: usize = 64 << 10;
+/// Sends that a wait expects to complete at once, at most.
+const QUICK_SENDS_MAX: u32 = 8;
+/// How long a wait may be mistaken in what it expects.
+const QUICK_PATIENCE: Duration = Duration::from_millis(1);
+/// When buffers for which there was no memory are tried again.
+const NO_MEMORY_RETRY: Duration = Duration::from_millis(10);
 
 /// Never raise SIGPIPE. And not `MSG_WAITALL`: a send to a slow peer would complete when the last byte is taken, and
 /// look idle until then.
@@ -42,7 +55,9 @@ const WAKER: Token = Token::new(u32::MAX, u32::MAX);
 #[derive(Debug)]
 pub struct Uring {
     ring: Ring,
-    setup: Setup,
+    features: Features,
+    /// Where multishot receives put what comes.
+    buffers: Option<Buffers>,
     waker: Arc<EventFd>,
     waker_armed: bool,
     sockets: Sockets,
@@ -54,10 +69,12 @@ pub struct Uring {
     to_cancel: VecDeque<u64>,
     /// Sockets that were shut down, and when: oldest first.
     closing: VecDeque<(Instant, Token)>,
-    /// Those of the turn, while they are handled.
-    completions: Vec<cqueue::Entry>,
-    /// The last turn left completions in the queue.
+    /// Completions that were taken and not handled yet.
+    completions: VecDeque<cqueue::Entry>,
+    /// The last turn left completions for the next.
     more: bool,
+    /// Sends that are queued and complete as soon as they are submitted.
+    quick_sends: u32,
     stats: EngineStats,
 }
 
@@ -67,25 +84,34 @@ struct EventFd(OwnedFd);
 impl Notify for EventFd {
     fn notify(&self) {
         // EAGAIN: its counter is at its end, so the poll has fired already.
-        while sys::eventfd_write(&self.0)
-            .is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
-        {}
+        let _ = sys::eventfd_write(&self.0);
     }
 }
 
 impl Uring {
-    /// A ring of its own, on the calling thread, in the best way that the kernel has proven. The proof is a
+    /// A ring of its own, on the calling thread, with what the kernel has proven and `allowed` has. The proof is a
     /// self-test of about a millisecond, made once per process.
     ///
     /// # Errors
     /// [`Unavailable`] says what the kernel refused, the likely cause, and what would help.
-    pub fn new() -> Result<Uring, Unavailable> {
-        let setup = probe::best_setup()?;
-        let ring = Ring::new(setup).map_err(|error| Unavailable::setup(&error))?;
+    pub fn new(allowed: Features) -> Result<Uring, Unavailable> {
+        let Plan { setup, features } = probe::plan(allowed)?;
+        let mut ring = Ring::new(setup).map_err(|error| Unavailable::setup(&error))?;
         let waker = sys::eventfd().map_err(|error| Unavailable::step("eventfd", &error))?;
+        if features.contains(Feature::NoIowait) {
+            ring.wait_without_iowait();
+        }
+        let buffers = if features.contains(Feature::MultishotReceive) {
+            let incremental = features.contains(Feature::IncrementalBuffers);
+            let refused = |error| Unavailable::step("io_uring_register", &error);
+            Some(Buffers::new(&ring, incremental).map_err(refused)?)
+        } else {
+            None
+        };
         Ok(Uring {
             ring,
-            setup,
+            features,
+            buffers,
             waker: Arc::new(EventFd(waker)),
             waker_armed: false,
             sockets: Sockets::default(),
@@ -93,8 +119,9 @@ impl Uring {
             to_send: VecDeque::new(),
             to_cancel: VecDeque::new(),
             closing: VecDeque::new(),
-            completions: Vec::with_capacity(COMPLETIONS_PER_TURN),
+            completions: VecDeque::with_capacity(COMPLETIONS_PER_TURN),
             more: false,
+            quick_sends: 0,
             stats: EngineStats::default(),
         })
     }
@@ -137,8 +164,12 @@ impl Uring {
             if socket.inbound.is_some() || socket.stopped || socket.ended || socket.closing {
                 continue;
             }
+            socket.cancelled = false;
             match socket.kind {
-                Kind::Stream => refused |= !self.queue_receive(token, operators),
+                Kind::Stream if self.buffers.is_some() => self.queue_receive_multi(token),
+                Kind::Stream if socket.readable => refused |= !self.queue_receive(token, operators),
+                // Without a buffer.
+                Kind::Stream => self.queue_poll(token, Op::PollIn),
                 Kind::Listener => self.queue_accept(token),
                 Kind::Connecting => self.queue_poll(token, Op::Connect),
             }
@@ -162,6 +193,8 @@ impl Uring {
         let count = faults::shorten_inputs(&mut vectors[..count]);
         let fd = Fd(socket.fd);
         socket.inbound = Some(Op::Receive);
+        let lent: usize = vectors[..count].iter().map(|vector| vector.iov_len).sum();
+        socket.lent = saturating(lent);
         let entry = if count == 1 {
             let len = u32::try_from(vectors[0].iov_len).unwrap_or(u32::MAX);
             opcode::Recv::new(fd, vectors[0].iov_base.cast(), len).build()
@@ -174,13 +207,28 @@ impl Uring {
         true
     }
 
+    fn queue_receive_multi(&mut self, token: Token) {
+        let Some(socket) = self.sockets.get(token) else { return };
+        let op = Op::ReceiveMulti;
+        socket.inbound = Some(op);
+        let entry = opcode::RecvMulti::new(Fd(socket.fd), buffers::GROUP).build();
+        // SAFETY: the buffers stay until the operation is over, or are leaked.
+        unsafe { self.ring.push(&entry.user_data(op.user_data(token))) };
+    }
+
     fn queue_accept(&mut self, token: Token) {
         let Some(socket) = self.sockets.get(token) else { return };
-        socket.inbound = Some(Op::Accept);
-        let accept = opcode::Accept::new(Fd(socket.fd), std::ptr::null_mut(), std::ptr::null_mut());
-        let entry = accept.flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).build();
+        let (fd, flags) = (Fd(socket.fd), libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+        let (op, entry) = if self.features.contains(Feature::MultishotAccept) {
+            (Op::AcceptMulti, opcode::AcceptMulti::new(fd).flags(flags).build())
+        } else {
+            let nowhere = std::ptr::null_mut();
+            let accept = opcode::Accept::new(fd, nowhere, std::ptr::null_mut());
+            (Op::Accept, accept.flags(flags).build())
+        };
+        socket.inbound = Some(op);
         // SAFETY: points to no memory.
-        unsafe { self.ring.push(&entry.user_data(Op::Accept.user_data(token))) };
+        unsafe { self.ring.push(&entry.user_data(op.user_data(token))) };
     }
 
     /// Waits for readiness, where the kernel did not wait by itself: an older one, or a non-blocking listener.
@@ -204,7 +252,7 @@ impl Uring {
 
     fn resume(&mut self, token: Token, op: Op) {
         match op {
-            Op::PollOut | Op::Send => self.send_later(token),
+            Op::PollOut => self.send_later(token),
             _ => self.receive_later(token),
         }
     }
@@ -239,12 +287,13 @@ impl Uring {
         match op {
             Op::Wake => return self.woken(cqueue::more(completion.flags())),
             Op::Cancel => return,
-            Op::Receive | Op::Accept | Op::Connect | Op::PollIn | Op::Send | Op::PollOut => {}
+            _ => {}
         }
+        let more = cqueue::more(completion.flags());
         let Some(socket) = self.sockets.get(token) else {
             // A slot is kept until its last completion, so this is a completion that we never asked for.
             self.stats.stale_events += 1;
-            if op == Op::Accept && result >= 0 {
+            if matches!(op, Op::Accept | Op::AcceptMulti) && result >= 0 {
                 // SAFETY: accept gave a new descriptor, which nobody else owns.
                 drop(unsafe { OwnedFd::from_raw_fd(result) });
             }
@@ -252,15 +301,22 @@ impl Uring {
         };
         match op {
             Op::Send | Op::PollOut => socket.outbound = None,
+            _ if more => {}
             _ => socket.inbound = None,
         }
         match op {
             Op::Receive => self.received(token, result, operators),
+            Op::ReceiveMulti => self.received_multi(token, result, completion.flags(), operators),
             Op::Send => self.sent(token, result, operators),
-            Op::Accept => self.accepted(token, result, operators),
+            Op::Accept | Op::AcceptMulti => self.accepted(token, result, operators),
             Op::Connect => self.connected(token, result, operators),
             // Whatever the poll found, the operation itself reports it better.
-            _ => self.resume(token, op),
+            Op::PollIn => {
+                socket.readable = true;
+                self.receive_later(token);
+            }
+            Op::PollOut => self.send_later(token),
+            Op::Wake | Op::Cancel => {}
         }
         self.release_if_idle(token, operators);
     }
@@ -268,11 +324,10 @@ impl Uring {
     fn received<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {
         self.stats.receives += 1;
         let result = to_result(result);
+        let received = *result.as_ref().unwrap_or(&0);
+        self.stats.received_bytes += received as u64;
         let outcome = match &result {
-            Ok(n) => {
-                self.stats.received_bytes += *n as u64;
-                Outcome::of_bytes(*n)
-            }
+            Ok(n) => Outcome::of_bytes(*n),
             Err(error) => Outcome::of_error(error),
         };
         let result = match (outcome, result) {
@@ -282,11 +337,94 @@ impl Uring {
         // SAFETY: the kernel wrote so many bytes, or none.
         let next = unsafe { operators.input_ack(token, result) };
         let Some(socket) = self.sockets.get(token) else { return };
+        // What did not fill its vectors has emptied the socket.
+        socket.readable = outcome == Outcome::Retry && saturating(received) >= socket.lent;
         match outcome {
             Outcome::Done => socket.ended = true,
-            Outcome::WouldBlock => self.queue_poll(token, Op::PollIn),
             _ if next == Next::Stop => socket.stopped = true,
             _ => self.receive_later(token),
+        }
+    }
+
+    /// What came of a receive that goes on, or has just ended for whatever reason.
+    fn received_multi<O: Operators>(
+        &mut self,
+        token: Token,
+        result: i32,
+        flags: u32,
+        operators: &mut O,
+    ) {
+        self.stats.receives += 1;
+        let result = to_result(result);
+        let next = if let Some(mut taken) = self.take_received(&result, flags) {
+            let copied = match taken.bytes() {
+                few if few.len() <= COPIED_BYTES_MAX => operators.copy_in(token, few),
+                _ => None,
+            };
+            copied.unwrap_or_else(|| operators.donate(token, taken.into_slice()))
+        } else {
+            self.ended_receive(token, result, operators)
+        };
+        #[cfg(duopoll_faults)]
+        if cqueue::more(flags) && duopoll_core::faults::ends_early() {
+            self.to_cancel.push_back(Op::ReceiveMulti.user_data(token));
+        }
+        if next == Next::Stop {
+            self.stop(token);
+        } else if !cqueue::more(flags) {
+            // To be armed again; ended ones are passed over.
+            self.receive_later(token);
+        }
+    }
+
+    /// The bytes of a completion, if it has some.
+    fn take_received(&mut self, result: &io::Result<usize>, flags: u32) -> Option<Taken<'_>> {
+        let number = cqueue::buffer_select(flags)?;
+        let n = *result.as_ref().unwrap_or(&0);
+        self.stats.received_bytes += n as u64;
+        // SAFETY: a completion says so.
+        let taken = unsafe { self.buffers.as_mut()?.take(number, n, cqueue::buffer_more(flags))? };
+        (n > 0).then_some(taken)
+    }
+
+    /// A receive has ended without bytes.
+    fn ended_receive<O: Operators>(
+        &mut self,
+        token: Token,
+        result: io::Result<usize>,
+        operators: &mut O,
+    ) -> Next {
+        match &result {
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                self.stats.buffer_shortages += 1;
+                if let Some(buffers) = &mut self.buffers {
+                    buffers.ran_out();
+                }
+                return Next::More;
+            }
+            Err(error) if Outcome::of_error(error) != Outcome::Done => return Next::More,
+            _ => {}
+        }
+        if let Some(socket) = self.sockets.get(token) {
+            socket.ended = true;
+        }
+        let result = match result {
+            // Bytes that are nowhere: better no connection than one with a hole in it.
+            Ok(1..) => Err(io::Error::from_raw_os_error(libc::EIO)),
+            result => result,
+        };
+        // SAFETY: nothing was lent, and nothing has come.
+        unsafe { operators.input_ack(token, result) }
+    }
+
+    /// Receives, or accepts, nothing more.
+    fn stop(&mut self, token: Token) {
+        let Some(socket) = self.sockets.get(token) else { return };
+        socket.stopped = true;
+        if let Some(op @ (Op::ReceiveMulti | Op::AcceptMulti)) = socket.inbound {
+            if !mem::replace(&mut socket.cancelled, true) {
+                self.to_cancel.push_back(op.user_data(token));
+            }
         }
     }
 
@@ -307,6 +445,9 @@ impl Uring {
             }
             (_, result) => result,
         };
+        if let Some(socket) = self.sockets.get(token) {
+            socket.slow = result.as_ref().map_or(true, |n| saturating(*n) < socket.sending);
+        }
         let next = operators.output_ack(token, result);
         match outcome {
             Outcome::WouldBlock => self.queue_poll(token, Op::PollOut),
@@ -357,8 +498,9 @@ impl Uring {
                 // Not a listening socket any more: asking again would spin.
                 socket.ended = gone;
                 if next == Next::Stop {
-                    socket.stopped = true;
+                    self.stop(token);
                 } else {
+                    // Unless it is still armed.
                     self.receive_later(token);
                 }
             }
@@ -388,6 +530,13 @@ impl Uring {
             let user_data = in_flight.into_iter().flatten().map(|op| op.user_data(token));
             self.to_cancel.extend(user_data);
         }
+    }
+
+    /// Gives the kernel buffers. If it has none now, when to try again.
+    fn fill_buffers(&mut self) -> Option<Duration> {
+        let buffers = self.buffers.as_mut()?;
+        buffers.end_turn();
+        (!buffers.fill()).then_some(NO_MEMORY_RETRY)
     }
 
     /// Cancels what has outlived the shutdown of its socket. Says when it is to be called again.
@@ -428,6 +577,10 @@ impl Outcome {
             _ => Outcome::Done,
         }
     }
+}
+
+fn saturating(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 fn to_result(result: i32) -> io::Result<usize> {
@@ -487,6 +640,8 @@ impl Poll for Uring {
         };
         if let Some(socket) = self.sockets.get(token) {
             socket.outbound = Some(Op::Send);
+            socket.sending = saturating(bytes);
+            self.quick_sends += u32::from(!socket.slow && bytes <= QUICK_SEND_BYTES);
         }
         // SAFETY: the operators keep the vectors valid until the acknowledgement, which follows the completion.
         unsafe { self.ring.push(&entry.user_data(Op::Send.user_data(token))) };
@@ -525,24 +680,45 @@ impl Poll for Uring {
         operators: &mut O,
     ) -> io::Result<()> {
         let guard = self.guard_closing();
+        let retry = self.fill_buffers();
         let lent = self.queue(operators);
-        let timeout = timeout.into_iter().chain(guard).min();
+        let timeout = timeout.into_iter().chain(guard).chain(retry).min();
         let unqueued =
             !self.to_receive.is_empty() || !self.to_send.is_empty() || !self.to_cancel.is_empty();
         let ready = self.more || unqueued || !lent || timeout == Some(Duration::ZERO);
         self.stats.waits += 1;
-        let timeout = timeout.filter(|timeout| !ready || timeout.is_zero());
-        self.ring.enter(u32::from(!ready), timeout)?;
+        // What completes as soon as it is submitted is not what we wait for.
+        let quick = mem::take(&mut self.quick_sends).min(QUICK_SENDS_MAX);
+        if ready {
+            self.ring.enter(0, timeout.filter(Duration::is_zero))?;
+        } else if quick > 0 {
+            let patience = timeout.map_or(QUICK_PATIENCE, |timeout| timeout.min(QUICK_PATIENCE));
+            self.ring.enter(quick + 1, Some(patience))?;
+        } else {
+            self.ring.enter(1, timeout)?;
+        }
 
         self.stats.completion_overflows += u64::from(self.ring.overflows());
-        let mut completions = mem::take(&mut self.completions);
-        self.ring.completions(&mut completions, COMPLETIONS_PER_TURN);
-        self.more = completions.len() == COMPLETIONS_PER_TURN;
-        for completion in completions.drain(..) {
+        let room = COMPLETIONS_PER_TURN.saturating_sub(self.completions.len());
+        self.ring.completions(&mut self.completions, room);
+        for _ in 0..COMPLETIONS_PER_TURN {
+            let Some(completion) = self.completions.pop_front() else { break };
             self.handle(&completion, operators);
         }
-        self.completions = completions;
+        self.more = !self.completions.is_empty() || self.ring.has_completions();
         Ok(())
+    }
+
+    fn unread_bytes(&mut self, token: Token) -> usize {
+        let Some(fd) = self.sockets.get(token).map(|socket| socket.fd) else { return 0 };
+        self.stats.syscalls += 1;
+        // What the kernel has received already waits in its completions.
+        self.ring.completions(&mut self.completions, usize::MAX);
+        self.more |= !self.completions.is_empty();
+        let ops = [Op::Receive, Op::ReceiveMulti].map(|op| op.user_data(token));
+        let ours = self.completions.iter().filter(|entry| ops.contains(&entry.user_data()));
+        let received = ours.map(|entry| usize::try_from(entry.result()).unwrap_or(0));
+        received.sum::<usize>() + sys::unread_bytes(fd)
     }
 
     fn waker(&self) -> Arc<dyn Notify> {
@@ -550,12 +726,21 @@ impl Poll for Uring {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new("io_uring", self.setup.to_string())
+        Capabilities::new("io_uring", self.features.to_string())
     }
 
     fn stats(&self) -> EngineStats {
         let mut stats = self.stats;
         stats.syscalls += self.ring.enters;
         stats
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        if self.sockets.any_inbound() {
+            // The kernel may still write to them.
+            mem::forget(self.buffers.take());
+        }
     }
 }

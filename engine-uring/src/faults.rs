@@ -20,9 +20,9 @@ impl Faults {
     pub(crate) fn submitted(&mut self, entry: &squeue::Entry) -> squeue::Entry {
         let user_data = entry.get_user_data();
         let call = match Op::parse(user_data) {
-            Some((Op::Receive, _)) => Call::Receive,
+            Some((Op::Receive | Op::ReceiveMulti, _)) => Call::Receive,
             Some((Op::Send, _)) => Call::Send,
-            Some((Op::Accept, _)) => Call::Accept,
+            Some((Op::Accept | Op::AcceptMulti, _)) => Call::Accept,
             Some((Op::PollIn | Op::PollOut, _)) => Call::Poll,
             Some((Op::Connect, _)) => Call::ConnectPoll,
             Some((Op::Wake, _)) => Call::WakerPoll,

@@ -16,13 +16,16 @@
 
 #![cfg(target_os = "linux")]
 
+mod buffers;
 mod engine;
 #[cfg(duopoll_faults)]
 mod faults;
+mod features;
 mod probe;
 mod ring;
 mod socket;
 mod sys;
 
 pub use engine::{COMPLETIONS_PER_TURN, Uring};
-pub use probe::Unavailable;
+pub use features::{Feature, FeatureReport, Features, Report};
+pub use probe::{Unavailable, probe};

@@ -9,13 +9,15 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::mem;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use io_uring::{cqueue, opcode, types::Fd};
 use libc::iovec;
 
+use crate::buffers::{self, Buffers};
+use crate::features::{Feature, FeatureReport, Features, Report};
 use crate::ring::{Ring, Setup};
 use crate::sys;
 
@@ -49,6 +51,14 @@ impl Unavailable {
     /// Whether it is for lack of memory or descriptors.
     fn may_pass(&self) -> bool {
         matches!(self.errno, Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE))
+    }
+
+    /// For the report of a feature: neither cause nor remedy, since the engine goes without.
+    fn what_happened(&self) -> String {
+        match self.errno {
+            Some(errno) => format!("{} from {}", io::Error::from_raw_os_error(errno), self.step),
+            None => self.cause.clone(),
+        }
     }
 
     fn old_kernel(what: &str) -> Unavailable {
@@ -129,31 +139,123 @@ impl From<Unavailable> for io::Error {
     }
 }
 
-/// The best way to set up a ring that passes the self-test. Tried once per process; a failure that may pass, for lack
-/// of memory or descriptors, is tried again.
-pub(crate) fn best_setup() -> Result<Setup, Unavailable> {
-    static BEST: OnceLock<Result<Setup, Unavailable>> = OnceLock::new();
-    if let Some(known) = BEST.get() {
-        return known.clone();
-    }
-    let found = find_best_setup();
-    match &found {
-        Err(unavailable) if unavailable.may_pass() => found,
-        _ => BEST.get_or_init(|| found).clone(),
-    }
+/// How a ring is set up, and what is used of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) setup: Setup,
+    pub(crate) features: Features,
 }
 
-fn find_best_setup() -> Result<Setup, Unavailable> {
-    let mut refused = Unavailable::old_kernel("knows no way to set up a ring");
-    for setup in Setup::ALL {
-        match test(setup) {
-            Ok(()) => return Ok(setup),
-            // It says nothing about this way, and the next one is not to be taken for the best.
-            Err(unavailable) if unavailable.may_pass() => return Err(unavailable),
-            Err(unavailable) => refused = unavailable,
+/// What was seen of a ring that is set up in one way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Evidence {
+    setup: Setup,
+    /// Of each feature that is not a way to set it up, the reason why it cannot be used, if it cannot.
+    features: [(Feature, Result<(), Unavailable>); 4],
+}
+
+/// The best that passes its self-test and may be used. The test is made once per process and way to set a ring up; a
+/// failure that may pass, for lack of memory or descriptors, is tried again.
+pub(crate) fn plan(allowed: Features) -> Result<Plan, Unavailable> {
+    Ok(Evidence::best(allowed)?.plan(allowed))
+}
+
+/// What io_uring can do here, and what an engine would use of it that may use `allowed`.
+pub fn probe(allowed: Features) -> Report {
+    let evidence = match Evidence::best(allowed) {
+        Ok(evidence) => evidence,
+        Err(unavailable) => {
+            return Report { unavailable: Some(unavailable), features: Vec::new() };
+        }
+    };
+    let used = evidence.plan(allowed).features;
+    let report = |feature| {
+        let seen = match feature {
+            Feature::DeferredCompletions => Evidence::of(Setup::DeferTaskrun).map(drop),
+            Feature::CooperativeCompletions => Evidence::of(Setup::CoopTaskrun).map(drop),
+            _ => return evidence.report(feature, allowed, used),
+        };
+        feature_report(feature, &seen, allowed, used)
+    };
+    Report { unavailable: None, features: Feature::ALL.into_iter().map(report).collect() }
+}
+
+fn feature_report(
+    feature: Feature,
+    seen: &Result<(), Unavailable>,
+    allowed: Features,
+    used: Features,
+) -> FeatureReport {
+    let (supported, used) = (seen.is_ok(), used.contains(feature));
+    let reason = match seen {
+        Err(unavailable) => unavailable.what_happened(),
+        Ok(()) if used => "passed its test".into(),
+        Ok(()) if !allowed.contains(feature) => "turned off".into(),
+        Ok(()) => "something better is used, or what it belongs to is not".into(),
+    };
+    FeatureReport { feature, supported, used, reason }
+}
+
+impl Evidence {
+    /// Of the best way to set a ring up.
+    fn best(allowed: Features) -> Result<Evidence, Unavailable> {
+        Evidence::best_of(allowed, Evidence::of)
+    }
+
+    fn best_of(
+        allowed: Features,
+        evidence: impl Fn(Setup) -> Result<Evidence, Unavailable>,
+    ) -> Result<Evidence, Unavailable> {
+        let mut refused = Unavailable::old_kernel("knows no way to set up a ring");
+        for setup in Setup::ALL {
+            if setup.feature().is_some_and(|feature| !allowed.contains(feature)) {
+                continue;
+            }
+            match evidence(setup) {
+                Ok(evidence) => return Ok(evidence),
+                // It says nothing about this way, and the next one is not to be taken for the best.
+                Err(unavailable) if unavailable.may_pass() => return Err(unavailable),
+                Err(unavailable) => refused = unavailable,
+            }
+        }
+        Err(refused)
+    }
+
+    fn of(setup: Setup) -> Result<Evidence, Unavailable> {
+        type Known = OnceLock<Result<Evidence, Unavailable>>;
+        static KNOWN: [Known; 3] = [const { OnceLock::new() }; 3];
+        let known = &KNOWN[setup as usize];
+        if let Some(known) = known.get() {
+            return known.clone();
+        }
+        let found = test(setup);
+        match &found {
+            Err(unavailable) if unavailable.may_pass() => found,
+            _ => known.get_or_init(|| found).clone(),
         }
     }
-    Err(refused)
+
+    fn plan(&self, allowed: Features) -> Plan {
+        let setup = self.setup;
+        let mut features = Features::BASE;
+        if let Some(feature) = setup.feature() {
+            features = features.with(feature);
+        }
+        for (feature, seen) in &self.features {
+            let belongs = *feature != Feature::IncrementalBuffers
+                || features.contains(Feature::MultishotReceive);
+            if seen.is_ok() && belongs && allowed.contains(*feature) {
+                features = features.with(*feature);
+            }
+        }
+        Plan { setup, features }
+    }
+
+    fn report(&self, feature: Feature, allowed: Features, used: Features) -> FeatureReport {
+        let unknown = Err(Unavailable::old_kernel("was not tested for it"));
+        let seen = self.features.iter().find(|(tested, _)| *tested == feature);
+        feature_report(feature, seen.map_or(&unknown, |(_, seen)| seen), allowed, used)
+    }
 }
 
 /// Entries of the ring for the test.
@@ -162,7 +264,7 @@ const TEST_ENTRIES: u32 = 8;
 const GUARD: Duration = Duration::from_secs(5);
 
 /// Does what the engine will do.
-fn test(setup: Setup) -> Result<(), Unavailable> {
+fn test(setup: Setup) -> Result<Evidence, Unavailable> {
     let ring =
         Ring::with_entries(setup, TEST_ENTRIES).map_err(|error| Unavailable::setup(&error))?;
     if !ring.has_base_features() {
@@ -183,10 +285,112 @@ fn test(setup: Setup) -> Result<(), Unavailable> {
             return Err(Unavailable::old_kernel(&format!("has no {name}")));
         }
     }
-    let mut bench = Bench { ring, taken: Vec::new(), buffer: Box::default(), lent: false };
+    let mut bench = Bench::of(ring);
     bench.message_arrives()?;
     bench.shutdown_ends_a_receive()?;
-    bench.poll_stays_armed()
+    bench.poll_stays_armed()?;
+    let features = [
+        // What others belong to comes first.
+        (Feature::MultishotAccept, accepts_go_on(setup)),
+        (Feature::MultishotReceive, receives_go_on(setup, false)),
+        (Feature::IncrementalBuffers, receives_go_on(setup, true)),
+        (Feature::NoIowait, bench.waits_without_iowait()),
+    ];
+    // What may pass says nothing about the kernel.
+    let passing =
+        features.iter().find_map(|(_, seen)| seen.as_ref().err().filter(|e| e.may_pass()));
+    match passing {
+        Some(unavailable) => Err(unavailable.clone()),
+        None => Ok(Evidence { setup, features }),
+    }
+}
+
+/// A listener that is armed once accepts twice.
+fn accepts_go_on(setup: Setup) -> Result<(), Unavailable> {
+    let mut bench = Bench::new(setup)?;
+    let listener = sys::unix_listener().map_err(refused("listen"))?;
+    let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd()));
+    let accept = accept.flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).build();
+    // SAFETY: points to no memory.
+    unsafe { bench.ring.push(&accept.user_data(5)) };
+    bench.enter(0)?;
+    for _ in 0..2 {
+        let _peer = sys::connect_to(&listener).map_err(refused("connect"))?;
+        let completion = bench.completion_of(5)?;
+        let result = completion.result();
+        if result < 0 {
+            return Err(refused("IORING_OP_ACCEPT")(io::Error::from_raw_os_error(-result)));
+        }
+        // SAFETY: accept gave a new descriptor, which nobody else owns.
+        drop(unsafe { OwnedFd::from_raw_fd(result) });
+        if !cqueue::more(completion.flags()) {
+            return Err(broken("accepts once only"));
+        }
+    }
+    Ok(())
+}
+
+/// A stream that is armed once receives twice, into buffers that it was not given, and learns of the end.
+fn receives_go_on(setup: Setup, incremental: bool) -> Result<(), Unavailable> {
+    let mut bench = Bench::new(setup)?;
+    let buffers = Buffers::new(&bench.ring, incremental);
+    let mut buffers = Lent(Some(buffers.map_err(refused("IORING_REGISTER_PBUF_RING"))?));
+    let (left, right) = pair()?;
+    let receive = opcode::RecvMulti::new(Fd(right.as_raw_fd()), buffers::GROUP).build();
+    // SAFETY: the buffers outlive the operation, or are leaked.
+    unsafe { bench.ring.push(&receive.user_data(6)) };
+    bench.enter(0)?;
+    let mut numbers = Vec::new();
+    for message in [&b"one"[..], b"another"] {
+        sys::write(&left, message).map_err(refused("write"))?;
+        let completion = bench.completion_of(6)?;
+        let (result, flags) = (completion.result(), completion.flags());
+        if result < 0 {
+            return Err(refused("IORING_OP_RECV")(io::Error::from_raw_os_error(-result)));
+        }
+        if !cqueue::more(flags) {
+            return Err(broken("receives once only"));
+        }
+        let number = cqueue::buffer_select(flags).ok_or_else(|| broken("chooses no buffer"))?;
+        let more = cqueue::buffer_more(flags);
+        if more != incremental {
+            return Err(broken("does not use a buffer up as it should"));
+        }
+        let all = buffers.0.as_mut().ok_or_else(|| broken("has no buffers"))?;
+        // SAFETY: a completion has said so.
+        let taken = unsafe { all.take(number, result as usize, more) };
+        if taken.ok_or_else(|| broken("names a buffer that it was not given"))?.bytes() != message {
+            return Err(broken("brings other bytes than were sent"));
+        }
+        numbers.push(number);
+    }
+    if (numbers[0] == numbers[1]) != incremental {
+        return Err(broken("does not take the buffers in turn"));
+    }
+    drop(left);
+    let last = bench.completion_of(6)?;
+    if last.result() != 0 || cqueue::more(last.flags()) {
+        return Err(broken("goes on receiving after the end"));
+    }
+    drop(buffers.0.take());
+    Ok(())
+}
+
+/// Buffers that the kernel may still write to: leaked, unless they are taken out.
+struct Lent(Option<Buffers>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        mem::forget(self.0.take());
+    }
+}
+
+fn refused(step: &'static str) -> impl Fn(io::Error) -> Unavailable {
+    move |error| Unavailable::step(step, &error)
+}
+
+fn broken(what: &str) -> Unavailable {
+    Unavailable::old_kernel(what)
 }
 
 /// A ring under test.
@@ -209,6 +413,15 @@ impl Drop for Bench {
 }
 
 impl Bench {
+    fn of(ring: Ring) -> Bench {
+        Bench { ring, taken: Vec::new(), buffer: Box::default(), lent: false }
+    }
+
+    fn new(setup: Setup) -> Result<Bench, Unavailable> {
+        let ring = Ring::with_entries(setup, TEST_ENTRIES);
+        Ok(Bench::of(ring.map_err(refused("io_uring_setup"))?))
+    }
+
     /// Vectors go out and come in, and a receive on a non-blocking socket waits.
     fn message_arrives(&mut self) -> Result<(), Unavailable> {
         const MESSAGE: &[u8] = b"self-test";
@@ -279,6 +492,19 @@ impl Bench {
         Ok(())
     }
 
+    fn waits_without_iowait(&mut self) -> Result<(), Unavailable> {
+        if !self.ring.has_no_iowait() {
+            return Err(broken("does not know it"));
+        }
+        self.ring.wait_without_iowait();
+        // SAFETY: points to no memory.
+        unsafe { self.ring.push(&opcode::Nop::new().build().user_data(7)) };
+        match self.result_of(7)? {
+            0 => Ok(()),
+            _ => Err(broken("does not complete an operation that does nothing")),
+        }
+    }
+
     fn enter(&mut self, want: u32) -> Result<(), Unavailable> {
         let entered = self.ring.enter(want, Some(GUARD));
         entered.map_err(|error| Unavailable::step("io_uring_enter", &error))
@@ -334,16 +560,20 @@ mod faults {
 
     use super::*;
 
+    fn best() -> Result<Evidence, Unavailable> {
+        Evidence::best_of(Features::ALL, test)
+    }
+
     /// Lets the first call fail, then the second, until none is left. Returns how many have failed.
     fn sweep(
         turn: &Turn,
         call: Call,
         errno: i32,
-        mut look: impl FnMut(Result<Setup, Unavailable>),
+        mut look: impl FnMut(Result<Evidence, Unavailable>),
     ) -> u64 {
         for n in 1.. {
             turn.set(Faults::none().nth(call, n, errno));
-            let found = find_best_setup();
+            let found = best();
             if turn.injected() == 0 {
                 return n - 1;
             }
@@ -369,7 +599,7 @@ mod faults {
     #[test]
     fn interruptions_do_not_count() {
         let turn = alone();
-        let best = find_best_setup();
+        let best = best();
         for (call, errno) in
             [(Call::Wait, libc::EINTR), (Call::Submit, libc::EAGAIN), (Call::Submit, libc::EBUSY)]
         {

@@ -9,6 +9,7 @@ use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Submitter, cqueue, squeue};
 use libc::{iovec, msghdr};
 
+use crate::features::Feature;
 use crate::sys::fault;
 
 /// Submission queue entries; halved as often as it takes if the kernel has no memory for them.
@@ -26,6 +27,8 @@ const REFUSED_RETRY: Duration = Duration::from_millis(10);
 const ENTER_GETEVENTS: u32 = 1 << 0;
 /// The argument is an `io_uring_getevents_arg`, with a timeout.
 const ENTER_EXT_ARG: u32 = 1 << 3;
+/// The wait does not count as one for a disk.
+const ENTER_NO_IOWAIT: u32 = 1 << 7;
 
 /// How a ring is set up, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,15 +43,14 @@ pub(crate) enum Setup {
 
 impl Setup {
     pub(crate) const ALL: [Setup; 3] = [Setup::DeferTaskrun, Setup::CoopTaskrun, Setup::Plain];
-}
 
-impl fmt::Display for Setup {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Setup::DeferTaskrun => "base tier, deferred completions",
-            Setup::CoopTaskrun => "base tier, cooperative completions",
-            Setup::Plain => "base tier",
-        })
+    /// What it needs of the kernel.
+    pub(crate) fn feature(self) -> Option<Feature> {
+        match self {
+            Setup::DeferTaskrun => Some(Feature::DeferredCompletions),
+            Setup::CoopTaskrun => Some(Feature::CooperativeCompletions),
+            Setup::Plain => None,
+        }
     }
 }
 
@@ -70,6 +72,7 @@ pub(crate) struct Ring {
     /// What has broken the ring when room was made; the next wait reports it.
     broken: Option<io::Error>,
     pub(crate) enters: u64,
+    enter_flags: u32,
     #[cfg(duopoll_faults)]
     pub(crate) faults: crate::faults::Faults,
 }
@@ -118,6 +121,7 @@ impl Ring {
             refusals: 0,
             broken: None,
             enters: 0,
+            enter_flags: ENTER_GETEVENTS | ENTER_EXT_ARG,
             #[cfg(duopoll_faults)]
             faults: Default::default(),
         })
@@ -132,6 +136,33 @@ impl Ring {
             && params.is_feature_ext_arg()
             && params.is_feature_native_workers()
             && params.is_feature_resource_tagging()
+    }
+
+    /// Whether the kernel says that it knows `IORING_ENTER_NO_IOWAIT`.
+    pub(crate) fn has_no_iowait(&self) -> bool {
+        self.ring.params().is_feature_no_iowait()
+    }
+
+    /// From now on, waits do not count as waiting for a disk.
+    pub(crate) fn wait_without_iowait(&mut self) {
+        self.enter_flags |= ENTER_NO_IOWAIT;
+    }
+
+    /// Registers a ring of buffers.
+    ///
+    /// # Safety
+    /// The memory at `address` has room for the entries, and stays until the last operation that uses the buffers is
+    /// over.
+    pub(crate) unsafe fn register_buffers(
+        &self,
+        address: u64,
+        entries: u16,
+        group: u16,
+        flags: u16,
+    ) -> io::Result<()> {
+        let submitter = self.ring.submitter();
+        // SAFETY: promised by the caller.
+        unsafe { submitter.register_buf_ring_with_flags(address, entries, group, flags) }
     }
 
     pub(crate) fn probe(&self) -> io::Result<io_uring::Probe> {
@@ -210,7 +241,7 @@ impl Ring {
             timespec = Timespec::from(timeout);
             args = args.timespec(&timespec);
         }
-        match enter(&submitter, to_submit, want, &args) {
+        match enter(&submitter, to_submit, want, self.enter_flags, &args) {
             Ok(submitted) => {
                 if submitted > 0 {
                     self.refusals = 0;
@@ -232,8 +263,13 @@ impl Ring {
     }
 
     /// Moves completions to the end of `into`, at most `max`.
-    pub(crate) fn completions(&mut self, into: &mut Vec<cqueue::Entry>, max: usize) {
+    pub(crate) fn completions(&mut self, into: &mut impl Extend<cqueue::Entry>, max: usize) {
         into.extend(self.ring.completion().take(max));
+    }
+
+    /// Whether there are completions to be had without entering the kernel.
+    pub(crate) fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty()
     }
 
     /// Whether the kernel keeps completions for which the queue has no room. It puts them there when it is entered again.
@@ -246,6 +282,7 @@ fn enter(
     submitter: &Submitter<'_>,
     to_submit: u32,
     want: u32,
+    flags: u32,
     args: &SubmitArgs<'_, '_>,
 ) -> io::Result<usize> {
     #[cfg(duopoll_faults)]
@@ -254,7 +291,7 @@ fn enter(
     }
     fault!(Wait);
     // SAFETY: the argument is what EXT_ARG says that it is.
-    unsafe { submitter.enter(to_submit, want, ENTER_GETEVENTS | ENTER_EXT_ARG, Some(args)) }
+    unsafe { submitter.enter(to_submit, want, flags, Some(args)) }
 }
 
 impl fmt::Debug for Ring {

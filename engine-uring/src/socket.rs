@@ -21,6 +21,10 @@ pub(crate) enum Op {
     Cancel = 7,
     /// Readiness of a socket whose connect is under way.
     Connect = 8,
+    /// Receives until it is cancelled, into buffers that all share.
+    ReceiveMulti = 9,
+    /// Accepts until it is cancelled.
+    AcceptMulti = 10,
 }
 
 impl Op {
@@ -38,6 +42,8 @@ impl Op {
             6 => Op::Wake,
             7 => Op::Cancel,
             8 => Op::Connect,
+            9 => Op::ReceiveMulti,
+            10 => Op::AcceptMulti,
             _ => return None,
         };
         Some((op, Token::from_bits(user_data)))
@@ -50,12 +56,22 @@ pub(crate) struct Socket {
     pub(crate) fd: RawFd,
     pub(crate) token: Token,
     pub(crate) kind: Kind,
-    /// What is in flight in the receiving direction: `Receive`, `Accept`, `Connect` or `PollIn`.
+    /// What is in flight in the receiving direction: anything but a send, its poll, the waker and a cancellation.
     pub(crate) inbound: Option<Op>,
     /// What is in flight in the sending direction: `Send` or `PollOut`.
     pub(crate) outbound: Option<Op>,
     /// The operators said stop: nothing is received until they say otherwise.
     pub(crate) stopped: bool,
+    /// What is in flight in the receiving direction is being cancelled.
+    pub(crate) cancelled: bool,
+    /// There is more to receive, as far as we know: no need to wait for it.
+    pub(crate) readable: bool,
+    /// Bytes that the last receive could have taken.
+    pub(crate) lent: u32,
+    /// Bytes that the last send was given.
+    pub(crate) sending: u32,
+    /// The last send was taken in part, or not at all.
+    pub(crate) slow: bool,
     /// Waits in the list of those that receive again with the next submission.
     pub(crate) listed: bool,
     /// There was no room in the submission queue for a send.
@@ -75,6 +91,11 @@ impl Socket {
             inbound: None,
             outbound: None,
             stopped: false,
+            cancelled: false,
+            readable: false,
+            lent: 0,
+            sending: 0,
+            slow: false,
             listed: false,
             send_later: false,
             ended: false,
@@ -104,6 +125,11 @@ impl Sockets {
 
     pub(crate) fn get(&mut self, token: Token) -> Option<&mut Socket> {
         self.entries.get_mut(token.index())?.as_mut().filter(|socket| socket.token == token)
+    }
+
+    /// Whether the kernel still has something of a registration that receives.
+    pub(crate) fn any_inbound(&self) -> bool {
+        self.entries.iter().flatten().any(|socket| socket.inbound.is_some())
     }
 
     pub(crate) fn remove(&mut self, token: Token) -> Option<Socket> {

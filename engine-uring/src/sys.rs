@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
 
 use libc::{c_int, c_void};
 
@@ -33,6 +34,15 @@ pub(crate) fn eventfd() -> io::Result<OwnedFd> {
 }
 
 pub(crate) fn eventfd_write(fd: &OwnedFd) -> io::Result<()> {
+    loop {
+        match eventfd_write_once(fd) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+fn eventfd_write_once(fd: &OwnedFd) -> io::Result<()> {
     fault!(Notify);
     let one: u64 = 1;
     // SAFETY for the call: eight readable bytes.
@@ -52,6 +62,14 @@ pub(crate) fn shutdown(fd: RawFd, how: c_int) -> io::Result<()> {
     // SAFETY for the call: takes no memory.
     syscall!(shutdown(fd, how))?;
     Ok(())
+}
+
+/// Bytes that the socket holds.
+pub(crate) fn unread_bytes(fd: RawFd) -> usize {
+    let mut bytes: c_int = 0;
+    // SAFETY for the call: FIONREAD writes an int.
+    let asked = syscall!(ioctl(fd, libc::FIONREAD, &raw mut bytes));
+    asked.map_or(0, |_| usize::try_from(bytes).unwrap_or(0))
 }
 
 /// How a connect(2) that was under way has ended.
@@ -90,4 +108,74 @@ pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     syscall!(socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()))?;
     // SAFETY: socketpair(2) gave two new descriptors, which nobody else owns.
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
+}
+
+/// A listening Unix socket at an address that the kernel chooses.
+pub(crate) fn unix_listener() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY for the call: takes no memory.
+    let fd = syscall!(socket(libc::AF_UNIX, kind, 0))?;
+    // SAFETY: socket(2) gave a new descriptor, which nobody else owns.
+    let listener = unsafe { OwnedFd::from_raw_fd(fd) };
+    let family = libc::AF_UNIX as libc::sa_family_t;
+    let len = size_of::<libc::sa_family_t>() as libc::socklen_t;
+    // SAFETY for the call: `len` readable bytes. unix(7): so short an address asks for one.
+    syscall!(bind(listener.as_raw_fd(), (&raw const family).cast(), len))?;
+    // SAFETY for the call: takes no memory.
+    syscall!(listen(listener.as_raw_fd(), 2))?;
+    Ok(listener)
+}
+
+/// A connection to a Unix listener.
+pub(crate) fn connect_to(listener: &OwnedFd) -> io::Result<OwnedFd> {
+    // SAFETY: a sockaddr_un may be all zero.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY for the call: `len` writable bytes.
+    syscall!(getsockname(listener.as_raw_fd(), (&raw mut address).cast(), &raw mut len))?;
+    // SAFETY for the call: takes no memory.
+    let fd = syscall!(socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0))?;
+    // SAFETY: socket(2) gave a new descriptor, which nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY for the call: `len` readable bytes.
+    syscall!(connect(socket.as_raw_fd(), (&raw const address).cast(), len))?;
+    Ok(socket)
+}
+
+pub(crate) fn write(fd: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    // SAFETY for the call: so many readable bytes.
+    syscall!(write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()))?;
+    Ok(())
+}
+
+/// Private anonymous memory, page by page.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<c_void>,
+    bytes: usize,
+}
+
+impl Mapping {
+    /// So many zero bytes.
+    pub(crate) fn new(bytes: usize) -> io::Result<Mapping> {
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: asks for fresh memory, wherever there is room.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        match NonNull::new(start) {
+            Some(start) if start.as_ptr() != libc::MAP_FAILED => Ok(Mapping { start, bytes }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    pub(crate) fn as_ptr(&self) -> NonNull<c_void> {
+        self.start
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: what was mapped, and nobody refers to it any more.
+        unsafe { libc::munmap(self.start.as_ptr(), self.bytes) };
+    }
 }

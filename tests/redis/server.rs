@@ -1,16 +1,15 @@
 //! The Redis example as a process of its own, and a client that says exactly what goes over the wire.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::thread;
+use std::process::Command;
 
+use crate::support::process::Process;
 use crate::support::{PATIENCE, example};
 
 /// A running server.
 pub(crate) struct Redis {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
+    process: Process,
     port: String,
 }
 
@@ -18,14 +17,10 @@ impl Redis {
     pub(crate) fn start(engine: &str) -> Redis {
         let mut command = Command::new(example("redis"));
         command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--stats"]);
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("the server starts");
-        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let mut ready = String::new();
-        stdout.read_line(&mut ready).expect("the ready line");
-        let address = ready.strip_prefix("listening on 127.0.0.1:").expect("the ready line");
-        assert!(ready.contains(&format!(" engine={engine} ")), "{ready}");
-        let port = address.split(' ').next().unwrap_or_default().to_owned();
-        Redis { child, stdout, port }
+        let process = Process::start(command);
+        let address = process.address.to_string();
+        let port = address.strip_prefix("127.0.0.1:").expect("where it was told to").to_owned();
+        Redis { process, port }
     }
 
     pub(crate) fn connect(&self) -> Client {
@@ -64,33 +59,12 @@ impl Redis {
     }
 
     pub(crate) fn resident_bytes(&self) -> usize {
-        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id()));
-        let statm = statm.expect("the server runs");
-        let pages: usize = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("statm");
-        pages * 4096
+        self.process.resident_bytes()
     }
 
     /// Sends SIGTERM, waits for the end, which is a good one, and returns what was printed since the ready line.
-    pub(crate) fn stop(mut self) -> String {
-        // SAFETY: kill(2) takes no memory.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
-        let mut rest = String::new();
-        self.stdout.read_to_string(&mut rest).expect("the server's output");
-        let status = self.child.wait().expect("the server ends");
-        assert_eq!(status.code(), Some(0));
-        rest
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            let _ = self.child.kill();
-        } else if !thread::panicking() {
-            // `stop` has waited for it.
-            return;
-        }
-        let _ = self.child.wait();
+    pub(crate) fn stop(self) -> String {
+        self.process.end()
     }
 }
 

@@ -2,17 +2,21 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod process;
+
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use duopoll::{Address, Builder, Connection, Engine, EventLoop, Listener, Server};
+use duopoll::{Address, Builder, Connection, Engine, EventLoop, Limits, Listener, Pollers, Server};
 
 /// How long anything may take before the test fails instead of hanging.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -89,6 +93,20 @@ impl Setup {
     pub fn serve_echo(self) -> Server {
         self.serve(echo)
     }
+}
+
+/// A connection of ours, on a poller of its own, and the other end of it.
+pub fn connected(setup: Setup, limits: Limits) -> (Pollers, Connection, Peer) {
+    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let listener = setup.listener().pollers(pollers.clone()).limits(limits);
+    let peer = Peer::connect(&listener.local_addr().expect("bound"));
+    let connection = pollster::block_on(listener.accept()).expect("accepted");
+    (pollers, connection, peer)
+}
+
+/// Polls a future once.
+pub fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
 pub async fn echo(connection: &mut Connection) -> io::Result<()> {

@@ -37,21 +37,21 @@ pub struct Intake {
     sizing: Sizing,
 }
 
-/// Chooses the size of the next block.
+/// Chooses the size of the next block: a power of two, kept as its exponent, since each connection has one of these.
 #[derive(Clone, Copy)]
 struct Sizing {
-    block_bytes: u32,
-    block_bytes_min: u32,
     /// Bytes in the vectors last lent.
-    lent: usize,
+    lent: u32,
+    block: u8,
+    block_min: u8,
     /// Reads in a row that would have fitted in a quarter of the block.
     small_reads: u8,
 }
 
 /// The first block of a connection, in bytes; also the smallest.
-const BLOCK_BYTES_MIN: u32 = 4 << 10;
-/// The largest block that is asked for, in bytes.
-const BLOCK_BYTES_MAX: u32 = 512 << 10;
+const BLOCK_BYTES_MIN: usize = 4 << 10;
+/// The largest block that is asked for, unless the smallest is larger, in bytes.
+const BLOCK_BYTES_MAX: usize = 512 << 10;
 /// Small reads in a row before the size is halved.
 const SMALL_READS_MAX: u8 = 16;
 
@@ -62,21 +62,31 @@ impl Default for Sizing {
 }
 
 impl Sizing {
-    fn starting_with(block_bytes: u32) -> Sizing {
-        Sizing { block_bytes, block_bytes_min: block_bytes, lent: 0, small_reads: 0 }
+    fn starting_with(block_bytes: usize) -> Sizing {
+        let block = block_bytes.max(1).next_power_of_two().trailing_zeros() as u8;
+        Sizing { lent: 0, block, block_min: block, small_reads: 0 }
+    }
+
+    fn block_bytes(self) -> usize {
+        1 << self.block
+    }
+
+    fn lends(&mut self, bytes: usize) {
+        self.lent = u32::try_from(bytes).unwrap_or(u32::MAX);
     }
 
     /// `n` bytes came, and `waiting` bytes are in the chain now.
     fn saw(&mut self, n: usize, waiting: usize) {
-        let block_bytes = self.block_bytes as usize;
-        if n == self.lent || waiting >= 4 * block_bytes {
-            let larger = (self.block_bytes * 2).min(BLOCK_BYTES_MAX);
-            self.block_bytes = self.block_bytes.max(larger);
+        let block_bytes = self.block_bytes();
+        if n == self.lent as usize || waiting >= 4 * block_bytes {
+            if block_bytes < BLOCK_BYTES_MAX {
+                self.block += 1;
+            }
             self.small_reads = 0;
         } else if n <= block_bytes / 4 {
             self.small_reads += 1;
             if self.small_reads == SMALL_READS_MAX {
-                self.block_bytes = (self.block_bytes / 2).max(self.block_bytes_min);
+                self.block = self.block.saturating_sub(1).max(self.block_min);
                 self.small_reads = 0;
             }
         } else {
@@ -86,9 +96,8 @@ impl Sizing {
 }
 
 impl Intake {
-    /// An intake whose first block, and smallest, has so many bytes.
+    /// An intake whose first block, and smallest, has so many bytes, rounded up to a power of two.
     pub(crate) fn starting_with(block_bytes: usize) -> Intake {
-        let block_bytes = u32::try_from(block_bytes).unwrap_or(BLOCK_BYTES_MAX);
         Intake { sizing: Sizing::starting_with(block_bytes), ..Intake::default() }
     }
 
@@ -102,7 +111,7 @@ impl Intake {
         source: &mut impl BlockSource,
         vectors: &mut [iovec; 2],
     ) -> Result<usize, Error> {
-        let wanted = self.sizing.block_bytes as usize;
+        let wanted = self.sizing.block_bytes();
         if let Some(tail) = &mut self.tail {
             if tail.remaining() < wanted / 2 {
                 // If all of its bytes are gone, the whole block can be lent again.
@@ -114,8 +123,9 @@ impl Intake {
             empty => empty.insert(source.block(wanted)?),
         };
         vectors[0] = vector(tail);
-        self.sizing.lent = tail.remaining();
+        let mut lent = tail.remaining();
         if tail.remaining() >= wanted / 2 {
+            self.sizing.lends(lent);
             return Ok(1);
         }
         let next = match &mut self.next {
@@ -123,11 +133,15 @@ impl Intake {
             // A little room is better than none.
             none => match source.block(wanted) {
                 Ok(block) => none.insert(block),
-                Err(_) => return Ok(1),
+                Err(_) => {
+                    self.sizing.lends(lent);
+                    return Ok(1);
+                }
             },
         };
         vectors[1] = vector(next);
-        self.sizing.lent += next.remaining();
+        lent += next.remaining();
+        self.sizing.lends(lent);
         Ok(2)
     }
 
@@ -150,6 +164,14 @@ impl Intake {
             unsafe { chain.push_committed(tail, n - first) };
         }
         self.sizing.saw(n, chain.len());
+    }
+
+    /// Copies bytes into the current block, which must have room for them, and to the end of `chain`.
+    pub(crate) fn copy_in(&mut self, bytes: &[u8], chain: &mut Chain) {
+        let Some(tail) = &mut self.tail else { return };
+        let n = tail.fill(bytes);
+        // SAFETY: `fill` initialised n bytes.
+        unsafe { chain.push_committed(tail, n) };
     }
 
     /// The current block, to write into or to give back.
@@ -178,7 +200,7 @@ impl fmt::Debug for Intake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Intake")
             .field("tail", &self.tail)
-            .field("block_bytes", &self.sizing.block_bytes)
+            .field("block_bytes", &self.sizing.block_bytes())
             .finish_non_exhaustive()
     }
 }

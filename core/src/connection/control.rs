@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Detached, Input, Output, Shared, State, Wakers, wait};
+use super::{Detached, Input, NEVER, Output, Shared, State, Wakers, wait};
 use crate::mailbox::Command;
 
 /// A handle on a connection: to limit what it may wait for, to pause it, and to end it. From any thread, while others
@@ -57,7 +57,7 @@ impl Control {
     /// How long no byte may move in either direction before the connection is ended with
     /// [`TimedOut`](std::io::ErrorKind::TimedOut) for both; none: for ever.
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
-        self.change(|state| state.idle_timeout = timeout.map(wait::ticks));
+        self.change(|state| state.idle_timeout = timeout.map_or(NEVER, wait::ticks));
     }
 
     /// Whether both directions can still be used, as far as this side knows.
@@ -88,7 +88,7 @@ impl Control {
         let mut state = self.shared.state();
         let failed = matches!(state.output, Output::Failed(_));
         if state.input == Input::Open && !failed && state.detached != Detached::Done {
-            state.closers.push(Box::new(callback));
+            state.closers.get_or_insert_default().push(Box::new(callback));
             return;
         }
         drop(state);
@@ -132,7 +132,7 @@ impl Control {
                 }
             }
             let due = state.reading.until().min(state.writing.until());
-            let idle = state.idle_timeout.is_some() && !state.close_posted;
+            let idle = state.idle_timeout != NEVER && !state.close_posted;
             (wakers, due < state.armed || idle)
         };
         if arm {

@@ -74,7 +74,8 @@ pub(crate) struct Shared {
     socket: Option<OwnedFd>,
     mailbox: Arc<Mailbox>,
     token: Token,
-    limits: Limits,
+    input_high_bytes: usize,
+    output_high_bytes: usize,
     state: Mutex<State>,
 }
 
@@ -82,6 +83,8 @@ struct State {
     inbox: Chain,
     /// Bytes in the inbox that end the reader's wait; 0 if it does not wait.
     need: usize,
+    /// The reader that waits has a part of what it waits for.
+    has_part: bool,
     reader: Option<Waker>,
     input: Input,
     reading: Wait,
@@ -93,6 +96,8 @@ struct State {
     peer_done: bool,
     /// The server is shutting down: a connection between two requests is to end.
     drain: bool,
+    /// Bytes that had arrived when it began to, and that the engine has not delivered yet.
+    expected: usize,
 
     outbox: Chain,
     /// Bytes flushed that the kernel has not taken: the outbox, and what the poller is sending.
@@ -114,10 +119,10 @@ struct State {
     detached: Detached,
 
     /// To be called when the connection is over.
-    closers: Vec<Closer>,
+    closers: Closers,
 
-    /// In ticks; none if the connection may be idle for ever.
-    idle_timeout: Option<Tick>,
+    /// In ticks; `NEVER` if the connection may be idle for ever.
+    idle_timeout: Tick,
     /// When the poller's timer for this connection fires; `NEVER` if it is not set.
     armed: Tick,
 }
@@ -162,6 +167,9 @@ enum Detached {
 
 /// What a user wants to be called when the connection is over.
 type Closer = Box<dyn FnOnce() + Send>;
+/// Few connections have any, and those that wait are many.
+#[expect(clippy::box_collection, reason = "a pointer is all that is spent on a connection without")]
+type Closers = Option<Box<Vec<Closer>>>;
 
 /// Those who are to be told of a change: taken out under the lock, called without it.
 #[derive(Default)]
@@ -169,7 +177,7 @@ type Closer = Box<dyn FnOnce() + Send>;
 pub(crate) struct Wakers {
     reader: Option<Waker>,
     writer: Option<Waker>,
-    closers: Vec<Closer>,
+    closers: Closers,
 }
 
 impl Wakers {
@@ -191,7 +199,7 @@ impl Wakers {
             waker.wake();
         }
         // The last first, as destructors run.
-        for closer in self.closers.into_iter().rev() {
+        for closer in self.closers.into_iter().flat_map(|closers| closers.into_iter().rev()) {
             // The panic hook reports it. It must not end whoever found the connection over.
             let _ = panic::catch_unwind(AssertUnwindSafe(closer));
         }
@@ -216,7 +224,9 @@ pub(crate) fn pair(
     limits: Limits,
 ) -> (Arc<Shared>, Reader, Writer) {
     let state = Mutex::new(State::new(&limits));
-    let shared = Arc::new(Shared { socket, mailbox, token, limits, state });
+    let Limits { input_high_bytes, output_high_bytes, .. } = limits;
+    let shared = Shared { socket, mailbox, token, input_high_bytes, output_high_bytes, state };
+    let shared = Arc::new(shared);
     (shared.clone(), Reader::new(shared.clone()), Writer::new(shared))
 }
 
@@ -225,6 +235,7 @@ impl State {
         State {
             inbox: Chain::new(),
             need: 0,
+            has_part: false,
             reader: None,
             input: Input::Open,
             reading: Wait::new(limits.read_timeout),
@@ -232,6 +243,7 @@ impl State {
             discard: false,
             peer_done: false,
             drain: false,
+            expected: 0,
             outbox: Chain::new(),
             unsent: 0,
             writer: None,
@@ -244,8 +256,8 @@ impl State {
             writer_gone: false,
             close_posted: false,
             detached: Detached::No,
-            closers: Vec::new(),
-            idle_timeout: limits.idle_timeout.map(wait::ticks),
+            closers: None,
+            idle_timeout: limits.idle_timeout.map_or(NEVER, wait::ticks),
             armed: NEVER,
         }
     }
@@ -285,7 +297,7 @@ impl Shared {
             Wakers {
                 reader: state.reader.take(),
                 writer: state.writer.take(),
-                closers: mem::take(&mut state.closers),
+                closers: state.closers.take(),
             }
         };
         self.mailbox.post(Command::Close(self.token));
@@ -295,6 +307,12 @@ impl Shared {
     /// Ends the connection at once with a reset: what was flushed is dropped.
     fn abort(&self) {
         self.mailbox.post(Command::Abort(self.token));
+    }
+
+    /// Whether the server is shutting down, and everything that had arrived by then has been delivered.
+    fn is_drained(&self) -> bool {
+        let state = self.state();
+        state.drain && state.expected == 0
     }
 
     fn half_gone(&self, mark: impl FnOnce(&mut State)) {
@@ -314,7 +332,11 @@ impl Shared {
     /// Bytes have arrived: `push` puts them into the inbox.
     pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain)) -> (Wakers, Next) {
         let mut state = self.state();
+        let before = state.inbox.len();
         push(&mut state.inbox);
+        if state.expected > 0 {
+            state.expected = state.expected.saturating_sub(state.inbox.len() - before);
+        }
         if state.discard {
             state.inbox = Chain::new();
             return (Wakers::default(), Next::More);
@@ -327,7 +349,7 @@ impl Shared {
             None
         };
         // A reader that waits for more than the watermark must get it.
-        let limit = self.limits.input_high_bytes.max(state.need);
+        let limit = self.input_high_bytes.max(state.need);
         state.stopped = state.inbox.len() >= limit;
         let next = if state.stopped { Next::Stop } else { Next::More };
         (Wakers { reader, ..Wakers::default() }, next)
@@ -352,7 +374,7 @@ impl Shared {
             state.input = how;
         }
         state.need = 0;
-        Wakers { reader: state.reader.take(), closers: mem::take(&mut state.closers), writer: None }
+        Wakers { reader: state.reader.take(), closers: state.closers.take(), writer: None }
     }
 
     /// Nothing can be sent any more; what was queued is dropped.
@@ -363,7 +385,7 @@ impl Shared {
         }
         state.outbox = Chain::new();
         state.unsent = 0;
-        Wakers { writer: state.writer.take(), closers: mem::take(&mut state.closers), reader: None }
+        Wakers { writer: state.writer.take(), closers: state.closers.take(), reader: None }
     }
 
     /// Moves the outbox to the end of `sending`. Says to finish, once, when all is out that ever will be.
@@ -399,8 +421,7 @@ impl Shared {
     /// Ends what is due. `active` is when a byte last moved.
     pub(crate) fn expire(&self, now: Tick, active: Tick) -> Expired {
         let mut state = self.state();
-        let idle_timeout = state.idle_timeout.unwrap_or(NEVER - 1);
-        let idle_until = active.saturating_add(idle_timeout + 1);
+        let idle_until = active.saturating_add(state.idle_timeout).saturating_add(1);
         let mut expired = Expired { idle: idle_until <= now, ..Expired::default() };
         if state.reading.expire(now) {
             state.need = 0;
@@ -444,7 +465,7 @@ impl Shared {
             Detached::Wanted => Detached::Done,
             _ => Detached::Gone,
         };
-        Wakers { reader: state.reader.take(), closers: mem::take(&mut state.closers), writer: None }
+        Wakers { reader: state.reader.take(), closers: state.closers.take(), writer: None }
     }
 
     /// The poller ends, and the engine has not let go.
@@ -465,14 +486,16 @@ impl Shared {
     }
 
     /// Whether a reader waits for the rest of a message.
-    pub(crate) fn awaits_input(&self) -> bool {
-        self.state().need > 0
+    pub(crate) fn awaits_rest(&self) -> bool {
+        let state = self.state();
+        state.need > 0 && state.has_part
     }
 
-    /// The server is shutting down.
-    pub(crate) fn drain(&self) -> Wakers {
+    /// The server is shutting down, and so many bytes have arrived that the engine has not delivered yet.
+    pub(crate) fn drain(&self, expected: usize) -> Wakers {
         let mut state = self.state();
         state.drain = true;
+        state.expected = expected;
         Wakers { reader: state.reader.take(), ..Wakers::default() }
     }
 }

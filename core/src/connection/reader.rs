@@ -89,6 +89,7 @@ impl Reader {
                     };
                     if goes_on {
                         state.need = min_bytes - self.buffer.len();
+                        state.has_part = !self.buffer.is_empty();
                         if !state.reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                             state.reader = Some(cx.waker().clone());
                         }
@@ -255,7 +256,7 @@ impl Reader {
             return Poll::Ready(Ok(true));
         }
         match self.poll_fill_slow(cx, min_bytes, Limited::No) {
-            Poll::Pending if self.buffer.is_empty() && self.shared.state().drain => {
+            Poll::Pending if self.buffer.is_empty() && self.shared.is_drained() => {
                 Poll::Ready(Ok(false))
             }
             Poll::Pending => Poll::Pending,

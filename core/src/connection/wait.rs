@@ -13,10 +13,11 @@ pub(crate) const NEVER: Tick = Tick::MAX;
 /// What a wait leaves behind ends with it: an expiry that comes too late does not touch the next one.
 #[derive(Debug)]
 pub(super) struct Wait {
-    timeout: Option<Tick>,
-    deadline: Option<Tick>,
+    /// In ticks; `NEVER` for none, as below.
+    timeout: Tick,
+    deadline: Tick,
     /// When the wait that is under way began.
-    since: Option<Tick>,
+    since: Tick,
     /// The wait has expired, and its owner does not know yet.
     expired: bool,
     /// The wait that is under way has no limit, whatever is set.
@@ -26,9 +27,9 @@ pub(super) struct Wait {
 impl Wait {
     pub(super) fn new(timeout: Option<Duration>) -> Wait {
         Wait {
-            timeout: timeout.map(ticks),
-            deadline: None,
-            since: None,
+            timeout: timeout.map_or(NEVER, ticks),
+            deadline: NEVER,
+            since: NEVER,
             expired: false,
             exempt: false,
         }
@@ -37,18 +38,18 @@ impl Wait {
     /// A poll of a wait: begins one, unless it is under way. False if it is over time.
     pub(super) fn go_on(&mut self, now: impl FnOnce() -> Tick) -> bool {
         self.exempt = false;
-        if self.timeout.is_none() && self.deadline.is_none() && !self.expired {
+        if self.timeout == NEVER && self.deadline == NEVER && !self.expired {
             // Nothing to look for, so the time need not be known; a limit that is set later counts from then.
             return true;
         }
         if !std::mem::take(&mut self.expired) {
             let now = now();
-            self.since.get_or_insert(now);
+            self.begin(now);
             if self.until() > now {
                 return true;
             }
         }
-        self.since = None;
+        self.since = NEVER;
         false
     }
 
@@ -60,23 +61,25 @@ impl Wait {
 
     /// The wait is over, for whatever reason.
     pub(super) fn end(&mut self) {
-        self.since = None;
+        self.since = NEVER;
         self.expired = false;
     }
 
     /// When the wait that is under way expires; never if none is.
     pub(super) fn until(&self) -> Tick {
-        let Some(since) = self.since else { return NEVER };
+        if self.since == NEVER {
+            return NEVER;
+        }
         // A tick more, since the wait began somewhere within one.
-        let timeout = self.timeout.map_or(NEVER, |timeout| since.saturating_add(timeout + 1));
-        timeout.min(self.deadline.unwrap_or(NEVER))
+        let timeout = self.since.saturating_add(self.timeout).saturating_add(1);
+        timeout.min(self.deadline)
     }
 
     /// Expires the wait, if it is due.
     pub(super) fn expire(&mut self, now: Tick) -> bool {
         let due = self.until() <= now;
         if due {
-            self.since = None;
+            self.since = NEVER;
             self.expired = true;
         }
         due
@@ -84,23 +87,29 @@ impl Wait {
 
     /// Sets the timeout of this wait and of those to come.
     pub(super) fn set_timeout(&mut self, timeout: Option<Duration>) {
-        self.timeout = timeout.map(ticks);
+        self.timeout = timeout.map_or(NEVER, ticks);
     }
 
     /// Sets the deadline of this wait and of those to come.
     pub(super) fn set_deadline(&mut self, deadline: Option<Tick>) {
-        self.deadline = deadline;
+        self.deadline = deadline.unwrap_or(NEVER);
     }
 
     /// A limit was set while somebody waited, who had looked at none.
     pub(super) fn began(&mut self, now: Tick) {
         if !self.exempt {
-            self.since.get_or_insert(now);
+            self.begin(now);
+        }
+    }
+
+    fn begin(&mut self, now: Tick) {
+        if self.since == NEVER {
+            self.since = now;
         }
     }
 
     pub(super) fn timeout(&self) -> Option<Tick> {
-        self.timeout
+        (self.timeout != NEVER).then_some(self.timeout)
     }
 }
 

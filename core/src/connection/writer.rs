@@ -107,11 +107,7 @@ impl Writer {
 
     /// Hands over what is staged, and waits while more is unsent than the connection's watermark allows.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_send(
-            cx,
-            self.shared.limits.output_high_bytes,
-            self.shared.limits.output_high_bytes / 2,
-        )
+        self.poll_send(cx, self.shared.output_high_bytes, self.shared.output_high_bytes / 2)
     }
 
     /// Hands over what is staged, and waits until the kernel has taken all of it. The peer may not have received it

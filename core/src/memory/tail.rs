@@ -77,6 +77,12 @@ impl Tail {
         unsafe { slice.grow(n) };
     }
 
+    /// Gives the first `n` unwritten bytes up, at most all of them: they are nobody's until the block is used again.
+    #[inline]
+    pub fn skip(&mut self, n: usize) {
+        self.start += n.min(self.remaining());
+    }
+
     /// Copies `bytes` in, and gives them as a slice. At most [`remaining`](Tail::remaining) are taken.
     pub fn write(&mut self, bytes: &[u8]) -> Slice {
         let n = self.fill(bytes);

@@ -324,12 +324,15 @@ impl SimEngine {
         state.delivered += n as u64;
         state.moved(self.clock.micros());
         drop(state);
-        let slice = if self.rng.one_in(2) {
-            Slice::copy_from(&bytes, Pool::global()).expect("memory")
-        } else {
-            Slice::from(bytes)
+        let next = match self.rng.below(3) {
+            0 => operators.copy_in(socket.token, &bytes).expect("memory"),
+            1 => {
+                let slice = Slice::copy_from(&bytes, Pool::global()).expect("memory");
+                operators.donate(socket.token, slice)
+            }
+            _ => operators.donate(socket.token, Slice::from(bytes)),
         };
-        socket.stopped = operators.donate(socket.token, slice) == Next::Stop;
+        socket.stopped = next == Next::Stop;
     }
 
     /// Asks what to send.
@@ -478,6 +481,13 @@ impl Poll for SimEngine {
             release_at: 0,
         });
         Ok(())
+    }
+
+    fn unread_bytes(&mut self, token: Token) -> usize {
+        let Some(socket) = self.open(token) else { return 0 };
+        let mut state = socket.link.state();
+        state.due = state.arrived;
+        (state.arrived - state.delivered) as usize
     }
 
     fn receive<O: Operators>(&mut self, token: Token, _operators: &mut O) {

@@ -62,6 +62,8 @@ pub(crate) struct State {
     // The receiving direction. Offsets count from the beginning of the stream.
     /// The peer has sent up to here.
     pub(crate) arrived: u64,
+    /// What had arrived when the server began to shut down.
+    pub(crate) due: u64,
     pub(crate) fin: bool,
     pub(crate) reset: Option<i32>,
     /// Acknowledged to the driver up to here, and in the end the FIN or an error.
@@ -365,7 +367,8 @@ impl Link {
             let Some(wait) = direction.wait.filter(|wait| asleep(wait.task)) else { continue };
             let over = match wait.goal {
                 Goal::Bytes(to) | Goal::Delimiter(to) | Goal::Request(to) => {
-                    let between = draining && state.delivered == state.read;
+                    let handled = state.delivered == state.read && state.delivered >= state.due;
+                    let between = draining && handled;
                     state.delivered >= to
                         || state.ended
                         || state.failed.is_some()

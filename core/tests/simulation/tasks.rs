@@ -311,7 +311,8 @@ impl ReadSide {
             Some(Ok(Got::Filled)) => Ok(()),
             Some(Ok(Got::End)) => {
                 let state = self.link.state();
-                let drained = matches!(op, ReadOp::Request) && env.draining.get() && have == at;
+                let due = have == at && state.delivered >= state.due;
+                let drained = matches!(op, ReadOp::Request) && env.draining.get() && due;
                 assert!(state.ended || drained, "an end that did not come: {state:?}");
                 let all = have == state.delivered || state.closed.is_some() || drained;
                 assert!(all, "bytes were lost at the end: {have}, {state:?}");

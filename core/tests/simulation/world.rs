@@ -174,7 +174,7 @@ impl World {
                 Request::Open => self.open(),
                 Request::Drain => {
                     self.draining.set(true);
-                    self.driver.drain(Group::default());
+                    self.driver.drain(&mut self.engine, Group::default());
                 }
                 Request::AbortAll => self.abort_all(),
                 Request::TearDown => return false,

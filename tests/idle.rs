@@ -1,0 +1,53 @@
+//! Connections that are idle cost little memory, and no processor time.
+//!
+//! The server is an example in a process of its own.
+
+mod support;
+
+use std::process::Command;
+use std::time::Duration;
+
+use support::process::Process;
+use support::{Peer, example};
+
+/// Connections that are looked at: those beyond the first few, for which a poller has memory anyway.
+const FIRST: usize = 1_000;
+const CONNECTIONS: usize = 8_000;
+/// User memory for each of them.
+const BYTES_MAX: usize = 1024;
+
+fn connect(server: &Process, count: usize) -> Vec<Peer> {
+    let mut peers: Vec<_> = (0..count).map(|_| Peer::connect(&server.address)).collect();
+    for peer in &mut peers {
+        assert_eq!(peer.round_trip(&[b'x'; 64]), [b'x'; 64]);
+    }
+    peers
+}
+
+/// All of them have talked.
+fn idle_connections_cost_little(engine: &str) {
+    let mut command = Command::new(example("echo"));
+    command.args(["--listen", "127.0.0.1:0", "--engine", engine]);
+    let server = Process::start(command);
+    let first = connect(&server, FIRST);
+    let before = server.resident_bytes();
+    let peers = connect(&server, CONNECTIONS);
+    let each = (server.resident_bytes() - before) / CONNECTIONS;
+    assert!(each <= BYTES_MAX, "{each} bytes for each idle connection");
+    let before = server.processor_time();
+    std::thread::sleep(Duration::from_millis(500));
+    let spent = server.processor_time() - before;
+    assert!(spent <= Duration::from_millis(10), "{spent:?} of processor time to do nothing");
+    drop((first, peers));
+    server.end();
+}
+
+#[test]
+fn epoll_idles_cheaply() {
+    idle_connections_cost_little("epoll");
+}
+
+#[test]
+fn uring_idles_cheaply() {
+    idle_connections_cost_little("uring");
+}
