@@ -278,7 +278,7 @@ fn options_that_contradict_each_other_are_an_error() {
     let both = EventLoop::builder().pollers(2).on(shared).on_request(support::echo);
     assert_eq!(both.serve(listener()).expect_err("both").kind(), ErrorKind::InvalidInput);
     let late = EventLoop::builder().on_disconnect(async |_: &mut Connection| {});
-    let late = late.on_connection(|task| block_on(task), serve_lines);
+    let late = late.on_connection(block_on, serve_lines);
     assert_eq!(late.serve(listener()).expect_err("no place").kind(), ErrorKind::InvalidInput);
 }
 

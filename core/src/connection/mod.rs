@@ -167,8 +167,7 @@ enum Detached {
 
 /// What a user wants to be called when the connection is over.
 type Closer = Box<dyn FnOnce() + Send>;
-/// Few connections have any, and those that wait are many.
-#[expect(clippy::box_collection, reason = "a pointer is all that is spent on a connection without")]
+/// Few connections have any, and those without spend a pointer on it.
 type Closers = Option<Box<Vec<Closer>>>;
 
 /// Those who are to be told of a change: taken out under the lock, called without it.
