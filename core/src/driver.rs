@@ -27,6 +27,8 @@ const CLOSE_SEND_MS: Tick = 10_000;
 const CLOSE_RECEIVE_MS: Tick = 1_000;
 /// When a receive for which there was no memory is tried again, in milliseconds.
 const NO_MEMORY_RETRY_MS: Tick = 10;
+/// Bytes that are copied, if need be, out of a block that others share, while their reader has more to read already.
+const LAGGING_COPY_BYTES: usize = 16 << 10;
 /// The least block that copied bytes go into, in bytes.
 const COPY_BLOCK_BYTES: usize = 4 << 10;
 /// When accepting is tried again after the process or the machine ran out of something, in milliseconds: doubled
@@ -634,6 +636,13 @@ unsafe impl Operators for Driver {
     fn donate(&mut self, token: Token, slice: Slice) -> Next {
         let now = self.now();
         let Some(stream) = self.stream(token) else { return Next::Stop };
+        // Nobody knows for how long these would keep a block that is many times their size.
+        if slice.len() <= LAGGING_COPY_BYTES && stream.shared.lags() {
+            if let Some(next) = self.copy_in(token, &slice) {
+                return next;
+            }
+        }
+        let Some(stream) = self.stream(token) else { return Next::Stop };
         stream.active = now;
         let paused = stream.paused;
         let (wakers, next) = stream.shared.deliver(|inbox| inbox.push(slice));
@@ -805,14 +814,14 @@ impl Stream {
         }
     }
 
-    /// Gives up the block that was received into, unless the kernel holds it, or the rest of a message is waited
-    /// for: that one shall continue in the same block.
+    /// Gives up the block that was received into, unless the kernel holds it, or bytes in it wait for their reader or
+    /// for the rest of a message: what comes next shall continue in the same block.
     fn give_back(&mut self) {
         if self.receiving {
             return;
         }
         let continues =
-            self.intake.tail().is_some_and(|tail| tail.is_shared()) && self.shared.awaits_rest();
+            self.intake.tail().is_some_and(|tail| tail.is_shared()) && self.shared.lags();
         if !continues {
             if let Some(tail) = self.intake.tail_mut().take() {
                 LocalBlocks::put(tail);
@@ -832,6 +841,8 @@ impl Drop for Stream {
         if !self.released {
             self.shared.abandoned().wake_at_the_end();
         }
+        // SAFETY: once, and last: the engine has released the socket, or is gone itself.
+        unsafe { self.shared.let_go() };
     }
 }
 

@@ -101,7 +101,9 @@ impl Epoll {
         if socket.kind == Kind::Connecting && !self.has_connected(token, events, operators) {
             return;
         }
-        if events & libc::EPOLLERR != 0 {
+        // A Unix socket has no such queue, and would give its error instead.
+        let has_queue = self.sockets.get(token).is_some_and(|socket| !socket.is_unix);
+        if events & libc::EPOLLERR != 0 && has_queue {
             self.drain_error_queue(token);
         }
         let Some(socket) = self.sockets.get(token) else { return };

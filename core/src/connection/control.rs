@@ -1,7 +1,6 @@
 //! What can be done to a connection while somebody else reads and writes.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -104,11 +103,6 @@ impl Control {
     /// woken with `ECONNABORTED`.
     pub fn abort(&self) {
         self.shared.abort();
-    }
-
-    /// The socket, for options and addresses. None under a simulated engine.
-    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.shared.socket()
     }
 
     /// Changes a limit, and sees to it that a wait that is under way keeps the new one.

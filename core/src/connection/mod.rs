@@ -20,8 +20,9 @@ mod writer;
 use std::fmt;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 use std::time::Duration;
@@ -69,14 +70,47 @@ impl Default for Limits {
 
 /// What the poller and both halves share.
 pub(crate) struct Shared {
-    /// None under a simulated engine. Closed when the last of the poller and the halves lets go, so its number is
-    /// never used again while anybody could mean this connection by it.
-    socket: Option<OwnedFd>,
+    socket: Socket,
     mailbox: Arc<Mailbox>,
     token: Token,
     input_high_bytes: usize,
     output_high_bytes: usize,
     state: Mutex<State>,
+}
+
+/// The descriptor of a connection. It is closed when the poller and both halves have let go, so its number is never
+/// used again while one of them could mean this connection by it. Other handles do not keep it open.
+struct Socket {
+    /// -1 under a simulated engine.
+    fd: RawFd,
+    holders: AtomicU8,
+}
+
+/// The poller, and both halves.
+const HOLDERS: u8 = 3;
+
+impl Socket {
+    fn new(socket: Option<OwnedFd>) -> Socket {
+        let fd = socket.map_or(-1, OwnedFd::into_raw_fd);
+        Socket { fd, holders: AtomicU8::new(HOLDERS) }
+    }
+
+    /// # Safety
+    /// Called once by each holder, and by nobody else.
+    unsafe fn let_go(&self) {
+        // AcqRel: whatever the others have done with it comes before it is closed.
+        if self.holders.fetch_sub(1, Ordering::AcqRel) == 1 && self.fd >= 0 {
+            // SAFETY: it was taken over when this was made, and nobody uses it any more.
+            drop(unsafe { OwnedFd::from_raw_fd(self.fd) });
+        }
+    }
+
+    /// # Safety
+    /// Called by a holder that has not let go, and does not for as long as the borrow lasts.
+    unsafe fn borrow(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: open, as promised by the caller.
+        (self.fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(self.fd) })
+    }
 }
 
 struct State {
@@ -224,6 +258,7 @@ pub(crate) fn pair(
 ) -> (Arc<Shared>, Reader, Writer) {
     let state = Mutex::new(State::new(&limits));
     let Limits { input_high_bytes, output_high_bytes, .. } = limits;
+    let socket = Socket::new(socket);
     let shared = Shared { socket, mailbox, token, input_high_bytes, output_high_bytes, state };
     let shared = Arc::new(shared);
     (shared.clone(), Reader::new(shared.clone()), Writer::new(shared))
@@ -268,8 +303,22 @@ impl Shared {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.socket.as_ref().map(OwnedFd::as_fd)
+    /// The poller, or one of the halves, does not use the socket any more.
+    ///
+    /// # Safety
+    /// Each of the three says so once, and does not ask for the [`socket`](Shared::socket) afterwards.
+    pub(crate) unsafe fn let_go(&self) {
+        // SAFETY: promised by the caller.
+        unsafe { self.socket.let_go() };
+    }
+
+    /// The socket; none under a simulated engine.
+    ///
+    /// # Safety
+    /// Only for the poller and the halves, for as long as they have not let go.
+    unsafe fn socket(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: promised by the caller.
+        unsafe { self.socket.borrow() }
     }
 
     /// Ends both directions from this side: what was flushed still goes out, what arrives is dropped.
@@ -354,9 +403,14 @@ impl Shared {
         (Wakers { reader, ..Wakers::default() }, next)
     }
 
-    /// The peer sent its FIN.
+    /// There is nothing more to receive: the peer sent its FIN, or the kernel has told a send already that the
+    /// connection is broken, which it tells once.
     pub(crate) fn end_input(&self) -> Wakers {
-        self.fail_input(Input::Ended)
+        let output = self.state().output;
+        self.fail_input(match output {
+            Output::Failed(errno @ (libc::ECONNRESET | libc::ETIMEDOUT)) => Input::Failed(errno),
+            _ => Input::Ended,
+        })
     }
 
     /// The connection is broken, for both directions.
@@ -484,10 +538,10 @@ impl Shared {
         self.state().peer_done
     }
 
-    /// Whether a reader waits for the rest of a message.
-    pub(crate) fn awaits_rest(&self) -> bool {
+    /// Whether bytes wait for their reader, or with it for the rest of a message.
+    pub(crate) fn lags(&self) -> bool {
         let state = self.state();
-        state.need > 0 && state.has_part
+        !state.inbox.is_empty() || (state.need > 0 && state.has_part)
     }
 
     /// The server is shutting down, and so many bytes have arrived that the engine has not delivered yet.

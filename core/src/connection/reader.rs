@@ -328,7 +328,8 @@ impl Reader {
 
     /// The socket, for options and addresses. None under a simulated engine.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.shared.socket()
+        // SAFETY: a half lets go when it is dropped.
+        unsafe { self.shared.socket() }
     }
 }
 
@@ -363,6 +364,8 @@ impl Drop for Reader {
             self.shared.mailbox.post(Command::Receive(self.shared.token));
         }
         self.shared.half_gone(|state| state.reader_gone = true);
+        // SAFETY: once, and last.
+        unsafe { self.shared.let_go() };
     }
 }
 

@@ -263,7 +263,8 @@ impl Writer {
 
     /// The socket, for options and addresses. None under a simulated engine.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.shared.socket()
+        // SAFETY: a half lets go when it is dropped.
+        unsafe { self.shared.socket() }
     }
 }
 
@@ -283,6 +284,8 @@ impl Drop for Writer {
             state.writer_gone = true;
             state.writer = None;
         });
+        // SAFETY: once, and last.
+        unsafe { self.shared.let_go() };
     }
 }
 
