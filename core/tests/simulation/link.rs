@@ -316,7 +316,12 @@ impl Link {
                 assert!(short, "link {}: an end instead of bytes: {state:?}", self.id);
             }
             (io::ErrorKind::NotConnected, None) => assert!(state.closed.is_some(), "{state:?}"),
-            (_, Some(errno)) => state.check_errno(errno, state.failed),
+            (_, Some(errno)) => {
+                // The kernel may have told the send of it, and the reader of an end.
+                let told = [libc::ECONNRESET, libc::ETIMEDOUT];
+                let send = state.send_failed.filter(|errno| state.ended && told.contains(errno));
+                state.check_errno(errno, state.failed.or(send));
+            }
             _ => panic!("link {}: an unexpected error: {error:?}", self.id),
         }
         if state.closed.is_none() {
