@@ -25,6 +25,8 @@ use crate::sys;
 
 /// Completions handled in one turn, at most. What is left is handled in the next, before it waits.
 pub const COMPLETIONS_PER_TURN: usize = 128;
+/// Connections accepted in one turn, at most: what else has completed does not wait behind a storm of them.
+const ACCEPTS_PER_TURN: usize = 64;
 
 /// When an operation has not completed so long after its socket was shut down, it is cancelled.
 const CLOSE_GUARD: Duration = Duration::from_secs(5);
@@ -71,6 +73,10 @@ pub struct Uring {
     closing: VecDeque<(Instant, Token)>,
     /// Completions that were taken and not handled yet.
     completions: VecDeque<cqueue::Entry>,
+    /// Accepts that have completed and wait for a later turn.
+    accepts: VecDeque<cqueue::Entry>,
+    /// How many more are handled in this turn.
+    accepts_left: usize,
     /// The last turn left completions for the next.
     more: bool,
     /// Sends that are queued and complete as soon as they are submitted.
@@ -120,6 +126,8 @@ impl Uring {
             to_cancel: VecDeque::new(),
             closing: VecDeque::new(),
             completions: VecDeque::with_capacity(COMPLETIONS_PER_TURN),
+            accepts: VecDeque::new(),
+            accepts_left: 0,
             more: false,
             quick_sends: 0,
             stats: EngineStats::default(),
@@ -273,6 +281,34 @@ impl Uring {
         }
     }
 
+    fn handle_completions<O: Operators>(&mut self, operators: &mut O) {
+        self.accepts_left = ACCEPTS_PER_TURN;
+        let mut left = COMPLETIONS_PER_TURN;
+        while self.accepts_left > 0 {
+            let Some(accept) = self.accepts.pop_front() else { break };
+            self.accepts_left -= 1;
+            left -= 1;
+            self.handle(&accept, operators);
+        }
+        while left > 0 {
+            if self.completions.is_empty() {
+                self.ring.completions(&mut self.completions, left);
+            }
+            let Some(completion) = self.completions.pop_front() else { break };
+            if is_accept(&completion) {
+                if self.accepts_left == 0 {
+                    self.accepts.push_back(completion);
+                    continue;
+                }
+                self.accepts_left -= 1;
+            }
+            left -= 1;
+            self.handle(&completion, operators);
+        }
+        self.more =
+            !self.accepts.is_empty() || !self.completions.is_empty() || self.ring.has_completions();
+    }
+
     fn handle<O: Operators>(&mut self, completion: &cqueue::Entry, operators: &mut O) {
         let Some((op, token)) = Op::parse(completion.user_data()) else {
             self.stats.stale_events += 1;
@@ -293,7 +329,7 @@ impl Uring {
         let Some(socket) = self.sockets.get(token) else {
             // A slot is kept until its last completion, so this is a completion that we never asked for.
             self.stats.stale_events += 1;
-            if matches!(op, Op::Accept | Op::AcceptMulti) && result >= 0 {
+            if is_accept(completion) && result >= 0 {
                 // SAFETY: accept gave a new descriptor, which nobody else owns.
                 drop(unsafe { OwnedFd::from_raw_fd(result) });
             }
@@ -579,6 +615,10 @@ impl Outcome {
     }
 }
 
+fn is_accept(completion: &cqueue::Entry) -> bool {
+    matches!(Op::parse(completion.user_data()), Some((Op::Accept | Op::AcceptMulti, _)))
+}
+
 fn saturating(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
@@ -699,13 +739,7 @@ impl Poll for Uring {
         }
 
         self.stats.completion_overflows += u64::from(self.ring.overflows());
-        let room = COMPLETIONS_PER_TURN.saturating_sub(self.completions.len());
-        self.ring.completions(&mut self.completions, room);
-        for _ in 0..COMPLETIONS_PER_TURN {
-            let Some(completion) = self.completions.pop_front() else { break };
-            self.handle(&completion, operators);
-        }
-        self.more = !self.completions.is_empty() || self.ring.has_completions();
+        self.handle_completions(operators);
         Ok(())
     }
 
@@ -738,6 +772,14 @@ impl Poll for Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
+        self.ring.completions(&mut self.completions, usize::MAX);
+        let untaken = self.accepts.iter().chain(&self.completions);
+        for accept in untaken.filter(|completion| is_accept(completion)) {
+            if accept.result() >= 0 {
+                // SAFETY: accept gave a new descriptor, which nobody else owns.
+                drop(unsafe { OwnedFd::from_raw_fd(accept.result()) });
+            }
+        }
         if self.sockets.any_inbound() {
             // The kernel may still write to them.
             mem::forget(self.buffers.take());

@@ -1,0 +1,91 @@
+//! One script, two engines: what their users see is the same, and what it must be.
+//!
+//! A script is drawn from a seed. It is run on epoll and on io_uring, over real sockets, and each of its steps must have
+//! the outcome that the script foretells.
+//!
+//! `DUOPOLL_SEED` runs one seed and prints both traces. `DUOPOLL_SEEDS` says how many are run otherwise for each
+//! family, and `DUOPOLL_FIRST_SEED` from which one on.
+
+#[path = "differential/author.rs"]
+mod author;
+#[path = "differential/ends.rs"]
+mod ends;
+#[path = "differential/moves.rs"]
+mod moves;
+#[path = "differential/script.rs"]
+mod script;
+#[path = "differential/stage.rs"]
+mod stage;
+mod support;
+#[path = "differential/user.rs"]
+mod user;
+
+use std::thread;
+
+use duopoll::Engine;
+use script::{Outcome, Script};
+use stage::Stage;
+use support::Family;
+
+/// Scripts for each family.
+const SEEDS: u64 = 1_000;
+
+#[test]
+fn the_engines_agree_on_ipv4() {
+    agree(Family::V4);
+}
+
+#[test]
+fn the_engines_agree_on_ipv6() {
+    agree(Family::V6);
+}
+
+#[test]
+fn the_engines_agree_on_unix_sockets() {
+    agree(Family::Unix);
+}
+
+fn agree(family: Family) {
+    let (epoll, uring) = (Stage::new(Engine::Epoll, family), Stage::new(Engine::Uring, family));
+    let only = from_env("DUOPOLL_SEED");
+    let first = only.or(from_env("DUOPOLL_FIRST_SEED")).unwrap_or(0);
+    let count = only.map_or_else(|| from_env("DUOPOLL_SEEDS").unwrap_or(SEEDS), |_| 1);
+    for seed in first..first + count {
+        let script = Script::new(seed, family);
+        let (epoll, uring) = thread::scope(|scope| {
+            let uring = scope.spawn(|| uring.run(&script));
+            (epoll.run(&script), uring.join().expect("no panic"))
+        });
+        let expected: Vec<_> =
+            script.steps.iter().filter_map(|planned| planned.expected.clone()).collect();
+        let agree = epoll == expected && uring == expected;
+        if only.is_some() || !agree {
+            tell(&script, &epoll, &uring);
+        }
+        assert!(agree, "DUOPOLL_SEED={seed} cargo test --test differential, on {family:?}");
+    }
+}
+
+fn from_env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|value| value.parse().ok())
+}
+
+/// Prints the script, and what has come of it.
+fn tell(script: &Script, epoll: &[Outcome], uring: &[Outcome]) {
+    let Script { seed, place, tight, alone, steps } = script;
+    println!("seed {seed}: {place:?}, tight: {tight}, alone: {alone}");
+    let (mut epoll, mut uring) = (epoll.iter(), uring.iter());
+    for planned in steps {
+        println!("{:?}", planned.step);
+        let Some(expected) = &planned.expected else { continue };
+        let outcomes = [("epoll", epoll.next()), ("uring", uring.next())];
+        for (engine, outcome) in outcomes {
+            match outcome {
+                Some(outcome) if outcome == expected => println!("    {engine}: {outcome:?}"),
+                Some(outcome) => println!("    {engine}: {outcome:?}, and not {expected:?}"),
+                None => println!("    {engine}: not reached"),
+            }
+        }
+    }
+    println!("then, unexpected: epoll {:?}, uring {:?}", epoll.as_slice(), uring.as_slice());
+}

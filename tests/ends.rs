@@ -1,0 +1,189 @@
+//! Connections that have ended, in one direction or in both: what can still be done with them.
+
+mod support;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use duopoll::{Connection, Limits, LinkBuffer, Pollers};
+use pollster::block_on;
+use support::{Pattern, Setup, connected, eventually};
+
+on_every_setup!(
+    this_side_may_finish_and_go_on_receiving,
+    every_call_after_a_close_returns,
+    every_call_after_an_abort_returns,
+    every_call_after_a_reset_returns,
+    every_call_after_both_fins_returns,
+    every_call_without_a_poller_returns,
+    a_broken_connection_keeps_its_descriptor,
+    a_control_keeps_no_connection_open,
+    a_control_keeps_no_detached_socket_open,
+);
+
+fn this_side_may_finish_and_go_on_receiving(setup: Setup) {
+    let (pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    connection.push(vec![7; 300_000]);
+    let (reader, writer) = connection.split();
+    assert!(support::poll_once(std::pin::pin!(writer.flush())).is_ready());
+    writer.finish();
+    assert_eq!(peer.read_rest().expect("the end"), [7; 300_000]);
+    for _ in 0..3 {
+        let bytes = &Pattern::new(31).next(100_000)[..100_000];
+        peer.write_all(bytes).expect("still open");
+        assert_eq!(block_on(reader.next(bytes.len())).expect("received"), *bytes);
+    }
+    drop(peer);
+    assert!(!block_on(reader.more()).expect("the end"));
+    drop(connection);
+    eventually("it is over", || pollers.stats().closed == 1);
+    assert_eq!(pollers.stats().close_timeouts, 0);
+}
+
+/// Calls everything there is. Nothing arrives any more; `reads` and `writes` say whether that is an error.
+fn call_everything(mut connection: Connection, reads_fail: bool, writes_fail: bool) {
+    let read = |result: io::Result<bool>| match result {
+        Ok(more) => assert!(!more && !reads_fail, "read from a connection that is over"),
+        Err(error) => assert!(reads_fail, "{error}"),
+    };
+    let must_fail = |result: io::Result<()>| assert!(result.is_err());
+    block_on(async {
+        read(connection.more().await);
+        read(connection.read(&mut [0; 10]).await.map(|n| n > 0));
+        must_fail(connection.next(1).await.map(drop));
+        must_fail(connection.peek(1).await.map(drop));
+        must_fail(connection.skip(1).await);
+        must_fail(connection.fill(1).await);
+        must_fail(connection.until(b'\n', 10).await.map(drop));
+        must_fail(connection.read_u8().await.map(drop));
+        must_fail(connection.read_u32().await.map(drop));
+        must_fail(connection.reader().split_to(1).await.map(drop));
+        assert_eq!(connection.next(0).await.expect("nothing is always there"), b"");
+        assert!(connection.input().is_empty());
+
+        connection.write(b"x").expect("staged");
+        connection.push("y");
+        connection.append(&mut LinkBuffer::from(&b"z"[..]));
+        connection.writer().reserve(10).expect("room");
+        assert_eq!(connection.writer().staged_len(), 3);
+        for flushed in [connection.flush().await, connection.drain().await] {
+            assert_eq!(flushed.is_err(), writes_fail, "{flushed:?}");
+        }
+        connection.finish();
+        connection.finish();
+        assert_eq!(connection.writer().staged_len(), 0);
+    });
+    let control = connection.control();
+    let soon = Duration::from_millis(1);
+    control.set_read_timeout(Some(soon));
+    control.set_write_timeout(Some(soon));
+    control.set_idle_timeout(Some(soon));
+    control.set_read_deadline(Some(Instant::now()));
+    control.set_write_deadline(Some(Instant::now()));
+    control.pause();
+    control.resume();
+    control.close();
+    control.abort();
+    assert!(!control.is_active());
+    let (tell, is_told) = std::sync::mpsc::channel();
+    control.on_close(move || tell.send(()).expect("the test waits"));
+    assert!(is_told.try_recv().is_ok(), "it was over already");
+    let _ = (connection.peer_addr(), connection.local_addr(), format!("{connection:?}"));
+    assert!(block_on(connection.detach()).is_err());
+}
+
+fn every_call_after_a_close_returns(setup: Setup) {
+    let (_pollers, connection, _peer) = connected(setup, Limits::default());
+    connection.close();
+    call_everything(connection, true, true);
+}
+
+fn every_call_after_an_abort_returns(setup: Setup) {
+    let (_pollers, mut connection, _peer) = connected(setup, Limits::default());
+    connection.abort();
+    let error = block_on(connection.fill(1)).expect_err("aborted");
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
+    call_everything(connection, true, true);
+}
+
+fn every_call_after_a_reset_returns(setup: Setup) {
+    let (_pollers, mut connection, peer) = connected(setup, Limits::default());
+    // A Unix socket resets if it is closed with bytes unread, and never else.
+    connection.write(b"x").expect("staged");
+    block_on(connection.drain()).expect("sent");
+    peer.reset();
+    let error = block_on(connection.fill(1)).expect_err("a reset");
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET), "{error}");
+    call_everything(connection, true, true);
+}
+
+fn every_call_after_both_fins_returns(setup: Setup) {
+    let (_pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    connection.finish();
+    assert_eq!(peer.read_rest().expect("the end"), b"");
+    drop(peer);
+    assert!(!block_on(connection.more()).expect("the end"));
+    call_everything(connection, false, true);
+}
+
+fn every_call_without_a_poller_returns(setup: Setup) {
+    let (pollers, connection, _peer) = connected(setup, Limits::default());
+    drop(pollers);
+    call_everything(connection, true, true);
+}
+
+/// What a descriptor of this process is.
+fn descriptor(number: i32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{number}")).ok()
+}
+
+/// The descriptor of a connection, and what it is.
+fn descriptor_of(connection: &Connection) -> (i32, PathBuf) {
+    let number = connection.as_fd().as_raw_fd();
+    (number, descriptor(number).expect("an open descriptor"))
+}
+
+fn a_broken_connection_keeps_its_descriptor(setup: Setup) {
+    let (_pollers, connection, peer) = connected(setup, Limits::default());
+    let (number, socket) = descriptor_of(&connection);
+    peer.reset();
+    eventually("it is noticed", || !connection.is_active());
+    connection.close();
+    // Whatever is opened now must not get the number: somebody may still mean this connection by it.
+    let files: Vec<_> = (0..10).map(|_| fs::File::open("/dev/null").expect("a file")).collect();
+    assert!(files.iter().all(|file| file.as_raw_fd() != number));
+    assert_eq!(descriptor(number), Some(socket));
+}
+
+fn over(pollers: &Pollers) {
+    eventually("it is over", || {
+        let stats = pollers.stats();
+        stats.closed == stats.connections
+    });
+}
+
+fn a_control_keeps_no_connection_open(setup: Setup) {
+    let (pollers, connection, mut peer) = connected(setup, Limits::default());
+    let (number, socket) = descriptor_of(&connection);
+    let control = connection.control();
+    drop(connection);
+    assert_eq!(peer.read_rest().expect("the end"), b"");
+    drop(peer);
+    over(&pollers);
+    assert_ne!(descriptor(number), Some(socket), "the descriptor is open");
+    control.close();
+    assert!(!control.is_active());
+}
+
+fn a_control_keeps_no_detached_socket_open(setup: Setup) {
+    let (_pollers, connection, mut peer) = connected(setup, Limits::default());
+    let control = connection.control();
+    let (socket, _) = block_on(connection.detach()).expect("detached");
+    drop(socket);
+    peer.set_timeout(Duration::from_secs(5));
+    assert_eq!(peer.read(&mut [0]).expect("the end"), 0);
+    assert!(!control.is_active());
+}

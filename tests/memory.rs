@@ -1,0 +1,75 @@
+//! What connections keep in memory: no more than what they hold, and hardly anything when they are idle.
+//!
+//! One test in a process of its own: it looks at the blocks of the process's pool.
+
+mod support;
+
+use std::io::Write;
+use std::thread;
+
+use duopoll::{Engine, Limits, Pool};
+use pollster::block_on;
+use support::{Family, Pattern, Peer, Setup, connected, eventually};
+
+const MIB: usize = 1 << 20;
+
+fn message() -> Vec<u8> {
+    let mut pattern = Pattern::new(41);
+    let mut message = Vec::with_capacity(MIB);
+    while message.len() < MIB {
+        message.extend_from_slice(pattern.next(MIB - message.len()));
+    }
+    message
+}
+
+fn live_bytes() -> usize {
+    Pool::global().stats().live_bytes
+}
+
+#[test]
+fn memory_follows_what_is_held() {
+    for engine in [Engine::Epoll, Engine::Uring] {
+        let setup = Setup { engine, family: Family::V4 };
+        a_message_in_small_pieces_costs_little_more_than_its_bytes(setup);
+        idle_connections_give_back_what_a_burst_took(setup);
+    }
+}
+
+fn a_message_in_small_pieces_costs_little_more_than_its_bytes(setup: Setup) {
+    let (pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    let before = live_bytes();
+    let message = &message();
+    let mut most = 0;
+    for (index, piece) in message.chunks(1 << 10).enumerate() {
+        peer.write_all(piece).expect("sent");
+        let received = (index as u64 + 1) << 10;
+        eventually("it is received", || pollers.stats().received_bytes == received);
+        most = most.max(live_bytes() - before);
+    }
+    assert_eq!(block_on(connection.next(MIB)).expect("received"), *message);
+    most = most.max(live_bytes() - before);
+    assert!(most <= 4 * MIB, "{:?}: {most} bytes for a message of {MIB}", setup.engine);
+}
+
+fn idle_connections_give_back_what_a_burst_took(setup: Setup) {
+    const CONNECTIONS: usize = 50;
+    let server = setup.serve_echo();
+    let before = live_bytes();
+    let mut peers: Vec<_> = (0..CONNECTIONS).map(|_| Peer::connect(server.local_addr())).collect();
+    let message = &message();
+    for peer in &mut peers {
+        let mut sender = peer.try_clone();
+        thread::scope(|scope| {
+            scope.spawn(move || sender.write_all(message).expect("sent"));
+            let mut reply = vec![0; MIB];
+            std::io::Read::read_exact(peer, &mut reply).expect("a reply");
+        });
+    }
+    let kept = live_bytes() - before;
+    // What the poller has at hand. On a ring also what the kernel may write to: two of the largest blocks for each.
+    let each = if setup.engine == Engine::Epoll { 0 } else { MIB };
+    assert!(kept <= 8 * MIB + CONNECTIONS * each, "{:?}: {kept} bytes are kept", setup.engine);
+    drop(peers);
+    drop(server);
+    eventually("everything is given back", || live_bytes() <= before);
+}
