@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# The tests of the core under AddressSanitizer: as they are, then with each block in an allocation of its own, which
-# the sanitizer watches one by one.
+# The tests of the core, and those that take io_uring down with thousands of operations in flight, under
+# AddressSanitizer: as they are, then with each block in an allocation of its own, which the sanitizer watches one by one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+# Thousands of connections in one process.
+ulimit -n "$(ulimit -Hn)"
 
 export RUSTC_BOOTSTRAP=1
 export LSAN_OPTIONS="suppressions=$PWD/ci/asan.supp"
@@ -13,4 +16,6 @@ for blocks in "" "--cfg fuzzing"; do
     export CARGO_TARGET_DIR="$base/asan${blocks:+-blocks}"
     # How much memory is resident is the sanitizer's affair here.
     cargo test --target "$triple" -p duopoll-core --lib --tests -- --skip memory_comes_back_down
+    cargo test --target "$triple" -p duopoll-uring --lib ten_thousand_operations
+    cargo test --target "$triple" --test teardown
 done

@@ -14,7 +14,7 @@ readonly ENGINES=(epoll uring auto refusals)
 readonly PACKAGES=(duopoll duopoll-epoll duopoll-uring)
 readonly TRIPLE=x86_64-unknown-linux-gnu
 # A machine that is not done after so long has failed, and is ended.
-readonly VM_LIMIT_SECONDS=${VM_LIMIT_SECONDS:-240}
+readonly VM_LIMIT_SECONDS=${VM_LIMIT_SECONDS:-480}
 readonly VM_MEMORY_MIB=2048
 readonly VM_PROCESSORS=2
 # How long QEMU may take to show that KVM works.
@@ -118,7 +118,7 @@ build_tests() {
     local packages=() built path name engine
     for name in "${PACKAGES[@]}"; do packages+=(--package "$name"); done
     built=$(CARGO_TARGET_DIR=$target RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
-        cargo test --no-run --target "$TRIPLE" "${packages[@]}" --message-format json-render-diagnostics |
+        cargo test --no-run --target "$TRIPLE" "${packages[@]}" --features duopoll/zerocopy --message-format json-render-diagnostics |
         sed -n 's/.*"name":"\([^"]*\)".*"test":true.*"executable":"\([^"]*\)".*/\1 \2/p')
     [ -n "$built" ] || die "no test was built"
 

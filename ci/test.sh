@@ -11,4 +11,4 @@ fi
 # Thousands of connections in one process.
 ulimit -n "$(ulimit -Hn)"
 
-cargo test --workspace
+cargo test --workspace --features duopoll/zerocopy

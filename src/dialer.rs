@@ -266,6 +266,7 @@ pub(crate) async fn adopt(
     connecting: bool,
 ) -> io::Result<Connection> {
     let (reply, answer) = oneshot::channel();
+    handle.check(&limits)?;
     handle.call(move |poller| {
         let group = Group::default();
         let result = match connecting {

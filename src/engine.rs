@@ -81,6 +81,9 @@ pub(crate) struct Choice {
     /// None: the environment decides, or all of them.
     #[cfg(feature = "uring")]
     pub(crate) uring: Option<Features>,
+    /// The most bytes that it may have with the kernel for sends without a copy, if it is said.
+    #[cfg(feature = "zerocopy")]
+    pub(crate) pinned_bytes: Option<usize>,
 }
 
 /// The engine of a poller.

@@ -149,6 +149,14 @@ impl Builder {
         self
     }
 
+    /// Pieces of at least so many bytes are sent without a copy; see
+    /// [`Control::set_zerocopy`](crate::Control::set_zerocopy). Default: none.
+    #[cfg(feature = "zerocopy")]
+    pub fn zerocopy(mut self, bytes: usize) -> Builder {
+        self.limits.zerocopy_bytes = Some(bytes);
+        self
+    }
+
     /// How many connections may be open at once, on all pollers. Those beyond wait to be accepted. Default: no limit
     /// but the process's descriptors.
     pub fn max_connections(mut self, max: usize) -> Builder {
@@ -321,7 +329,8 @@ impl Service {
     /// # Errors
     /// What the engine says if a poller cannot be started: for [`Engine::Uring`] the reason why there is no
     /// io_uring. [`InvalidInput`](io::ErrorKind::InvalidInput) for 0 pollers, if `DUOPOLL_ENGINE` names no
-    /// engine, and for options that contradict each other.
+    /// engine, and for options that contradict each other. [`Unsupported`](io::ErrorKind::Unsupported) if something is
+    /// to be sent without a copy and an engine cannot do it on this kernel.
     pub fn serve(self, listener: Listener) -> io::Result<Server> {
         let Service { builder, begin, refused } = self;
         let Builder { pollers, shared, limits, max_connections, callbacks } = builder;
@@ -336,6 +345,9 @@ impl Service {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         let pollers = shared.map_or_else(|| pollers.start(), Ok)?;
+        for handle in pollers.handles() {
+            handle.check(&limits)?;
+        }
         let group = next_group();
         let admission =
             Admission::new(pollers.clone(), max_connections, move |poller, socket, admitted| {

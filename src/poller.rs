@@ -240,6 +240,16 @@ impl Handle {
         }
     }
 
+    /// Whether the engine can do what a connection's limits ask for.
+    pub(crate) fn check(&self, limits: &Limits) -> io::Result<()> {
+        #[cfg(feature = "zerocopy")]
+        if limits.zerocopy_bytes.is_some() {
+            self.mailbox.check_zerocopy()?;
+        }
+        let _ = limits;
+        Ok(())
+    }
+
     pub(crate) fn report(&self) -> &EngineReport {
         &self.report
     }
@@ -254,6 +264,17 @@ impl Poller {
         let (engine, report) = AnyPoll::new(choice)?;
         let clock = Monotonic { origin: Instant::now() };
         let mailbox = Arc::new(Mailbox::new(engine.waker(), Arc::new(clock)));
+        #[cfg_attr(not(feature = "zerocopy"), expect(unused_mut))]
+        let mut driver = Driver::new(mailbox.clone());
+        #[cfg(feature = "zerocopy")]
+        {
+            if let Some(reason) = engine.capabilities().zerocopy_refusal {
+                mailbox.refuse_zerocopy(reason);
+            }
+            if let Some(bytes) = choice.pinned_bytes {
+                driver.limit_pinned(bytes);
+            }
+        }
         let handle = Arc::new(Handle {
             executor: Executor::new(mailbox.clone()),
             mailbox: mailbox.clone(),
@@ -267,7 +288,7 @@ impl Poller {
         Ok(Poller {
             handle,
             engine,
-            driver: Driver::new(mailbox),
+            driver,
             listeners: Vec::new(),
             clock,
             commands: Vec::new(),

@@ -74,6 +74,14 @@ impl PollerOptions {
         self
     }
 
+    /// The most bytes that the connections of one of them may have with the kernel for sends without a copy; what is
+    /// beyond them is copied. Default: 64 MiB.
+    #[cfg(feature = "zerocopy")]
+    pub fn zerocopy_pinned_bytes(mut self, bytes: usize) -> PollerOptions {
+        self.choice.pinned_bytes = Some(bytes);
+        self
+    }
+
     /// How many, each a thread. Default: what the machine can run at once.
     pub fn count(mut self, count: usize) -> PollerOptions {
         self.count = Some(count);

@@ -6,25 +6,25 @@ use std::ops::AddAssign;
 use duopoll_core::{DriverStats, EngineStats, Pool};
 
 macro_rules! stats {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[doc = $doc:expr])* $(#[cfg($cfg:meta)])? $name:ident,)*) => {
         /// Counters of one poller, or of several added up, since they started.
         ///
         /// Its [`Display`](fmt::Display) is one line of JSON.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Stats {
-            $($(#[$doc])* pub $name: u64,)*
+            $($(#[doc = $doc])* $(#[cfg($cfg)])? pub $name: u64,)*
         }
 
         impl AddAssign for Stats {
             fn add_assign(&mut self, other: Stats) {
-                $(self.$name += other.$name;)*
+                $($(#[cfg($cfg)])? { self.$name += other.$name; })*
             }
         }
 
         impl fmt::Display for Stats {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let fields = [$((stringify!($name), self.$name),)*];
+                let fields = [$($(#[cfg($cfg)])? (stringify!($name), self.$name),)*];
                 f.write_str("{")?;
                 for (index, (name, value)) in fields.into_iter().enumerate() {
                     let comma = if index == 0 { "" } else { ", " };
@@ -87,6 +87,21 @@ stats! {
     handler_errors,
     /// Handlers that panicked.
     handler_panics,
+    /// Sends without a copy that the kernel took.
+    #[cfg(feature = "zerocopy")]
+    zerocopy_sends,
+    /// Bytes that left without a copy.
+    #[cfg(feature = "zerocopy")]
+    zerocopy_bytes,
+    /// Bytes that were to leave without a copy, and that the kernel copied all the same.
+    #[cfg(feature = "zerocopy")]
+    zerocopy_copied_bytes,
+    /// Sends without a copy that the kernel refused, and that went out with one.
+    #[cfg(feature = "zerocopy")]
+    zerocopy_fallbacks,
+    /// Bytes that the kernel reads from without a copy, at the time of the snapshot.
+    #[cfg(feature = "zerocopy")]
+    zerocopy_pinned_bytes,
     /// Timers that are set, at the time of the snapshot.
     timers,
     /// Blocks of the process's pool that are in use, at the time of the snapshot.
@@ -121,6 +136,14 @@ impl Stats {
         self.accept_backoffs += driver.accept_backoffs;
         self.accept_aborts += driver.accept_aborts;
         self.idle_timeouts += driver.idle_timeouts;
+        #[cfg(feature = "zerocopy")]
+        {
+            self.zerocopy_sends += driver.zerocopy_sends;
+            self.zerocopy_bytes += driver.zerocopy_bytes;
+            self.zerocopy_copied_bytes += driver.zerocopy_copied_bytes;
+            self.zerocopy_fallbacks += driver.zerocopy_fallbacks;
+            self.zerocopy_pinned_bytes += driver.zerocopy_pinned_bytes;
+        }
     }
 
     /// The figures of the process's pool, which belong to no poller.

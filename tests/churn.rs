@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use duopoll::{Engine, Pool, Server};
-use support::{Family, Peer, Random, Setup, eventually, open_descriptors};
+use support::{Family, Peer, Random, Setup, eventually, open_descriptors, scaled};
 
 const CONNECTIONS: usize = 10_000;
 const CLIENTS: u64 = 8;
@@ -27,11 +27,11 @@ fn ten_thousand_connections_leave_nothing() {
             for client in 0..CLIENTS {
                 let server = &server;
                 scope.spawn(move || {
-                    come_and_go(server, client, CONNECTIONS / CLIENTS as usize);
+                    come_and_go(server, client, scaled(CONNECTIONS) / CLIENTS as usize);
                 });
             }
         });
-        settle(&server, 100 + CONNECTIONS as u64);
+        settle(&server, 100 + scaled(CONNECTIONS) as u64);
         assert_eq!(open_descriptors(), descriptors, "{engine:?}: descriptors");
         // The poller keeps some at hand, whatever it was that it last did.
         let kept = 64;

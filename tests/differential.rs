@@ -25,10 +25,10 @@ use std::thread;
 use duopoll::Engine;
 use script::{Outcome, Script};
 use stage::Stage;
-use support::Family;
+use support::{Family, scaled};
 
 /// Scripts for each family.
-const SEEDS: u64 = 1_000;
+const SEEDS: usize = 1_000;
 
 #[test]
 fn the_engines_agree_on_ipv4() {
@@ -49,7 +49,8 @@ fn agree(family: Family) {
     let (epoll, uring) = (Stage::new(Engine::Epoll, family), Stage::new(Engine::Uring, family));
     let only = from_env("DUOPOLL_SEED");
     let first = only.or(from_env("DUOPOLL_FIRST_SEED")).unwrap_or(0);
-    let count = only.map_or_else(|| from_env("DUOPOLL_SEEDS").unwrap_or(SEEDS), |_| 1);
+    let count =
+        only.map_or_else(|| from_env("DUOPOLL_SEEDS").unwrap_or(scaled(SEEDS) as u64), |_| 1);
     for seed in first..first + count {
         let script = Script::new(seed, family);
         let (epoll, uring) = thread::scope(|scope| {

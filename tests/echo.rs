@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
-use support::{Pattern, Peer, Random, Setup};
+use support::{Pattern, Peer, Random, Setup, scaled};
 
 on_every_setup!(
     every_byte_comes_back,
@@ -38,14 +38,14 @@ fn every_byte_comes_back(setup: Setup) {
     });
     assert_eq!(server.shutdown(Duration::from_secs(10)), 0, "nobody had to be forced");
     let stats = server.stats();
-    assert_eq!(stats.received_bytes, CONNECTIONS * BYTES_PER_CONNECTION as u64);
+    assert_eq!(stats.received_bytes, CONNECTIONS * scaled(BYTES_PER_CONNECTION) as u64);
     assert_eq!(stats.sent_bytes, stats.received_bytes);
 }
 
 fn send(peer: &mut Peer, seed: u64) {
     let mut random = Random::new(seed);
     let mut pattern = Pattern::new(seed);
-    let mut left = BYTES_PER_CONNECTION;
+    let mut left = scaled(BYTES_PER_CONNECTION);
     while left > 0 {
         let piece = pattern.next(random.length(PIECE_BYTES_MAX).min(left));
         peer.write_all(piece).expect("sent");
@@ -74,7 +74,7 @@ fn receive(mut peer: Peer, seed: u64) {
             thread::sleep(Duration::from_millis(random.between(1, 5)));
         }
     }
-    assert_eq!(received, BYTES_PER_CONNECTION);
+    assert_eq!(received, scaled(BYTES_PER_CONNECTION));
 }
 
 fn data_before_fin_is_answered(setup: Setup) {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use duopoll::{Address, Connection, Dialer, Engine, Pollers, Server};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
-use support::{Family, PATIENCE, Pattern, Peer, Setup, eventually};
+use support::{Family, PATIENCE, Pattern, Peer, Setup, eventually, scaled};
 
 on_every_setup!(
     signals_interrupt_nothing,
@@ -189,7 +189,7 @@ const CROWD: usize = 10_000;
 fn ten_thousand_may_hang_up_at_once(setup: Setup) {
     let _alone = crowds();
     let mut held = Held::start(setup);
-    let size = CROWD.min(raise_descriptor_limit() - 1000);
+    let size = scaled(CROWD).min(raise_descriptor_limit() - 1000);
     let crowd = Crowd::gather(held.server.local_addr(), size);
     eventually("all are there", || held.server.stats().connections == 1 + size as u64);
     held.hold();

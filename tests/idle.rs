@@ -8,11 +8,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::process::Process;
-use support::{Peer, example};
+use support::{Peer, example, scaled};
 
 /// Connections that are looked at: those beyond the first few, for which a poller has memory anyway.
 const FIRST: usize = 1_000;
 const CONNECTIONS: usize = 8_000;
+/// So many may be fewer, but not so few that what is shared counts.
+const CONNECTIONS_MIN: usize = 4_000;
 /// User memory for each of them.
 const BYTES_MAX: usize = 1024;
 
@@ -31,8 +33,9 @@ fn idle_connections_cost_little(engine: &str) {
     let server = Process::start(command);
     let first = connect(&server, FIRST);
     let before = server.resident_bytes();
-    let peers = connect(&server, CONNECTIONS);
-    let each = (server.resident_bytes() - before) / CONNECTIONS;
+    let count = scaled(CONNECTIONS).max(CONNECTIONS_MIN);
+    let peers = connect(&server, count);
+    let each = (server.resident_bytes() - before) / count;
     assert!(each <= BYTES_MAX, "{each} bytes for each idle connection");
     let before = server.processor_time();
     std::thread::sleep(Duration::from_millis(500));

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake};
 use std::thread;
 
-use duopoll::{Limits, Pollers};
+use duopoll::Limits;
 use pollster::block_on;
 use socket2::SockRef;
-use support::{Pattern, Setup, connected, eventually, poll_once};
+use support::{Pattern, Setup, connected, eventually, poll_once, wait_until_still};
 
 on_every_setup!(
     a_reader_is_woken_when_all_that_it_waits_for_has_come,
@@ -142,15 +142,5 @@ fn a_reset_is_told_to_the_reader_though_a_send_waits(setup: Setup) {
         let error = block_on(drain).expect_err("a reset");
         let errno = error.raw_os_error();
         assert!(matches!(errno, Some(libc::ECONNRESET | libc::EPIPE)), "{error}");
-    }
-}
-
-/// Waits until the poller has nothing to send any more. Each answer comes from a later turn, and in each turn in which
-/// there is something to send, it is sent.
-fn wait_until_still(pollers: &Pollers) {
-    let mut sends = (pollers.stats().sends, 0);
-    while sends.1 < 4 {
-        let now = pollers.stats().sends;
-        sends = if now == sends.0 { (now, sends.1 + 1) } else { (now, 0) };
     }
 }

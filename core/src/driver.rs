@@ -4,9 +4,14 @@
 //! nothing of it any more, and not before; if the driver itself is dropped earlier, memory that is still lent is
 //! leaked rather than freed.
 
+#[cfg(feature = "zerocopy")]
+mod zerocopy;
+
 use std::fmt;
 use std::io;
 use std::mem;
+#[cfg(feature = "zerocopy")]
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -50,6 +55,8 @@ pub struct Driver {
     open: usize,
     /// Groups whose connections are to end between two requests.
     draining: Vec<Draining>,
+    #[cfg(feature = "zerocopy")]
+    zero_copies: zerocopy::ZeroCopies,
     stats: DriverStats,
 }
 
@@ -98,6 +105,21 @@ pub struct DriverStats {
     pub accept_aborts: u64,
     /// Connections that were ended because no byte had moved for too long.
     pub idle_timeouts: u64,
+    /// Sends without a copy that the kernel took.
+    #[cfg(feature = "zerocopy")]
+    pub zerocopy_sends: u64,
+    /// Bytes that left without a copy.
+    #[cfg(feature = "zerocopy")]
+    pub zerocopy_bytes: u64,
+    /// Bytes that were to leave without a copy, and that the kernel copied all the same.
+    #[cfg(feature = "zerocopy")]
+    pub zerocopy_copied_bytes: u64,
+    /// Sends without a copy that the kernel refused, and that went out with one.
+    #[cfg(feature = "zerocopy")]
+    pub zerocopy_fallbacks: u64,
+    /// Bytes that the kernel reads from at this time.
+    #[cfg(feature = "zerocopy")]
+    pub zerocopy_pinned_bytes: u64,
 }
 
 enum Slot {
@@ -114,6 +136,9 @@ struct Stream {
     receiving: bool,
     /// The kernel holds vectors of `sending`.
     in_flight: bool,
+    /// Sends without a copy, once there was one.
+    #[cfg(feature = "zerocopy")]
+    zero_copy: Option<Box<zerocopy::Sends>>,
     touched: bool,
     /// Receiving waits for memory.
     starved: bool,
@@ -133,6 +158,9 @@ enum Phase {
     Sending,
     /// The FIN is out, or cannot be: waiting for the peer's.
     Receiving,
+    /// To be given away when the kernel reads no more from its memory.
+    #[cfg(feature = "zerocopy")]
+    Leaving,
     /// Given back to the engine, which has not released it yet.
     Deregistered,
 }
@@ -162,6 +190,8 @@ impl Driver {
             accepted: Vec::new(),
             open: 0,
             draining: Vec::new(),
+            #[cfg(feature = "zerocopy")]
+            zero_copies: zerocopy::ZeroCopies::default(),
             stats: DriverStats::default(),
         }
     }
@@ -300,7 +330,7 @@ impl Driver {
             }
             Command::Close(token) => self.close(engine, token),
             Command::Abort(token) => self.abort(engine, token),
-            Command::Detach(token) => self.deregister_as(engine, token, Deregister::Leave),
+            Command::Detach(token) => self.detach(engine, token),
             Command::Arm(token) => self.look_at_deadlines(engine, token),
         }
     }
@@ -323,8 +353,10 @@ impl Driver {
                         self.look_at_deadlines(engine, token);
                     }
                     Phase::Deregistered => {}
+                    #[cfg(feature = "zerocopy")]
+                    Phase::Leaving => self.deregister(engine, token),
                     // The FIN has gone out since the turn before.
-                    Phase::Sending if stream.shared.is_sent() => {
+                    Phase::Sending if stream.shared.is_sent() && !stream.has_pinned() => {
                         self.go_on_closing(engine, token);
                     }
                     Phase::Sending => {
@@ -455,6 +487,8 @@ impl Driver {
         let receives = |stream: &mut Stream| match stream.phase {
             Phase::Open => !stream.paused,
             Phase::Sending | Phase::Receiving => true,
+            #[cfg(feature = "zerocopy")]
+            Phase::Leaving => false,
             Phase::Deregistered => false,
         };
         if self.stream(token).is_some_and(receives) {
@@ -469,7 +503,10 @@ impl Driver {
 
     /// What was seen so far.
     pub fn stats(&self) -> DriverStats {
-        self.stats
+        #[cfg(not(feature = "zerocopy"))]
+        return self.stats;
+        #[cfg(feature = "zerocopy")]
+        DriverStats { zerocopy_pinned_bytes: self.zero_copies.pinned_bytes(), ..self.stats }
     }
 
     /// Ends the waits of an open connection that are due, or the connection if it was idle for too long, and sets
@@ -523,20 +560,40 @@ impl Driver {
     /// Takes a closed connection to its next phase, if it has come to the end of one.
     fn go_on_closing<P: Poll>(&mut self, engine: &mut P, token: Token) {
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
-        if stream.phase == Phase::Sending && stream.shared.is_sent() {
+        if stream.phase == Phase::Sending && stream.shared.is_sent() && !stream.has_pinned() {
             stream.phase = Phase::Receiving;
             self.wheel.set(token.index(), self.now + CLOSE_RECEIVE_MS);
         }
-        if stream.phase == Phase::Receiving && stream.shared.peer_is_done() {
-            self.deregister(engine, token);
+        match stream.phase {
+            Phase::Receiving if stream.shared.peer_is_done() => self.deregister(engine, token),
+            #[cfg(feature = "zerocopy")]
+            Phase::Leaving if !stream.has_pinned() => self.deregister(engine, token),
+            _ => {}
         }
+    }
+
+    /// Gives the socket to whoever asked for it.
+    fn detach<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        #[cfg(feature = "zerocopy")]
+        if self.waits_for_notices(token) {
+            return;
+        }
+        self.deregister_as(engine, token, Deregister::Leave);
     }
 
     fn deregister<P: Poll>(&mut self, engine: &mut P, token: Token) {
         let Some(stream) = self.stream(token) else { return };
-        // An open connection has users, who hold on to its socket.
-        let open = stream.phase == Phase::Open;
-        let how = if open { Deregister::Shutdown } else { Deregister::Close };
+        let how = match stream.phase {
+            // The kernel may never come to the end of what the peer does not take.
+            Phase::Open | Phase::Sending | Phase::Receiving if stream.has_pinned() => {
+                Deregister::Abort
+            }
+            // It has users, who hold on to its socket.
+            Phase::Open => Deregister::Shutdown,
+            #[cfg(feature = "zerocopy")]
+            Phase::Leaving => Deregister::Leave,
+            Phase::Sending | Phase::Receiving | Phase::Deregistered => Deregister::Close,
+        };
         self.deregister_as(engine, token, how);
     }
 
@@ -544,8 +601,8 @@ impl Driver {
         let Some(stream) = self.stream(token) else { return };
         match mem::replace(&mut stream.phase, Phase::Deregistered) {
             Phase::Open => self.open -= 1,
-            Phase::Sending | Phase::Receiving => {}
             Phase::Deregistered => return,
+            _ => {}
         }
         self.wheel.clear(token.index());
         engine.deregister(token, how, self);
@@ -582,8 +639,15 @@ impl Driver {
 unsafe impl Operators for Driver {
     fn inputs(&mut self, token: Token, vectors: &mut [iovec; 2]) -> Inputs {
         let Some(stream) = self.stream(token) else { return Inputs::Stop };
-        // A closed connection receives even if it was paused, for the peer's FIN.
-        if stream.phase == Phase::Deregistered || (stream.paused && stream.phase == Phase::Open) {
+        let stops = match stream.phase {
+            Phase::Open => stream.paused,
+            // Even if it was paused: for the peer's FIN.
+            Phase::Sending | Phase::Receiving => false,
+            #[cfg(feature = "zerocopy")]
+            Phase::Leaving => true,
+            Phase::Deregistered => true,
+        };
+        if stops {
             return Inputs::Stop;
         }
         let open = stream.phase == Phase::Open;
@@ -669,7 +733,9 @@ unsafe impl Operators for Driver {
     }
 
     fn outputs(&mut self, token: Token, vectors: &mut [iovec; SEND_VECTORS_MAX]) -> Outputs {
-        let Some(stream) = self.stream(token) else { return Outputs::Nothing };
+        let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else {
+            return Outputs::Nothing;
+        };
         if stream.phase == Phase::Deregistered {
             return Outputs::Nothing;
         }
@@ -680,9 +746,22 @@ unsafe impl Operators for Driver {
             }
             return done;
         }
-        let (count, bytes) = stream.sending.fill_vectors(vectors);
+        #[cfg(feature = "zerocopy")]
+        let (count, bytes, flags) = self.zero_copies.fill_vectors(stream, vectors);
+        #[cfg(not(feature = "zerocopy"))]
+        let ((count, bytes), flags) = (stream.sending.fill_vectors(vectors), 0);
         stream.in_flight = true;
-        Outputs::Vectors { count, bytes }
+        Outputs::Vectors { count, bytes, flags }
+    }
+
+    #[cfg(feature = "zerocopy")]
+    fn zerocopy_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        self.acknowledge_zero_copy(token, result)
+    }
+
+    #[cfg(feature = "zerocopy")]
+    fn zerocopy_notice(&mut self, token: Token, sends: RangeInclusive<u32>, copied: bool) {
+        self.release_zero_copy(token, sends, copied);
     }
 
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
@@ -759,6 +838,8 @@ unsafe impl Operators for Driver {
             stream.receiving = false;
             stream.in_flight = false;
             stream.released = true;
+            #[cfg(feature = "zerocopy")]
+            self.zero_copies.adopt(token, &mut stream);
             self.stats.closed += 1;
             if let Some(draining) = self.draining(stream.group) {
                 draining.left -= 1;
@@ -805,6 +886,8 @@ impl Stream {
             sending: Chain::new(),
             receiving: false,
             in_flight: false,
+            #[cfg(feature = "zerocopy")]
+            zero_copy: None,
             touched: false,
             starved: false,
             paused: false,
@@ -812,6 +895,12 @@ impl Stream {
             released: false,
             active: now,
         }
+    }
+
+    /// Whether the kernel still reads from the memory of what it has taken to send.
+    #[cfg(not(feature = "zerocopy"))]
+    fn has_pinned(&self) -> bool {
+        false
     }
 
     /// Gives up the block that was received into, unless the kernel holds it, or bytes in it wait for their reader or

@@ -63,6 +63,9 @@ pub struct Mailbox {
     state: AtomicUsize,
     notify: Arc<dyn Notify>,
     clock: Arc<dyn Clock>,
+    /// Why the engine cannot send without a copy, if it cannot.
+    #[cfg(feature = "zerocopy")]
+    zerocopy_refusal: std::sync::OnceLock<String>,
 }
 
 /// What the poller that runs on this thread keeps within reach of its connections.
@@ -90,7 +93,34 @@ impl Mailbox {
     /// A mailbox for the poller that `notify` wakes, and that lives by `clock`.
     pub fn new(notify: Arc<dyn Notify>, clock: Arc<dyn Clock>) -> Mailbox {
         let commands = Mutex::new(Vec::new());
-        Mailbox { commands, state: AtomicUsize::new(AWAKE), notify, clock }
+        Mailbox {
+            commands,
+            state: AtomicUsize::new(AWAKE),
+            notify,
+            clock,
+            #[cfg(feature = "zerocopy")]
+            zerocopy_refusal: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// The engine cannot send without a copy.
+    #[cfg(feature = "zerocopy")]
+    pub fn refuse_zerocopy(&self, reason: String) {
+        let _ = self.zerocopy_refusal.set(reason);
+    }
+
+    /// Whether the engine can send without a copy.
+    ///
+    /// # Errors
+    /// [`Unsupported`](std::io::ErrorKind::Unsupported), and why.
+    #[cfg(feature = "zerocopy")]
+    pub fn check_zerocopy(&self) -> std::io::Result<()> {
+        match self.zerocopy_refusal.get() {
+            Some(reason) => {
+                Err(std::io::Error::new(std::io::ErrorKind::Unsupported, reason.clone()))
+            }
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn clock(&self) -> &dyn Clock {

@@ -6,6 +6,8 @@
 
 use std::fmt;
 use std::io;
+#[cfg(feature = "zerocopy")]
+use std::ops::RangeInclusive;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,12 +113,26 @@ pub struct Capabilities {
     pub engine: &'static str,
     /// What is used of the engine, in a few words.
     pub tier: String,
+    /// Why nothing can be sent without a copy, if nothing can.
+    #[cfg(feature = "zerocopy")]
+    pub zerocopy_refusal: Option<String>,
 }
 
 impl Capabilities {
     /// Capabilities of an engine.
     pub fn new(engine: &'static str, tier: impl Into<String>) -> Capabilities {
-        Capabilities { engine, tier: tier.into() }
+        Capabilities {
+            engine,
+            tier: tier.into(),
+            #[cfg(feature = "zerocopy")]
+            zerocopy_refusal: None,
+        }
+    }
+
+    /// With the reason why nothing can be sent without a copy, if nothing can.
+    #[cfg(feature = "zerocopy")]
+    pub fn with_zerocopy_refusal(self, zerocopy_refusal: Option<String>) -> Capabilities {
+        Capabilities { zerocopy_refusal, ..self }
     }
 }
 
@@ -168,6 +184,8 @@ pub enum Outputs {
         count: usize,
         /// Their bytes, at least 1.
         bytes: usize,
+        /// Flags for send(2), beside the engine's own: `MSG_MORE`, `MSG_ZEROCOPY`.
+        flags: i32,
     },
     /// Everything has been sent, and the sending direction is to be shut down.
     Finish,
@@ -215,12 +233,24 @@ pub unsafe trait Operators {
     /// gives the vectors back, and the engine asks again when there is room.
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
 
+    /// As [`output_ack`](Operators::output_ack), if the flags had `MSG_ZEROCOPY`. The kernel goes on reading the bytes it
+    /// has taken, until the engine calls [`zerocopy_notice`](Operators::zerocopy_notice).
+    #[cfg(feature = "zerocopy")]
+    fn zerocopy_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
+
+    /// The kernel reads no more from the memory of some sends: those of these numbers among the successful sends with
+    /// `MSG_ZEROCOPY` of this registration, counted from 0 and wrapping. `copied`: it has copied their bytes all the same.
+    /// May come after [`released`](Operators::released).
+    #[cfg(feature = "zerocopy")]
+    fn zerocopy_notice(&mut self, token: Token, sends: RangeInclusive<u32>, copied: bool);
+
     /// A connect that was under way has succeeded, and the stream is received from, or it has failed.
     fn connected(&mut self, token: Token, result: io::Result<()>);
 
     /// A connection was accepted, or it could not be.
     fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next;
 
-    /// The kernel holds nothing of this registration any more; the descriptor may be closed.
+    /// The kernel holds nothing of this registration any more, but for the memory of sends without a copy; the descriptor
+    /// may be closed.
     fn released(&mut self, token: Token);
 }

@@ -16,6 +16,8 @@ use libc::{epoll_event, iovec};
 
 use crate::socket::{Socket, Sockets};
 use crate::sys::{self, uninterrupted};
+#[cfg(feature = "zerocopy")]
+use crate::zerocopy::{self, Notice};
 
 /// Events harvested in one turn, at most. Few enough that what they bring is still in the cache when it is handled.
 pub const EVENTS_PER_TURN: usize = 64;
@@ -101,10 +103,11 @@ impl Epoll {
         if socket.kind == Kind::Connecting && !self.has_connected(token, events, operators) {
             return;
         }
-        // A Unix socket has no such queue, and would give its error instead.
-        let has_queue = self.sockets.get(token).is_some_and(|socket| !socket.is_unix);
-        if events & libc::EPOLLERR != 0 && has_queue {
-            self.drain_error_queue(token);
+        let mut events = events;
+        if events & libc::EPOLLERR != 0 && self.drain_error_queue(token, operators) {
+            // It was for the notices. A connection that is broken has ended, too.
+            let ends = libc::EPOLLHUP | libc::EPOLLRDHUP;
+            events &= if events & ends == 0 { !libc::EPOLLERR } else { !0 };
         }
         let Some(socket) = self.sockets.get(token) else { return };
         // An error is read like bytes, behind those that came before it. A read stops at an urgent byte.
@@ -148,15 +151,24 @@ impl Epoll {
         connected
     }
 
-    /// Takes the notices from the error queue: they raise `EPOLLERR`, and are not errors.
-    fn drain_error_queue(&mut self, token: Token) {
-        let Some(fd) = self.sockets.get(token).map(|socket| socket.fd) else { return };
-        for _ in 0..NOTICES_MAX {
+    /// Takes the notices from the error queue: they raise `EPOLLERR`, and are not errors. Says whether there were any.
+    fn drain_error_queue<O: Operators>(&mut self, token: Token, operators: &mut O) -> bool {
+        // A Unix socket has no such queue, and would give its error instead.
+        let Some(socket) = self.sockets.get(token).filter(|socket| !socket.is_unix) else {
+            return false;
+        };
+        let fd = socket.fd;
+        let mut taken = 0;
+        while taken < NOTICES_MAX {
             self.stats.syscalls += 1;
-            if !matches!(sys::take_error_notice(fd), Ok(true)) {
-                break;
+            if !take_notice(token, fd, operators) {
+                return taken > 0;
             }
+            taken += 1;
         }
+        socket.notices = true;
+        self.serve_again(token);
+        true
     }
 
     /// Reads until the socket is empty, the operators say stop, or the budget is spent.
@@ -260,6 +272,10 @@ impl Epoll {
     fn serve<O: Operators>(&mut self, token: Token, operators: &mut O) {
         let Some(socket) = self.sockets.get(token) else { return };
         socket.listed = false;
+        if mem::take(&mut socket.notices) {
+            self.drain_error_queue(token, operators);
+        }
+        let Some(socket) = self.sockets.get(token) else { return };
         let (kind, receives) = (socket.kind, socket.readable && !socket.stopped);
         if mem::take(&mut socket.unsent) {
             self.send(token, operators);
@@ -312,8 +328,8 @@ impl Poll for Epoll {
                 return;
             }
             let fd = socket.fd;
-            let (count, bytes) = match operators.outputs(token, &mut vectors) {
-                Outputs::Vectors { count, bytes } => (count, bytes),
+            let (count, bytes, flags) = match operators.outputs(token, &mut vectors) {
+                Outputs::Vectors { count, bytes, flags } => (count, bytes, flags),
                 Outputs::Nothing => return,
                 Outputs::Finish => {
                     self.stats.syscalls += 1;
@@ -322,11 +338,23 @@ impl Poll for Epoll {
                     return;
                 }
             };
+            #[cfg(feature = "zerocopy")]
+            if flags & libc::MSG_ZEROCOPY != 0 && !mem::replace(&mut socket.zero_copy, true) {
+                self.stats.syscalls += 2;
+                if let Err(error) = zerocopy::enable(fd) {
+                    socket.zero_copy = false;
+                    match operators.zerocopy_ack(token, Err(error)) {
+                        Next::More => continue,
+                        Next::Stop => return,
+                    }
+                }
+            }
             #[cfg(duopoll_faults)]
             let (count, bytes) = faults::shorten_outputs(&mut vectors[..count], bytes);
             self.stats.syscalls += 1;
-            // SAFETY: the operators keep the vectors valid until the acknowledgement.
-            let result = uninterrupted(|| unsafe { sys::send(fd, &vectors[..count]) });
+            let vectors = &vectors[..count];
+            // SAFETY: the operators keep the vectors valid until the acknowledgement, or the notice.
+            let result = uninterrupted(|| unsafe { sys::send(fd, vectors, flags) });
             #[cfg(duopoll_faults)]
             sys::faults::report_again(&self.epoll, fd, STREAM_EVENTS, token.to_bits());
             let taken = *result.as_ref().unwrap_or(&0);
@@ -339,7 +367,7 @@ impl Poll for Epoll {
                     socket.blocked = true;
                 }
             }
-            let next = operators.output_ack(token, result);
+            let next = acknowledge(token, result, flags, operators);
             budget = budget.saturating_sub(taken);
             if next == Next::Stop {
                 return;
@@ -370,6 +398,11 @@ impl Poll for Epoll {
                 self.stats.syscalls += 1;
                 sys::reset(socket.fd);
             }
+        }
+        #[cfg(feature = "zerocopy")]
+        if socket.zero_copy {
+            // The last chance to hear of them. A reset has the kernel give up what it held.
+            while take_notice(token, socket.fd, operators) {}
         }
         operators.released(token);
     }
@@ -409,12 +442,47 @@ impl Poll for Epoll {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new("epoll", "edge-triggered")
+        let capabilities = Capabilities::new("epoll", "edge-triggered");
+        #[cfg(feature = "zerocopy")]
+        let capabilities = capabilities.with_zerocopy_refusal(zerocopy::refusal());
+        capabilities
     }
 
     fn stats(&self) -> EngineStats {
         self.stats
     }
+}
+
+/// Takes one notice from the error queue of a socket, and tells of it. False if there is none.
+fn take_notice<O: Operators>(token: Token, fd: RawFd, operators: &mut O) -> bool {
+    #[cfg(feature = "zerocopy")]
+    match zerocopy::take_notice(fd) {
+        Ok(Some(Some(Notice { sends, copied }))) => {
+            operators.zerocopy_notice(token, sends, copied);
+            true
+        }
+        Ok(Some(None)) => true,
+        Ok(None) | Err(_) => false,
+    }
+    #[cfg(not(feature = "zerocopy"))]
+    {
+        let _ = (token, operators);
+        matches!(sys::take_error_notice(fd, &mut sys::Control::default()), Ok(Some(_)))
+    }
+}
+
+fn acknowledge<O: Operators>(
+    token: Token,
+    result: io::Result<usize>,
+    flags: i32,
+    operators: &mut O,
+) -> Next {
+    #[cfg(feature = "zerocopy")]
+    if flags & libc::MSG_ZEROCOPY != 0 {
+        return operators.zerocopy_ack(token, result);
+    }
+    let _ = flags;
+    operators.output_ack(token, result)
 }
 
 /// Milliseconds for epoll_wait, rounded up, so that a timer is never looked at before it is due.

@@ -19,5 +19,7 @@
 mod engine;
 mod socket;
 mod sys;
+#[cfg(feature = "zerocopy")]
+mod zerocopy;
 
 pub use engine::{EVENTS_PER_TURN, Epoll, READ_BUDGET_BYTES};

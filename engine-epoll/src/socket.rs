@@ -25,8 +25,13 @@ pub(crate) struct Socket {
     pub(crate) blocked: bool,
     /// A send was broken off because its budget was spent.
     pub(crate) unsent: bool,
+    /// There are more notices in the error queue than one turn has taken.
+    pub(crate) notices: bool,
     /// The stream has ended or failed: there is nothing to read any more.
     pub(crate) ended: bool,
+    /// Something was sent without a copy: notices come through the error queue.
+    #[cfg(feature = "zerocopy")]
+    pub(crate) zero_copy: bool,
 }
 
 impl Socket {
@@ -42,7 +47,10 @@ impl Socket {
             listed: false,
             blocked: false,
             unsent: false,
+            notices: false,
             ended: false,
+            #[cfg(feature = "zerocopy")]
+            zero_copy: false,
         }
     }
 }

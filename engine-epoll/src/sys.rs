@@ -145,36 +145,58 @@ pub(crate) unsafe fn receive_message(
 
 /// Whether this is a Unix socket.
 pub(crate) fn is_unix(fd: RawFd) -> bool {
-    let mut domain: c_int = 0;
-    let mut len = size_of::<c_int>() as libc::socklen_t;
-    // SAFETY for the call: `len` bytes can be written to `domain`.
-    let asked = syscall!(getsockopt(
-        fd,
-        libc::SOL_SOCKET,
-        libc::SO_DOMAIN,
-        (&raw mut domain).cast::<c_void>(),
-        &raw mut len,
-    ));
-    asked.is_ok() && domain == libc::AF_UNIX
+    option(fd, libc::SO_DOMAIN).is_ok_and(|domain| domain == libc::AF_UNIX)
 }
 
-/// Sends the vectors: `send` for one, `sendmsg` for more. Never raises SIGPIPE.
+/// An option of the socket layer that is a number.
+pub(crate) fn option(fd: RawFd, name: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut len = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY for the call: `len` bytes can be written to `value`.
+    syscall!(getsockopt(
+        fd,
+        libc::SOL_SOCKET,
+        name,
+        (&raw mut value).cast::<c_void>(),
+        &raw mut len,
+    ))?;
+    Ok(value)
+}
+
+#[cfg(feature = "zerocopy")]
+pub(crate) fn set_option(fd: RawFd, name: c_int, value: c_int) -> io::Result<()> {
+    let len = size_of::<c_int>() as libc::socklen_t;
+    let value = (&raw const value).cast::<c_void>();
+    // SAFETY for the call: `len` bytes can be read from `value`.
+    syscall!(setsockopt(fd, libc::SOL_SOCKET, name, value, len))?;
+    Ok(())
+}
+
+#[cfg(feature = "zerocopy")]
+pub(crate) fn tcp_socket() -> io::Result<OwnedFd> {
+    let fd = syscall!(socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0))?;
+    // SAFETY: socket(2) gave a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends the vectors: `send` for one, `sendmsg` for more. Never raises SIGPIPE, whatever the flags.
 ///
 /// # Safety
 /// The vectors describe readable memory.
-pub(crate) unsafe fn send(fd: RawFd, vectors: &[iovec]) -> io::Result<usize> {
+pub(crate) unsafe fn send(fd: RawFd, vectors: &[iovec], flags: c_int) -> io::Result<usize> {
     fault!(Send, fd);
+    let flags = flags | libc::MSG_NOSIGNAL;
     if let [one] = vectors {
         let null = std::ptr::null::<c_void>();
         // SAFETY for the call: promised by the caller; no address is given.
-        raw_syscall!(SYS_sendto(fd, one.iov_base, one.iov_len, libc::MSG_NOSIGNAL, null, 0))
+        raw_syscall!(SYS_sendto(fd, one.iov_base, one.iov_len, flags, null, 0))
     } else {
         // SAFETY: all fields of a msghdr may be zero.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = vectors.as_ptr().cast_mut();
         message.msg_iovlen = vectors.len() as _;
         // SAFETY for the call: promised by the caller; sendmsg(2) does not write to the vectors.
-        raw_syscall!(SYS_sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL))
+        raw_syscall!(SYS_sendmsg(fd, &raw const message, flags))
     }
 }
 
@@ -196,17 +218,10 @@ pub(crate) fn unread_bytes(fd: RawFd) -> usize {
 /// How a connect(2) that was under way has ended.
 pub(crate) fn connect_result(fd: RawFd) -> io::Result<()> {
     fault!(ConnectResult);
-    let mut errno: c_int = 0;
-    let mut len = size_of::<c_int>() as libc::socklen_t;
-    // SAFETY for the call: `len` bytes can be written to `errno`.
-    syscall!(getsockopt(
-        fd,
-        libc::SOL_SOCKET,
-        libc::SO_ERROR,
-        (&raw mut errno).cast::<c_void>(),
-        &raw mut len,
-    ))?;
-    if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+    match option(fd, libc::SO_ERROR)? {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// Ends a connection at once: TCP sends a reset, and whoever waits in the kernel is woken. Unix sockets know no reset,
@@ -221,17 +236,23 @@ pub(crate) fn reset(fd: RawFd) {
     }
 }
 
-/// Takes one notice from the socket's error queue; false if there is none.
-pub(crate) fn take_error_notice(fd: RawFd) -> io::Result<bool> {
-    let mut control = [0u64; 16];
+/// Room for the control messages of one notice.
+pub(crate) type Control = [u64; 16];
+
+/// Takes one notice from the socket's error queue, and gives the control message that it came in; none if there is no
+/// notice.
+pub(crate) fn take_error_notice(
+    fd: RawFd,
+    control: &mut Control,
+) -> io::Result<Option<libc::msghdr>> {
     // SAFETY: all fields of a msghdr may be zero.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control) as _;
+    message.msg_controllen = size_of_val(control) as _;
     // SAFETY for the call: the control buffer is as long as it says, and there is no vector.
     match syscall!(recvmsg(fd, &raw mut message, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Ok(_) => Ok(Some(message)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error),
     }
 }

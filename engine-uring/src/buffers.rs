@@ -99,7 +99,12 @@ impl Buffers {
             // Release: the kernel sees the entries when it sees their number.
             tail.store(self.end, Ordering::Release);
         }
-        self.lent_count() > 0
+        !self.is_empty()
+    }
+
+    /// Whether the kernel has none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lent_count() == 0
     }
 
     fn lent_count(&self) -> usize {
@@ -154,6 +159,12 @@ impl Buffers {
                 self.spare.push(tail);
             }
         }
+    }
+
+    /// For tests: gives the kernel so many from now on. Returns how many it was.
+    #[cfg(test)]
+    pub(crate) fn want(&mut self, wanted: usize) -> usize {
+        mem::replace(&mut self.wanted, wanted)
     }
 
     /// There were not enough of them.

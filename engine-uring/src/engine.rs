@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "zerocopy")]
+use duopoll_core::TokenSlab;
 #[cfg(duopoll_faults)]
 use duopoll_core::faults;
 use duopoll_core::{
@@ -22,6 +24,8 @@ use crate::probe::{self, Plan, Unavailable};
 use crate::ring::Ring;
 use crate::socket::{Op, Socket, Sockets};
 use crate::sys;
+#[cfg(feature = "zerocopy")]
+use crate::zerocopy::ZeroCopy;
 
 /// Completions handled in one turn, at most. What is left is handled in the next, before it waits.
 pub const COMPLETIONS_PER_TURN: usize = 128;
@@ -44,7 +48,7 @@ const NO_MEMORY_RETRY: Duration = Duration::from_millis(10);
 
 /// Never raise SIGPIPE. And not `MSG_WAITALL`: a send to a slow peer would complete when the last byte is taken, and
 /// look idle until then.
-const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
+pub(crate) const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
 
 const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
@@ -53,18 +57,27 @@ const WAKER: Token = Token::new(u32::MAX, u32::MAX);
 
 /// [`Poll`] on io_uring.
 ///
-/// Belongs to the thread that made it: the kernel refuses others.
+/// Belongs to the thread that made it, since the kernel refuses others:
+///
+/// ```compile_fail,E0277
+/// fn send<T: Send>() {}
+/// send::<duopoll_uring::Uring>();
+/// ```
 #[derive(Debug)]
 pub struct Uring {
-    ring: Ring,
-    features: Features,
+    pub(crate) ring: Ring,
+    #[cfg(feature = "zerocopy")]
+    pub(crate) allowed: Features,
+    pub(crate) features: Features,
     /// Where multishot receives put what comes.
     buffers: Option<Buffers>,
     waker: Arc<EventFd>,
     waker_armed: bool,
-    sockets: Sockets,
+    pub(crate) sockets: Sockets,
     /// Sockets that receive, or accept, again with the next submission.
     to_receive: Vec<Token>,
+    /// Sockets that receive again when the kernel has buffers.
+    starved: Vec<Token>,
     /// Sockets for whose send there was no room in the queue.
     to_send: VecDeque<Token>,
     /// Cancellations for which there was no room.
@@ -81,7 +94,9 @@ pub struct Uring {
     more: bool,
     /// Sends that are queued and complete as soon as they are submitted.
     quick_sends: u32,
-    stats: EngineStats,
+    #[cfg(feature = "zerocopy")]
+    pub(crate) zero_copies: TokenSlab<ZeroCopy>,
+    pub(crate) stats: EngineStats,
 }
 
 #[derive(Debug)]
@@ -116,12 +131,15 @@ impl Uring {
         };
         Ok(Uring {
             ring,
+            #[cfg(feature = "zerocopy")]
+            allowed,
             features,
             buffers,
             waker: Arc::new(EventFd(waker)),
             waker_armed: false,
             sockets: Sockets::default(),
             to_receive: Vec::new(),
+            starved: Vec::new(),
             to_send: VecDeque::new(),
             to_cancel: VecDeque::new(),
             closing: VecDeque::new(),
@@ -130,6 +148,8 @@ impl Uring {
             accepts_left: 0,
             more: false,
             quick_sends: 0,
+            #[cfg(feature = "zerocopy")]
+            zero_copies: TokenSlab::new(),
             stats: EngineStats::default(),
         })
     }
@@ -162,12 +182,18 @@ impl Uring {
         }
         let mut to_receive = mem::take(&mut self.to_receive);
         let (mut queued, mut refused) = (0, false);
+        let starving = self.buffers.as_ref().is_some_and(Buffers::is_empty);
         for &token in &to_receive {
             if !self.ring.make_room() {
                 break;
             }
             queued += 1;
             let Some(socket) = self.sockets.get(token) else { continue };
+            if starving && socket.kind == Kind::Stream {
+                // It would end at once, whether there is something to receive or not.
+                self.starved.push(token);
+                continue;
+            }
             socket.listed = false;
             if socket.inbound.is_some() || socket.stopped || socket.ended || socket.closing {
                 continue;
@@ -317,12 +343,21 @@ impl Uring {
         let result = completion.result();
         #[cfg(duopoll_faults)]
         let result = {
+            #[cfg(feature = "zerocopy")]
+            let token = match (op, self.zero_copies.get(token)) {
+                (Op::SendZeroCopy, Some(send)) => send.socket,
+                _ => token,
+            };
             let fd = self.sockets.get(token).map(|socket| socket.fd);
             self.ring.faults.completed(completion.user_data(), result, fd)
         };
         match op {
             Op::Wake => return self.woken(cqueue::more(completion.flags())),
             Op::Cancel => return,
+            #[cfg(feature = "zerocopy")]
+            Op::SendZeroCopy => {
+                return self.sent_zero_copy(token, result, completion.flags(), operators);
+            }
             _ => {}
         }
         let more = cqueue::more(completion.flags());
@@ -343,7 +378,7 @@ impl Uring {
         match op {
             Op::Receive => self.received(token, result, operators),
             Op::ReceiveMulti => self.received_multi(token, result, completion.flags(), operators),
-            Op::Send => self.sent(token, result, operators),
+            Op::Send => self.sent(token, result, Operators::output_ack, operators),
             Op::Accept | Op::AcceptMulti => self.accepted(token, result, operators),
             Op::Connect => self.connected(token, result, operators),
             // Whatever the poll found, the operation itself reports it better.
@@ -352,6 +387,8 @@ impl Uring {
                 self.receive_later(token);
             }
             Op::PollOut => self.send_later(token),
+            #[cfg(feature = "zerocopy")]
+            Op::SendZeroCopy => {}
             Op::Wake | Op::Cancel => {}
         }
         self.release_if_idle(token, operators);
@@ -464,7 +501,13 @@ impl Uring {
         }
     }
 
-    fn sent<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {
+    pub(crate) fn sent<O: Operators>(
+        &mut self,
+        token: Token,
+        result: i32,
+        acknowledge: impl FnOnce(&mut O, Token, io::Result<usize>) -> Next,
+        operators: &mut O,
+    ) {
         self.stats.sends += 1;
         let result = to_result(result);
         let outcome = match &result {
@@ -483,8 +526,9 @@ impl Uring {
         };
         if let Some(socket) = self.sockets.get(token) {
             socket.slow = result.as_ref().map_or(true, |n| saturating(*n) < socket.sending);
+            self.stats.short_sends += u64::from(socket.slow && result.is_ok());
         }
-        let next = operators.output_ack(token, result);
+        let next = acknowledge(operators, token, result);
         match outcome {
             Outcome::WouldBlock => self.queue_poll(token, Op::PollOut),
             _ if next == Next::More => self.send(token, operators),
@@ -553,7 +597,7 @@ impl Uring {
         }
     }
 
-    fn release_if_idle<O: Operators>(&mut self, token: Token, operators: &mut O) {
+    pub(crate) fn release_if_idle<O: Operators>(&mut self, token: Token, operators: &mut O) {
         if self.sockets.get(token).is_some_and(|socket| socket.closing && socket.is_idle()) {
             self.sockets.remove(token);
             operators.released(token);
@@ -563,7 +607,11 @@ impl Uring {
     fn cancel(&mut self, token: Token) {
         if let Some(socket) = self.sockets.get(token) {
             let in_flight = [socket.inbound, socket.outbound];
-            let user_data = in_flight.into_iter().flatten().map(|op| op.user_data(token));
+            let user_data = in_flight.into_iter().flatten().map(|op| match op {
+                #[cfg(feature = "zerocopy")]
+                Op::SendZeroCopy => op.user_data(socket.zero_copy.map_or(token, |(send, _)| send)),
+                _ => op.user_data(token),
+            });
             self.to_cancel.extend(user_data);
         }
     }
@@ -572,7 +620,11 @@ impl Uring {
     fn fill_buffers(&mut self) -> Option<Duration> {
         let buffers = self.buffers.as_mut()?;
         buffers.end_turn();
-        (!buffers.fill()).then_some(NO_MEMORY_RETRY)
+        if !buffers.fill() {
+            return Some(NO_MEMORY_RETRY);
+        }
+        self.to_receive.append(&mut self.starved);
+        None
     }
 
     /// Cancels what has outlived the shutdown of its socket. Says when it is to be called again.
@@ -657,8 +709,8 @@ impl Poll for Uring {
             return self.send_later(token);
         }
         let vectors = self.ring.next_vectors();
-        let (count, bytes) = match operators.outputs(token, vectors) {
-            Outputs::Vectors { count, bytes } => (count, bytes),
+        let (count, bytes, flags) = match operators.outputs(token, vectors) {
+            Outputs::Vectors { count, bytes, flags } => (count, bytes, flags),
             Outputs::Nothing => return,
             Outputs::Finish => {
                 self.stats.syscalls += 1;
@@ -670,13 +722,17 @@ impl Poll for Uring {
         };
         #[cfg(duopoll_faults)]
         let (count, bytes) = faults::shorten_outputs(&mut vectors[..count], bytes);
-        let first = vectors[0];
+        #[cfg(feature = "zerocopy")]
+        if flags & libc::MSG_ZEROCOPY != 0 {
+            return self.queue_zero_copy(token, count, bytes);
+        }
+        let (first, flags) = (vectors[0], SEND_FLAGS | flags);
         let entry: squeue::Entry = if count == 1 {
             let len = u32::try_from(bytes).unwrap_or(u32::MAX);
-            opcode::Send::new(Fd(fd), first.iov_base.cast(), len).flags(SEND_FLAGS).build()
+            opcode::Send::new(Fd(fd), first.iov_base.cast(), len).flags(flags).build()
         } else {
             let header = self.ring.next_header(count);
-            opcode::SendMsg::new(Fd(fd), header).flags(SEND_FLAGS as u32).build()
+            opcode::SendMsg::new(Fd(fd), header).flags(flags as u32).build()
         };
         if let Some(socket) = self.sockets.get(token) {
             socket.outbound = Some(Op::Send);
@@ -760,7 +816,10 @@ impl Poll for Uring {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new("io_uring", self.features.to_string())
+        let capabilities = Capabilities::new("io_uring", self.features.to_string());
+        #[cfg(feature = "zerocopy")]
+        let capabilities = capabilities.with_zerocopy_refusal(self.zerocopy_refusal());
+        capabilities
     }
 
     fn stats(&self) -> EngineStats {
@@ -786,3 +845,6 @@ impl Drop for Uring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,17 +24,23 @@ pub enum Feature {
     IncrementalBuffers,
     /// A poller that waits does not count as waiting for a disk (`IORING_ENTER_NO_IOWAIT`, Linux 6.15).
     NoIowait,
+    /// Large pieces are sent without a copy (`IORING_OP_SENDMSG_ZC`), and the kernel says whether it has copied them all
+    /// the same (`IORING_SEND_ZC_REPORT_USAGE`, Linux 6.2).
+    #[cfg(feature = "zerocopy")]
+    ZeroCopySend,
 }
 
 impl Feature {
     /// All there are.
-    pub const ALL: [Feature; 6] = [
+    pub const ALL: &[Feature] = &[
         Feature::DeferredCompletions,
         Feature::CooperativeCompletions,
         Feature::MultishotAccept,
         Feature::MultishotReceive,
         Feature::IncrementalBuffers,
         Feature::NoIowait,
+        #[cfg(feature = "zerocopy")]
+        Feature::ZeroCopySend,
     ];
 
     /// Its name, as reports show it and [`Features`] are given by.
@@ -46,6 +52,8 @@ impl Feature {
             Feature::MultishotReceive => "multishot-receive",
             Feature::IncrementalBuffers => "incremental-buffers",
             Feature::NoIowait => "no-iowait",
+            #[cfg(feature = "zerocopy")]
+            Feature::ZeroCopySend => "zero-copy-send",
         }
     }
 
@@ -86,8 +94,14 @@ impl Features {
         .with(Feature::MultishotAccept)
         .with(Feature::MultishotReceive);
     /// All of them.
-    pub const ALL: Features =
-        Features::LINUX_6_1.with(Feature::IncrementalBuffers).with(Feature::NoIowait);
+    pub const ALL: Features = {
+        let (mut all, mut index) = (Features::BASE, 0);
+        while index < Feature::ALL.len() {
+            all = all.with(Feature::ALL[index]);
+            index += 1;
+        }
+        all
+    };
 
     /// With one more.
     pub const fn with(self, feature: Feature) -> Features {
@@ -127,10 +141,10 @@ impl FromStr for Features {
                 Some(name) => (name, true),
                 None => (item, false),
             };
-            let found = Feature::ALL.into_iter().find(|feature| feature.name() == name);
+            let found = Feature::ALL.iter().find(|feature| feature.name() == name);
             match found {
-                Some(feature) if less => Ok(features.without(feature)),
-                Some(feature) => Ok(features.with(feature)),
+                Some(feature) if less => Ok(features.without(*feature)),
+                Some(feature) => Ok(features.with(*feature)),
                 None => Err(io::Error::new(
                     io::ErrorKind::InvalidInput,
                     format!(
@@ -144,8 +158,8 @@ impl FromStr for Features {
 }
 
 fn names(features: Features) -> String {
-    let names = Feature::ALL.into_iter().filter(|feature| features.contains(*feature));
-    names.map(Feature::name).collect::<Vec<_>>().join(", ")
+    let names = Feature::ALL.iter().filter(|feature| features.contains(**feature));
+    names.map(|feature| feature.name()).collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Display for Features {
@@ -164,7 +178,7 @@ impl fmt::Display for Features {
 
 impl fmt::Debug for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let features = Feature::ALL.into_iter().filter(|feature| self.contains(*feature));
+        let features = Feature::ALL.iter().filter(|feature| self.contains(**feature));
         f.debug_set().entries(features).finish()
     }
 }
@@ -220,7 +234,7 @@ mod tests {
         assert_eq!(parse("all").expect("a set"), Features::ALL);
         let one = parse("multishot-accept").expect("a set");
         assert_eq!(one, Features::BASE.with(Feature::MultishotAccept));
-        for feature in Feature::ALL {
+        for &feature in Feature::ALL {
             let without = parse(&format!("-{feature}")).expect("a set");
             assert_eq!(without, Features::ALL.without(feature));
             assert_ne!(without, Features::ALL);

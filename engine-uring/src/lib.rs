@@ -21,10 +21,13 @@ mod engine;
 #[cfg(duopoll_faults)]
 mod faults;
 mod features;
+mod known_bugs;
 mod probe;
 mod ring;
 mod socket;
 mod sys;
+#[cfg(feature = "zerocopy")]
+mod zerocopy;
 
 pub use engine::{COMPLETIONS_PER_TURN, Uring};
 pub use features::{Feature, FeatureReport, Features, Report};

@@ -11,15 +11,18 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, types::Fd};
 use libc::iovec;
 
 use crate::buffers::{self, Buffers};
 use crate::features::{Feature, FeatureReport, Features, Report};
+use crate::known_bugs;
 use crate::ring::{Ring, Setup};
 use crate::sys;
+#[cfg(feature = "zerocopy")]
+use crate::zerocopy::REPORT_USAGE;
 
 /// Why io_uring cannot be used here.
 ///
@@ -151,7 +154,7 @@ pub(crate) struct Plan {
 struct Evidence {
     setup: Setup,
     /// Of each feature that is not a way to set it up, the reason why it cannot be used, if it cannot.
-    features: [(Feature, Result<(), Unavailable>); 4],
+    features: Vec<(Feature, Result<(), Unavailable>)>,
 }
 
 /// The best that passes its self-test and may be used. The test is made once per process and way to set a ring up; a
@@ -169,7 +172,7 @@ pub fn probe(allowed: Features) -> Report {
         }
     };
     let used = evidence.plan(allowed).features;
-    let report = |feature| {
+    let report = |&feature: &Feature| {
         let seen = match feature {
             Feature::DeferredCompletions => Evidence::of(Setup::DeferTaskrun).map(drop),
             Feature::CooperativeCompletions => Evidence::of(Setup::CoopTaskrun).map(drop),
@@ -177,7 +180,7 @@ pub fn probe(allowed: Features) -> Report {
         };
         feature_report(feature, &seen, allowed, used)
     };
-    Report { unavailable: None, features: Feature::ALL.into_iter().map(report).collect() }
+    Report { unavailable: None, features: Feature::ALL.iter().map(report).collect() }
 }
 
 fn feature_report(
@@ -265,6 +268,9 @@ const GUARD: Duration = Duration::from_secs(5);
 
 /// Does what the engine will do.
 fn test(setup: Setup) -> Result<Evidence, Unavailable> {
+    if let Some(feature) = setup.feature() {
+        has_no_known_bug(feature)?;
+    }
     let ring =
         Ring::with_entries(setup, TEST_ENTRIES).map_err(|error| Unavailable::setup(&error))?;
     if !ring.has_base_features() {
@@ -287,21 +293,43 @@ fn test(setup: Setup) -> Result<Evidence, Unavailable> {
     }
     let mut bench = Bench::of(ring);
     bench.message_arrives()?;
+    bench.single_vector_arrives()?;
     bench.shutdown_ends_a_receive()?;
+    bench.cancellation_ends_a_receive()?;
+    bench.accepts()?;
     bench.poll_stays_armed()?;
-    let features = [
+    let features = vec![
         // What others belong to comes first.
         (Feature::MultishotAccept, accepts_go_on(setup)),
         (Feature::MultishotReceive, receives_go_on(setup, false)),
         (Feature::IncrementalBuffers, receives_go_on(setup, true)),
         (Feature::NoIowait, bench.waits_without_iowait()),
+        #[cfg(feature = "zerocopy")]
+        (Feature::ZeroCopySend, bench.sends_without_copy()),
     ];
+    let looked_up = |(feature, seen): (Feature, Result<(), Unavailable>)| {
+        (feature, seen.and_then(|()| has_no_known_bug(feature)))
+    };
+    let features: Vec<_> = features.into_iter().map(looked_up).collect();
     // What may pass says nothing about the kernel.
     let passing =
         features.iter().find_map(|(_, seen)| seen.as_ref().err().filter(|e| e.may_pass()));
     match passing {
         Some(unavailable) => Err(unavailable.clone()),
         None => Ok(Evidence { setup, features }),
+    }
+}
+
+/// Whether what passes its test can be relied on.
+fn has_no_known_bug(feature: Feature) -> Result<(), Unavailable> {
+    match known_bugs::of(feature) {
+        None => Ok(()),
+        Some(bug) => Err(Unavailable {
+            step: "known bugs",
+            errno: None,
+            cause: bug.to_string(),
+            remedy: "use a later kernel".into(),
+        }),
     }
 }
 
@@ -317,12 +345,9 @@ fn accepts_go_on(setup: Setup) -> Result<(), Unavailable> {
     for _ in 0..2 {
         let _peer = sys::connect_to(&listener).map_err(refused("connect"))?;
         let completion = bench.completion_of(5)?;
-        let result = completion.result();
-        if result < 0 {
-            return Err(refused("IORING_OP_ACCEPT")(io::Error::from_raw_os_error(-result)));
-        }
+        let accepted = count(&completion, "IORING_OP_ACCEPT")?;
         // SAFETY: accept gave a new descriptor, which nobody else owns.
-        drop(unsafe { OwnedFd::from_raw_fd(result) });
+        drop(unsafe { OwnedFd::from_raw_fd(accepted as i32) });
         if !cqueue::more(completion.flags()) {
             return Err(broken("accepts once only"));
         }
@@ -344,10 +369,7 @@ fn receives_go_on(setup: Setup, incremental: bool) -> Result<(), Unavailable> {
     for message in [&b"one"[..], b"another"] {
         sys::write(&left, message).map_err(refused("write"))?;
         let completion = bench.completion_of(6)?;
-        let (result, flags) = (completion.result(), completion.flags());
-        if result < 0 {
-            return Err(refused("IORING_OP_RECV")(io::Error::from_raw_os_error(-result)));
-        }
+        let (n, flags) = (count(&completion, "IORING_OP_RECV")?, completion.flags());
         if !cqueue::more(flags) {
             return Err(broken("receives once only"));
         }
@@ -358,7 +380,7 @@ fn receives_go_on(setup: Setup, incremental: bool) -> Result<(), Unavailable> {
         }
         let all = buffers.0.as_mut().ok_or_else(|| broken("has no buffers"))?;
         // SAFETY: a completion has said so.
-        let taken = unsafe { all.take(number, result as usize, more) };
+        let taken = unsafe { all.take(number, n, more) };
         if taken.ok_or_else(|| broken("names a buffer that it was not given"))?.bytes() != message {
             return Err(broken("brings other bytes than were sent"));
         }
@@ -447,12 +469,29 @@ impl Bench {
         // SAFETY: the bytes are static.
         unsafe { self.ring.push(&send.user_data(2)) };
 
-        let sent = self.result_of(2)?;
-        let arrived = self.result_of(1)?;
+        // Either may be refused, and the other one then waits for ever.
+        let sent = self.count_of(2, "IORING_OP_SENDMSG")?;
+        let arrived = self.count_of(1, "IORING_OP_RECVMSG")?;
         self.lent = false;
-        let whole = MESSAGE.len() as i32;
-        if (sent, arrived) != (whole, whole) || self.buffer[..MESSAGE.len()] != *MESSAGE {
-            return Err(Unavailable::old_kernel("does not carry a message"));
+        if (sent, arrived) != (MESSAGE.len(), MESSAGE.len()) || self.buffer[..arrived] != *MESSAGE {
+            return Err(broken("does not carry a message"));
+        }
+        Ok(())
+    }
+
+    /// What is sent and received most.
+    fn single_vector_arrives(&mut self) -> Result<(), Unavailable> {
+        const BYTE: &[u8] = b"x";
+        let (left, right) = pair()?;
+        let send = opcode::Send::new(Fd(left.as_raw_fd()), BYTE.as_ptr(), 1);
+        // SAFETY: the byte is static.
+        unsafe { self.ring.push(&send.flags(libc::MSG_NOSIGNAL).build().user_data(8)) };
+        let sent = self.count_of(8, "IORING_OP_SEND")?;
+        self.receive(&right, 9);
+        let arrived = self.count_of(9, "IORING_OP_RECV")?;
+        self.lent = false;
+        if (sent, arrived) != (1, 1) || self.buffer[..1] != *BYTE {
+            return Err(broken("does not carry a byte"));
         }
         Ok(())
     }
@@ -460,11 +499,7 @@ impl Bench {
     /// What closing relies on.
     fn shutdown_ends_a_receive(&mut self) -> Result<(), Unavailable> {
         let (left, _right) = pair()?;
-        let (buffer, len) = (self.buffer.as_mut_ptr(), self.buffer.len() as u32);
-        let receive = opcode::Recv::new(Fd(left.as_raw_fd()), buffer, len).build().user_data(3);
-        self.lent = true;
-        // SAFETY: as above.
-        unsafe { self.ring.push(&receive) };
+        self.receive(&left, 3);
         self.enter(0)?;
         let shut = sys::shutdown(left.as_raw_fd(), libc::SHUT_RDWR);
         shut.map_err(|error| Unavailable::step("shutdown", &error))?;
@@ -472,8 +507,75 @@ impl Bench {
         self.lent = false;
         match result {
             0 => Ok(()),
-            _ => Err(Unavailable::old_kernel("does not end a receive at a shutdown")),
+            _ => Err(broken("does not end a receive at a shutdown")),
         }
+    }
+
+    /// What leaving a socket to somebody else relies on.
+    fn cancellation_ends_a_receive(&mut self) -> Result<(), Unavailable> {
+        let (left, _right) = pair()?;
+        self.receive(&left, 10);
+        let cancel = opcode::AsyncCancel::new(10).build().user_data(11);
+        // SAFETY: points to no memory.
+        unsafe { self.ring.push(&cancel) };
+        self.count_of(11, "IORING_OP_ASYNC_CANCEL")?;
+        let result = self.result_of(10)?;
+        self.lent = false;
+        match -result {
+            libc::ECANCELED => Ok(()),
+            _ => Err(broken("does not end a receive that is cancelled")),
+        }
+    }
+
+    fn accepts(&mut self) -> Result<(), Unavailable> {
+        let listener = sys::unix_listener().map_err(refused("listen"))?;
+        let nowhere = std::ptr::null_mut();
+        let accept = opcode::Accept::new(Fd(listener.as_raw_fd()), nowhere, std::ptr::null_mut());
+        let accept = accept.flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).build();
+        let _peer = sys::connect_to(&listener).map_err(refused("connect"))?;
+        // SAFETY: points to no memory.
+        unsafe { self.ring.push(&accept.user_data(12)) };
+        let accepted = self.count_of(12, "IORING_OP_ACCEPT")?;
+        // SAFETY: accept gave a new descriptor, which nobody else owns.
+        drop(unsafe { OwnedFd::from_raw_fd(accepted as i32) });
+        Ok(())
+    }
+
+    /// Queues a receive into the buffer, which is lent until it is over.
+    fn receive(&mut self, socket: &OwnedFd, user_data: u64) {
+        let (buffer, len) = (self.buffer.as_mut_ptr(), self.buffer.len() as u32);
+        let receive = opcode::Recv::new(Fd(socket.as_raw_fd()), buffer, len).build();
+        self.lent = true;
+        // SAFETY: the buffer outlives the completion; if that does not come, `Bench::drop` gives it away.
+        unsafe { self.ring.push(&receive.user_data(user_data)) };
+    }
+
+    /// A send without a copy completes twice, and says whether there was one.
+    #[cfg(feature = "zerocopy")]
+    fn sends_without_copy(&mut self) -> Result<(), Unavailable> {
+        static MESSAGE: [u8; 64] = [7; 64];
+        let listener = sys::tcp_listener().map_err(refused("listen"))?;
+        let socket = sys::connect_to(&listener).map_err(refused("connect"))?;
+        let whole = iovec { iov_base: MESSAGE.as_ptr().cast_mut().cast(), iov_len: MESSAGE.len() };
+        self.ring.next_vectors()[0] = whole;
+        let send = opcode::SendMsgZc::new(Fd(socket.as_raw_fd()), self.ring.next_header(1));
+        let send = send.flags(libc::MSG_NOSIGNAL as u32).ioprio(REPORT_USAGE).build();
+        // SAFETY: the bytes are static.
+        unsafe { self.ring.push(&send.user_data(7)) };
+        let sent = self.completion_of(7)?;
+        if sent.result() < 0 {
+            return Err(refused("IORING_OP_SENDMSG_ZC")(io::Error::from_raw_os_error(
+                -sent.result(),
+            )));
+        }
+        if sent.result() != MESSAGE.len() as i32 || !cqueue::more(sent.flags()) {
+            return Err(broken("does not announce the notification of a send without a copy"));
+        }
+        let notified = self.completion_of(7)?;
+        if !cqueue::notif(notified.flags()) || cqueue::more(notified.flags()) {
+            return Err(broken("does not notify of a send without a copy"));
+        }
+        Ok(())
     }
 
     /// What waking relies on.
@@ -485,8 +587,9 @@ impl Bench {
         for _ in 0..2 {
             sys::eventfd_write(&event).map_err(|error| Unavailable::step("write", &error))?;
             let completion = self.completion_of(4)?;
-            if completion.result() < 0 || !cqueue::more(completion.flags()) {
-                return Err(Unavailable::old_kernel("has no multishot poll"));
+            count(&completion, "IORING_OP_POLL_ADD")?;
+            if !cqueue::more(completion.flags()) {
+                return Err(broken("has no multishot poll"));
             }
         }
         Ok(())
@@ -499,15 +602,21 @@ impl Bench {
         self.ring.wait_without_iowait();
         // SAFETY: points to no memory.
         unsafe { self.ring.push(&opcode::Nop::new().build().user_data(7)) };
-        match self.result_of(7)? {
-            0 => Ok(()),
-            _ => Err(broken("does not complete an operation that does nothing")),
-        }
+        self.count_of(7, "IORING_OP_NOP").map(drop)
     }
 
     fn enter(&mut self, want: u32) -> Result<(), Unavailable> {
-        let entered = self.ring.enter(want, Some(GUARD));
+        self.enter_for(want, GUARD)
+    }
+
+    fn enter_for(&mut self, want: u32, patience: Duration) -> Result<(), Unavailable> {
+        let entered = self.ring.enter(want, Some(patience));
         entered.map_err(|error| Unavailable::step("io_uring_enter", &error))
+    }
+
+    /// What an operation has done, which must not have failed.
+    fn count_of(&mut self, user_data: u64, step: &'static str) -> Result<usize, Unavailable> {
+        count(&self.completion_of(user_data)?, step)
     }
 
     fn result_of(&mut self, user_data: u64) -> Result<i32, Unavailable> {
@@ -515,15 +624,24 @@ impl Bench {
     }
 
     fn completion_of(&mut self, user_data: u64) -> Result<cqueue::Entry, Unavailable> {
-        for _ in 0..TEST_ENTRIES {
+        let start = Instant::now();
+        loop {
             if let Some(at) = self.taken.iter().position(|entry| entry.user_data() == user_data) {
                 return Ok(self.taken.swap_remove(at));
             }
-            self.enter(1)?;
+            let left = GUARD.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Err(broken("does not complete what it was given"));
+            }
+            self.enter_for(1, left)?;
             self.ring.completions(&mut self.taken, TEST_ENTRIES as usize);
         }
-        Err(Unavailable::old_kernel("does not complete what it was given"))
     }
+}
+
+fn count(completion: &cqueue::Entry, step: &'static str) -> Result<usize, Unavailable> {
+    let result = completion.result();
+    usize::try_from(result).map_err(|_| refused(step)(io::Error::from_raw_os_error(-result)))
 }
 
 fn pair() -> Result<(std::os::fd::OwnedFd, std::os::fd::OwnedFd), Unavailable> {
@@ -550,6 +668,83 @@ mod tests {
         for part in ["io_uring_setup", "os error 38", "likely cause", "remedy", "5.10.162"] {
             assert!(text.contains(part), "{text}");
         }
+    }
+}
+
+/// On a ring that is restricted, as a sandbox would, every combination of refusals ends in a lower tier or in an error.
+#[cfg(test)]
+mod restricted {
+    use super::*;
+    use crate::ring::testing::{REFUSED, Refused};
+
+    /// What the engine cannot do without.
+    const NEEDED: [u8; 7] = [
+        opcode::RecvMsg::CODE,
+        opcode::SendMsg::CODE,
+        opcode::Recv::CODE,
+        opcode::Send::CODE,
+        opcode::Accept::CODE,
+        opcode::PollAdd::CODE,
+        opcode::AsyncCancel::CODE,
+    ];
+    const REGISTER_PROBE: u8 = 8;
+    const REGISTER_PBUF_RING: u8 = 22;
+
+    fn best_without(operations: &[u8], registrations: &[u8]) -> Result<Evidence, Unavailable> {
+        let (operations, registrations) = (operations.to_vec(), registrations.to_vec());
+        REFUSED.set(Some(Refused { operations, registrations }));
+        let best = Evidence::best_of(Features::ALL, test);
+        REFUSED.set(None);
+        best
+    }
+
+    fn features(best: Result<Evidence, Unavailable>) -> Features {
+        best.expect("a tier").plan(Features::ALL).features
+    }
+
+    fn unrestricted() -> Features {
+        features(Evidence::best_of(Features::ALL, test))
+    }
+
+    #[test]
+    fn a_restriction_that_refuses_nothing_changes_nothing() {
+        assert_eq!(features(best_without(&[], &[])), unrestricted());
+    }
+
+    #[test]
+    fn what_is_needed_and_refused_is_a_clear_error() {
+        for code in NEEDED {
+            let unavailable = best_without(&[code], &[]).expect_err("nothing works");
+            assert_eq!(unavailable.errno, Some(libc::EACCES), "{code}: {unavailable}");
+            assert!(unavailable.step.starts_with("IORING_OP_"), "{code}: {unavailable}");
+            assert!(unavailable.to_string().contains("remedy"), "{unavailable}");
+        }
+        let unavailable = best_without(&[], &[REGISTER_PROBE]).expect_err("nothing is known");
+        assert_eq!(unavailable.errno, Some(libc::EACCES), "{unavailable}");
+        assert_eq!(unavailable.step, "io_uring_register");
+    }
+
+    #[test]
+    fn what_is_refused_and_not_needed_is_done_without() {
+        let without = features(best_without(&[], &[REGISTER_PBUF_RING]));
+        let buffers = [Feature::MultishotReceive, Feature::IncrementalBuffers];
+        assert_eq!(without, buffers.into_iter().fold(unrestricted(), Features::without));
+        let without = features(best_without(&[opcode::Nop::CODE], &[]));
+        assert_eq!(without, unrestricted().without(Feature::NoIowait));
+    }
+
+    /// It does not wait for what cannot come any more, nor leave anything behind that does harm.
+    #[test]
+    fn every_combination_comes_to_an_end() {
+        for chosen in 0..1 << NEEDED.len() {
+            let refused: Vec<u8> =
+                (0..NEEDED.len()).filter(|at| chosen >> at & 1 == 1).map(|at| NEEDED[at]).collect();
+            for registrations in [&[][..], &[REGISTER_PBUF_RING]] {
+                let best = best_without(&refused, registrations);
+                assert_eq!(best.is_err(), chosen != 0, "{refused:?}: {best:?}");
+            }
+        }
+        assert_eq!(features(best_without(&[], &[])), unrestricted());
     }
 }
 

@@ -85,6 +85,10 @@ impl Ring {
         if let Some(few) = duopoll_core::faults::ring_entries() {
             entries = few;
         }
+        #[cfg(test)]
+        if let Some(few) = testing::ENTRIES.get() {
+            entries = few;
+        }
         loop {
             match Ring::with_entries(setup, entries) {
                 Err(error)
@@ -110,7 +114,10 @@ impl Ring {
             }
             Setup::Plain => {}
         }
+        #[cfg(not(test))]
         let ring = builder.build(entries)?;
+        #[cfg(test)]
+        let ring = testing::build(&mut builder, entries)?;
         let places = ring.params().sq_entries() as usize;
         // SAFETY: iovecs and a msghdr may be all zero.
         let messages = (0..places).map(|_| unsafe { std::mem::zeroed() }).collect();
@@ -125,6 +132,11 @@ impl Ring {
             #[cfg(duopoll_faults)]
             faults: Default::default(),
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.ring)
     }
 
     /// The feature bits that the kernel reported (`IORING_FEAT_*`).
@@ -300,5 +312,60 @@ impl fmt::Debug for Ring {
             .field("entries", &self.messages.len())
             .field("enters", &self.enters)
             .finish_non_exhaustive()
+    }
+}
+
+/// What tests do to the rings of their thread.
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::cell::{Cell, RefCell};
+    use std::io;
+
+    use io_uring::register::Restriction;
+    use io_uring::{Builder, IoUring, Probe, cqueue, squeue};
+
+    thread_local! {
+        /// Submissions that the rings of engines have room for.
+        pub(crate) static ENTRIES: Cell<Option<u32>> = const { Cell::new(None) };
+        /// What rings refuse, if they are restricted at all (`IORING_REGISTER_RESTRICTIONS`).
+        pub(crate) static REFUSED: RefCell<Option<Refused>> = const { RefCell::new(None) };
+    }
+
+    /// What a restricted ring answers with EACCES.
+    #[derive(Clone, Debug, Default)]
+    pub(crate) struct Refused {
+        /// Operations, by opcode.
+        pub(crate) operations: Vec<u8>,
+        /// Registrations, by opcode.
+        pub(crate) registrations: Vec<u8>,
+    }
+
+    type AnyBuilder = Builder<squeue::Entry, cqueue::Entry>;
+
+    pub(super) fn build(builder: &mut AnyBuilder, entries: u32) -> io::Result<IoUring> {
+        let Some(refused) = REFUSED.with_borrow(Clone::clone) else {
+            return builder.build(entries);
+        };
+        let mut probe = Probe::new();
+        IoUring::new(entries)?.submitter().register_probe(&mut probe)?;
+        let ring = builder.setup_r_disabled().build(entries)?;
+        let allowed = |known: &[u8], refused: &[u8]| -> Vec<u8> {
+            known.iter().copied().filter(|code| !refused.contains(code)).collect()
+        };
+        let known: Vec<u8> = (0..64).filter(|code| probe.is_supported(*code)).collect();
+        let operations = allowed(&known, &refused.operations);
+        // REGISTER_PROBE and REGISTER_PBUF_RING; an older kernel does not know the second one.
+        let registrations =
+            [&[8, 22][..], &[8]].map(|known| allowed(known, &refused.registrations));
+        let restricted = registrations.into_iter().find_map(|registrations| {
+            let operations = operations.iter().copied().map(Restriction::sqe_op);
+            let registrations = registrations.into_iter().map(Restriction::register_op);
+            let flags = [Restriction::sqe_flags_allowed(u8::MAX >> 1)];
+            let mut all: Vec<_> = operations.chain(registrations).chain(flags).collect();
+            ring.submitter().register_restrictions(&mut all).ok()
+        });
+        restricted.ok_or(io::ErrorKind::Unsupported)?;
+        ring.submitter().register_enable_rings()?;
+        Ok(ring)
     }
 }

@@ -25,6 +25,9 @@ pub(crate) enum Op {
     ReceiveMulti = 9,
     /// Accepts until it is cancelled.
     AcceptMulti = 10,
+    /// Sends without a copy. The token is that of the send and not of the socket: it may outlive it.
+    #[cfg(feature = "zerocopy")]
+    SendZeroCopy = 11,
 }
 
 impl Op {
@@ -44,6 +47,8 @@ impl Op {
             8 => Op::Connect,
             9 => Op::ReceiveMulti,
             10 => Op::AcceptMulti,
+            #[cfg(feature = "zerocopy")]
+            11 => Op::SendZeroCopy,
             _ => return None,
         };
         Some((op, Token::from_bits(user_data)))
@@ -58,7 +63,7 @@ pub(crate) struct Socket {
     pub(crate) kind: Kind,
     /// What is in flight in the receiving direction: anything but a send, its poll, the waker and a cancellation.
     pub(crate) inbound: Option<Op>,
-    /// What is in flight in the sending direction: `Send` or `PollOut`.
+    /// What is in flight in the sending direction: `Send`, `SendZeroCopy` or `PollOut`.
     pub(crate) outbound: Option<Op>,
     /// The operators said stop: nothing is received until they say otherwise.
     pub(crate) stopped: bool,
@@ -80,6 +85,9 @@ pub(crate) struct Socket {
     pub(crate) ended: bool,
     /// Deregistered, and waiting for the last completion.
     pub(crate) closing: bool,
+    /// The last send without a copy, and how many the kernel has taken.
+    #[cfg(feature = "zerocopy")]
+    pub(crate) zero_copy: Option<(Token, u32)>,
 }
 
 impl Socket {
@@ -100,6 +108,8 @@ impl Socket {
             send_later: false,
             ended: false,
             closing: false,
+            #[cfg(feature = "zerocopy")]
+            zero_copy: None,
         }
     }
 

@@ -126,15 +126,35 @@ pub(crate) fn unix_listener() -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// A connection to a Unix listener.
+/// A TCP listener on the loopback interface, at a port that the kernel chooses.
+#[cfg(feature = "zerocopy")]
+pub(crate) fn tcp_listener() -> io::Result<OwnedFd> {
+    // SAFETY for the call: takes no memory.
+    let fd = syscall!(socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0))?;
+    // SAFETY: socket(2) gave a new descriptor, which nobody else owns.
+    let listener = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: a sockaddr_in may be all zero.
+    let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    address.sin_family = libc::AF_INET as libc::sa_family_t;
+    address.sin_addr.s_addr = libc::INADDR_LOOPBACK.to_be();
+    let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY for the call: `len` readable bytes.
+    syscall!(bind(listener.as_raw_fd(), (&raw const address).cast(), len))?;
+    // SAFETY for the call: takes no memory.
+    syscall!(listen(listener.as_raw_fd(), 1))?;
+    Ok(listener)
+}
+
+/// A connection to a listener.
 pub(crate) fn connect_to(listener: &OwnedFd) -> io::Result<OwnedFd> {
-    // SAFETY: a sockaddr_un may be all zero.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    let mut len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: a sockaddr_storage may be all zero.
+    let mut address: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
     // SAFETY for the call: `len` writable bytes.
     syscall!(getsockname(listener.as_raw_fd(), (&raw mut address).cast(), &raw mut len))?;
     // SAFETY for the call: takes no memory.
-    let fd = syscall!(socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0))?;
+    let family = i32::from(address.ss_family);
+    let fd = syscall!(socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0))?;
     // SAFETY: socket(2) gave a new descriptor, which nobody else owns.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY for the call: `len` readable bytes.

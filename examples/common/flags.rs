@@ -23,6 +23,8 @@ pub(crate) struct Flags {
     idle_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
     max_connections: Option<usize>,
+    #[cfg(feature = "zerocopy")]
+    zerocopy: Option<usize>,
 }
 
 impl Flags {
@@ -37,6 +39,10 @@ impl Flags {
         }
         if let Some(max) = self.max_connections {
             builder = builder.max_connections(max);
+        }
+        #[cfg(feature = "zerocopy")]
+        if let Some(bytes) = self.zerocopy {
+            builder = builder.zerocopy(bytes);
         }
         builder
     }
@@ -108,6 +114,8 @@ Flags:
   --idle-timeout SECONDS     end connections on which nothing moves for so long (default: never)
   --write-timeout SECONDS    end connections whose peer reads nothing for so long (default: never)
   --max-connections N        connections open at once; others wait (default: no limit)
+  --zerocopy BYTES           send pieces from so many bytes on without a copy (default: none); needs a build with
+                             --features zerocopy
   --stats                    print the library's counters as one line of JSON at the end
   --help                     print this
 
@@ -129,6 +137,8 @@ fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
         idle_timeout: None,
         write_timeout: None,
         max_connections: None,
+        #[cfg(feature = "zerocopy")]
+        zerocopy: None,
     };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
@@ -142,6 +152,12 @@ fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
                 }
             }
             Long("stats") => flags.stats = true,
+            #[cfg(feature = "zerocopy")]
+            Long("zerocopy") => flags.zerocopy = Some(parser.value()?.parse()?),
+            #[cfg(not(feature = "zerocopy"))]
+            Long("zerocopy") => {
+                return Err("--zerocopy needs a build with the feature: --features zerocopy".into());
+            }
             Long("grace") => flags.grace = seconds(&mut parser)?,
             Long("idle-timeout") => flags.idle_timeout = Some(seconds(&mut parser)?),
             Long("write-timeout") => flags.write_timeout = Some(seconds(&mut parser)?),

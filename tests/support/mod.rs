@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod process;
+pub mod sandbox;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -20,6 +21,13 @@ use duopoll::{Address, Builder, Connection, Engine, EventLoop, Limits, Listener,
 
 /// How long anything may take before the test fails instead of hanging.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// So many, or fewer where the environment variable `DUOPOLL_TEST_DIVISOR` says so: for machines that are emulated.
+pub fn scaled(number: usize) -> usize {
+    let divisor = std::env::var("DUOPOLL_TEST_DIVISOR").ok();
+    let divisor = divisor.map_or(1, |divisor| divisor.parse().expect("a number"));
+    number / divisor
+}
 
 /// One cell of the matrix.
 #[derive(Clone, Copy, Debug)]
@@ -274,6 +282,11 @@ impl Pattern {
         bytes
     }
 
+    /// How many bytes so many calls of [`next`](Pattern::next) give.
+    pub fn take_lengths(mut self, calls: usize, max: usize) -> u64 {
+        (0..calls).map(|_| self.next(max).len() as u64).sum()
+    }
+
     /// Whether the next bytes are these.
     pub fn matches(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
@@ -324,5 +337,15 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits until the poller has nothing to send any more. Each answer comes from a later turn, and in each turn in which
+/// there is something to send, it is sent.
+pub fn wait_until_still(pollers: &Pollers) {
+    let mut sends = (pollers.stats().sends, 0);
+    while sends.1 < 4 {
+        let now = pollers.stats().sends;
+        sends = if now == sends.0 { (now, sends.1 + 1) } else { (now, 0) };
     }
 }

@@ -235,9 +235,18 @@ impl Chain {
     /// [`IO_VECTORS_MAX`], and at most [`IO_BYTES_MAX`] bytes. Returns how many vectors and how many bytes. The vectors are valid until the chain
     /// is changed.
     pub fn fill_vectors(&self, vectors: &mut [iovec]) -> (usize, usize) {
+        Chain::describe(self.iter(), vectors, IO_BYTES_MAX)
+    }
+
+    /// As [`fill_vectors`](Chain::fill_vectors), for slices of a chain and at most `max` bytes.
+    pub(crate) fn describe<'a>(
+        slices: impl Iterator<Item = &'a Slice>,
+        vectors: &mut [iovec],
+        max: usize,
+    ) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
-        for (vector, slice) in vectors.iter_mut().take(IO_VECTORS_MAX).zip(self) {
-            let len = slice.len().min(IO_BYTES_MAX - bytes);
+        for (vector, slice) in vectors.iter_mut().take(IO_VECTORS_MAX).zip(slices) {
+            let len = slice.len().min(max - bytes);
             if len == 0 {
                 break;
             }
@@ -246,6 +255,20 @@ impl Chain {
             bytes += len;
         }
         (count, bytes)
+    }
+
+    /// The first `n` bytes once more, or all if there are fewer: as a chain of their own. O(slices), no copy.
+    #[cfg(feature = "zerocopy")]
+    pub(crate) fn front(&self, n: usize) -> Chain {
+        let mut front = Chain::new();
+        for slice in self {
+            let Ok(part) = slice.subslice(0..slice.len().min(n - front.len())) else { break };
+            if part.is_empty() {
+                break;
+            }
+            front.push(part);
+        }
+        front
     }
 }
 

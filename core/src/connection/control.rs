@@ -94,6 +94,27 @@ impl Control {
         callback();
     }
 
+    /// From now on, sends pieces of at least so many bytes without a copy (`MSG_ZEROCOPY`, `IORING_OP_SENDMSG_ZC`); none
+    /// if `None`. A piece is a [`Slice`](crate::Slice) that was pushed, or what was written into one block; smaller
+    /// ones before and between them go out by themselves, in order.
+    ///
+    /// The memory of such a send stays in use until the peer has acknowledged the bytes. What it costs to arrange that
+    /// is won back from some 10 KiB on, over a real network; where the kernel reports that it has copied the bytes all
+    /// the same, as over loopback, the connection goes back to copying, until this is called again. So does one over a
+    /// Unix socket.
+    ///
+    /// # Errors
+    /// [`Unsupported`](std::io::ErrorKind::Unsupported) if the engine of this connection cannot do it on this kernel;
+    /// the text says why.
+    #[cfg(feature = "zerocopy")]
+    pub fn set_zerocopy(&self, bytes: Option<usize>) -> std::io::Result<()> {
+        if bytes.is_some() {
+            self.shared.mailbox.check_zerocopy()?;
+        }
+        self.shared.set_zerocopy_bytes(bytes);
+        Ok(())
+    }
+
     /// Closes the connection; see [`Reader::close`](super::Reader::close).
     pub fn close(&self) {
         self.shared.close();

@@ -22,6 +22,8 @@ use std::io;
 use std::mem;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{self, AssertUnwindSafe};
+#[cfg(feature = "zerocopy")]
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
@@ -54,6 +56,13 @@ pub struct Limits {
     pub write_timeout: Option<Duration>,
     /// How long no byte may move in either direction. Default: for ever. See [`Control::set_idle_timeout`].
     pub idle_timeout: Option<Duration>,
+    /// Pieces of at least so many bytes are sent without a copy. Default: none. See [`Control::set_zerocopy`].
+    #[cfg(feature = "zerocopy")]
+    pub zerocopy_bytes: Option<usize>,
+    /// The most bytes that a connection may have with the kernel for sends without a copy; what is beyond them is
+    /// copied. Default: 4 MiB.
+    #[cfg(feature = "zerocopy")]
+    pub zerocopy_pinned_bytes: usize,
 }
 
 impl Default for Limits {
@@ -64,6 +73,10 @@ impl Default for Limits {
             read_timeout: None,
             write_timeout: None,
             idle_timeout: None,
+            #[cfg(feature = "zerocopy")]
+            zerocopy_bytes: None,
+            #[cfg(feature = "zerocopy")]
+            zerocopy_pinned_bytes: 4 << 20,
         }
     }
 }
@@ -75,7 +88,19 @@ pub(crate) struct Shared {
     token: Token,
     input_high_bytes: usize,
     output_high_bytes: usize,
+    #[cfg(feature = "zerocopy")]
+    zero_copy: ZeroCopy,
     state: Mutex<State>,
+}
+
+/// What is sent without a copy.
+#[cfg(feature = "zerocopy")]
+struct ZeroCopy {
+    /// From so many bytes on; `usize::MAX`: nothing.
+    threshold: AtomicUsize,
+    /// It was set anew, so what was given up may be tried again.
+    again: AtomicBool,
+    pinned_bytes_max: usize,
 }
 
 /// The descriptor of a connection. It is closed when the poller and both halves have let go, so its number is never
@@ -257,10 +282,20 @@ pub(crate) fn pair(
     limits: Limits,
 ) -> (Arc<Shared>, Reader, Writer) {
     let state = Mutex::new(State::new(&limits));
-    let Limits { input_high_bytes, output_high_bytes, .. } = limits;
-    let socket = Socket::new(socket);
-    let shared = Shared { socket, mailbox, token, input_high_bytes, output_high_bytes, state };
-    let shared = Arc::new(shared);
+    let shared = Arc::new(Shared {
+        socket: Socket::new(socket),
+        mailbox,
+        token,
+        input_high_bytes: limits.input_high_bytes,
+        output_high_bytes: limits.output_high_bytes,
+        #[cfg(feature = "zerocopy")]
+        zero_copy: ZeroCopy {
+            threshold: AtomicUsize::new(limits.zerocopy_bytes.unwrap_or(usize::MAX)),
+            again: AtomicBool::new(false),
+            pinned_bytes_max: limits.zerocopy_pinned_bytes,
+        },
+        state,
+    });
     (shared.clone(), Reader::new(shared.clone()), Writer::new(shared))
 }
 
@@ -486,6 +521,31 @@ impl Shared {
         state.armed = idle_until.min(state.reading.until()).min(state.writing.until());
         expired.next = state.armed;
         expired
+    }
+
+    /// From how many bytes on a slice is sent without a copy; `usize::MAX`: none is.
+    #[cfg(feature = "zerocopy")]
+    pub(crate) fn zerocopy_bytes(&self) -> usize {
+        // Relaxed: a number by itself.
+        self.zero_copy.threshold.load(Ordering::Relaxed)
+    }
+
+    #[cfg(feature = "zerocopy")]
+    fn set_zerocopy_bytes(&self, bytes: Option<usize>) {
+        self.zero_copy.threshold.store(bytes.unwrap_or(usize::MAX), Ordering::Relaxed);
+        self.zero_copy.again.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that number was set since the last call.
+    #[cfg(feature = "zerocopy")]
+    pub(crate) fn retries_zerocopy(&self) -> bool {
+        self.zero_copy.again.load(Ordering::Relaxed)
+            && self.zero_copy.again.swap(false, Ordering::Relaxed)
+    }
+
+    #[cfg(feature = "zerocopy")]
+    pub(crate) fn zerocopy_pinned_bytes_max(&self) -> usize {
+        self.zero_copy.pinned_bytes_max
     }
 
     /// How long a closed connection may take to send what is left, in ticks.

@@ -359,7 +359,7 @@ impl SimEngine {
                     state.script.insert(index, (at, PeerAction::Fin));
                 }
             }
-            Outputs::Vectors { count, bytes } => {
+            Outputs::Vectors { count, bytes, flags: _ } => {
                 let vectors = vectors[..count].to_vec();
                 let (sent, flushed, over) = {
                     let state = link.state();

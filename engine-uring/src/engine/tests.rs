@@ -1,0 +1,584 @@
+//! The engine by itself, over sockets of this process, with operators that write down what they are told.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Mutex;
+use std::thread;
+
+use duopoll_core::{SEND_VECTORS_MAX, Slice};
+
+use super::*;
+use crate::ring::testing::ENTRIES;
+
+/// How long anything may take before the test fails instead of hanging.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What there is to send, at most.
+static BYTES: [u8; 8 << 20] = [7; 8 << 20];
+
+/// One registration, as its operators see it.
+#[derive(Default)]
+struct Seen {
+    socket: Option<OwnedFd>,
+    /// What is lent to receives.
+    room: Box<[[u8; 32]; 2]>,
+    lent: bool,
+    received: Vec<u8>,
+    end: Option<io::Result<()>>,
+    /// Bytes that are still to be sent.
+    unsent: usize,
+    sending: bool,
+    send_failed: bool,
+    accepted: Vec<OwnedFd>,
+    /// Says stop after each receive.
+    stops: bool,
+    released: bool,
+}
+
+/// The operators of a test.
+#[derive(Default)]
+struct Recorder(HashMap<Token, Seen>);
+
+impl Recorder {
+    fn of(&mut self, token: Token) -> &mut Seen {
+        self.0.get_mut(&token).expect("registered")
+    }
+}
+
+impl Seen {
+    fn take(&mut self, bytes: &[u8]) -> Next {
+        assert!(!self.released, "bytes for a socket that was released");
+        self.received.extend_from_slice(bytes);
+        if self.stops { Next::Stop } else { Next::More }
+    }
+}
+
+// SAFETY: the room is boxed, and lives as long as the recorder, which outlives the ring.
+unsafe impl Operators for Recorder {
+    fn inputs(&mut self, token: Token, vectors: &mut [iovec; 2]) -> Inputs {
+        let seen = self.of(token);
+        assert!(!seen.lent && !seen.released);
+        seen.lent = true;
+        for (vector, room) in vectors.iter_mut().zip(&mut *seen.room) {
+            *vector = iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+        }
+        Inputs::Vectors(2)
+    }
+
+    unsafe fn input_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        let seen = self.of(token);
+        seen.lent = false;
+        match result {
+            Ok(0) => seen.end = Some(Ok(())),
+            Ok(n) => {
+                let bytes = seen.room.as_flattened()[..n].to_vec();
+                return seen.take(&bytes);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => seen.end = Some(Err(error)),
+        }
+        Next::More
+    }
+
+    fn donate(&mut self, token: Token, slice: Slice) -> Next {
+        self.of(token).take(&slice)
+    }
+
+    fn copy_in(&mut self, token: Token, bytes: &[u8]) -> Option<Next> {
+        Some(self.of(token).take(bytes))
+    }
+
+    fn outputs(&mut self, token: Token, vectors: &mut [iovec; SEND_VECTORS_MAX]) -> Outputs {
+        let seen = self.of(token);
+        assert!(!seen.sending, "a second send is under way");
+        if seen.unsent == 0 {
+            return Outputs::Nothing;
+        }
+        seen.sending = true;
+        let iov_base = BYTES.as_ptr().cast_mut().cast();
+        vectors[0] = iovec { iov_base, iov_len: seen.unsent };
+        Outputs::Vectors { count: 1, bytes: seen.unsent, flags: 0 }
+    }
+
+    fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        let seen = self.of(token);
+        seen.sending = false;
+        match result {
+            Ok(n) => seen.unsent -= n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => {
+                seen.send_failed = true;
+                seen.unsent = 0;
+            }
+        }
+        Next::More
+    }
+
+    #[cfg(feature = "zerocopy")]
+    fn zerocopy_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        self.output_ack(token, result)
+    }
+
+    #[cfg(feature = "zerocopy")]
+    fn zerocopy_notice(&mut self, _: Token, _: std::ops::RangeInclusive<u32>, _: bool) {}
+
+    fn connected(&mut self, _: Token, result: io::Result<()>) {
+        panic!("nobody connects: {result:?}");
+    }
+
+    fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next {
+        self.of(token).accepted.push(result.expect("accepted"));
+        Next::More
+    }
+
+    fn released(&mut self, token: Token) {
+        let seen = self.of(token);
+        assert!(!seen.lent && !seen.sending, "the kernel still has its memory");
+        seen.released = true;
+        seen.socket = None;
+    }
+}
+
+/// An engine, and what came of it. The engine goes first.
+struct Bench {
+    uring: Uring,
+    recorder: Recorder,
+}
+
+impl Bench {
+    fn new(allowed: Features) -> Bench {
+        let uring = Uring::new(allowed).expect("io_uring");
+        Bench { uring, recorder: Recorder::default() }
+    }
+
+    /// An engine with room for two submissions and 32 completions.
+    fn tiny(allowed: Features) -> Bench {
+        ENTRIES.set(Some(2));
+        let bench = Bench::new(allowed);
+        ENTRIES.set(None);
+        bench
+    }
+
+    /// Whether receives go on by themselves.
+    fn has_multishot(&self) -> bool {
+        self.uring.features.contains(Feature::MultishotReceive)
+    }
+
+    fn register(&mut self, socket: impl Into<OwnedFd>, kind: Kind) -> Token {
+        let socket = socket.into();
+        let token = self.register_shared(socket.as_raw_fd(), kind);
+        self.seen(token).socket = Some(socket);
+        token
+    }
+
+    /// Registers a socket that another registration closes.
+    fn register_shared(&mut self, fd: RawFd, kind: Kind) -> Token {
+        let token = Token::new(self.recorder.0.len() as u32, 1);
+        self.recorder.0.insert(token, Seen::default());
+        self.uring.register(token, fd, kind, &mut self.recorder).expect("registered");
+        token
+    }
+
+    /// A registered stream, and its peer.
+    fn stream(&mut self, listener: &TcpListener) -> (Token, TcpStream) {
+        let peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let (ours, _) = listener.accept().expect("accepted");
+        ours.set_nonblocking(true).expect("a socket");
+        (self.register(ours, Kind::Stream), peer)
+    }
+
+    fn seen(&mut self, token: Token) -> &mut Seen {
+        self.recorder.of(token)
+    }
+
+    fn send(&mut self, token: Token, bytes: usize) {
+        self.seen(token).unsent += bytes;
+        self.uring.send(token, &mut self.recorder);
+    }
+
+    fn receive(&mut self, token: Token) {
+        self.uring.receive(token, &mut self.recorder);
+    }
+
+    fn deregister(&mut self, token: Token, how: Deregister) {
+        self.uring.deregister(token, how, &mut self.recorder);
+    }
+
+    /// One turn that does not wait.
+    fn turn(&mut self) {
+        self.uring.wait(Some(Duration::ZERO), &mut self.recorder).expect("a turn");
+    }
+
+    /// Turns until it holds.
+    fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Bench) -> bool) {
+        let start = Instant::now();
+        while !holds(self) {
+            assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+            let patience = Some(Duration::from_millis(10));
+            self.uring.wait(patience, &mut self.recorder).expect("a turn");
+        }
+    }
+
+    fn until_received(&mut self, token: Token, bytes: usize) {
+        self.until("bytes arrive", |bench| bench.seen(token).received.len() >= bytes);
+        assert_eq!(self.seen(token).received.len(), bytes);
+    }
+
+    /// Has the kernel complete what it can, a bounded part of it each time.
+    fn complete(&mut self) {
+        for _ in 0..20 {
+            self.uring.ring.enter(0, Some(Duration::ZERO)).expect("entered");
+        }
+    }
+
+    /// Has the kernel complete what it can, and leaves it where the next turn finds it.
+    fn harvest(&mut self) -> &VecDeque<cqueue::Entry> {
+        self.complete();
+        let Uring { ring, completions, .. } = &mut self.uring;
+        ring.completions(completions, usize::MAX);
+        completions
+    }
+}
+
+fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").expect("bound")
+}
+
+/// What kernels of different age can do; on an older one it is the same twice.
+const TIERS: [Features; 3] = [Features::BASE, Features::LINUX_6_1, Features::ALL];
+
+#[test]
+fn a_receive_that_ends_with_its_bytes_is_armed_again() {
+    const STREAMS: usize = 40;
+    for tier in TIERS {
+        let (mut bench, listener) = (Bench::tiny(tier), listener());
+        if !bench.has_multishot() {
+            continue;
+        }
+        let mut streams: Vec<_> = (0..STREAMS).map(|_| bench.stream(&listener)).collect();
+        bench.until("all are armed", |bench| bench.uring.to_receive.is_empty());
+        bench.turn();
+        for (_, peer) in &mut streams {
+            peer.write_all(b"x").expect("sent");
+        }
+        // There is no room for all of it, so some receives end.
+        let ended = |entry: &&cqueue::Entry| entry.result() > 0 && !cqueue::more(entry.flags());
+        let start = Instant::now();
+        while bench.harvest().iter().filter(|entry| entry.result() > 0).count() < STREAMS {
+            assert!(start.elapsed() < PATIENCE, "not all have received");
+        }
+        assert!(bench.uring.completions.iter().filter(ended).count() > 0, "none has ended");
+        for (token, _) in &streams {
+            bench.until_received(*token, 1);
+        }
+        for (_, peer) in &mut streams {
+            peer.write_all(b"y").expect("sent");
+        }
+        for (token, _) in &streams {
+            bench.until_received(*token, 2);
+            assert_eq!(bench.seen(*token).received, b"xy");
+            assert!(bench.seen(*token).end.is_none());
+        }
+    }
+}
+
+#[test]
+fn the_end_is_seen_though_the_socket_is_said_not_to_be_empty() {
+    for tier in TIERS {
+        let (mut bench, listener) = (Bench::new(tier), listener());
+        let (token, peer) = bench.stream(&listener);
+        let (last, mut talker) = bench.stream(&listener);
+        // What had been received when it was looked at, and what comes with the end.
+        bench.turn();
+        peer.shutdown(Shutdown::Write).expect("connected");
+        talker.write_all(b"bye").expect("sent");
+        talker.shutdown(Shutdown::Write).expect("connected");
+        let start = Instant::now();
+        let said =
+            |entry: &cqueue::Entry| entry.result() == 0 && cqueue::sock_nonempty(entry.flags());
+        while bench.has_multishot() && !bench.harvest().iter().any(said) {
+            assert!(start.elapsed() < PATIENCE, "no end says that the socket is not empty");
+        }
+        bench.until("both end", |bench| {
+            [token, last].into_iter().all(|token| bench.seen(token).end.is_some())
+        });
+        assert!(matches!(bench.seen(token).end, Some(Ok(()))));
+        assert!(matches!(bench.seen(last).end, Some(Ok(()))));
+        assert_eq!(bench.seen(last).received, b"bye");
+        // It is not asked again.
+        let receives = bench.uring.stats.receives;
+        (0..10).for_each(|_| bench.turn());
+        assert_eq!(bench.uring.stats.receives, receives);
+    }
+}
+
+#[test]
+fn completions_that_overflow_reach_everybody() {
+    const STREAMS: usize = 100;
+    for tier in TIERS {
+        let (mut bench, listener) = (Bench::tiny(tier), listener());
+        let mut streams: Vec<_> = (0..STREAMS).map(|_| bench.stream(&listener)).collect();
+        let accepting = self::listener();
+        let address = accepting.local_addr().expect("bound");
+        accepting.set_nonblocking(true).expect("a socket");
+        let accepting = bench.register(accepting, Kind::Listener);
+        bench.until("all are armed", |bench| bench.uring.to_receive.is_empty());
+        let waker = bench.uring.waker();
+        let mut peers = Vec::new();
+        for round in 1..=3 {
+            bench.turn();
+            let woken = bench.uring.stats.wakeups;
+            let (leave, stay) = streams.split_at_mut(STREAMS / 10 * round);
+            for (_, peer) in leave {
+                let _ = peer.shutdown(Shutdown::Both);
+            }
+            for (_, peer) in &mut *stay {
+                peer.write_all(b"x").expect("sent");
+            }
+            peers.extend((0..10).map(|_| TcpStream::connect(address).expect("connected")));
+            waker.notify();
+            bench.complete();
+            bench.until("all is seen", |bench| {
+                streams.iter().enumerate().all(|(at, (token, _))| {
+                    let seen = bench.seen(*token);
+                    let leaves = at < STREAMS / 10 * round;
+                    if leaves { seen.end.is_some() } else { seen.received.len() == round }
+                }) && bench.seen(accepting).accepted.len() == peers.len()
+                    && bench.uring.stats.wakeups > woken
+            });
+        }
+        assert!(bench.uring.stats.completion_overflows > 0, "{tier}: nothing has overflowed");
+    }
+}
+
+#[test]
+fn bytes_that_race_with_a_cancellation_arrive() {
+    for tier in TIERS {
+        let (mut bench, listener) = (Bench::new(tier), listener());
+        let (token, mut peer) = bench.stream(&listener);
+        bench.turn();
+        // They are there first, and the cancellation is on its way when they are looked at.
+        peer.write_all(b"a").expect("sent");
+        bench.harvest();
+        bench.uring.stop(token);
+        bench.turn();
+        bench.receive(token);
+        bench.until_received(token, 1);
+        // They come after it was asked for, and before it is submitted.
+        bench.uring.stop(token);
+        peer.write_all(b"b").expect("sent");
+        bench.turn();
+        bench.receive(token);
+        bench.until_received(token, 2);
+        // Receiving goes on before the cancellation is over.
+        bench.turn();
+        bench.uring.stop(token);
+        bench.receive(token);
+        bench.turn();
+        peer.write_all(b"c").expect("sent");
+        bench.until_received(token, 3);
+        // Its user says stop with every byte, and goes on each time.
+        bench.seen(token).stops = true;
+        for n in 4..40 {
+            peer.write_all(b"d").expect("sent");
+            bench.until_received(token, n);
+            bench.receive(token);
+        }
+        assert!(bench.seen(token).end.is_none());
+        assert_eq!(bench.seen(token).received[..4], *b"abcd");
+    }
+}
+
+#[test]
+fn bytes_that_race_with_leaving_are_received_or_left_in_the_socket() {
+    for tier in TIERS {
+        for early in [true, false] {
+            let (mut bench, listener) = (Bench::new(tier), listener());
+            let (token, mut peer) = bench.stream(&listener);
+            let socket = bench.seen(token).socket.as_ref().expect("open").try_clone();
+            let mut socket = TcpStream::from(socket.expect("a descriptor"));
+            bench.turn();
+            if early {
+                peer.write_all(b"abc").expect("sent");
+                bench.harvest();
+            }
+            bench.deregister(token, Deregister::Leave);
+            if !early {
+                peer.write_all(b"abc").expect("sent");
+            }
+            bench.until("it is left", |bench| bench.seen(token).released);
+            peer.write_all(b"def").expect("still open");
+            let mut all = bench.seen(token).received.clone();
+            socket.set_nonblocking(false).expect("a socket");
+            socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            let received = all.len();
+            all.resize(6, 0);
+            socket.read_exact(&mut all[received..]).expect("the rest");
+            assert_eq!(all, b"abcdef");
+        }
+    }
+}
+
+/// The number of a descriptor is not to be had as long as that is open.
+fn is_open(fd: RawFd) -> bool {
+    // SAFETY: takes no memory.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
+}
+
+#[test]
+fn a_close_sends_the_fin_and_keeps_the_descriptor_while_operations_are_in_flight() {
+    for tier in TIERS {
+        for how in [Deregister::Close, Deregister::Shutdown] {
+            // What was not submitted yet is in flight, too.
+            for submitted in [true, false] {
+                let (mut bench, listener) = (Bench::new(tier), listener());
+                let (token, mut peer) = bench.stream(&listener);
+                let fd = bench.seen(token).socket.as_ref().expect("open").as_raw_fd();
+                // More than the peer's kernel takes.
+                bench.send(token, BYTES.len());
+                if submitted {
+                    bench.until("the send waits", |bench| {
+                        let socket = bench.uring.sockets.get(token).expect("registered");
+                        socket.slow && socket.outbound.is_some() && socket.inbound.is_some()
+                    });
+                    bench.turn();
+                }
+                bench.deregister(token, how);
+                let seen = bench.seen(token);
+                assert!(seen.sending && !seen.released, "{tier} {how:?}: released");
+                assert!(is_open(fd), "{tier} {how:?}: closed");
+                // Before the engine takes another turn, the peer knows.
+                let mut rest = Vec::new();
+                peer.read_to_end(&mut rest).expect("the end");
+                assert!(rest.len() < BYTES.len());
+                bench.until("it is released", |bench| bench.seen(token).released);
+                assert!(bench.seen(token).send_failed);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_abort_ends_what_is_in_flight() {
+    for tier in TIERS {
+        let (mut bench, listener) = (Bench::new(tier), listener());
+        let (token, mut peer) = bench.stream(&listener);
+        bench.send(token, BYTES.len());
+        bench.turn();
+        bench.deregister(token, Deregister::Abort);
+        assert!(!bench.seen(token).released);
+        let error = io::copy(&mut peer, &mut io::sink()).expect_err("a reset");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        bench.until("it is released", |bench| bench.seen(token).released);
+    }
+}
+
+/// Why the type is not `Send`. The engine goes on as if nothing had happened.
+#[test]
+fn another_thread_is_refused_by_the_kernel() {
+    for tier in TIERS {
+        let (mut bench, listener) = (Bench::new(tier), listener());
+        let (token, mut peer) = bench.stream(&listener);
+        bench.turn();
+        let ring = bench.uring.ring.as_raw_fd();
+        let refused = thread::scope(|scope| {
+            let enter = scope.spawn(move || {
+                const NOTHING: usize = 0;
+                // SAFETY: takes no memory.
+                let entered =
+                    unsafe { libc::syscall(libc::SYS_io_uring_enter, ring, 1, 0, 1, NOTHING, 0) };
+                (entered == -1).then(|| io::Error::last_os_error().raw_os_error())
+            });
+            enter.join().expect("no panic")
+        });
+        if bench.uring.features.contains(Feature::DeferredCompletions) {
+            assert_eq!(refused, Some(Some(libc::EEXIST)));
+        }
+        peer.write_all(b"x").expect("sent");
+        bench.until_received(token, 1);
+    }
+}
+
+#[test]
+fn without_buffers_receives_wait_and_do_not_spin() {
+    for tier in TIERS {
+        let (mut bench, listener) = (Bench::new(tier), listener());
+        if !bench.has_multishot() {
+            continue;
+        }
+        let (flooded, mut flood) = bench.stream(&listener);
+        let (idle, mut quiet) = bench.stream(&listener);
+        bench.turn();
+        let buffers = bench.uring.buffers.as_mut().expect("multishot");
+        let wanted = buffers.want(0);
+        flood.set_nonblocking(true).expect("a socket");
+        let mut sent = 0;
+        bench.until("all buffers are used up", |bench| {
+            sent += flood.write(&BYTES[..64 << 10]).unwrap_or(0);
+            bench.uring.buffers.as_ref().is_some_and(Buffers::is_empty)
+        });
+        sent += flood.write(&BYTES[..64 << 10]).unwrap_or(0);
+        quiet.write_all(b"x").expect("sent");
+        let (late, mut later) = bench.stream(&listener);
+        later.write_all(b"y").expect("sent");
+        // Each of them finds out at most once.
+        bench.turn();
+        let (shortages, receives) =
+            (bench.uring.stats.buffer_shortages, bench.uring.stats.receives);
+        (0..50).for_each(|_| bench.turn());
+        let after = bench.uring.stats;
+        assert!(after.buffer_shortages > 0, "{tier}: nothing was short");
+        assert!(after.buffer_shortages - shortages <= 3, "{tier}: it spins");
+        assert!(after.receives - receives <= 3, "{tier}: it spins");
+        // Nor does a turn that may sleep pass at once.
+        assert!(bench.uring.to_receive.is_empty() && !bench.uring.more);
+        assert!([flooded, idle, late].iter().all(|token| bench.seen(*token).end.is_none()));
+        // They ask again, which changes nothing.
+        [flooded, idle, late].into_iter().for_each(|token| bench.receive(token));
+        bench.turn();
+        assert_eq!(bench.uring.stats.receives, after.receives);
+
+        bench.uring.buffers.as_mut().expect("multishot").want(wanted);
+        bench.until_received(flooded, sent);
+        bench.until_received(idle, 1);
+        bench.until_received(late, 1);
+    }
+}
+
+/// Whoever owned the memory must keep it: the kernel may not be done with it when the ring is closed.
+#[test]
+fn a_ring_goes_with_ten_thousand_operations_in_flight() {
+    const STREAMS: usize = 200;
+    /// Registrations that share a stream, so that fewer descriptors do.
+    const SHARES: usize = 50;
+    static KEPT: Mutex<Option<Recorder>> = Mutex::new(None);
+    let mut bench = Bench::new(Features::BASE);
+    let mut peers = Vec::with_capacity(STREAMS);
+    for _ in 0..STREAMS {
+        let (ours, peer) = sys::socket_pair().expect("descriptors");
+        let fd = ours.as_raw_fd();
+        let token = bench.register(ours, Kind::Stream);
+        bench.send(token, BYTES.len());
+        for _ in 1..SHARES {
+            bench.register_shared(fd, Kind::Stream);
+        }
+        peers.push(peer);
+    }
+    bench.until("all are in flight", |bench| {
+        let tokens = (0..STREAMS * SHARES).map(|at| Token::new(at as u32, 1));
+        let sockets = &mut bench.uring.sockets;
+        let mut waits = |token| sockets.get(token).is_some_and(|socket| socket.inbound.is_some());
+        let receives = tokens.filter(|token| waits(*token)).count();
+        receives == 10_000 && bench.uring.to_send.is_empty()
+    });
+    let Bench { uring, mut recorder } = bench;
+    drop(uring);
+    // What comes now comes to nobody.
+    for peer in &peers {
+        sys::write(peer, b"late").expect("sent");
+    }
+    recorder.0.values_mut().for_each(|seen| seen.socket = None);
+    *KEPT.lock().expect("no panic") = Some(recorder);
+}
