@@ -1,6 +1,6 @@
 //! LinkBuffer next to `BytesMut`, `VecDeque<u8>` and a `Vec<u8>` with a cursor.
 //!
-//! `cargo bench -p duopoll-core`
+//! `cargo bench -p duopoll-benches --bench linkbuffer`
 
 use std::collections::VecDeque;
 use std::hint::black_box;

@@ -1,11 +1,13 @@
 // Command duopoll-peers serves the echo protocol of the comparison with a Go library:
 //
-//	duopoll-peers netpoll|gnet|net ADDRESS [READ_BUFFER_BYTES]
+//	duopoll-peers netpoll|gnet|net ADDRESS [READ_BUFFER_BYTES [bytes|framed]]
 //
-// ADDRESS is IP:PORT or unix:PATH. The caller sets GOMAXPROCS.
+// ADDRESS is IP:PORT or unix:PATH. Framed messages have their length in front, four bytes,
+// big-endian, and only whole ones are answered. The caller sets GOMAXPROCS.
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"strconv"
@@ -14,7 +16,7 @@ import (
 
 func main() {
 	if len(os.Args) < 3 {
-		fail(fmt.Errorf("usage: duopoll-peers netpoll|gnet|net ADDRESS [READ_BUFFER_BYTES]"))
+		fail(fmt.Errorf("usage: duopoll-peers netpoll|gnet|net ADDRESS [READ_BUFFER_BYTES [bytes|framed]]"))
 	}
 	network, address := "tcp", os.Args[2]
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
@@ -28,15 +30,16 @@ func main() {
 		}
 		bufferBytes = parsed
 	}
+	framed := len(os.Args) > 4 && os.Args[4] == "framed"
 
 	var err error
 	switch os.Args[1] {
 	case "netpoll":
-		err = serveNetpoll(network, address)
+		err = serveNetpoll(network, address, framed)
 	case "gnet":
-		err = serveGnet(network, address)
+		err = serveGnet(network, address, framed)
 	case "net":
-		err = serveNet(network, address, bufferBytes)
+		err = serveNet(network, address, bufferBytes, framed)
 	default:
 		err = fmt.Errorf("no server named %q", os.Args[1])
 	}
@@ -46,4 +49,22 @@ func main() {
 func fail(err error) {
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
+}
+
+const headerBytes = 4
+
+// answerable says how much of what was received can be answered: all of it, or the whole messages.
+func answerable(received []byte, framed bool) int {
+	if !framed {
+		return len(received)
+	}
+	end := 0
+	for len(received)-end >= headerBytes {
+		next := end + headerBytes + int(binary.BigEndian.Uint32(received[end:]))
+		if next > len(received) {
+			break
+		}
+		end = next
+	}
+	return end
 }

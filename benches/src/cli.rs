@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use crate::load;
 use crate::plan::{self, Choice, Profile};
 use crate::resp::RespServer;
-use crate::rounds::{self, Settings};
+use crate::rounds::{self, Settings, minutes};
 use crate::scenario;
 use crate::servers::{self, Options, Start};
 
@@ -31,8 +31,9 @@ compare [OPTIONS]
   --out FOLDER            where compare.md, compare.json and svg/ go (target/compare)
   --list                  list servers and scenarios
 
-compare serve NAME --listen ADDRESS [--burst BYTES]
-  runs one server; ADDRESS is IP:PORT or unix:PATH, BYTES is what arrives together
+compare serve NAME --listen ADDRESS [--burst BYTES] [--framed]
+  runs one server; ADDRESS is IP:PORT or unix:PATH, BYTES is what arrives together,
+  framed messages have their length in front
 
 compare load SPEC
   runs the load generator with a specification in JSON and prints the outcome in JSON
@@ -72,15 +73,18 @@ fn serve(words: &[String]) -> Result<(), String> {
     let name = value(&mut words, "serve")?;
     let mut listen = None;
     let mut burst_bytes = 4096;
+    let mut framed = false;
     while let Some(word) = words.next() {
         match word.as_str() {
             "--listen" => listen = Some(value(&mut words, word)?.parse()?),
             "--burst" => burst_bytes = number(value(&mut words, word)?, word)?,
+            "--framed" => framed = true,
             other => return Err(format!("unknown option {other:?}")),
         }
     }
     let server = servers::find(name).ok_or_else(|| format!("no server named {name:?}"))?;
-    let options = Options { listen: listen.ok_or("serve needs --listen ADDRESS")?, burst_bytes };
+    let listen = listen.ok_or("serve needs --listen ADDRESS")?;
+    let options = Options { listen, burst_bytes, framed };
     let describe = |error: io::Error| format!("{name}: {error}");
     sys_limits().map_err(describe)?;
     match server.start {
@@ -114,7 +118,7 @@ fn compare(words: &[String]) -> Result<(), String> {
         server_core: 0,
         client_core: 1,
         trace: true,
-        resp_servers: vec![RespServer::redis()],
+        resp_servers: [RespServer::redis()].into_iter().chain(RespServer::ours()).collect(),
         out: PathBuf::from("target/compare"),
         command: format!("compare {}", words.join(" ")).trim_end().to_owned(),
     };
@@ -160,10 +164,21 @@ fn list() -> String {
     for server in servers::all() {
         text += &format!("  {:<14} {}\n", server.name, server.about);
     }
-    text += "Scenarios:\n";
+    text += "Scenarios, with the time that a full run takes for them:\n";
+    let resp_servers = 1 + RespServer::ours().len();
+    let steps = |profile| plan::steps(profile, &Choice::default()).unwrap_or_default();
+    let full = steps(Profile::Full);
     for scenario in scenario::all() {
-        text += &format!("  {:<18} {}\n", scenario.name, scenario.title);
+        let step = full.iter().find(|step| step.scenario == scenario);
+        let time = step.map_or("–".into(), |step| minutes(step.estimate(resp_servers)));
+        text += &format!("  {:<18} {time:>6}  {}\n", scenario.name, scenario.title);
     }
+    let total = |profile| {
+        let times = steps(profile).into_iter().map(|step| step.estimate(resp_servers));
+        minutes(times.sum())
+    };
+    let (quick, full) = (total(Profile::Quick), total(Profile::Full));
+    text += &format!("In all: {full}, quick: {quick}, thorough: {}\n", total(Profile::Thorough));
     text
 }
 

@@ -33,7 +33,8 @@ pub fn command(executable: &Path, name: &str, options: &Options) -> Command {
     command
         .arg(name)
         .arg(options.listen.to_string())
-        .arg(options.read_buffer_bytes().to_string())
+        .arg(options.echo().buffer_bytes.to_string())
+        .arg(if options.framed { "framed" } else { "bytes" })
         // One core: more would only add scheduling.
         .env("GOMAXPROCS", "1");
     command

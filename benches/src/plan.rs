@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::scenario::{self, Scenario, Work};
-use crate::servers::{self, Server};
+use crate::servers::{self, Role, Server};
 
 /// Which plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,14 +58,16 @@ impl Step {
 
     /// About how long the step takes.
     pub fn estimate(&self, resp_servers: usize) -> Duration {
-        let (connections, settle_ms) = match &self.scenario.work {
-            Work::Load(shape) => {
-                (shape.connections + shape.idle, if shape.settle { SETTLE_MS } else { 0 })
-            }
-            Work::Resp { .. } => (0, 0),
+        let (connections, settle_ms, runs) = match &self.scenario.work {
+            Work::Load(shape) => (
+                shape.connections + shape.idle + shape.slow,
+                if shape.settle { SETTLE_MS } else { 0 },
+                if shape.slow > 0 { 2 } else { 1 },
+            ),
+            Work::Resp { .. } => (0, 0, 1),
         };
-        let cell_ms =
-            self.warm_ms + self.measure_ms + settle_ms + 60 + connections as u64 * 50 / 1000;
+        let run_ms = self.warm_ms + self.measure_ms + settle_ms + 60;
+        let cell_ms = run_ms * runs + connections as u64 * 50 / 1000;
         let trace_ms = if self.trace { self.servers.len() as u64 * 1300 } else { 0 };
         Duration::from_millis(cell_ms * self.cells(resp_servers) as u64 + trace_ms)
     }
@@ -150,21 +152,34 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
             let rest = match scenario.group {
                 "echo" => name != "echo-1mx1000",
                 "open" => name.starts_with("open-64x100-"),
-                "unix" => matches!(name, "unix-64x100" | "unix-1kx100"),
+                "unix" => matches!(name, "unix-64x100" | "unix-1kx100" | "unix-open-64x100-50"),
+                "resp" => !name.starts_with("resp-ping"),
                 _ => true,
             };
+            let slow = scenario.group == "slow";
+            let ours_or_classic =
+                |server: &&Server| matches!(server.role, Role::Ours | Role::Yardstick);
+            let servers = match scenario.group {
+                "slow" => core.into_iter().filter(ours_or_classic).collect(),
+                // These are the scenarios of its own benchmark.
+                "rpc" => core.into_iter().chain(servers::find("netpoll")).collect(),
+                _ if key => everyone,
+                _ => core,
+            };
             (key || rest).then_some(Step {
-                servers: if key { everyone } else { core },
+                servers,
                 scenario,
                 rounds: if key { 5 } else { 3 },
                 spare_peers: key,
                 warm_ms: if key { 500 } else { 200 },
-                measure_ms: if key { 1500 } else { 550 },
+                // Slow senders need more than a second to send at all.
+                measure_ms: if key || slow { 1500 } else { 550 },
                 trace: closed_at_100,
             })
         }
         Profile::Thorough => Some(Step {
-            trace: matches!(scenario.work, Work::Load(_)),
+            // Beside thousands of other connections it would be their beginning that is counted.
+            trace: matches!(&scenario.work, Work::Load(shape) if shape.idle + shape.slow < 1000),
             scenario,
             servers: everyone,
             rounds: 5,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,16 @@ impl RespServer {
         server
     }
 
+    /// This project's example, on both engines.
+    pub fn ours() -> [Self; 2] {
+        ["epoll", "uring"].map(|engine| {
+            let example = example().display().to_string();
+            let words = ["--engine", engine, "--listen", "127.0.0.1:{port}"].map(str::to_owned);
+            let words = std::iter::once(example).chain(words).collect();
+            RespServer { name: format!("duopoll-{engine}"), words }
+        })
+    }
+
     /// The command for a port.
     pub fn command(&self, port: u16) -> Command {
         let mut words = self.words.iter().map(|word| word.replace("{port}", &port.to_string()));
@@ -60,6 +71,33 @@ pub fn available() -> Result<(), String> {
     } else {
         Err("`redis-benchmark` is not installed: the RESP scenarios are left out".into())
     }
+}
+
+/// The folder that cargo builds in, two levels above this executable.
+fn target_folder() -> PathBuf {
+    let executable = std::env::current_exe().unwrap_or_default();
+    executable.ancestors().nth(2).unwrap_or(Path::new("target")).to_owned()
+}
+
+fn example() -> PathBuf {
+    target_folder().join("release/examples/redis")
+}
+
+/// Builds this project's example, or says why there is none.
+pub fn build_example() -> Result<(), String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--release", "--package", "duopoll", "--example", "redis", "--target-dir"])
+        .arg(target_folder())
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("cargo build: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Err(format!("the Redis example does not build and is left out: {}", complaint.trim()))
 }
 
 /// Measures one server: a short run to warm up and to learn its speed, then one that takes about
@@ -151,7 +189,7 @@ fn parse(text: &str) -> Option<Line> {
 }
 
 /// A folder for a RESP server to run in, so that it leaves nothing where the comparison runs.
-pub fn scratch_folder() -> io::Result<std::path::PathBuf> {
+pub fn scratch_folder() -> io::Result<PathBuf> {
     let folder = std::env::temp_dir().join(format!("duopoll-compare-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     Ok(folder)

@@ -11,7 +11,7 @@ use crate::golang;
 use crate::load::{Mode, Outcome, Spec};
 use crate::plan::{SETTLE_MS, Step};
 use crate::process::{self, ServerProcess};
-use crate::report::{self, Report, Row, Table};
+use crate::report::{self, Report, Row, Sample, Table};
 use crate::resp::{self, RespServer};
 use crate::scenario::{Pace, Shape, Work};
 use crate::servers::{self, Options, Role, Server, Start};
@@ -89,7 +89,11 @@ impl<'a> Runner<'a> {
         let mut resp_servers = Vec::new();
         if steps.iter().any(is_resp) {
             match resp::available() {
-                Ok(()) => resp_servers.extend(&settings.resp_servers),
+                Ok(()) => {
+                    resp_servers.extend(&settings.resp_servers);
+                    // Without it, its program is missed below.
+                    notes.extend(resp::build_example().err());
+                }
                 Err(note) => notes.push(note),
             }
             resp_servers.retain(|server| {
@@ -144,8 +148,8 @@ impl<'a> Runner<'a> {
                     continue;
                 }
                 self.progress.cell(&step.scenario.name, round, step.rounds, server.name);
-                match self.cell(server, shape, mode, step.warm_ms, step.measure_ms) {
-                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
+                match self.sample(server, shape, mode, step.warm_ms, step.measure_ms) {
+                    Ok(sample) => row.samples[round] = Some(sample),
                     Err(error) => {
                         let name = &step.scenario.name;
                         self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
@@ -166,6 +170,23 @@ impl<'a> Runner<'a> {
             }
         }
         Some(Table::new(step, YARDSTICK, rows))
+    }
+
+    /// One server in one round.
+    fn sample(
+        &mut self,
+        server: &Server,
+        shape: &Shape,
+        mode: Mode,
+        warm_ms: u64,
+        measure_ms: u64,
+    ) -> io::Result<Sample> {
+        let alone = match shape.slow {
+            0 => None,
+            _ => Some(self.cell(server, &shape.alone(), mode, warm_ms, measure_ms)?),
+        };
+        let outcome = self.cell(server, shape, mode, warm_ms, measure_ms)?;
+        Ok(Sample { alone, ..outcome.into() })
     }
 
     /// One server, one run of the load generator.
@@ -205,6 +226,7 @@ impl<'a> Runner<'a> {
             mode,
             connections: shape.connections,
             idle: shape.idle,
+            slow: shape.slow,
             message: shape.message,
             framed: shape.framed,
             warm_ms,
@@ -216,7 +238,8 @@ impl<'a> Runner<'a> {
 
     fn start(&mut self, server: &Server, shape: &Shape) -> io::Result<(ServerProcess, Address)> {
         let listen = if shape.unix { process::unix_address() } else { process::tcp_address()? };
-        let options = Options { listen: listen.clone(), burst_bytes: shape.burst_bytes() };
+        let burst_bytes = shape.burst_bytes();
+        let options = Options { listen: listen.clone(), burst_bytes, framed: shape.framed };
         let command = match (server.start, &self.go) {
             (Start::Go(library), Some(executable)) => {
                 golang::command(executable, library, &options)
@@ -226,7 +249,8 @@ impl<'a> Runner<'a> {
                 let mut command = Command::new(std::env::current_exe()?);
                 command
                     .args(["serve", server.name, "--listen", &listen.to_string()])
-                    .args(["--burst", &options.burst_bytes.to_string()]);
+                    .args(["--burst", &options.burst_bytes.to_string()])
+                    .args(options.framed.then_some("--framed"));
                 command
             }
         };
@@ -264,8 +288,10 @@ impl<'a> Runner<'a> {
                 let outcome = self.cell(yardstick, &shape.peak(), closed, 500, 1500)?;
                 let peak = outcome.requests as f64 / outcome.seconds;
                 self.note(format!(
-                    "peak of {YARDSTICK}, {} B on {} connections: {peak:.0} requests/s",
-                    shape.message, shape.connections
+                    "peak of {YARDSTICK}, {} B on {} {} connections: {peak:.0} requests/s",
+                    shape.message,
+                    shape.connections,
+                    if shape.unix { "Unix" } else { "TCP" },
                 ));
                 self.peaks.insert(key, peak);
                 peak
@@ -392,6 +418,7 @@ impl Progress {
     }
 }
 
-fn minutes(duration: Duration) -> String {
+/// Minutes and seconds.
+pub fn minutes(duration: Duration) -> String {
     format!("{}:{:02}", duration.as_secs() / 60, duration.as_secs() % 60)
 }

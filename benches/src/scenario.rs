@@ -38,6 +38,9 @@ pub struct Shape {
     pub connections: usize,
     /// Silent connections beside them.
     pub idle: usize,
+    /// Connections beside them that send a byte a second each. Each round then has a run without them too, for the
+    /// ratio of the latencies.
+    pub slow: usize,
     /// Bytes of a message, its header included.
     pub message: usize,
     /// Whether a length header leads the message.
@@ -70,6 +73,7 @@ impl Shape {
             pace: Pace::Closed { depth: 1 },
             connections,
             idle: 0,
+            slow: 0,
             message,
             framed: false,
             settle: message >= 64 << 10,
@@ -82,6 +86,11 @@ impl Shape {
             Pace::Closed { depth } => self.message * depth,
             Pace::Open { .. } | Pace::Churn => self.message,
         }
+    }
+
+    /// The same without the slow senders.
+    pub fn alone(&self) -> Shape {
+        Shape { slow: 0, ..self.clone() }
     }
 
     /// The closed loop whose throughput is the peak of an open loop.
@@ -138,6 +147,13 @@ pub fn all() -> Vec<Scenario> {
             add("unix", format!("{short}x{count}"), title, Work::Load(shape));
         }
     }
+    for percent in [25, 50, 75] {
+        let pace = Pace::Open { percent };
+        let shape = Shape { unix: true, pace, ..Shape::echo(64, 100) };
+        let title =
+            format!("Unix sockets, open loop, 64 B on 100 connections, {percent} % of peak");
+        add("unix", format!("open-64x100-{percent}"), title, Work::Load(shape));
+    }
     let rpc = Shape { framed: true, ..Shape::echo(4 + 1024, 100) };
     add(
         "rpc",
@@ -177,6 +193,12 @@ pub fn all() -> Vec<Scenario> {
             Work::Load(Shape { idle, settle: true, ..Shape::echo(64, 100) }),
         );
     }
+    add(
+        "slow",
+        String::new(),
+        "Echo of 64 B on 50 connections beside 5000 that send a byte a second each".into(),
+        Work::Load(Shape { slow: 5_000, ..Shape::echo(64, 50) }),
+    );
     list
 }
 

@@ -4,7 +4,7 @@
 //! both ends of the measured window, so that the window of the requests and that of the CPU time are
 //! the same.
 //!
-//! A run: greet (every connection, idle ones included, echoes one message, which is compared byte by
+//! A run: greet (every connection, idle and slow ones included, echoes one message, which is compared byte by
 //! byte), warm up, measure, close.
 
 use std::io::{self, Read, Write};
@@ -21,6 +21,7 @@ use crate::process;
 use crate::sys;
 
 mod churn;
+mod slow;
 mod steady;
 
 /// Connections are greeted in groups of this size, so that no accept queue overflows.
@@ -63,6 +64,8 @@ pub struct Spec {
     pub connections: usize,
     /// Further connections that have talked once and are silent since.
     pub idle: usize,
+    /// Further connections that send a byte a second each, whose echoes are received and not counted.
+    pub slow: usize,
     /// Bytes of a message, its header included.
     pub message: usize,
     /// Whether the message starts with its length: four bytes, big-endian, themselves not counted.
@@ -100,6 +103,8 @@ pub struct Outcome {
     pub p999_us: f64,
     /// The longest.
     pub max_us: f64,
+    /// Bytes that the slow senders sent and received back, over the whole run.
+    pub slow_bytes: u64,
     /// Resident memory of the server in KiB before the first connection.
     pub rss_start_kib: u64,
     /// With the idle connections open, before the busy ones.
@@ -129,9 +134,11 @@ pub fn run(spec: &Spec) -> io::Result<Outcome> {
     match spec.mode {
         Mode::Churn => churn::run(spec, &target, &payload, &mut window)?,
         Mode::Closed { .. } | Mode::Open { .. } => {
+            let slow = open(&target, spec.slow, &payload)?;
             let connections = open(&target, spec.connections, &payload)?;
-            outcome.requests_in_all += connections.len() as u64;
-            steady::run(spec, connections, &payload, &mut window)?;
+            outcome.requests_in_all += (slow.len() + connections.len()) as u64;
+            outcome.slow_bytes = steady::run(spec, connections, slow, &payload, &mut window)?;
+            outcome.requests_in_all += outcome.slow_bytes;
         }
     }
     drop(idle);

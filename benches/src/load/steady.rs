@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use libc::{EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP};
 
+use super::slow::Slow;
 use super::{Mode, Payload, Spec, Window};
 use crate::sys::{self, Epoll, Events};
 
@@ -33,17 +34,20 @@ struct Connection {
 struct Steady<'a> {
     epoll: Epoll,
     connections: Vec<Connection>,
+    slow: Slow,
     payload: &'a Payload,
     verify: bool,
     buffer: Vec<u8>,
 }
 
+/// Runs the load, and returns how many bytes the slow senders sent and got back.
 pub(super) fn run(
     spec: &Spec,
     sockets: Vec<OwnedFd>,
+    slow: Vec<OwnedFd>,
     payload: &Payload,
     window: &mut Window,
-) -> io::Result<()> {
+) -> io::Result<u64> {
     let epoll = Epoll::new()?;
     let mut connections = Vec::with_capacity(sockets.len());
     for (index, fd) in sockets.into_iter().enumerate() {
@@ -59,13 +63,15 @@ pub(super) fn run(
             watches_room: false,
         });
     }
+    let slow = Slow::new(&epoll, slow, connections.len() as u64)?;
     let buffer = vec![0; BUFFER_BYTES];
-    let mut steady = Steady { epoll, connections, payload, verify: spec.verify, buffer };
+    let mut steady = Steady { epoll, connections, slow, payload, verify: spec.verify, buffer };
     match spec.mode {
-        Mode::Open { rate } => steady.open_loop(rate, window),
-        Mode::Closed { depth } => steady.closed_loop(depth, window),
+        Mode::Open { rate } => steady.open_loop(rate, window)?,
+        Mode::Closed { depth } => steady.closed_loop(depth, window)?,
         Mode::Churn => unreachable!("churn has no lasting connections"),
     }
+    steady.slow.finish()
 }
 
 impl Steady<'_> {
@@ -78,12 +84,17 @@ impl Steady<'_> {
             self.send(index)?;
         }
         let mut now = sys::now_ns();
+        self.slow.start(now);
         while window.tick(now)? {
+            self.slow.send_due(now)?;
             if self.epoll.wait(&mut events, 1000)? == 0 {
                 now = sys::now_ns();
                 continue;
             }
             for (ready, token) in events.iter() {
+                if self.slow.receive(token)? {
+                    continue;
+                }
                 let index = token as usize;
                 let answers = self.receive(index, window)?;
                 if answers > 0 {
@@ -104,9 +115,11 @@ impl Steady<'_> {
         let interval_ns = 1e9 / rate;
         let start = sys::now_ns();
         window.start(start);
+        self.slow.start(start);
         let mut issued: u64 = 0;
         let mut now = start;
         while window.tick(now)? {
+            self.slow.send_due(now)?;
             loop {
                 let due = start + (issued as f64 * interval_ns) as u64;
                 if due > now {
@@ -124,6 +137,9 @@ impl Steady<'_> {
             }
             self.epoll.wait(&mut events, 0)?;
             for (ready, token) in events.iter() {
+                if self.slow.receive(token)? {
+                    continue;
+                }
                 let index = token as usize;
                 let answers = self.receive(index, window)?;
                 let next =

@@ -70,6 +70,9 @@ fn section(out: &mut String, table: &Table) {
         }
         out.push_str("|\n");
     }
+    if let Some(line) = text::beside_slow(table) {
+        let _ = writeln!(out, "\n{line}");
+    }
     if table.rows.iter().any(|row| row.calls.is_some()) {
         out.push_str("\nSystem calls a request:\n\n");
         for row in &table.rows {

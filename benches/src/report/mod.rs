@@ -102,18 +102,30 @@ pub struct Sample {
     /// What the load generator said.
     #[serde(flatten)]
     pub outcome: Outcome,
+    /// What it said of the same load without slow senders.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alone: Option<Outcome>,
 }
 
 impl From<Outcome> for Sample {
     fn from(outcome: Outcome) -> Self {
         let requests = outcome.requests as f64;
+        // A tool that generates the load does not tell of its own time, and so not of that of the others.
+        let told = |cpu_ns: u64| {
+            if outcome.client_cpu_ns == 0 {
+                f64::NAN
+            } else {
+                cpu_ns as f64 / 1e9 / outcome.seconds
+            }
+        };
         Sample {
             cpu_us: outcome.server_cpu_ns as f64 / 1e3 / requests,
-            client_load: outcome.client_cpu_ns as f64 / 1e9 / outcome.seconds,
+            client_load: told(outcome.client_cpu_ns),
             server_load: outcome.server_cpu_ns as f64 / 1e9 / outcome.seconds,
-            other_load: outcome.other_cpu_ns as f64 / 1e9 / outcome.seconds,
+            other_load: told(outcome.other_cpu_ns),
             rate: requests / outcome.seconds,
             outcome,
+            alone: None,
         }
     }
 }
@@ -141,6 +153,10 @@ pub struct Summary {
     pub p99_us: f64,
     /// The 99.9th percentile.
     pub p999_us: f64,
+    /// Median latency relative to that without slow senders: the median of the rounds' own ratios.
+    pub p50_to_alone: f64,
+    /// The same of the 99th percentile.
+    pub p99_to_alone: f64,
     /// Share of its core that the server used.
     pub server_load: f64,
     /// Share of its core that the client used.
@@ -205,6 +221,8 @@ fn summarise(row: &Row, rows: &[Row], yardstick: &str, idle: usize) -> Summary {
         p50_us: middle(|sample| sample.outcome.p50_us),
         p99_us: middle(|sample| sample.outcome.p99_us),
         p999_us: middle(|sample| sample.outcome.p999_us),
+        p50_to_alone: to_alone(row, |outcome| outcome.p50_us),
+        p99_to_alone: to_alone(row, |outcome| outcome.p99_us),
         server_load: middle(|sample| sample.server_load),
         client_load: middle(|sample| sample.client_load),
         other_load: middle(|sample| sample.other_load),
@@ -232,6 +250,14 @@ fn paired(row: &Row, others: &[&Row]) -> f64 {
                 other.samples.get(round)?.as_ref().map(|sample| sample.cpu_us)
             }));
         sample.as_ref().map_or(f64::NAN, |sample| sample.cpu_us / best)
+    }))
+}
+
+/// The median over the rounds of a figure with slow senders to that without.
+fn to_alone(row: &Row, figure: fn(&Outcome) -> f64) -> f64 {
+    median(row.each(|sample| {
+        let alone = sample.alone.as_ref().map_or(f64::NAN, figure);
+        figure(&sample.outcome) / alone
     }))
 }
 

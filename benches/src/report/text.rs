@@ -30,12 +30,14 @@ pub(super) fn columns(table: &Table) -> Vec<Column> {
     add(true, "p50 µs", |_, s| micros(s.p50_us));
     add(true, "p99 µs", |_, s| micros(s.p99_us));
     add(table.has(|s| s.p999_us), "p99.9 µs", |_, s| micros(s.p999_us));
+    add(table.has(|s| s.p50_to_alone), "p50 × alone", |_, s| figure(s.p50_to_alone, 3));
+    add(table.has(|s| s.p99_to_alone), "p99 × alone", |_, s| figure(s.p99_to_alone, 3));
     let calls = table.rows.iter().any(|row| row.calls.is_some());
     add(calls, "calls/req", |row, _| {
         row.calls.as_ref().map_or("–".into(), |calls| figure(calls.per_request, 2))
     });
     add(true, "busy %", |_, s| figure(s.server_load * 100.0, 0));
-    add(true, "other %", |_, s| figure(s.other_load * 100.0, 0));
+    add(table.has(|s| s.other_load), "other %", |_, s| figure(s.other_load * 100.0, 0));
     add(true, "RSS MiB", |_, s| figure(s.rss_kib / 1024.0, 1));
     add(table.has(|s| s.rss_settled_kib), "closed MiB", |_, s| {
         figure(s.rss_settled_kib / 1024.0, 1)
@@ -55,6 +57,20 @@ pub(super) fn conditions(table: &Table) -> String {
         table.warm_ms as f64 / 1e3,
         table.yardstick
     )
+}
+
+/// One line on what slow senders did to the latency of the others, if there were any.
+pub(super) fn beside_slow(table: &Table) -> Option<String> {
+    let of = |(row, summary): (&Row, &Summary)| {
+        let (p50, p99) = (figure(summary.p50_to_alone, 2), figure(summary.p99_to_alone, 2));
+        format!("{} × {p50} and × {p99}", row.server)
+    };
+    let servers: Vec<String> =
+        table.lines().filter(|(_, summary)| summary.p50_to_alone.is_finite()).map(of).collect();
+    let list = servers.join(", ");
+    (!list.is_empty()).then(|| {
+        format!("Median and p99 beside the slow senders, relative to those alone: {list}.")
+    })
 }
 
 /// The table of a scenario in fixed-width characters.
@@ -79,6 +95,9 @@ pub fn table(table: &Table) -> String {
             };
         }
         text.push('\n');
+    }
+    if let Some(line) = beside_slow(table) {
+        text += &format!("  {line}\n");
     }
     text
 }

@@ -7,7 +7,7 @@ use glommio::net::{TcpListener, UnixListener};
 use glommio::{LocalExecutorBuilder, Placement};
 
 use crate::address::Address;
-use crate::servers::Options;
+use crate::servers::{Echo, Options};
 
 /// Serves until the listener fails. The process is pinned already, so the executor is not.
 pub fn serve(options: &Options) -> io::Result<()> {
@@ -16,36 +16,38 @@ pub fn serve(options: &Options) -> io::Result<()> {
 }
 
 async fn accept(options: Options) -> io::Result<()> {
-    let buffer_bytes = options.read_buffer_bytes();
+    let how = options.echo();
     match &options.listen {
         Address::Tcp(addr) => {
             let listener = TcpListener::bind(addr)?;
             loop {
                 let stream = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                glommio::spawn_local(echo(stream, buffer_bytes)).detach();
+                glommio::spawn_local(echo(stream, how)).detach();
             }
         }
         Address::Unix(path) => {
             let listener = UnixListener::bind(path)?;
             loop {
                 let stream = listener.accept().await?;
-                glommio::spawn_local(echo(stream, buffer_bytes)).detach();
+                glommio::spawn_local(echo(stream, how)).detach();
             }
         }
     }
 }
 
-async fn echo(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    buffer_bytes: usize,
-) -> io::Result<()> {
-    let mut buffer = vec![0; buffer_bytes];
+async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin, how: Echo) -> io::Result<()> {
+    let mut buffer = vec![0; how.buffer_bytes];
+    let mut filled = 0;
     loop {
-        let received = stream.read(&mut buffer).await?;
+        let received = stream.read(&mut buffer[filled..]).await?;
         if received == 0 {
             return Ok(());
         }
-        stream.write_all(&buffer[..received]).await?;
+        filled += received;
+        let answered = how.answerable(&buffer[..filled]);
+        stream.write_all(&buffer[..answered]).await?;
+        buffer.copy_within(answered..filled, 0);
+        filled -= answered;
     }
 }

@@ -8,7 +8,7 @@ use may::net::TcpListener;
 use may::os::unix::net::UnixListener;
 
 use crate::address::Address;
-use crate::servers::Options;
+use crate::servers::{Echo, Options};
 use crate::sys;
 
 /// Serves until the listener fails.
@@ -21,33 +21,38 @@ pub fn serve(options: &Options) -> io::Result<()> {
 }
 
 fn accept(options: &Options) -> io::Result<()> {
-    let buffer_bytes = options.read_buffer_bytes();
+    let how = options.echo();
     match &options.listen {
         Address::Tcp(addr) => {
             let listener = TcpListener::bind(addr)?;
             sys::set_nodelay(&listener)?;
             loop {
                 let (stream, _) = listener.accept()?;
-                go!(move || echo(stream, buffer_bytes));
+                go!(move || echo(stream, how));
             }
         }
         Address::Unix(path) => {
             let listener = UnixListener::bind(path)?;
             loop {
                 let (stream, _) = listener.accept()?;
-                go!(move || echo(stream, buffer_bytes));
+                go!(move || echo(stream, how));
             }
         }
     }
 }
 
-fn echo(mut stream: impl Read + Write, buffer_bytes: usize) -> io::Result<()> {
-    let mut buffer = vec![0; buffer_bytes];
+fn echo(mut stream: impl Read + Write, how: Echo) -> io::Result<()> {
+    let mut buffer = vec![0; how.buffer_bytes];
+    let mut filled = 0;
     loop {
-        let received = stream.read(&mut buffer)?;
+        let received = stream.read(&mut buffer[filled..])?;
         if received == 0 {
             return Ok(());
         }
-        stream.write_all(&buffer[..received])?;
+        filled += received;
+        let answered = how.answerable(&buffer[..filled]);
+        stream.write_all(&buffer[..answered])?;
+        buffer.copy_within(answered..filled, 0);
+        filled -= answered;
     }
 }

@@ -31,12 +31,43 @@ pub struct Options {
     /// The number of bytes that arrive together, as far as the scenario knows it: the message, or
     /// all outstanding messages of a connection.
     pub burst_bytes: usize,
+    /// Whether a length header leads each message: four bytes, big-endian, themselves not counted. The libraries then
+    /// answer whole messages only. The hand-written loops look at no header, whatever the scenario.
+    pub framed: bool,
 }
 
 impl Options {
+    /// How the peers echo.
+    pub fn echo(&self) -> Echo {
+        let buffer_bytes = self.burst_bytes.next_power_of_two().clamp(4 << 10, 64 << 10);
+        Echo { buffer_bytes, framed: self.framed }
+    }
+}
+
+/// How the bytes of a connection are echoed by a server that reads into a buffer of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Echo {
     /// The read buffer of a connection: a power of two that holds the burst, 4–64 KiB.
-    pub fn read_buffer_bytes(&self) -> usize {
-        self.burst_bytes.next_power_of_two().clamp(4 << 10, 64 << 10)
+    pub buffer_bytes: usize,
+    framed: bool,
+}
+
+impl Echo {
+    /// How much of what was received can be answered: all of it, or the whole messages.
+    #[inline]
+    pub fn answerable(&self, received: &[u8]) -> usize {
+        if !self.framed {
+            return received.len();
+        }
+        let mut end = 0;
+        while let Some(header) = received[end..].first_chunk() {
+            let next = end + header.len() + u32::from_be_bytes(*header) as usize;
+            if next > received.len() {
+                break;
+            }
+            end = next;
+        }
+        end
     }
 }
 
@@ -215,4 +246,18 @@ pub fn all() -> &'static [Server] {
 /// The server of that name.
 pub fn find(name: &str) -> Option<&'static Server> {
     all().iter().find(|server| server.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_messages_are_answered() {
+        let echo = |framed| Echo { buffer_bytes: 64, framed };
+        let received = [0, 0, 0, 2, b'a', b'b', 0, 0, 0, 0, 0, 0, 0, 1];
+        let answerable = |len: usize| echo(true).answerable(&received[..len]);
+        assert_eq!([0, 3, 5, 6, 9, 10, 14].map(answerable), [0, 0, 0, 6, 6, 10, 10]);
+        assert_eq!(echo(false).answerable(&received[..5]), 5);
+    }
 }

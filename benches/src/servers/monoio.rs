@@ -2,12 +2,13 @@
 
 use std::io;
 
+use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt};
 use monoio::net::{TcpListener, UnixListener};
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 use crate::address::Address;
-use crate::servers::Options;
+use crate::servers::{Echo, Options};
 use crate::sys;
 
 /// On io_uring.
@@ -21,14 +22,14 @@ pub fn serve_epoll(options: &Options) -> io::Result<()> {
 }
 
 async fn serve(options: &Options) -> io::Result<()> {
-    let buffer_bytes = options.read_buffer_bytes();
+    let how = options.echo();
     match &options.listen {
         Address::Tcp(addr) => {
             let listener = TcpListener::bind(addr)?;
             sys::set_nodelay(&listener)?;
             loop {
                 let (stream, _) = listener.accept().await?;
-                monoio::spawn(echo(stream, buffer_bytes));
+                monoio::spawn(echo(stream, how));
             }
         }
         Address::Unix(path) => {
@@ -39,25 +40,25 @@ async fn serve(options: &Options) -> io::Result<()> {
             let listener = UnixListener::from_std(listener)?;
             loop {
                 let (stream, _) = listener.accept().await?;
-                monoio::spawn(echo(stream, buffer_bytes));
+                monoio::spawn(echo(stream, how));
             }
         }
     }
 }
 
-async fn echo(
-    mut stream: impl AsyncReadRent + AsyncWriteRent,
-    buffer_bytes: usize,
-) -> io::Result<()> {
-    let mut buffer: Vec<u8> = Vec::with_capacity(buffer_bytes);
-    let mut result;
+async fn echo(mut stream: impl AsyncReadRent + AsyncWriteRent, how: Echo) -> io::Result<()> {
+    let mut buffer: Vec<u8> = Vec::with_capacity(how.buffer_bytes);
     loop {
-        (result, buffer) = stream.read(buffer).await;
+        let filled = buffer.len();
+        let (result, read) = stream.read(buffer.slice_mut(filled..)).await;
         if result? == 0 {
             return Ok(());
         }
-        (result, buffer) = stream.write_all(buffer).await;
+        buffer = read.into_inner();
+        let answered = how.answerable(&buffer);
+        let (result, written) = stream.write_all(buffer.slice(..answered)).await;
         result?;
-        buffer.clear();
+        buffer = written.into_inner();
+        buffer.drain(..answered);
     }
 }

@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Builder;
 
 use crate::address::Address;
-use crate::servers::Options;
+use crate::servers::{Echo, Options};
 use crate::sys;
 
 /// One thread.
@@ -26,36 +26,38 @@ pub fn serve_multi_thread(options: &Options) -> io::Result<()> {
 }
 
 async fn serve(options: Options) -> io::Result<()> {
-    let buffer_bytes = options.read_buffer_bytes();
+    let how = options.echo();
     match &options.listen {
         Address::Tcp(addr) => {
             let listener = TcpListener::bind(addr).await?;
             sys::set_nodelay(&listener)?;
             loop {
                 let (stream, _) = listener.accept().await?;
-                tokio::spawn(echo(stream, buffer_bytes));
+                tokio::spawn(echo(stream, how));
             }
         }
         Address::Unix(path) => {
             let listener = UnixListener::bind(path)?;
             loop {
                 let (stream, _) = listener.accept().await?;
-                tokio::spawn(echo(stream, buffer_bytes));
+                tokio::spawn(echo(stream, how));
             }
         }
     }
 }
 
-async fn echo(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    buffer_bytes: usize,
-) -> io::Result<()> {
-    let mut buffer = vec![0; buffer_bytes];
+async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin, how: Echo) -> io::Result<()> {
+    let mut buffer = vec![0; how.buffer_bytes];
+    let mut filled = 0;
     loop {
-        let received = stream.read(&mut buffer).await?;
+        let received = stream.read(&mut buffer[filled..]).await?;
         if received == 0 {
             return Ok(());
         }
-        stream.write_all(&buffer[..received]).await?;
+        filled += received;
+        let answered = how.answerable(&buffer[..filled]);
+        stream.write_all(&buffer[..answered]).await?;
+        buffer.copy_within(answered..filled, 0);
+        filled -= answered;
     }
 }
