@@ -541,11 +541,16 @@ impl Driver {
 
     fn close<P: Poll>(&mut self, engine: &mut P, token: Token) {
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
-        if stream.phase != Phase::Open {
-            return;
+        match mem::replace(&mut stream.phase, Phase::Sending) {
+            Phase::Open => self.open -= 1,
+            // Whoever asked for the socket has thought better of it.
+            #[cfg(feature = "zerocopy")]
+            Phase::Leaving => {}
+            phase => {
+                stream.phase = phase;
+                return;
+            }
         }
-        stream.phase = Phase::Sending;
-        self.open -= 1;
         let patience = stream.shared.write_timeout().unwrap_or(CLOSE_SEND_MS);
         self.wheel.set(token.index(), self.now.saturating_add(patience));
         // For the FIN, and to find out that there is nothing else.

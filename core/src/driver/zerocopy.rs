@@ -294,7 +294,8 @@ mod tests {
 
     #[test]
     fn numbers_wrap() {
-        let mut sends = Sends { first: u32::MAX - 1, ..Sends::default() };
+        let mut sends = Sends::default();
+        sends.first = u32::MAX - 1;
         for bytes in 1..=4 {
             sends.pin(chain(bytes));
         }

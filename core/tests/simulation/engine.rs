@@ -43,6 +43,9 @@ pub(crate) struct SimEngine {
     pub(crate) at_rest: bool,
     /// Everything is being ended.
     pub(crate) by_force: bool,
+    /// Sends without a copy, of which no notice was given.
+    #[cfg(feature = "zerocopy")]
+    zero_copies: Vec<ZeroCopy>,
     stats: EngineStats,
 }
 
@@ -60,6 +63,9 @@ struct Socket {
     ask: bool,
     sending: Option<Sending>,
     closing: bool,
+    /// Sends without a copy that were taken.
+    #[cfg(feature = "zerocopy")]
+    zero_copies: u32,
     /// When what is in flight may complete, or the registration be released.
     receive_at: Micros,
     send_at: Micros,
@@ -77,6 +83,18 @@ struct Sending {
     vectors: Vec<iovec>,
     offset: u64,
     bytes: u64,
+    #[cfg(feature = "zerocopy")]
+    without_copy: bool,
+}
+
+/// A send that was taken, and whose memory is still read from.
+#[cfg(feature = "zerocopy")]
+struct ZeroCopy {
+    token: Token,
+    link: Rc<Link>,
+    number: u32,
+    sent: Sending,
+    at: Micros,
 }
 
 /// What an engine could do with a socket.
@@ -113,6 +131,8 @@ impl SimEngine {
             horizon: None,
             at_rest: false,
             by_force: false,
+            #[cfg(feature = "zerocopy")]
+            zero_copies: Vec::new(),
             stats: EngineStats::default(),
         }
     }
@@ -127,7 +147,16 @@ impl SimEngine {
         let of = |socket: &Socket| {
             usize::from(socket.lent.is_some()) + usize::from(socket.sending.is_some())
         };
-        self.sockets.iter().map(of).sum()
+        let in_flight: usize = self.sockets.iter().map(of).sum();
+        in_flight + self.without_notice()
+    }
+
+    /// Sends without a copy, of which no notice was given.
+    pub(crate) fn without_notice(&self) -> usize {
+        #[cfg(feature = "zerocopy")]
+        return self.zero_copies.len();
+        #[cfg(not(feature = "zerocopy"))]
+        0
     }
 
     /// What the kernel could do at any time: write to what it may write, and read what it is to send.
@@ -139,6 +168,10 @@ impl SimEngine {
             if let Some(sending) = &socket.sending {
                 sending.check(socket.link.outgoing);
             }
+        }
+        #[cfg(feature = "zerocopy")]
+        for send in &self.zero_copies {
+            send.sent.check(send.link.outgoing);
         }
     }
 
@@ -209,7 +242,10 @@ impl SimEngine {
                 Some(socket.release_at),
             ]
         });
-        times.flatten().filter(|at| *at > now).min()
+        let times = times.flatten();
+        #[cfg(feature = "zerocopy")]
+        let times = times.chain(self.zero_copies.iter().map(|send| send.at));
+        times.filter(|at| *at > now).min()
     }
 
     fn run_peers(&self, now: Micros) {
@@ -359,13 +395,20 @@ impl SimEngine {
                     state.script.insert(index, (at, PeerAction::Fin));
                 }
             }
-            Outputs::Vectors { count, bytes, flags: _ } => {
+            Outputs::Vectors { count, bytes, flags } => {
+                assert_eq!(flags & !(libc::MSG_MORE | libc::MSG_ZEROCOPY), 0);
                 let vectors = vectors[..count].to_vec();
                 let (sent, flushed, over) = {
                     let state = link.state();
                     (state.sent, state.flushed, state.fin_out || state.send_refused)
                 };
-                let sending = Sending { vectors, offset: sent, bytes: bytes as u64 };
+                let sending = Sending {
+                    vectors,
+                    offset: sent,
+                    bytes: bytes as u64,
+                    #[cfg(feature = "zerocopy")]
+                    without_copy: flags & libc::MSG_ZEROCOPY != 0,
+                };
                 sending.check(link.outgoing);
                 assert!(!over, "link {}: bytes behind the FIN or an error", link.id);
                 assert!(sent + sending.bytes <= flushed, "link {}: more than was flushed", link.id);
@@ -390,6 +433,14 @@ impl SimEngine {
         let Some(sending) = socket.sending.take() else { return };
         let link = socket.link.clone();
         sending.check(link.outgoing);
+        #[cfg(feature = "zerocopy")]
+        if sending.is_without_copy() && rng.one_in(8) {
+            let errno = rng.pick(&[libc::ENOBUFS, libc::ENOMEM, libc::EOPNOTSUPP, libc::EINVAL]);
+            let result = Err(io::Error::from_raw_os_error(errno));
+            assert_eq!(operators.zerocopy_ack(socket.token, result), Next::More);
+            self.sockets[index].ask = true;
+            return;
+        }
         let mut state = link.state();
         let result = if let Some(errno) = state.reset {
             Err(io::Error::from_raw_os_error(rng.pick(&[libc::EPIPE, errno])))
@@ -397,7 +448,7 @@ impl SimEngine {
             Err(io::Error::from_raw_os_error(libc::EPIPE))
         } else if room == 0 || rng.one_in(8) {
             Err(io::ErrorKind::WouldBlock.into())
-        } else if link.faulty && rng.one_in(40) {
+        } else if link.faulty && !sending.is_without_copy() && rng.one_in(40) {
             Err(io::Error::from_raw_os_error(rng.pick(&ERRNOS)))
         } else {
             Ok(some(rng, sending.bytes.min(room)))
@@ -424,9 +475,65 @@ impl SimEngine {
             },
         }
         drop(state);
-        if operators.output_ack(socket.token, result) == Next::More {
+        #[cfg(feature = "zerocopy")]
+        let next = if sending.without_copy {
+            self.taken_without_copy(index, sending, result, operators)
+        } else {
+            operators.output_ack(socket.token, result)
+        };
+        #[cfg(not(feature = "zerocopy"))]
+        let next = operators.output_ack(socket.token, result);
+        if next == Next::More {
             self.sockets[index].ask = true;
         }
+    }
+
+    #[cfg(feature = "zerocopy")]
+    fn taken_without_copy<O: Operators>(
+        &mut self,
+        index: usize,
+        mut sent: Sending,
+        result: io::Result<usize>,
+        operators: &mut O,
+    ) -> Next {
+        let socket = &mut self.sockets[index];
+        if let Ok(n) = result {
+            sent.truncate(n);
+            socket.link.state().pinned += 1;
+            let (token, link, number) = (socket.token, socket.link.clone(), socket.zero_copies);
+            let at = self.clock.micros() + self.rng.span();
+            self.zero_copies.push(ZeroCopy { token, link, number, sent, at });
+            socket.zero_copies += 1;
+        }
+        operators.zerocopy_ack(socket.token, result)
+    }
+
+    /// Gives notice of some of the sends that are due, in any order, or of several in a row at once. False if there are
+    /// none.
+    #[cfg(feature = "zerocopy")]
+    fn give_notice<O: Operators>(&mut self, now: Micros, operators: &mut O) -> bool {
+        let mut any = false;
+        while let Some(index) = self.zero_copies.iter().position(|send| send.at <= now) {
+            any = true;
+            if self.rng.one_in(3) {
+                break;
+            }
+            let first = self.zero_copies.swap_remove(index);
+            first.sent.check(first.link.outgoing);
+            let (token, mut last) = (first.token, first.number);
+            let mut done = 1;
+            while self.rng.one_in(2) {
+                let next = |send: &ZeroCopy| send.token == token && send.number == last + 1;
+                let Some(index) = self.zero_copies.iter().position(next) else { break };
+                let send = self.zero_copies.swap_remove(index);
+                send.sent.check(send.link.outgoing);
+                (last, done) = (last + 1, done + 1);
+            }
+            note!("{now} link {}: notice {}..={last}", first.link.id, first.number);
+            first.link.state().pinned -= done;
+            operators.zerocopy_notice(token, first.number..=last, self.rng.one_in(20));
+        }
+        any
     }
 
     fn connected<O: Operators>(&mut self, index: usize, operators: &mut O) {
@@ -476,6 +583,8 @@ impl Poll for SimEngine {
             ask: false,
             sending: None,
             closing: false,
+            #[cfg(feature = "zerocopy")]
+            zero_copies: 0,
             receive_at: 0,
             send_at: 0,
             release_at: 0,
@@ -555,6 +664,11 @@ impl Poll for SimEngine {
         while handled < most {
             let now = self.clock.micros();
             self.run_peers(now);
+            #[cfg(feature = "zerocopy")]
+            if self.give_notice(now, operators) {
+                handled += 1;
+                continue;
+            }
             let events = self.events(now);
             if !events.is_empty() {
                 let (index, event) = events[self.rng.below(events.len() as u64) as usize];
@@ -637,6 +751,26 @@ impl Lent {
 }
 
 impl Sending {
+    /// Then an error of memory means something else.
+    fn is_without_copy(&self) -> bool {
+        #[cfg(feature = "zerocopy")]
+        return self.without_copy;
+        #[cfg(not(feature = "zerocopy"))]
+        false
+    }
+
+    /// Only its first `n` bytes.
+    #[cfg(feature = "zerocopy")]
+    fn truncate(&mut self, n: usize) {
+        let mut left = n;
+        for vector in &mut self.vectors {
+            vector.iov_len = vector.iov_len.min(left);
+            left -= vector.iov_len;
+        }
+        self.vectors.retain(|vector| vector.iov_len > 0);
+        self.bytes = n as u64;
+    }
+
     fn check(&self, pattern: Pattern) {
         let mut offset = self.offset;
         for vector in &self.vectors {

@@ -11,9 +11,11 @@ use crate::clock::Micros;
 use crate::rng::Pattern;
 
 /// How long a closed connection may take to send what was flushed, unless it has a write timeout.
-const CLOSE_PATIENCE: Micros = 10_000_000;
+pub(crate) const CLOSE_PATIENCE: Micros = 10_000_000;
 /// How long it waits for the peer's FIN, when its own is out.
 const CLOSE_LINGERS: Micros = 1_000_000;
+/// How late the poller may learn of a close, or wake for what it has to do then.
+const LATE: Micros = 70_000;
 const TICK: Micros = 1_000;
 const NEVER: Micros = Micros::MAX;
 
@@ -56,6 +58,12 @@ pub(crate) struct Link {
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
+    /// Sends without a copy, of which no notice was given.
+    pub(crate) pinned: u32,
+    /// Since it was seen to be closed, with some of them.
+    pub(crate) pinned_since: Option<Micros>,
+    /// There were some when it was ended.
+    pub(crate) reset_pinned: bool,
     pub(crate) script: VecDeque<(Micros, PeerAction)>,
     pub(crate) connect: Option<Connect>,
 
@@ -93,6 +101,8 @@ pub(crate) struct State {
     pub(crate) closed: Option<Micros>,
     /// How long it may take then to send what was flushed.
     pub(crate) patience: Micros,
+    /// At most so long: the write timeout may be changed before the poller learns of the close.
+    pub(crate) patience_most: Micros,
     /// Closed, and with nothing left to send, since the turn that began then.
     lingers: Option<Micros>,
     /// It was closed before the connect had ended.
@@ -259,6 +269,7 @@ impl Link {
             state.closed = Some(now);
             state.cancelled = state.connect.is_some();
             state.patience = state.writing.timeout.unwrap_or(CLOSE_PATIENCE);
+            state.patience_most = state.patience;
         }
     }
 
@@ -266,6 +277,16 @@ impl Link {
     pub(crate) fn deregistered(&self, how: Deregister, by_force: bool, now: Micros) {
         let mut state = self.state();
         assert_eq!(state.deregistered, None, "link {}: ended twice", self.id);
+        state.reset_pinned = how == Deregister::Abort && state.pinned > 0;
+        let how = match how {
+            // What the kernel still reads from is ended by a reset.
+            Deregister::Abort if !state.aborted && state.pinned > 0 => {
+                // Idle, unless it was closed and has used up its patience.
+                let late = |closed| now + TICK > closed + state.patience;
+                if state.closed.is_some_and(late) { Deregister::Close } else { Deregister::Shutdown }
+            }
+            how => how,
+        };
         state.deregistered = Some(how);
         match how {
             Deregister::Shutdown if !by_force => {
@@ -357,14 +378,23 @@ impl Link {
     ) {
         let mut state = self.state();
         let over = state.fin_out || state.output_is_over();
-        if state.closed.is_some() && state.deregistered.is_none() && over {
+        let pinned = state.pinned > 0 && state.closed.is_some() && {
+            let since = *state.pinned_since.get_or_insert(turn);
+            turn < since + state.patience_most + LATE
+        };
+        if state.closed.is_some() && state.deregistered.is_none() && over && !pinned {
             let peer_is_done = state.ended || state.failed.is_some();
             assert!(!peer_is_done, "link {}: both have ended, and it stays: {state:?}", self.id);
             let since = *state.lingers.get_or_insert(turn);
             let latest = since + CLOSE_LINGERS + 2 * TICK;
             assert!(turn < latest, "link {}: closed, and it stays: {state:?}", self.id);
         }
-        if let (Some(idle), None, None) = (state.idle, state.closed, state.deregistered) {
+        // A socket that is given away waits for notices, and for nothing else.
+        let leaves = state.pinned > 0
+            && state.reading.wait.is_some_and(|wait| matches!(wait.goal, Goal::Detached));
+        if let (Some(idle), None, None, false) =
+            (state.idle, state.closed, state.deregistered, leaves)
+        {
             let latest = state.active.max(state.idle_changed) + idle + 2 * TICK;
             assert!(turn < latest, "link {}: idle at {turn}: {state:?}", self.id);
         }
@@ -472,13 +502,13 @@ impl State {
 
     /// It was closed, and what was flushed could not be sent in time.
     fn is_forced(&self) -> bool {
-        self.deregistered == Some(Deregister::Close) && !self.fin_out
+        self.deregistered == Some(Deregister::Close) && (!self.fin_out || self.reset_pinned)
     }
 
     fn check_errno(&self, errno: i32, reported: Option<i32>) {
         let good = Some(errno) == reported
             || (errno == libc::ECONNABORTED && self.deregistered.is_some())
-            || (errno == libc::ETIMEDOUT && (self.idle_ended || self.is_forced()))
+            || (errno == libc::ETIMEDOUT && (self.idle_ended || self.is_forced() || self.reset_pinned))
             || (errno == libc::ECANCELED && self.cancelled);
         assert!(good, "errno {errno} out of nowhere: {self:?}");
     }

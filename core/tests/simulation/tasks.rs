@@ -12,7 +12,7 @@ use std::time::Duration;
 use duopoll_core::{Control, LinkBuffer, Pool, Reader, Slice, Writer};
 
 use crate::clock::{Alarms, Micros, SimClock};
-use crate::link::{Goal, Link, Wait};
+use crate::link::{CLOSE_PATIENCE, Goal, Link, Wait};
 use crate::rng::Rng;
 
 /// Times in a row that a task takes up a wait that has timed out.
@@ -530,6 +530,7 @@ fn change_limits(link: &Link, control: &Control, env: &mut Env) {
             1 => {
                 state.writing.timeout = span;
                 state.patience = state.patience.min(span.unwrap_or(Micros::MAX));
+                state.patience_most = state.patience_most.max(span.unwrap_or(CLOSE_PATIENCE));
             }
             2 => state.reading.deadline = at,
             3 => state.writing.deadline = at,
