@@ -8,8 +8,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly KERNELS=(5.10 6.1 6.12)
-# `refusals` is for what is refused to the program: see ci/kernels/refusals.sh.
-readonly ENGINES=(epoll uring auto refusals)
+# `refusals` is for what is refused to the program: see ci/kernels/refusals.sh. `device` is for sends without a copy over
+# a network device, on kernels whose io_uring has them.
+readonly ENGINES=(epoll uring auto refusals device)
+readonly DEVICE_KERNELS=" 6.1 6.12 "
 # The tests that run: those of the facade and the unit tests of both engines.
 readonly PACKAGES=(duopoll duopoll-epoll duopoll-uring)
 readonly TRIPLE=x86_64-unknown-linux-gnu
@@ -149,6 +151,9 @@ build_tests() {
             echo "not run: $name, which has no test in this build"
     done
     find "$work/root/plan" -empty -delete
+    CARGO_TARGET_DIR=$target RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" cargo build --release \
+        --target "$TRIPLE" --package duopoll-benches --no-default-features --features zerocopy --bin zerocopy
+    strip -o "$work/root/tests/zerocopy" "$target/$TRIPLE/release/zerocopy"
 }
 
 # Everything of the machine that does not depend on the kernel.
@@ -197,7 +202,7 @@ add_module() {
 make_initrd() {
     local kernel=$1 module
     rm -f "$work"/root/modules/*.ko
-    for module in ${KERNEL_MODULES:-}; do add_module "$kernel" "$module"; done
+    for module in virtio_pci virtio_net ${KERNEL_MODULES:-}; do add_module "$kernel" "$module"; done
     cp "$cache/$kernel/busybox" "$work/root/bin/busybox"
     ln -sf busybox "$work/root/bin/sh"
     (cd "$work/root" && find . | bin/busybox cpio -o -H newc 2>/dev/null) | gzip -1 >"$work/initrd-$kernel"
@@ -220,8 +225,15 @@ choose_accelerator() {
 
 # boot KERNEL ENGINE LOG
 boot() {
-    timeout --kill-after 5 $((VM_LIMIT_SECONDS + 20)) nice qemu-system-x86_64 "${accelerator[@]}" \
-        -m "$VM_MEMORY_MIB" -smp "$VM_PROCESSORS" -display none -serial stdio -monitor none -no-reboot \
+    local prefix=() device=(-nic none)
+    if [ "$2" = device ]; then
+        # A network namespace of the machine's own, in which nothing else is.
+        prefix=(unshare --net ci/kernels/network.sh "$work/root/tests/zerocopy")
+        device=(-netdev "tap,id=net,ifname=tap0,script=no,downscript=no" -device virtio-net-pci,netdev=net,romfile=)
+        [ "$(id -u)" = 0 ] || prefix=(sudo "${prefix[@]}")
+    fi
+    timeout --kill-after 5 $((VM_LIMIT_SECONDS + 20)) nice "${prefix[@]}" qemu-system-x86_64 "${accelerator[@]}" \
+        -m "$VM_MEMORY_MIB" -smp "$VM_PROCESSORS" -display none -serial stdio -monitor none -no-reboot "${device[@]}" \
         -kernel "$cache/$1"/boot/vmlinuz-* -initrd "$work/initrd-$1" \
         -append "console=ttyS0 panic=-1 loglevel=5 engine=$2 limit_seconds=$VM_LIMIT_SECONDS" </dev/null 2>&1 |
         tr -d '\r' >"$3" || echo "FAILED: QEMU ended with an error" >>"$3"
@@ -249,6 +261,9 @@ run() {
     if [ "$engine" = refusals ]; then
         grep --quiet '^refusals: code 0$' "$log" || verdict=FAILED
         report=$(refusals_of "$log")
+    elif [ "$engine" = device ]; then
+        [ "$(grep --count '^without a copy: .* code 0$' "$log")" = 2 ] || verdict=FAILED
+        report="both engines send without a copy over virtio-net"
     else
         planned=$(cat "$work"/root/plan/*."$engine" 2>/dev/null | wc -l)
         passed=$(sed -n 's/^test result: .* \([0-9]*\) passed;.*/\1/p' "$log" |
@@ -280,7 +295,10 @@ choose_accelerator "${only_kernel:-${KERNELS[0]}}"
 echo "machines: ${accelerator[*]}, $VM_PROCESSORS processors"
 for kernel in ${only_kernel:-"${KERNELS[@]}"}; do
     make_initrd "$kernel"
-    for engine in ${only_engine:-"${ENGINES[@]}"}; do run "$kernel" "$engine"; done
+    for engine in ${only_engine:-"${ENGINES[@]}"}; do
+        [ "$engine" != device ] || [[ $DEVICE_KERNELS == *" $kernel "* ]] || continue
+        run "$kernel" "$engine"
+    done
 done
 [ -n "${only_engine#refusals}" ] || run_host
 [ "$failures" = 0 ] || die "$failures machines failed"

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll::Limits;
+use duopoll::{Limits, Slice};
 use pollster::block_on;
 use socket2::SockRef;
 use support::{PATIENCE, Pattern, Setup, connected, eventually, poll_once};
@@ -18,6 +18,12 @@ on_every_setup!(
     a_flush_waits_above_the_watermark,
     closing_while_a_flush_waits_keeps_to_the_write_timeout,
     a_write_deadline_ends_a_flush_and_a_later_one_revives_it,
+    a_late_completion_does_not_end_a_later_flush,
+    an_abort_wakes_a_flush_that_waits,
+    a_close_lets_a_flush_that_waits_finish,
+    a_dropped_connection_sends_what_was_flushed,
+    many_pieces_go_out_in_few_sends,
+    a_flush_of_gigabytes_is_taken_in_turns,
 );
 
 const HIGH: usize = 64 << 10;
@@ -150,4 +156,120 @@ fn a_write_deadline_ends_a_flush_and_a_later_one_revives_it(setup: Setup) {
         });
         block_on(connection.drain()).expect("sent");
     });
+}
+
+/// The flush that was given up is done when nobody waits for it any more.
+fn a_late_completion_does_not_end_a_later_flush(setup: Setup) {
+    const BYTES: usize = 16 << 20;
+    let (pollers, mut connection, mut peer) = connected(setup, limits());
+    connection.set_write_timeout(Some(Duration::from_millis(50)));
+    connection.push(vec![7; BYTES]);
+    assert_eq!(block_on(connection.drain()).expect_err("late").kind(), ErrorKind::TimedOut);
+    connection.set_write_timeout(None);
+    let mut received = vec![0; BYTES];
+    peer.read_exact(&mut received).expect("received");
+    eventually("all is sent", || pollers.stats().sent_bytes == BYTES as u64);
+    connection.push(vec![8; BYTES]);
+    {
+        let mut drain = pin!(connection.drain());
+        assert!(poll_once(drain.as_mut()).is_pending(), "nobody has read anything");
+        thread::scope(|scope| {
+            scope.spawn(|| peer.read_exact(&mut received).expect("received"));
+            block_on(drain).expect("sent");
+        });
+    }
+    assert!(received.iter().all(|byte| *byte == 8));
+}
+
+fn an_abort_wakes_a_flush_that_waits(setup: Setup) {
+    let (pollers, mut connection, _peer) = connected(setup, limits());
+    let control = connection.control();
+    connection.push(vec![7; 16 << 20]);
+    {
+        let mut flush = pin!(connection.flush());
+        assert!(poll_once(flush.as_mut()).is_pending());
+        control.abort();
+        let error = block_on(flush).expect_err("aborted");
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
+    }
+    assert_eq!(connection.writer().unsent_len(), 0);
+    eventually("it is over", || pollers.stats().closed == 1);
+}
+
+fn a_close_lets_a_flush_that_waits_finish(setup: Setup) {
+    const BYTES: usize = 16 << 20;
+    let (_pollers, mut connection, mut peer) = connected(setup, limits());
+    let control = connection.control();
+    connection.push(vec![7; BYTES]);
+    let mut drain = pin!(connection.drain());
+    assert!(poll_once(drain.as_mut()).is_pending());
+    control.close();
+    assert!(poll_once(drain.as_mut()).is_pending());
+    thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(peer.read_rest().expect("the end").len(), BYTES));
+        block_on(drain).expect("sent");
+    });
+}
+
+fn a_dropped_connection_sends_what_was_flushed(setup: Setup) {
+    const BYTES: usize = 4 << 20;
+    let (pollers, mut connection, mut peer) = connected(setup, limits());
+    let bytes = [Pattern::new(23).next(1000), Pattern::new(24).next(1000)];
+    connection.push(vec![7; BYTES]);
+    assert!(poll_once(pin!(connection.flush())).is_pending());
+    for piece in bytes {
+        connection.write(piece).expect("staged");
+    }
+    let _ = poll_once(pin!(connection.flush()));
+    connection.write(b"never flushed").expect("staged");
+    drop(connection);
+    let received = peer.read_rest().expect("the end");
+    assert_eq!(received.len(), BYTES + 2000);
+    assert!(received[..BYTES].iter().all(|byte| *byte == 7) && received[BYTES..] == bytes.concat());
+    drop(peer);
+    eventually("it is over", || pollers.stats().closed == 1);
+    assert_eq!(pollers.stats().forced, 0);
+}
+
+/// More than one send may have vectors.
+fn many_pieces_go_out_in_few_sends(setup: Setup) {
+    const PIECES: usize = 1000;
+    let (pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    let piece = |index: usize| vec![index as u8; 1 + index % 50];
+    for index in 0..PIECES {
+        connection.push(piece(index));
+    }
+    connection.finish();
+    assert_eq!(peer.read_rest().expect("the end"), b"", "nothing was flushed");
+    drop((connection, peer, pollers));
+
+    let (pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    for index in 0..PIECES {
+        connection.push(piece(index));
+        // Nothing of these goes out.
+        connection.push(Vec::new());
+    }
+    block_on(connection.drain()).expect("sent");
+    connection.finish();
+    let expected: Vec<u8> = (0..PIECES).flat_map(piece).collect();
+    assert!(peer.read_rest().expect("the end") == expected);
+    let sends = pollers.stats().sends;
+    assert!(sends <= 2 * PIECES as u64 / 64, "{sends} sends for {PIECES} pieces");
+}
+
+/// One call cannot send as much.
+fn a_flush_of_gigabytes_is_taken_in_turns(setup: Setup) {
+    const PIECE: usize = 64 << 20;
+    let (pollers, mut connection, mut peer) = connected(setup, limits());
+    let piece = Slice::from(vec![7; PIECE]);
+    for _ in 0..50 {
+        connection.push(piece.clone());
+    }
+    assert!(connection.writer().staged_len() > i32::MAX as usize);
+    assert!(poll_once(pin!(connection.flush())).is_pending());
+    let mut received = vec![0; 8 << 20];
+    peer.read_exact(&mut received).expect("received");
+    assert!(received.iter().all(|byte| *byte == 7));
+    connection.abort();
+    eventually("it is over", || pollers.stats().closed == 1);
 }

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use duopoll::Connection;
@@ -20,6 +21,9 @@ on_every_setup!(
     a_slow_last_callback_holds_up_nobody,
     what_was_left_unread_is_there_in_the_last_callback,
     a_handler_that_outlives_the_grace_fails_and_is_told,
+    a_handler_that_waits_for_something_else_is_told_of_the_end,
+    a_handler_is_never_entered_twice_for_one_connection,
+    a_connection_closed_in_the_first_callback_is_over,
 );
 
 fn count(counter: &Arc<AtomicUsize>) -> usize {
@@ -224,4 +228,106 @@ fn a_handler_that_outlives_the_grace_fails_and_is_told(setup: Setup) {
     assert_eq!((count(&disconnects), server.stats().handler_errors), (1, 1));
     let ended: io::Result<Vec<u8>> = peer.read_rest();
     assert_eq!(ended.unwrap_or_default(), b"");
+}
+
+fn a_handler_that_waits_for_something_else_is_told_of_the_end(setup: Setup) {
+    const PEERS: usize = 100;
+    let (waits, gone) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (waiting, told) = (waits.clone(), gone.clone());
+    let server = setup.serve(async move |connection: &mut Connection| {
+        connection.skip(1).await?;
+        let (open, opened) = oneshot::channel();
+        connection.on_close(move || {
+            let _ = open.send(());
+        });
+        waiting.fetch_add(1, Ordering::Relaxed);
+        let _ = opened.await;
+        told.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    });
+    let mut peers: Vec<_> = (0..PEERS).map(|_| Peer::connect(server.local_addr())).collect();
+    for peer in &mut peers {
+        peer.write_all(b"x").expect("sent");
+    }
+    eventually("every handler waits", || count(&waits) == PEERS);
+    assert_eq!(count(&gone), 0);
+    for (index, peer) in peers.into_iter().enumerate() {
+        match index % 2 {
+            0 => drop(peer),
+            _ => peer.reset(),
+        }
+    }
+    eventually("all are told", || count(&gone) == PEERS);
+    eventually("all are over", || server.stats().closed == PEERS as u64);
+}
+
+/// Though more arrives while it waits, on the poller as on other threads.
+fn a_handler_is_never_entered_twice_for_one_connection(setup: Setup) {
+    const PEERS: usize = 8;
+    const BYTES: usize = 300;
+    let twice = Arc::new(AtomicUsize::new(0));
+    let found = twice.clone();
+    let here = setup.builder().on_request(async move |connection: &mut Connection| {
+        let entered = connection.state::<Arc<AtomicUsize>>().cloned().unwrap_or_default();
+        connection.set_state(entered.clone());
+        found.fetch_add(entered.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        let bytes = connection.next(2).await?;
+        connection.push(bytes);
+        connection.drain().await?;
+        entered.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    });
+    let found = twice.clone();
+    let elsewhere = setup.builder().on_request_blocking(
+        |job| drop(thread::spawn(job)),
+        move |blocking| {
+            let connection = blocking.connection();
+            let entered = connection.state::<Arc<AtomicUsize>>().cloned().unwrap_or_default();
+            connection.set_state(entered.clone());
+            found.fetch_add(entered.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+            let mut bytes = [0; 2];
+            blocking.read_exact(&mut bytes)?;
+            blocking.write_all(&bytes)?;
+            entered.fetch_sub(1, Ordering::Relaxed);
+            Ok(())
+        },
+    );
+    for service in [here, elsewhere] {
+        let server = service.serve(setup.listener()).expect("a server");
+        thread::scope(|scope| {
+            for _ in 0..PEERS {
+                scope.spawn(|| {
+                    let mut peer = Peer::connect(server.local_addr());
+                    for _ in 0..BYTES {
+                        peer.write_all(b"x").expect("sent");
+                    }
+                    peer.read_exact(&mut [0; BYTES]).expect("replies");
+                });
+            }
+        });
+    }
+    assert_eq!(count(&twice), 0);
+}
+
+fn a_connection_closed_in_the_first_callback_is_over(setup: Setup) {
+    let disconnects = Arc::new(AtomicUsize::new(0));
+    let counter = disconnects.clone();
+    let service = setup
+        .builder()
+        .on_connect(async |connection: &mut Connection| {
+            connection.write(b"bye")?;
+            connection.flush().await?;
+            connection.close();
+            Ok(())
+        })
+        .on_disconnect(async move |_: &mut Connection| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        })
+        .on_request(support::echo);
+    let server = service.serve(setup.listener()).expect("a server");
+    let mut peer = Peer::connect(server.local_addr());
+    assert_eq!(peer.read_rest().expect("the end"), b"bye");
+    drop(peer);
+    eventually("it is over", || server.stats().closed == 1);
+    assert_eq!((server.stats().requests, count(&disconnects)), (0, 1));
 }

@@ -25,6 +25,7 @@ on_every_setup!(
     a_detached_socket_works_and_nothing_is_lost,
     a_blocking_connection_reads_and_writes,
     a_socket_of_std_can_be_taken_over,
+    what_a_socket_of_std_holds_is_not_lost,
 );
 
 fn dialer(setup: Setup) -> Dialer {
@@ -254,6 +255,28 @@ fn a_blocking_connection_reads_and_writes(setup: Setup) {
     assert_eq!(Peer::connect(server.local_addr()).round_trip(b"x"), b"x");
 }
 
+/// One that blocks, with a request in the kernel and its peer's end behind it.
+fn what_a_socket_of_std_holds_is_not_lost(setup: Setup) {
+    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let listener = setup.listener();
+    let mut peer = Peer::connect(&listener.local_addr().expect("bound"));
+    let socket = socket2::SockRef::from(&listener);
+    socket.set_nonblocking(false).expect("a socket");
+    let (accepted, _) = socket.accept().expect("accepted");
+    let message = &Pattern::new(9).next(30_000)[..30_000];
+    peer.write_all(message).expect("sent");
+    peer.shutdown(std::net::Shutdown::Write);
+    let mut connection = block_on(pollers.adopt(accepted)).expect("adopted");
+    assert_eq!(block_on(connection.next(message.len())).expect("received"), *message);
+    assert!(!block_on(connection.more()).expect("the end"));
+    connection.push(message);
+    block_on(connection.drain()).expect("sent");
+    drop(connection);
+    assert_eq!(peer.read_rest().expect("the end"), message);
+    drop(peer);
+    eventually("it is over", || pollers.stats().closed == 1);
+}
+
 fn a_socket_of_std_can_be_taken_over(setup: Setup) {
     let (pollers, mut connection, mut peer) = connected(setup, Limits::default());
     peer.write_all(b"ping").expect("sent");
@@ -300,6 +323,52 @@ fn name(what: &str) -> String {
 fn abstract_name(what: &str) -> std::os::unix::net::SocketAddr {
     use std::os::linux::net::SocketAddrExt;
     std::os::unix::net::SocketAddr::from_abstract_name(name(what)).expect("a name")
+}
+
+/// Threads of this process by their name.
+fn threads(name: &str) -> Vec<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("procfs").flatten();
+    let named = tasks.filter(|task| {
+        let comm = std::fs::read_to_string(task.path().join("comm"));
+        comm.is_ok_and(|comm| comm.trim_end() == name)
+    });
+    named.map(|task| task.file_name().to_string_lossy().parse().expect("a number")).collect()
+}
+
+#[test]
+fn a_dial_to_a_full_unix_listener_waits_through_signals_and_ends_when_dropped() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: the handler does nothing. Without SA_RESTART, so that calls are interrupted.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+        assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
+    }
+    let listener = std::os::unix::net::UnixListener::bind_addr(&abstract_name("signals"));
+    let listener = listener.expect("bound");
+    // SAFETY: listen(2) takes no memory.
+    unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) };
+    let address: Address = format!("unix:@{}", name("signals")).parse().expect("an address");
+    let dialer = Dialer::new();
+    let first = block_on(dialer.dial_addr(address.clone())).expect("there is room for one");
+    let mut dial = Box::pin(dialer.dial_addr(address.clone()));
+    assert!(support::poll_once(dial.as_mut()).is_pending());
+    eventually("it waits", || !threads("duopoll-connect").is_empty());
+    for _ in 0..100 {
+        for thread in threads("duopoll-connect") {
+            // SAFETY: takes no memory. The thread may be gone by now.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR2) };
+        }
+        assert!(support::poll_once(dial.as_mut()).is_pending(), "a signal has ended it");
+    }
+    listener.accept().expect("the first");
+    block_on(dial).expect("there is room again");
+    let mut dial = Box::pin(dialer.dial_addr(address));
+    assert!(support::poll_once(dial.as_mut()).is_pending());
+    eventually("it waits", || !threads("duopoll-connect").is_empty());
+    drop(dial);
+    eventually("nobody waits", || threads("duopoll-connect").is_empty());
+    drop(first);
 }
 
 #[test]

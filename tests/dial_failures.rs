@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use duopoll::{Address, Dialer, Engine, Pollers};
 use pollster::block_on;
-use socket2::{Domain, SockAddr, Socket, Type};
-use support::{Family, Setup, eventually, poll_once};
+use support::full::Full;
+use support::{Setup, eventually, poll_once};
 
 on_every_setup!(dials_that_hardly_have_time_leave_nothing);
 
@@ -24,46 +24,15 @@ fn on_both_engines(test: impl Fn(Engine)) {
     }
 }
 
-/// A listener whose backlog is full: what is sent to it is not answered.
-struct Full {
-    address: Address,
-    _sockets: Vec<Socket>,
-}
-
-impl Full {
-    fn new(family: Family) -> Full {
-        let local = if family == Family::V4 { "127.0.0.1:0" } else { "[::1]:0" };
-        let local = SockAddr::from(local.parse::<std::net::SocketAddr>().expect("an address"));
-        let domain = Domain::from(i32::from(local.family()));
-        let listener = Socket::new(domain, Type::STREAM, None).expect("a socket");
-        listener.bind(&local).expect("bound");
-        listener.listen(0).expect("listening");
-        let address = listener.local_addr().expect("bound");
-        let mut sockets = vec![listener];
-        // Whoever is not established within a moment never is.
-        loop {
-            assert!(sockets.len() < 100, "the backlog is never full");
-            let socket = Socket::new(domain, Type::STREAM, None).expect("a socket");
-            let connected = socket.connect_timeout(&address, Duration::from_millis(200));
-            sockets.push(socket);
-            if connected.is_err() {
-                break;
-            }
-        }
-        let address = address.as_socket().expect("TCP").into();
-        Full { address, _sockets: sockets }
-    }
-}
-
 #[test]
 fn an_unanswered_dial_ends_with_the_timeout() {
     on_both_engines(|engine| {
-        for family in [Family::V4, Family::V6] {
-            let (full, pollers) = (Full::new(family), pollers(engine));
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let (full, pollers) = (Full::new(address), pollers(engine));
             let timeout = Duration::from_millis(100);
             let dialer = Dialer::new().pollers(pollers.clone()).timeout(timeout);
             let start = Instant::now();
-            let error = block_on(dialer.dial_addr(full.address.clone())).expect_err("no answer");
+            let error = block_on(dialer.dial_addr(full.address)).expect_err("no answer");
             assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::TimedOut, None));
             assert!(start.elapsed() >= timeout, "after {:?} already", start.elapsed());
             eventually("nothing is left", || pollers.stats().closed == 1);
@@ -74,11 +43,11 @@ fn an_unanswered_dial_ends_with_the_timeout() {
 #[test]
 fn a_dial_that_the_kernel_gives_up_has_its_errno() {
     on_both_engines(|engine| {
-        let full = Full::new(Family::V4);
+        let full = Full::new("127.0.0.1:0");
         // The first retransmission finds that it has taken too long.
         let dialer = Dialer::new().pollers(pollers(engine));
         let dialer = dialer.user_timeout(Duration::from_millis(100));
-        let error = block_on(dialer.dial_addr(full.address.clone())).expect_err("no answer");
+        let error = block_on(dialer.dial_addr(full.address)).expect_err("no answer");
         assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT), "{error}");
     });
 }
@@ -86,10 +55,10 @@ fn a_dial_that_the_kernel_gives_up_has_its_errno() {
 #[test]
 fn an_unanswered_dial_that_is_dropped_leaves_nothing() {
     on_both_engines(|engine| {
-        let (full, pollers) = (Full::new(Family::V4), pollers(engine));
+        let (full, pollers) = (Full::new("127.0.0.1:0"), pollers(engine));
         let dialer = Dialer::new().pollers(pollers.clone());
         for _ in 0..10 {
-            let mut dial = pin!(dialer.dial_addr(full.address.clone()));
+            let mut dial = pin!(dialer.dial_addr(full.address));
             let before = pollers.stats().connections;
             assert!(poll_once(dial.as_mut()).is_pending());
             eventually("it is under way", || pollers.stats().connections == before + 1);

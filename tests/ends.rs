@@ -4,13 +4,15 @@ mod support;
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll::{Connection, Limits, LinkBuffer, Pollers};
+use duopoll::{Connection, Dialer, Limits, LinkBuffer, Pollers};
 use pollster::block_on;
-use support::{Pattern, Setup, connected, eventually};
+use support::{Pattern, Peer, Setup, connected, eventually};
 
 on_every_setup!(
     this_side_may_finish_and_go_on_receiving,
@@ -22,6 +24,8 @@ on_every_setup!(
     a_broken_connection_keeps_its_descriptor,
     a_control_keeps_no_connection_open,
     a_control_keeps_no_detached_socket_open,
+    an_end_that_comes_with_bytes_is_seen,
+    a_closed_server_is_noticed_by_an_idle_client,
 );
 
 fn this_side_may_finish_and_go_on_receiving(setup: Setup) {
@@ -186,4 +190,57 @@ fn a_control_keeps_no_detached_socket_open(setup: Setup) {
     peer.set_timeout(Duration::from_secs(5));
     assert_eq!(peer.read(&mut [0]).expect("the end"), 0);
     assert!(!control.is_active());
+}
+
+/// Bytes and an end behind them, mostly before the server has begun to receive.
+fn an_end_that_comes_with_bytes_is_seen(setup: Setup) {
+    const THREADS: usize = 8;
+    const CONNECTIONS: usize = 300;
+    let server = setup.serve_echo();
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for index in 0..CONNECTIONS {
+                    let mut peer = Peer::connect(server.local_addr());
+                    peer.write_all(&[7; 3000][..1 + index * 37 % 3000]).expect("sent");
+                    match index % 3 {
+                        0 => peer.reset(),
+                        1 => drop(peer),
+                        _ => {
+                            peer.shutdown(Shutdown::Write);
+                            peer.read_rest().expect("the end");
+                        }
+                    }
+                }
+            });
+        }
+    });
+    eventually("every end is seen", || {
+        let stats = server.stats();
+        stats.accepts + stats.accept_aborts == (THREADS * CONNECTIONS) as u64
+            && stats.closed == stats.connections
+    });
+}
+
+fn a_closed_server_is_noticed_by_an_idle_client(setup: Setup) {
+    let server = setup.serve(async |connection: &mut Connection| {
+        let byte = connection.next(1).await?;
+        connection.push(byte);
+        connection.flush().await?;
+        connection.close();
+        Ok(())
+    });
+    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let dialer = Dialer::new().pollers(pollers.clone());
+    let dialed = block_on(dialer.dial_addr(server.local_addr().clone()));
+    let mut connection = dialed.expect("connected");
+    connection.write(b"x").expect("staged");
+    block_on(connection.flush()).expect("flushed");
+    // Nobody reads.
+    eventually("it is noticed", || !connection.is_active());
+    assert_eq!(block_on(connection.next(1)).expect("it came before"), b"x");
+    assert!(!block_on(connection.more()).expect("the end"));
+    drop(connection);
+    over(&pollers);
+    eventually("nothing is left on the other side", || server.stats().closed == 1);
 }

@@ -52,6 +52,8 @@ fn auto_serves_on_epoll_and_says_why() {
 
         let mut peer = Peer::connect(&address.parse().expect("an address"));
         assert_eq!(peer.round_trip(b"served"), b"served");
+        // Whom the server would wait for.
+        drop(peer);
 
         // SAFETY: kill(2) takes no memory.
         unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };

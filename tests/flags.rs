@@ -1,10 +1,13 @@
-//! The examples' flags: what is wrong with them is said in one line.
+//! The examples' flags: what they do, and that what is wrong with them is said in one line.
 
 mod support;
 
+use std::io::{ErrorKind, Read, Write};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
-use support::example;
+use support::process::Process;
+use support::{Peer, example};
 
 fn run(name: &str, args: &[&str]) -> Output {
     let mut command = Command::new(example(name));
@@ -13,11 +16,16 @@ fn run(name: &str, args: &[&str]) -> Output {
 
 #[test]
 fn a_bad_flag_is_one_line_and_code_2() {
-    let bad: [&[&str]; 7] = [
+    let bad: [&[&str]; 12] = [
         &["--no-such-flag"],
         &["--engine", "kqueue"],
         &["--pollers", "0"],
         &["--pollers", "many"],
+        &["--grace", "soon"],
+        &["--grace", "-1"],
+        &["--idle-timeout", "inf"],
+        &["--write-timeout", ""],
+        &["--max-connections", "0"],
         &["--listen"],
         &["--listen", "nowhere"],
         &["--listen", "127.0.0.1:99999"],
@@ -49,7 +57,18 @@ fn help_names_every_flag() {
         let output = run(name, &["--help"]);
         assert!(output.status.success());
         let help = String::from_utf8_lossy(&output.stdout);
-        for flag in ["--listen", "--engine", "--pollers", "--stats", "--help"] {
+        let flags = [
+            "--listen",
+            "--engine",
+            "--pollers",
+            "--grace",
+            "--idle-timeout",
+            "--write-timeout",
+            "--max-connections",
+            "--stats",
+            "--help",
+        ];
+        for flag in flags {
             assert!(help.contains(flag), "no {flag} in: {help}");
         }
     }
@@ -63,4 +82,89 @@ fn the_environment_decides_where_the_flag_says_auto() {
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     assert!(complaint.contains("DUOPOLL_ENGINE") && complaint.contains("kqueue"), "{complaint}");
+}
+
+/// A server with these flags, on each engine.
+fn with_flags(name: &str, flags: &[&str], test: impl Fn(Process)) {
+    for engine in ["epoll", "uring"] {
+        let mut command = Command::new(example(name));
+        command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--stats"]).args(flags);
+        test(Process::start(command));
+    }
+}
+
+#[test]
+fn the_grace_is_how_long_a_busy_connection_may_go_on() {
+    // A reply that nobody reads is still on its way.
+    let busy = |server: &Process| {
+        let mut peer = Peer::connect(&server.address);
+        peer.set_timeout(Duration::from_millis(200));
+        while peer.write(&[7; 64 << 10]).is_ok() {}
+        peer
+    };
+    with_flags("echo", &["--grace", "0.3"], |server| {
+        let _peer = busy(&server);
+        let start = Instant::now();
+        let stats = server.end();
+        assert!(start.elapsed() >= Duration::from_millis(300), "after {:?}", start.elapsed());
+        assert!(stats.contains("\"forced\": 1"), "{stats}");
+    });
+    with_flags("echo", &["--grace", "0"], |server| {
+        let _peer = busy(&server);
+        let start = Instant::now();
+        assert!(server.end().contains("\"forced\": 1"));
+        assert!(start.elapsed() < Duration::from_secs(5), "after {:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn an_idle_connection_is_ended_if_a_flag_says_so() {
+    for name in ["echo", "redis"] {
+        with_flags(name, &["--idle-timeout", "0.1"], |server| {
+            let mut peer = Peer::connect(&server.address);
+            let start = Instant::now();
+            assert_eq!(peer.read_rest().expect("the end"), b"");
+            assert!(start.elapsed() >= Duration::from_millis(90), "after {:?}", start.elapsed());
+            let stats = server.end();
+            assert!(stats.contains("\"idle_timeouts\": 1"), "{stats}");
+        });
+    }
+}
+
+#[test]
+fn a_peer_that_reads_nothing_is_given_up_if_a_flag_says_so() {
+    with_flags("echo", &["--write-timeout", "0.1"], |server| {
+        let mut peer = Peer::connect(&server.address);
+        // Until the server gives it up.
+        let piece = [7; 64 << 10];
+        let error = loop {
+            if let Err(error) = peer.write_all(&piece) {
+                break error;
+            }
+        };
+        let ended = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+        assert!(ended.contains(&error.kind()), "{error}");
+        let stats = server.end();
+        assert!(stats.contains("\"handler_errors\": 1"), "{stats}");
+    });
+}
+
+#[test]
+fn no_more_connections_than_a_flag_says_are_open_at_once() {
+    with_flags("echo", &["--max-connections", "2"], |server| {
+        let mut first: Vec<_> = (0..2).map(|_| Peer::connect(&server.address)).collect();
+        for peer in &mut first {
+            assert_eq!(peer.round_trip(b"x"), b"x");
+        }
+        let mut third = Peer::connect(&server.address);
+        third.write_all(b"y").expect("sent");
+        third.set_timeout(Duration::from_millis(100));
+        let error = third.read(&mut [0]).expect_err("no place is free");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        third.set_timeout(support::PATIENCE);
+        drop(first);
+        third.read_exact(&mut [0]).expect("a place is free");
+        drop(third);
+        server.end();
+    });
 }

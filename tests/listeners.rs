@@ -2,16 +2,19 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 use duopoll::{Address, Connection, Dialer, Engine, Listener, Pollers};
 use pollster::block_on;
-use socket2::SockRef;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use support::{Family, PATIENCE, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -19,6 +22,8 @@ on_every_setup!(
     small_messages_are_not_held_back,
     a_listener_of_std_is_served,
     a_storm_of_connections_does_not_starve_an_old_one,
+    a_backlog_holds_as_many_as_it_shall,
+    accepted_sockets_are_close_on_exec_and_non_blocking,
 );
 
 /// A connection, dialed and accepted, and what it lives on.
@@ -106,6 +111,51 @@ fn a_storm_of_connections_does_not_starve_an_old_one(setup: Setup) {
     assert!(before <= STORM / 4, "{before} connections went before it");
     eventually("all are served", || server.stats().connections == 2 + STORM as u64);
     drop(storm);
+}
+
+fn a_backlog_holds_as_many_as_it_shall(setup: Setup) {
+    const BACKLOG: u32 = 3;
+    let address = match setup.family {
+        Family::V4 => "127.0.0.1:0".into(),
+        Family::V6 => "[::1]:0".into(),
+        Family::Unix => format!("unix:@duopoll-backlog-{}-{:?}", std::process::id(), setup.engine),
+    };
+    let listener = Listener::options().backlog(BACKLOG).bind(&address).expect("bound");
+    let address = listener.local_addr().expect("bound");
+    if let Address::Abstract(name) = &address {
+        // One more than it holds is taken, and the next one would wait.
+        let path = [b"\0", &name[..]].concat();
+        let remote = SockAddr::unix(OsStr::from_bytes(&path)).expect("a name");
+        let connect = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+            socket.connect(&remote).map(|()| socket)
+        };
+        let taken: Vec<_> = std::iter::from_fn(|| connect().ok()).collect();
+        assert_eq!(taken.len(), BACKLOG as usize + 1);
+        return;
+    }
+    // The kernel tells in `tcpi_sacked`, the eighth number behind eight bytes: see ss(8), "Send-Q".
+    let mut info = [0u32; 64];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `len` bytes can be written.
+    let asked = unsafe {
+        let target = info.as_mut_ptr().cast();
+        let socket = listener.as_fd().as_raw_fd();
+        libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, target, &raw mut len)
+    };
+    assert_eq!((asked, info[7]), (0, BACKLOG));
+}
+
+fn accepted_sockets_are_close_on_exec_and_non_blocking(setup: Setup) {
+    let (_pollers, dialed, accepted) = pair(setup);
+    for connection in [dialed, accepted] {
+        let socket = connection.as_fd().as_raw_fd();
+        // SAFETY: fcntl(2) takes no memory for these.
+        let [descriptor, status] =
+            [libc::F_GETFD, libc::F_GETFL].map(|command| unsafe { libc::fcntl(socket, command) });
+        assert_ne!(descriptor & libc::FD_CLOEXEC, 0);
+        assert_ne!(status & libc::O_NONBLOCK, 0);
+    }
 }
 
 #[test]

@@ -5,14 +5,18 @@ mod support;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::FileTypeExt;
+use std::thread;
+use std::time::Duration;
 
-use duopoll::{Address, Balance, Connection, Engine, EventLoop, Listener, Pollers, Server};
+use duopoll::{Address, Balance, Connection, Engine, EventLoop, Listener, Pollers, Server, Stats};
 use support::{Family, Peer, Setup, eventually};
 
 on_every_setup!(
     connections_take_turns,
     the_emptiest_poller_gets_the_next,
-    random_reaches_every_poller
+    random_reaches_every_poller,
+    pollers_may_be_added_while_connections_come,
+    each_poller_counts_what_it_has_done,
 );
 
 fn two_pollers(setup: Setup, balance: Balance) -> Server {
@@ -63,6 +67,51 @@ fn random_reaches_every_poller(setup: Setup) {
     let open = open_on_each(&server);
     assert!(open.iter().all(|open| *open > 0), "{open:?}");
     drop(peers);
+}
+
+fn pollers_may_be_added_while_connections_come(setup: Setup) {
+    let server = setup.serve_echo();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| connect(&server, 50));
+        }
+        scope.spawn(|| (0..8).for_each(|_| server.pollers().grow(1).expect("another")));
+    });
+    assert_eq!(server.pollers().count(), 9);
+    // Whoever has come last is served, too, and in turn.
+    let before = server.pollers().stats_of_each();
+    let peers = connect(&server, 18);
+    let after = server.pollers().stats_of_each();
+    for (before, after) in before.iter().zip(after) {
+        assert_eq!(after.connections - before.connections, 2);
+    }
+    drop(peers);
+    assert_eq!(server.shutdown(Duration::from_secs(10)), 0);
+}
+
+fn each_poller_counts_what_it_has_done(setup: Setup) {
+    let server = two_pollers(setup, Balance::RoundRobin);
+    let mut peers = connect(&server, 6);
+    for (index, peer) in peers.iter_mut().enumerate() {
+        // Those on the second poller say more.
+        let message = vec![7; 100 + 900 * (index % 2)];
+        assert_eq!(peer.round_trip(&message), message);
+    }
+    let each = server.pollers().stats_of_each();
+    let bytes = each.iter().map(|stats| (stats.received_bytes, stats.sent_bytes));
+    assert_eq!(bytes.collect::<Vec<_>>(), [(303, 303), (3003, 3003)]);
+    for stats in &each {
+        assert_eq!((stats.pollers, stats.connections, stats.closed, stats.requests), (1, 3, 0, 6));
+        assert!(stats.syscalls >= stats.waits && stats.waits > 0 && stats.task_polls > 0);
+    }
+    drop(peers);
+    eventually("all are over", || server.stats().closed == 6);
+    let (sum, each) = (server.stats(), server.pollers().stats_of_each());
+    let total = |count: fn(&Stats) -> u64| each.iter().map(count).sum::<u64>();
+    assert_eq!((sum.pollers, sum.connections, sum.closed), (2, 6, 6));
+    assert_eq!(sum.received_bytes, total(|stats| stats.received_bytes));
+    assert_eq!(sum.sends, total(|stats| stats.sends));
+    assert!(sum.to_string().contains("\"closed\": 6"), "{sum}");
 }
 
 #[test]

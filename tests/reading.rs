@@ -2,23 +2,27 @@
 
 mod support;
 
-use std::io::{ErrorKind, Write};
-use std::pin::pin;
+use std::io::{self, ErrorKind, Write};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Wake};
+use std::task::{Context, Poll, Wake};
 use std::thread;
 
-use duopoll::Limits;
+use duopoll::{Limits, Pollers, Slice};
 use pollster::block_on;
 use socket2::SockRef;
-use support::{Pattern, Setup, connected, eventually, poll_once, wait_until_still};
+use support::{Pattern, Peer, Setup, connected, eventually, poll_once, wait_until_still};
 
 on_every_setup!(
     a_reader_is_woken_when_all_that_it_waits_for_has_come,
     a_read_that_waits_gets_what_comes_with_the_fin,
     what_is_behind_the_last_line_stays_readable,
+    messages_are_taken_while_others_arrive,
+    messages_of_every_size_arrive_whole,
     a_large_message_is_one_slice,
+    slices_outlive_their_connection,
+    a_wait_moves_to_another_thread,
     what_arrived_before_a_reset_is_read_before_it,
     a_reset_is_told_to_the_reader_though_a_send_waits,
 );
@@ -89,6 +93,46 @@ fn what_is_behind_the_last_line_stays_readable(setup: Setup) {
     });
 }
 
+fn messages_are_taken_while_others_arrive(setup: Setup) {
+    const MESSAGES: usize = 1000;
+    const BYTES: usize = 256;
+    let (_pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut pattern = Pattern::new(13);
+            for _ in 0..MESSAGES {
+                peer.write_all(&pattern.next(BYTES)[..BYTES]).expect("sent");
+            }
+        });
+        let mut pattern = Pattern::new(13);
+        for _ in 0..MESSAGES {
+            assert!(pattern.matches(&block_on(connection.next(BYTES)).expect("received")));
+        }
+    });
+}
+
+fn messages_of_every_size_arrive_whole(setup: Setup) {
+    let sizes = (0..=24).rev().map(|bits| 1usize << bits);
+    let (_pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut pattern = Pattern::new(14);
+            for mut left in sizes.clone() {
+                while left > 0 {
+                    let piece = pattern.next(left);
+                    peer.write_all(piece).expect("sent");
+                    left -= piece.len();
+                }
+            }
+        });
+        let mut pattern = Pattern::new(14);
+        for size in sizes.clone() {
+            let message = block_on(connection.next(size)).expect("received");
+            assert!(message.len() == size && pattern.matches(&message), "wrong among {size} bytes");
+        }
+    });
+}
+
 fn a_large_message_is_one_slice(setup: Setup) {
     const BYTES: usize = 32 << 20;
     let (_pollers, mut connection, mut peer) = connected(setup, Limits::default());
@@ -106,6 +150,57 @@ fn a_large_message_is_one_slice(setup: Setup) {
         assert_eq!(message.len(), BYTES);
         assert!(Pattern::new(11).matches(&message));
     });
+}
+
+/// Of a server that goes on, and whose memory is used by others.
+fn slices_outlive_their_connection(setup: Setup) {
+    const BYTES: usize = 1000;
+    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let listener = setup.listener().pollers(pollers.clone());
+    let address = listener.local_addr().expect("bound");
+    let mut kept = Vec::new();
+    for seed in 0..20 {
+        let mut peer = Peer::connect(&address);
+        let mut connection = block_on(listener.accept()).expect("accepted");
+        peer.write_all(&Pattern::new(seed).next(2 * BYTES)[..2 * BYTES]).expect("sent");
+        kept.push((seed, block_on(connection.next(BYTES)).expect("received")));
+        // The rest is left unread.
+        block_on(connection.fill(BYTES)).expect("received");
+    }
+    drop(listener);
+    eventually("all are over", || pollers.stats().closed == 20);
+    drop(pollers);
+    for (seed, slice) in kept {
+        assert!(Pattern::new(seed).matches(&slice), "the bytes of {seed} have changed");
+    }
+}
+
+/// As the tasks of executors with several threads do.
+fn a_wait_moves_to_another_thread(setup: Setup) {
+    let (pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    let wakes: [Arc<Wakes>; 2] = Default::default();
+    let [first, second] = wakes.each_ref().map(|wakes| wakes.clone().into());
+    {
+        let mut next = Box::pin(connection.next(10));
+        let poll = |next: &mut Pin<Box<_>>, waker| -> Poll<io::Result<Slice>> {
+            Future::poll(Pin::as_mut(next), &mut Context::from_waker(waker))
+        };
+        assert!(poll(&mut next, &first).is_pending());
+        thread::scope(|scope| {
+            scope.spawn(|| assert!(poll(&mut next, &second).is_pending()));
+        });
+        peer.write_all(b"0123456789").expect("sent");
+        eventually("it is woken", || wakes[1].0.load(Ordering::Relaxed) == 1);
+        assert_eq!(wakes[0].0.load(Ordering::Relaxed), 0, "woken by a waker of before");
+        let Poll::Ready(bytes) = poll(&mut next, &first) else { panic!("all is there") };
+        assert_eq!(bytes.expect("received"), b"0123456789");
+    }
+    // And to another one with the connection.
+    peer.write_all(b"x").expect("sent");
+    let moved = thread::spawn(move || block_on(connection.next(1)).expect("received"));
+    assert_eq!(moved.join().expect("no panic"), b"x");
+    drop(peer);
+    eventually("it is over", || pollers.stats().closed == 1);
 }
 
 fn what_arrived_before_a_reset_is_read_before_it(setup: Setup) {

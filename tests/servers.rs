@@ -5,11 +5,13 @@ mod support;
 use std::io::{self, BufRead, ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake};
 use std::thread;
 use std::time::Duration;
 
 use duopoll::{Blocking, Connection, Dialer, EventLoop, Job, Listener, Pollers, Server};
 use pollster::block_on;
+use socket2::SockRef;
 use support::{PATIENCE, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -25,6 +27,8 @@ on_every_setup!(
     a_job_that_is_dropped_closes_its_connection,
     a_connection_is_served_on_another_executor,
     a_connection_elsewhere_ends_between_requests_at_a_shutdown,
+    a_handler_elsewhere_that_fails_or_panics_gives_its_place_back,
+    a_listener_goes_to_the_pollers_that_are_left,
 );
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -269,6 +273,77 @@ fn a_connection_elsewhere_ends_between_requests_at_a_shutdown(setup: Setup) {
         drop(busy);
         assert_eq!(shutdown.join().expect("no panic"), 0);
     });
+}
+
+fn a_handler_elsewhere_that_fails_or_panics_gives_its_place_back(setup: Setup) {
+    let spawn = |task| drop(thread::spawn(|| block_on(task)));
+    let handler = async |mut connection: Connection| {
+        while connection.next_request().await? {
+            match connection.read_u8().await? {
+                b'p' => panic!("as asked"),
+                b'f' => return Err(ErrorKind::InvalidData.into()),
+                byte => connection.write(&[byte])?,
+            }
+            connection.flush().await?;
+        }
+        Ok(())
+    };
+    let service = setup.builder().max_connections(1).on_connection(spawn, handler);
+    let server = service.serve(setup.listener()).expect("a server");
+    for end in [b"p", b"f", b"p", b"f"] {
+        let mut peer = Peer::connect(server.local_addr());
+        assert_eq!(peer.round_trip(b"x"), b"x");
+        peer.write_all(end).expect("sent");
+        assert_eq!(peer.read_rest().unwrap_or_default(), b"");
+    }
+    eventually("all are over", || server.stats().closed == 4);
+    assert_eq!(server.stats().failed_pollers, 0);
+}
+
+/// A poller that fails: a waker of somebody else has panicked on it.
+fn fail_one(setup: Setup, pollers: &Pollers) {
+    struct Panics;
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("as the test wants it");
+        }
+    }
+    let listener = setup.listener();
+    let mut peer = Peer::connect(&listener.local_addr().expect("bound"));
+    let socket = SockRef::from(&listener).accept().expect("accepted").0;
+    let mut connection = block_on(pollers.adopt(socket)).expect("adopted");
+    let waker = Arc::new(Panics).into();
+    let mut cx = Context::from_waker(&waker);
+    assert!(connection.reader().poll_fill(&mut cx, 1).is_pending());
+    let failed = pollers.stats().failed_pollers;
+    peer.write_all(b"x").expect("sent");
+    eventually("it has failed", || pollers.stats().failed_pollers == failed + 1);
+}
+
+fn a_listener_goes_to_the_pollers_that_are_left(setup: Setup) {
+    let pollers = pollers(setup, 2);
+    let accepts = setup.listener().pollers(pollers.clone());
+    let address = accepts.local_addr().expect("bound");
+    // The first poller accepts for it, the second one fails, and then the first.
+    let mut accept = Box::pin(accepts.accept());
+    assert!(support::poll_once(accept.as_mut()).is_pending());
+    fail_one(setup, &pollers);
+    let server = serve_on(setup, &pollers);
+    assert_eq!(Peer::connect(server.local_addr()).round_trip(b"served"), b"served");
+    let reuse = Listener::options().reuse_port(true).bind("127.0.0.1:0").expect("bound");
+    let shared = server.listen(reuse).expect("by those that are left");
+    assert_eq!(Peer::connect(&shared).round_trip(b"served"), b"served");
+    pollers.grow(1).expect("another");
+    drop(server);
+    fail_one(setup, &pollers);
+    // Whoever waits for a connection gets it from another poller.
+    let _peer = Peer::connect(&address);
+    block_on(accept).expect("accepted");
+    fail_one(setup, &pollers);
+    let error = block_on(accepts.accept()).expect_err("no poller is left");
+    assert!(error.to_string().contains("ended"), "{error}");
+    let service = EventLoop::builder().on(pollers.clone()).on_request(support::echo);
+    service.serve(setup.listener()).expect_err("no poller is left");
 }
 
 #[test]

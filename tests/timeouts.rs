@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use duopoll::{Connection, Control, Server};
+use duopoll::{Connection, Control, Dialer, Server};
 use support::{PATIENCE, Peer, Setup};
 
 on_every_setup!(
@@ -20,6 +20,8 @@ on_every_setup!(
     traffic_puts_the_idle_timeout_off,
     a_slow_reader_is_not_idle,
     between_two_requests_no_read_timeout_applies,
+    limits_can_be_set_while_somebody_waits,
+    limits_without_end_are_none,
 );
 
 const SHORT: Duration = Duration::from_millis(50);
@@ -79,7 +81,10 @@ fn waiting_read(setup: Setup) -> (Server, Peer, Control, Receiver<io::Result<usi
         let _ = handler.send(connection.control());
         loop {
             let result = connection.next(1).await.map(|slice| slice.len());
-            let over = matches!(&result, Err(error) if error.kind() != ErrorKind::TimedOut);
+            let timed_out = |error: &io::Error| {
+                error.kind() == ErrorKind::TimedOut && error.raw_os_error().is_none()
+            };
+            let over = result.as_ref().is_err_and(|error| !timed_out(error));
             let _ = reporter.send(result);
             if over {
                 return Ok(());
@@ -228,4 +233,51 @@ fn between_two_requests_no_read_timeout_applies(setup: Setup) {
     // Not to wait for something: the pause is the test.
     std::thread::sleep(3 * SHORT);
     assert_eq!(peer.round_trip(b"y"), b"y");
+}
+
+/// Each of them, for a wait that has begun without any.
+fn limits_can_be_set_while_somebody_waits(setup: Setup) {
+    let (_server, _peer, control, reports) = waiting_read(setup);
+    let start = Instant::now();
+    control.set_read_timeout(Some(SHORT));
+    assert_eq!(receive(&reports).expect_err("nothing came").kind(), ErrorKind::TimedOut);
+    assert!(start.elapsed() >= SHORT, "timed out after {:?} already", start.elapsed());
+    // One that is put off again and again.
+    control.set_read_timeout(None);
+    let _ = reports.try_iter().count();
+    for _ in 0..10 {
+        control.set_read_deadline(Some(Instant::now() + 20 * SHORT));
+        // Not to wait for something: the pause is the test.
+        std::thread::sleep(SHORT);
+    }
+    let last = Instant::now() + 2 * SHORT;
+    let early = reports.try_iter().count();
+    control.set_read_deadline(Some(last));
+    assert_eq!(receive(&reports).expect_err("nothing came").kind(), ErrorKind::TimedOut);
+    assert!(Instant::now() >= last && early <= 1, "{early} timeouts before");
+    // From here on nothing is limited but how long it may be idle, which ends it.
+    control.set_read_deadline(None);
+    let start = Instant::now();
+    control.set_idle_timeout(Some(SHORT));
+    let error = reports.iter().find(|report| {
+        report.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ETIMEDOUT))
+    });
+    assert!(error.is_some(), "it is never idle");
+    assert!(start.elapsed() < PATIENCE && !control.is_active());
+}
+
+fn limits_without_end_are_none(setup: Setup) {
+    let forever = Duration::MAX;
+    let builder = setup.builder().read_timeout(forever).write_timeout(forever);
+    let service = builder.idle_timeout(forever).on_request(support::echo);
+    let server = service.serve(setup.listener()).expect("a server");
+    let dialer = Dialer::new().timeout(forever);
+    let dialed = pollster::block_on(dialer.dial_addr(server.local_addr().clone()));
+    let mut connection = dialed.expect("connected");
+    connection.set_read_timeout(Some(forever));
+    connection.write(b"x").expect("staged");
+    pollster::block_on(connection.flush()).expect("flushed");
+    assert_eq!(pollster::block_on(connection.next(1)).expect("echoed"), b"x");
+    drop(connection);
+    assert_eq!(server.shutdown(forever), 0);
 }

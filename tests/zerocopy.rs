@@ -209,7 +209,8 @@ fn where_the_kernel_copies_it_is_not_asked_again(setup: Setup) {
         let Stats { zerocopy_sends, zerocopy_fallbacks, .. } = pollers.stats();
         (zerocopy_sends, zerocopy_fallbacks)
     };
-    let first = exchange();
+    // A single notice may be mistaken.
+    let first = (0..4).map(|_| exchange()).last().expect("four");
     match setup.family {
         Family::Unix => assert_eq!(first, (0, 1)),
         _ => assert!(first.0 >= 1 && first.1 == 0, "{first:?}"),

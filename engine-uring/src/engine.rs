@@ -245,6 +245,7 @@ impl Uring {
         let Some(socket) = self.sockets.get(token) else { return };
         let op = Op::ReceiveMulti;
         socket.inbound = Some(op);
+        socket.fresh = true;
         let entry = opcode::RecvMulti::new(Fd(socket.fd), buffers::GROUP).build();
         // SAFETY: the buffers stay until the operation is over, or are leaked.
         unsafe { self.ring.push(&entry.user_data(op.user_data(token))) };
@@ -438,6 +439,9 @@ impl Uring {
         } else {
             self.ended_receive(token, result, operators)
         };
+        if cqueue::more(flags) && self.may_miss_the_end(token) {
+            self.cancel_inbound(token);
+        }
         #[cfg(duopoll_faults)]
         if cqueue::more(flags) && duopoll_core::faults::ends_early() {
             self.to_cancel.push_back(Op::ReceiveMulti.user_data(token));
@@ -490,10 +494,30 @@ impl Uring {
         unsafe { operators.input_ack(token, result) }
     }
 
+    /// If bytes and the end come while a receive is being armed, the kernel delivers the bytes, and then waits for an end
+    /// that has been already: on Linux 6.18 if it is a reset, or any end of a Unix socket, and on kernels without
+    /// the fix of <https://github.com/axboe/liburing/issues/1549> not only then. So the socket is looked at
+    /// when a receive first brings something; one that is armed when the end has come finds it.
+    fn may_miss_the_end(&mut self, token: Token) -> bool {
+        let Some(socket) = self.sockets.get(token) else { return false };
+        if !mem::take(&mut socket.fresh) {
+            return false;
+        }
+        let fd = socket.fd;
+        self.stats.syscalls += 1;
+        sys::has_ended(fd)
+    }
+
     /// Receives, or accepts, nothing more.
     fn stop(&mut self, token: Token) {
         let Some(socket) = self.sockets.get(token) else { return };
         socket.stopped = true;
+        self.cancel_inbound(token);
+    }
+
+    /// Ends what goes on by itself.
+    fn cancel_inbound(&mut self, token: Token) {
+        let Some(socket) = self.sockets.get(token) else { return };
         if let Some(op @ (Op::ReceiveMulti | Op::AcceptMulti)) = socket.inbound {
             if !mem::replace(&mut socket.cancelled, true) {
                 self.to_cancel.push_back(op.user_data(token));

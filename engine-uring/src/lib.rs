@@ -12,7 +12,8 @@
 //! # Portability
 //! Linux 5.10.162, 5.15 and later. Whether the running kernel, with its configuration and its sandbox, can do
 //! it is found by a self-test, not by the version: see [`Uring::new`]. Where it cannot, the error is an
-//! [`Unavailable`], which says why and what would help.
+//! [`Unavailable`], which says why and what would help. The version counts only where a kernel is known for a bug
+//! that no test finds: what that makes unsafe is not used there, and the [`Report`] says so.
 
 #![cfg(target_os = "linux")]
 

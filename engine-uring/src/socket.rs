@@ -69,6 +69,8 @@ pub(crate) struct Socket {
     pub(crate) stopped: bool,
     /// What is in flight in the receiving direction is being cancelled.
     pub(crate) cancelled: bool,
+    /// What is in flight in the receiving direction has brought nothing yet.
+    pub(crate) fresh: bool,
     /// There is more to receive, as far as we know: no need to wait for it.
     pub(crate) readable: bool,
     /// Bytes that the last receive could have taken.
@@ -100,6 +102,7 @@ impl Socket {
             outbound: None,
             stopped: false,
             cancelled: false,
+            fresh: false,
             readable: false,
             lent: 0,
             sending: 0,

@@ -65,8 +65,9 @@ impl Control {
         state.input == Input::Open && state.output == Output::Open
     }
 
-    /// Receives nothing until [`resume`](Control::resume): the kernel's window then holds the peer back. What was on
-    /// its way may still come, at most what one receive takes. Whoever waits for more goes on waiting; timeouts and
+    /// Receives nothing until [`resume`](Control::resume): the kernel's window then holds the peer back. What the
+    /// kernel has received by then may still come, as at the watermark
+    /// [`input_high_bytes`](crate::Limits::input_high_bytes). Whoever waits for more goes on waiting; timeouts and
     /// deadlines count. The peer's end and errors of the connection are found out by sending only, or later.
     pub fn pause(&self) {
         self.shared.mailbox.post(Command::Pause(self.shared.token));

@@ -46,7 +46,8 @@ use wait::Wait;
 #[non_exhaustive]
 pub struct Limits {
     /// The engine stops receiving when so many bytes wait in the inbox; the kernel's window then holds the peer
-    /// back. It goes on when the reader takes them. Default: 1 MiB.
+    /// back. It goes on when the reader takes them. What was received by then comes on top: on epoll one receive, on
+    /// io_uring up to 4 MiB, for all connections of a poller together. Default: 1 MiB.
     pub input_high_bytes: usize,
     /// A flush waits while more bytes than this have not been taken by the kernel. Default: 1 MiB.
     pub output_high_bytes: usize,

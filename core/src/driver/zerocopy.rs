@@ -21,6 +21,10 @@ use crate::token::Token;
 /// The most that the connections of a poller have with the kernel at once, unless it is said.
 const PINNED_BYTES_MAX: usize = 64 << 20;
 
+/// Notices in a row that say that the kernel has copied, until it is believed: over a device that takes memory as it is,
+/// io_uring says so of a few sends in a thousand.
+const COPIED_MAX: u8 = 4;
+
 /// How long a connection that is to be detached waits for notices, in milliseconds.
 const DETACH_MS: Tick = 1_000;
 
@@ -44,6 +48,8 @@ pub(super) struct Sends {
     first: u32,
     pinned_bytes: usize,
     mode: Mode,
+    /// Notices in a row that said that the kernel has copied.
+    copied: u8,
 }
 
 /// The memory of a send; no bytes once the kernel has given it back.
@@ -156,7 +162,7 @@ impl ZeroCopies {
         let mut own = stream.shared.zerocopy_pinned_bytes_max();
         if let Some(sends) = &mut stream.zero_copy {
             if sends.mode == Mode::Off && stream.shared.retries_zerocopy() {
-                sends.mode = Mode::On;
+                (sends.mode, sends.copied) = (Mode::On, 0);
             }
             if sends.mode != Mode::On {
                 return 0;
@@ -247,10 +253,11 @@ impl Driver {
         let Some(sends) = sends else { return };
         let bytes = sends.release(numbers);
         let empty = sends.is_empty();
-        match sends.mode {
-            _ if copied => sends.mode = Mode::Off,
-            Mode::Suspended => sends.mode = Mode::On,
-            Mode::On | Mode::Off => {}
+        sends.copied = if copied { sends.copied.saturating_add(1) } else { 0 };
+        if sends.copied >= COPIED_MAX {
+            sends.mode = Mode::Off;
+        } else if sends.mode == Mode::Suspended {
+            sends.mode = Mode::On;
         }
         self.zero_copies.pinned_bytes -= bytes;
         if copied {

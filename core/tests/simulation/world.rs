@@ -373,7 +373,10 @@ impl World {
             link.check_end();
         }
         let count = |what: fn(&Link) -> bool| self.links.iter().filter(|link| what(link)).count();
-        let closed = count(|link| link.state().deregistered == Some(Deregister::Close));
+        let closed = count(|link| {
+            let state = link.state();
+            state.deregistered == Some(Deregister::Close) || state.reset_pinned
+        });
         let idle = count(|link| link.state().idle_ended);
         let stats = self.driver.stats();
         assert_eq!((stats.connections, stats.closed), (self.opened, self.opened));

@@ -386,6 +386,18 @@ fn bytes_that_race_with_a_cancellation_arrive() {
             bench.until_received(token, n);
             bench.receive(token);
         }
+        // When the cancellation is over, nothing comes any more, each time.
+        for n in [40, 42] {
+            peer.write_all(b"e").expect("sent");
+            bench.until_received(token, n);
+            (0..3).for_each(|_| bench.turn());
+            peer.write_all(b"f").expect("sent");
+            (0..3).for_each(|_| bench.turn());
+            assert_eq!(bench.seen(token).received.len(), n, "{tier}: it goes on");
+            bench.receive(token);
+            bench.until_received(token, n + 1);
+            bench.receive(token);
+        }
         assert!(bench.seen(token).end.is_none());
         assert_eq!(bench.seen(token).received[..4], *b"abcd");
     }
@@ -457,6 +469,41 @@ fn a_close_sends_the_fin_and_keeps_the_descriptor_while_operations_are_in_flight
                 assert!(bench.seen(token).send_failed);
             }
         }
+    }
+}
+
+#[test]
+fn a_close_waits_for_a_receive_that_goes_on() {
+    for tier in TIERS {
+        let (mut bench, listener) = (Bench::new(tier), listener());
+        let (token, mut peer) = bench.stream(&listener);
+        let fd = bench.seen(token).socket.as_ref().expect("open").as_raw_fd();
+        peer.write_all(b"x").expect("sent");
+        bench.until_received(token, 1);
+        bench.turn();
+        bench.deregister(token, Deregister::Close);
+        assert!(!bench.seen(token).released && is_open(fd), "{tier}: released");
+        assert_eq!(peer.read(&mut [0]).expect("the end"), 0);
+        bench.until("it is released", |bench| bench.seen(token).released);
+    }
+}
+
+#[test]
+fn one_send_is_in_flight_at_a_time() {
+    for tier in TIERS {
+        let (mut bench, listener) = (Bench::new(tier), listener());
+        let (token, mut peer) = bench.stream(&listener);
+        // The operators object to being asked for a second one.
+        bench.send(token, BYTES.len() / 2);
+        bench.send(token, BYTES.len() / 4);
+        bench.turn();
+        bench.send(token, BYTES.len() / 4);
+        thread::scope(|scope| {
+            let reader = scope.spawn(move || peer.read_exact(&mut vec![0; BYTES.len()]));
+            bench.until("all is sent", |bench| bench.seen(token).unsent == 0);
+            reader.join().expect("no panic").expect("all arrives");
+        });
+        assert_eq!(bench.uring.stats.sent_bytes, BYTES.len() as u64);
     }
 }
 
