@@ -21,6 +21,66 @@ use crate::tcp::{self, Keepalive};
 /// [`into_split`](Connection::into_split), and used on different threads.
 ///
 /// Dropping a connection closes it: what was flushed still goes out, then the FIN.
+///
+/// # Life cycle
+///
+/// ```text
+/// dial ──▶ connecting ──▶ open ◀── accept, adopt
+///              │           │
+///              │           │ finish, or the peer's FIN: one direction has ended
+///              │           ▼
+///              │      half-closed
+///              │           │
+///              │           │ close, or both halves are dropped; from open, too
+///              │           ▼
+///      refused │        closing: what was flushed goes out, then the FIN; what arrives is dropped
+///              │           │
+///              │           │ the peer has closed, too
+///              │           ▼
+///              └────────▶ over ◀── from anywhere: a reset, abort, the idle timeout, the poller's end
+/// ```
+///
+/// *Closing* lasts at most for the write timeout, or 10 seconds without one, until all is sent, and a second more for
+/// the peer's FIN. The descriptor is closed when the connection is over and both halves are dropped, not before: its
+/// number means nothing else as long as somebody may ask for it.
+///
+/// # Callbacks
+/// For a connection of a server in this order, one at a time: `on_prepare`, `on_connect`, `on_request` for as long as
+/// requests come, `on_disconnect`; all but `on_request` once. [`on_close`](Connection::on_close) tells of the end when it
+/// is found out, which may be while a handler runs, and before it has read what came before the end.
+///
+/// # Errors
+///
+/// | what has happened | reads, when what had arrived is read | `flush` and `drain` |
+/// |---|---|---|
+/// | the peer's FIN | `more`: false, `read`: 0, others: `UnexpectedEof` | go on |
+/// | a reset, or another error of the kernel | its errno | its errno, mostly `EPIPE` or `ECONNRESET` |
+/// | [`finish`](Connection::finish) by this side | go on | `NotConnected` if something is staged |
+/// | [`close`](Connection::close) by this side | `NotConnected`; what was not handed over is gone | `NotConnected` if something is staged; a wait that is under way goes on |
+/// | [`abort`](Connection::abort) by this side, the end of the poller, or a server's grace is over | `ECONNABORTED` | `ECONNABORTED` |
+/// | a timeout or a deadline of the wait | `TimedOut` without an errno, once for each wait | the same |
+/// | the idle timeout; closing took too long | `ETIMEDOUT` | `ETIMEDOUT` |
+///
+/// After a timeout of a wait the connection is as good as before; everything else is for good.
+///
+/// # Cancellation
+/// Every future may be dropped at any moment, but that of [`detach`](Connection::detach): a read takes nothing before it
+/// has everything it waits for, and what was flushed is sent once, whether or not somebody waits for it. The timer of
+/// a wait ends with the wait.
+///
+/// # Threads
+/// A connection is `Send`, and its futures may move between threads and executors; the last waker counts. In each
+/// direction there is one wait at a time, which the borrow checker sees to:
+///
+/// ```compile_fail,E0499
+/// # async fn twice(connection: &mut duopoll::Connection) {
+/// let first = connection.next(1);
+/// let second = connection.more();
+/// let _ = (first.await, second.await);
+/// # }
+/// ```
+///
+/// Reading and writing at once need [`split`](Connection::split); a [`Control`] can be had for everything else.
 pub struct Connection {
     reader: Reader,
     writer: Writer,

@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +26,10 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const ATTEMPTS_MAX: usize = 16;
 /// How long a Unix socket waits for room in the listener's backlog if no timeout is set.
 const UNIX_PATIENCE: Duration = Duration::from_secs(60);
+/// How long it waits before it looks whether somebody still wants it to.
+const UNIX_WAIT: Duration = Duration::from_millis(100);
+/// Longer than anything takes, and short enough to be added to the time of day.
+const TIMEOUT_MAX: Duration = Duration::from_secs(1 << 32);
 
 /// Opens connections.
 ///
@@ -144,16 +148,16 @@ impl Dialer {
     }
 
     async fn dial_target(&self, target: Target) -> io::Result<Connection> {
-        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = self.timeout.map(|timeout| Instant::now() + timeout.min(TIMEOUT_MAX));
         let addresses = match target {
             Target::Address(address) => vec![address],
-            Target::Name(name) => resolve(name).await?,
+            Target::Name(name) => resolve(name, deadline).await?,
         };
         let suitable = addresses.into_iter().filter(|address| self.suits(address));
         let mut attempts = Vec::new();
         let mut failed = io::Error::new(io::ErrorKind::NotFound, "no suitable address");
         for address in suitable.take(ATTEMPTS_MAX) {
-            match self.begin(&address).await {
+            match self.begin(&address, deadline).await {
                 Ok(connection) => attempts.push(connection),
                 Err(error) => {
                     failed = error;
@@ -191,7 +195,7 @@ impl Dialer {
     }
 
     /// Begins to connect.
-    async fn begin(&self, address: &Address) -> io::Result<Connection> {
+    async fn begin(&self, address: &Address, deadline: Option<Instant>) -> io::Result<Connection> {
         let remote = address.to_sock_addr()?;
         let socket = self.socket(&remote)?;
         let connecting = match socket.connect(&remote) {
@@ -200,10 +204,9 @@ impl Dialer {
                 Some(libc::EINPROGRESS | libc::EINTR) => true,
                 // A Unix listener's backlog is full, and the kernel does not tell when it no longer is.
                 Some(libc::EAGAIN) if remote.is_unix() => {
-                    let patience = self.timeout.unwrap_or(UNIX_PATIENCE);
-                    return self
-                        .adopt(connect_blocking(socket, remote, patience).await?, false)
-                        .await;
+                    let deadline = deadline.unwrap_or_else(|| Instant::now() + UNIX_PATIENCE);
+                    let socket = connect_blocking(socket, remote, deadline).await?;
+                    return self.adopt(socket, false).await;
                 }
                 _ => return Err(error),
             },
@@ -323,19 +326,30 @@ fn is_self_connected(connection: &Connection) -> bool {
     is_tcp && connection.peer_addr().ok() == connection.local_addr().ok()
 }
 
-/// Connects on a thread of its own, for as long as is allowed.
+/// Connects on a thread of its own, until the deadline or until nobody waits for it any more.
 async fn connect_blocking(
     socket: Socket,
     remote: SockAddr,
-    patience: Duration,
+    deadline: Instant,
 ) -> io::Result<OwnedFd> {
-    on_a_thread("duopoll-connect", move || {
+    on_a_thread("duopoll-connect", move |is_awaited| {
         socket.set_nonblocking(false)?;
-        socket.set_write_timeout(Some(patience))?;
-        socket.connect(&remote).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
-            _ => error,
-        })?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // A timeout of zero would be none.
+            let wait = left.clamp(Duration::from_millis(1), UNIX_WAIT);
+            socket.set_write_timeout(Some(wait))?;
+            match socket.connect(&remote) {
+                Ok(()) => break,
+                // There was no room in the meantime, or a signal came.
+                Err(error) if is_temporary(&error) => {
+                    if !is_awaited() || Instant::now() >= deadline {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
         socket.set_write_timeout(None)?;
         socket.set_nonblocking(true)?;
         Ok(socket.into())
@@ -343,10 +357,14 @@ async fn connect_blocking(
     .await
 }
 
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
 /// The addresses of a name, the two families in turn, beginning with the resolver's first.
-async fn resolve(name: String) -> io::Result<Vec<Address>> {
+async fn resolve(name: String, deadline: Option<Instant>) -> io::Result<Vec<Address>> {
     let found: Vec<SocketAddr> =
-        on_a_thread("duopoll-resolve", move || Ok(name.to_socket_addrs()?.collect())).await?;
+        until(deadline, "duopoll-resolve", move || Ok(name.to_socket_addrs()?.collect())).await?;
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
     let (mut first, mut second): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
@@ -361,19 +379,44 @@ async fn resolve(name: String) -> io::Result<Vec<Address>> {
     Ok(mixed)
 }
 
-/// Has a thread do something that blocks.
-fn on_a_thread<T: Send + 'static>(
+/// Has a thread do something that blocks and that cannot be told to stop, and waits for it until the deadline.
+async fn until<T: Send + 'static>(
+    deadline: Option<Instant>,
     name: &str,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let Some(deadline) = deadline else { return on_a_thread(name, |_| work()).await };
+    let (reply, answer) = mpsc::channel();
+    let work = move || drop(reply.send(work()));
+    thread::Builder::new().name(name.into()).spawn(work)?;
+    on_a_thread("duopoll-timeout", move |_| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        answer.recv_timeout(left).unwrap_or_else(|error| match error {
+            mpsc::RecvTimeoutError::Timeout => Err(io::ErrorKind::TimedOut.into()),
+            mpsc::RecvTimeoutError::Disconnected => Err(panicked()),
+        })
+    })
+    .await
+}
+
+/// Has a thread do something that blocks. It can ask whether somebody still waits for it.
+fn on_a_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce(&dyn Fn() -> bool) -> io::Result<T> + Send + 'static,
 ) -> impl Future<Output = io::Result<T>> {
     let (reply, answer) = oneshot::channel();
     let started = thread::Builder::new().name(name.into()).spawn(move || {
-        let _ = reply.send(work());
+        let result = work(&|| !reply.is_canceled());
+        let _ = reply.send(result);
     });
     async move {
         started?;
-        answer.await.unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
+        answer.await.unwrap_or_else(|_| Err(panicked()))
     }
+}
+
+fn panicked() -> io::Error {
+    io::Error::other("the thread has panicked")
 }
 
 impl Target {

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Group, Limits};
+use duopoll_core::{Group, Limits, Token};
 #[cfg(feature = "uring")]
 use duopoll_uring::Features;
 use futures_channel::oneshot;
@@ -28,6 +28,9 @@ use crate::listener::{Listener, SocketFile};
 use crate::poller::{self, Handle, Poller};
 use crate::pollers::{Balance, PollerOptions, Pollers};
 use crate::stats::Stats;
+
+/// Longer than any grace, and short enough to be added to the time of day.
+const GRACE_MAX: Duration = Duration::from_secs(1 << 32);
 
 /// Where a server begins: see [`EventLoop::builder`].
 #[derive(Debug)]
@@ -570,7 +573,8 @@ impl Server {
             return Err(io::Error::new(io::ErrorKind::NotConnected, message));
         }
         let address = listener.local_addr()?;
-        let handles = self.pollers.handles();
+        let mut handles = self.pollers.handles();
+        handles.retain(|handle| !handle.has_ended());
         // One socket, or with SO_REUSEPORT one for each poller.
         let more = (1..handles.len()).map_while(|_| listener.another());
         let more = more.collect::<io::Result<Vec<_>>>()?;
@@ -579,10 +583,22 @@ impl Server {
         SockRef::from(&socket).set_nonblocking(true)?;
         let spread = if more.is_empty() { Spread::ByBalance } else { Spread::Stay };
         let sockets = [socket].into_iter().chain(more);
+        let mut started: Vec<(&Arc<Handle>, Token)> = Vec::new();
         for (handle, socket) in handles.iter().zip(sockets) {
             let (group, acceptor) = (self.group, self.admission.clone().acceptor(spread));
-            let started = handle.ask(move |poller| poller.listen(socket, group, acceptor));
-            started.unwrap_or_else(|| Err(io::Error::other("the poller has ended")))?;
+            let token = handle.ask(move |poller| poller.listen(socket, group, acceptor));
+            match token.unwrap_or_else(|| Err(handle.unanswered())) {
+                Ok(token) => started.push((handle, token)),
+                Err(error) => {
+                    for (handle, token) in started {
+                        handle.call(move |poller| poller.stop_listening(token));
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        if started.is_empty() {
+            return Err(io::Error::other("the pollers have ended"));
         }
         listening.addresses.push(address.clone());
         listening.files.extend(file);
@@ -629,7 +645,7 @@ impl Server {
             // An error: the poller has ended.
             let _ = answer.recv();
         }
-        let deadline = Instant::now() + grace;
+        let deadline = Instant::now() + grace.min(GRACE_MAX);
         let end =
             |handle: &Arc<Handle>| handle.end_group(self.group, deadline, self.admission.clone());
         let ending: Vec<_> = handles.iter().map(end).collect();

@@ -33,7 +33,7 @@
 //! |---|---|---|
 //! | `epoll` | yes | the epoll engine |
 //! | `uring` | yes | the io_uring engine |
-//! | `zerocopy` | no | reserved for `MSG_ZEROCOPY`; does nothing yet |
+//! | `zerocopy` | no | large pieces are sent without a copy: `MSG_ZEROCOPY`, `SENDMSG_ZC` |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Without an engine there is one error to read, below, and nothing else.

@@ -5,6 +5,7 @@ use std::fs;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -74,7 +75,12 @@ struct WaitingState {
     sockets: VecDeque<OwnedFd>,
     wakers: Vec<Waker>,
     paused: bool,
+    /// The poller has ended: nothing more comes.
+    over: bool,
 }
+
+/// Where the sockets come from: dropped with the poller's end of it.
+struct Source(Arc<Waiting>);
 
 /// A socket file, removed when dropped.
 #[derive(Debug)]
@@ -147,9 +153,17 @@ impl Listener {
     /// What the engine says if it cannot listen, at the first call. A shortage of descriptors or memory is no
     /// error: accepting goes on when it is over.
     pub async fn accept(&self) -> io::Result<Connection> {
-        let accepting = self.accepting()?;
-        let socket = poll_fn(|cx| accepting.poll_take(cx)).await;
-        dialer::adopt(accepting.pollers.pick(), socket, self.limits, false).await
+        loop {
+            let accepting = self.accepting()?;
+            if let Some(socket) = poll_fn(|cx| accepting.poll_take(cx)).await {
+                return dialer::adopt(accepting.pollers.pick(), socket, self.limits, false).await;
+            }
+            // Another poller takes over, if there is one.
+            let mut current = lock(&self.accepting);
+            if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &accepting)) {
+                *current = None;
+            }
+        }
     }
 
     fn accepting(&self) -> io::Result<Arc<Accepting>> {
@@ -163,17 +177,15 @@ impl Listener {
         // Whoever bound it may have left it blocking, and a poller must never block.
         SockRef::from(&socket).set_nonblocking(true)?;
         let waiting = Arc::new(Waiting::default());
-        let queue = waiting.clone();
+        let source = Source(waiting.clone());
         let acceptor: Acceptor = Arc::new(move |poller, listener, socket| {
-            if queue.put(socket) {
+            if source.0.put(socket) {
                 poller.pause_listener(listener);
             }
         });
         let token = handle
             .ask(move |poller| poller.listen(socket, Group::default(), acceptor))
-            .unwrap_or_else(|| {
-                Err(io::Error::other("a poller cannot begin to accept by itself"))
-            })?;
+            .unwrap_or_else(|| Err(handle.unanswered()))?;
         Ok(accepting.insert(Arc::new(Accepting { pollers, handle, token, waiting })).clone())
     }
 
@@ -256,9 +268,13 @@ impl ListenerOptions {
 }
 
 impl Accepting {
-    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<OwnedFd> {
+    /// The next socket; none if there will never be one.
+    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<OwnedFd>> {
         let mut state = lock(&self.waiting.state);
         let Some(socket) = state.sockets.pop_front() else {
+            if state.over {
+                return Poll::Ready(None);
+            }
             if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
                 state.wakers.push(cx.waker().clone());
             }
@@ -270,7 +286,7 @@ impl Accepting {
             let token = self.token;
             self.handle.call(move |poller| poller.resume_listener(token));
         }
-        Poll::Ready(socket)
+        Poll::Ready(Some(socket))
     }
 }
 
@@ -293,6 +309,20 @@ impl Waiting {
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
         pause
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let wakers = {
+            let mut state = lock(&self.0.state);
+            state.over = true;
+            std::mem::take(&mut state.wakers)
+        };
+        for waker in wakers {
+            // The panic hook reports it. The others must be told all the same.
+            let _ = panic::catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use duopoll_core::{Accepted, Clock, Command, Driver, Group, Limits, Mailbox, Poll, Tick, Token};
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 
 use crate::admission::Admission;
 use crate::affinity;
@@ -172,6 +172,14 @@ impl Handle {
             let _ = reply.send(question(poller));
         });
         answer.recv().ok()
+    }
+
+    /// Why a question was not answered.
+    pub(crate) fn unanswered(&self) -> io::Error {
+        match self.is_local() {
+            true => io::Error::new(io::ErrorKind::Deadlock, "a poller cannot wait for itself"),
+            false => io::Error::other("the poller has ended"),
+        }
     }
 
     /// Stops accepting for a group; what comes through the channel says that nothing will be accepted any more.
@@ -547,14 +555,26 @@ impl Poller {
     }
 }
 
+/// Accepts a connection, close-on-exec and non-blocking; with accept(2) where there is no accept4(2).
+fn accept_one(listener: &Socket) -> io::Result<Socket> {
+    let socket = match listener.accept() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+            let (socket, _) = listener.accept_raw()?;
+            socket.set_cloexec(true)?;
+            socket
+        }
+        result => result?.0,
+    };
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
 /// The connections that the kernel has established for a listener.
 fn accept_rest(listener: BorrowedFd<'_>) -> Vec<OwnedFd> {
     let listener = SockRef::from(&listener);
     let accept = || loop {
-        match listener.accept() {
-            Ok((socket, _)) => {
-                return socket.set_nonblocking(true).ok().map(|()| OwnedFd::from(socket));
-            }
+        match accept_one(&listener) {
+            Ok(socket) => return Some(socket.into()),
             // Of a connection that is gone.
             Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -13,7 +13,7 @@ use duopoll::{Connection, Control, Limits, Pollers, Pool, Slice, Stats};
 use pollster::block_on;
 use socket2::SockRef;
 use support::{
-    Family, Pattern, Peer, Random, Setup, eventually, poll_once, scaled, wait_until_still,
+    Family, Pattern, Peer, Random, Setup, eventually, poll_once, sent_mebibytes, wait_until_still,
 };
 
 on_every_setup!(
@@ -85,14 +85,8 @@ fn retry(control: &Control) {
     control.set_zerocopy(Some(THRESHOLD)).expect("it could before");
 }
 
-/// How many MiB go over each connection.
-fn mebibytes() -> usize {
-    let given = std::env::var("DUOPOLL_ZEROCOPY_MIB").ok();
-    given.map_or(scaled(48), |given| given.parse().expect("DUOPOLL_ZEROCOPY_MIB is a number"))
-}
-
 fn every_byte_arrives_once(setup: Setup) {
-    let bytes = mebibytes() << 20;
+    let bytes = sent_mebibytes() << 20;
     let Some((pollers, mut connection, mut peer)) = connected(setup, limits()) else { return };
     thread::scope(|scope| {
         // If it fails, its end of the connection is gone, and the sender does not wait.

@@ -550,12 +550,19 @@ impl Bench {
         unsafe { self.ring.push(&receive.user_data(user_data)) };
     }
 
-    /// A send without a copy completes twice, and says whether there was one.
+    /// A send without a copy completes twice. Where there is no loopback device, a Unix socket must do: it refuses, and
+    /// in the same two steps.
     #[cfg(feature = "zerocopy")]
     fn sends_without_copy(&mut self) -> Result<(), Unavailable> {
         static MESSAGE: [u8; 64] = [7; 64];
-        let listener = sys::tcp_listener().map_err(refused("listen"))?;
-        let socket = sys::connect_to(&listener).map_err(refused("connect"))?;
+        let tcp = sys::tcp_listener().and_then(|listener| {
+            let socket = sys::connect_to(&listener)?;
+            Ok((listener, socket))
+        });
+        let (expected, (_other, socket)) = match tcp {
+            Ok(sockets) => (MESSAGE.len() as i32, sockets),
+            Err(_) => (-libc::EOPNOTSUPP, pair()?),
+        };
         let whole = iovec { iov_base: MESSAGE.as_ptr().cast_mut().cast(), iov_len: MESSAGE.len() };
         self.ring.next_vectors()[0] = whole;
         let send = opcode::SendMsgZc::new(Fd(socket.as_raw_fd()), self.ring.next_header(1));
@@ -563,12 +570,11 @@ impl Bench {
         // SAFETY: the bytes are static.
         unsafe { self.ring.push(&send.user_data(7)) };
         let sent = self.completion_of(7)?;
-        if sent.result() < 0 {
-            return Err(refused("IORING_OP_SENDMSG_ZC")(io::Error::from_raw_os_error(
-                -sent.result(),
-            )));
+        if sent.result() < 0 && sent.result() != expected {
+            let error = io::Error::from_raw_os_error(-sent.result());
+            return Err(refused("IORING_OP_SENDMSG_ZC")(error));
         }
-        if sent.result() != MESSAGE.len() as i32 || !cqueue::more(sent.flags()) {
+        if sent.result() != expected || !cqueue::more(sent.flags()) {
             return Err(broken("does not announce the notification of a send without a copy"));
         }
         let notified = self.completion_of(7)?;

@@ -30,6 +30,12 @@ pub fn scaled(number: usize) -> usize {
     number / divisor
 }
 
+/// How many MiB a test of sends without a copy sends over each connection: `DUOPOLL_ZEROCOPY_MIB` says otherwise.
+pub fn sent_mebibytes() -> usize {
+    let given = std::env::var("DUOPOLL_ZEROCOPY_MIB").ok();
+    given.map_or(scaled(48), |given| given.parse().expect("a number"))
+}
+
 /// One cell of the matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {

@@ -283,7 +283,11 @@ impl Link {
             Deregister::Abort if !state.aborted && state.pinned > 0 => {
                 // Idle, unless it was closed and has used up its patience.
                 let late = |closed| now + TICK > closed + state.patience;
-                if state.closed.is_some_and(late) { Deregister::Close } else { Deregister::Shutdown }
+                if state.closed.is_some_and(late) {
+                    Deregister::Close
+                } else {
+                    Deregister::Shutdown
+                }
             }
             how => how,
         };
@@ -508,7 +512,8 @@ impl State {
     fn check_errno(&self, errno: i32, reported: Option<i32>) {
         let good = Some(errno) == reported
             || (errno == libc::ECONNABORTED && self.deregistered.is_some())
-            || (errno == libc::ETIMEDOUT && (self.idle_ended || self.is_forced() || self.reset_pinned))
+            || (errno == libc::ETIMEDOUT
+                && (self.idle_ended || self.is_forced() || self.reset_pinned))
             || (errno == libc::ECANCELED && self.cancelled);
         assert!(good, "errno {errno} out of nowhere: {self:?}");
     }
