@@ -51,6 +51,8 @@ pub struct Epoll {
     /// Those of the last turn, while they are served.
     serving: Vec<Token>,
     events: Box<[epoll_event; EVENTS_PER_TURN]>,
+    /// Until an accept has found that the kernel has no accept4(2).
+    has_accept4: bool,
     stats: EngineStats,
 }
 
@@ -81,6 +83,7 @@ impl Epoll {
             again: Vec::new(),
             serving: Vec::new(),
             events: Box::new([epoll_event { events: 0, u64: 0 }; EVENTS_PER_TURN]),
+            has_accept4: true,
             stats: EngineStats::default(),
         })
     }
@@ -246,7 +249,7 @@ impl Epoll {
             }
             let fd = socket.fd;
             self.stats.syscalls += 1;
-            let result = uninterrupted(|| sys::accept(fd));
+            let result = uninterrupted(|| sys::accept(fd, &mut self.has_accept4));
             #[cfg(duopoll_faults)]
             sys::faults::report_again(&self.epoll, fd, LISTENER_EVENTS, token.to_bits());
             if let Err(error) = &result {

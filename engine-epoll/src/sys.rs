@@ -257,21 +257,25 @@ pub(crate) fn take_error_notice(
     }
 }
 
-/// Accepts one connection, close-on-exec and non-blocking.
-pub(crate) fn accept(fd: RawFd) -> io::Result<OwnedFd> {
-    match accept4(fd) {
-        // SAFETY: accept4(2) gave a new descriptor, which nobody else owns.
-        Ok(accepted) => Ok(unsafe { OwnedFd::from_raw_fd(accepted) }),
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => accept_without_flags(fd),
-        Err(error) => Err(error),
+/// Accepts one connection, close-on-exec and non-blocking. `has_accept4` says whether there is an accept4(2), and is
+/// cleared by the first call that finds none.
+pub(crate) fn accept(fd: RawFd, has_accept4: &mut bool) -> io::Result<OwnedFd> {
+    if *has_accept4 {
+        match accept4(fd) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => *has_accept4 = false,
+            result => return result,
+        }
     }
+    accept_without_flags(fd)
 }
 
-fn accept4(fd: RawFd) -> io::Result<RawFd> {
+fn accept4(fd: RawFd) -> io::Result<OwnedFd> {
     fault!(Accept, fd);
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY for the call: no address is asked for.
-    syscall!(accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags))
+    let accepted = syscall!(accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags))?;
+    // SAFETY: accept4(2) gave a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(accepted) })
 }
 
 /// For kernels before 2.6.28 and sandboxes that know no `accept4`. Another thread that forks and execs in between
