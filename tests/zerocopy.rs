@@ -271,7 +271,7 @@ fn a_socket_is_detached_without_notices(setup: Setup) {
     }
     peer.write_all(b"x").expect("sent");
     let mut byte = [0];
-    eventually("it arrives", || (&socket).try_clone().read(&mut byte).is_ok_and(|n| n == 1));
+    eventually("it arrives", || socket.try_clone().read(&mut byte).is_ok_and(|n| n == 1));
 }
 
 /// The number of its first notice is not known.

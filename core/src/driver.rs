@@ -10,8 +10,6 @@ mod zerocopy;
 use std::fmt;
 use std::io;
 use std::mem;
-#[cfg(feature = "zerocopy")]
-use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -765,8 +763,8 @@ unsafe impl Operators for Driver {
     }
 
     #[cfg(feature = "zerocopy")]
-    fn zerocopy_notice(&mut self, token: Token, sends: RangeInclusive<u32>, copied: bool) {
-        self.release_zero_copy(token, sends, copied);
+    fn zerocopy_notice(&mut self, token: Token, first: u32, last: u32, copied: bool) {
+        self.release_zero_copy(token, first, last, copied);
     }
 
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {

@@ -6,8 +6,6 @@
 
 use std::fmt;
 use std::io;
-#[cfg(feature = "zerocopy")]
-use std::ops::RangeInclusive;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -238,11 +236,12 @@ pub unsafe trait Operators {
     #[cfg(feature = "zerocopy")]
     fn zerocopy_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
 
-    /// The kernel reads no more from the memory of some sends: those of these numbers among the successful sends with
-    /// `MSG_ZEROCOPY` of this registration, counted from 0 and wrapping. `copied`: it has copied their bytes all the same.
+    /// The kernel reads no more from the memory of some sends: those from `first` to `last`, both included, among the
+    /// successful sends with `MSG_ZEROCOPY` of this registration, counted from 0 and wrapping. `copied`: it has copied their
+    /// bytes all the same.
     /// May come after [`released`](Operators::released).
     #[cfg(feature = "zerocopy")]
-    fn zerocopy_notice(&mut self, token: Token, sends: RangeInclusive<u32>, copied: bool);
+    fn zerocopy_notice(&mut self, token: Token, first: u32, last: u32, copied: bool);
 
     /// A connect that was under way has succeeded, and the stream is received from, or it has failed.
     fn connected(&mut self, token: Token, result: io::Result<()>);

@@ -460,8 +460,8 @@ impl Poll for Epoll {
 fn take_notice<O: Operators>(token: Token, fd: RawFd, operators: &mut O) -> bool {
     #[cfg(feature = "zerocopy")]
     match zerocopy::take_notice(fd) {
-        Ok(Some(Some(Notice { sends, copied }))) => {
-            operators.zerocopy_notice(token, sends, copied);
+        Ok(Some(Some(Notice { first, last, copied }))) => {
+            operators.zerocopy_notice(token, first, last, copied);
             true
         }
         Ok(Some(None)) => true,

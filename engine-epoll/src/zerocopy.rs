@@ -1,7 +1,6 @@
 //! Sends without a copy (`MSG_ZEROCOPY`): turning them on, and the notices that the kernel gives of them.
 
 use std::io;
-use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, RawFd};
 
 use libc::sock_extended_err;
@@ -16,8 +15,10 @@ const CODE_COPIED: u8 = 1;
 /// The kernel reads no more from the memory of some sends of a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Notice {
-    /// Counted from 0, wrapping, among the sends of the socket that were to go without a copy.
-    pub(crate) sends: RangeInclusive<u32>,
+    /// From this one, counted from 0 and wrapping among the sends of the socket that were to go without a copy.
+    pub(crate) first: u32,
+    /// To this one.
+    pub(crate) last: u32,
     /// It has copied them all the same.
     pub(crate) copied: bool,
 }
@@ -71,7 +72,8 @@ unsafe fn parse(message: &libc::msghdr) -> Option<Notice> {
                 unsafe { libc::CMSG_DATA(header).cast::<sock_extended_err>().read_unaligned() };
             if error.ee_errno == 0 && error.ee_origin == ORIGIN_ZEROCOPY {
                 return Some(Notice {
-                    sends: error.ee_info..=error.ee_data,
+                    first: error.ee_info,
+                    last: error.ee_data,
                     copied: error.ee_code & CODE_COPIED != 0,
                 });
             }

@@ -58,7 +58,7 @@ impl Uring {
         if cqueue::notif(flags) {
             self.zero_copies.remove(send);
             if let Some(number) = number {
-                operators.zerocopy_notice(token, number..=number, result as u32 & COPIED != 0);
+                operators.zerocopy_notice(token, number, number, result as u32 & COPIED != 0);
             }
             return;
         }
@@ -78,7 +78,7 @@ impl Uring {
         }
         self.sent(token, result, O::zerocopy_ack, operators);
         if let (Some(number), true) = (taken, notified) {
-            operators.zerocopy_notice(token, number..=number, true);
+            operators.zerocopy_notice(token, number, number, true);
         }
         self.release_if_idle(token, operators);
     }

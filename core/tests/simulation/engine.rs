@@ -531,7 +531,7 @@ impl SimEngine {
             }
             note!("{now} link {}: notice {}..={last}", first.link.id, first.number);
             first.link.state().pinned -= done;
-            operators.zerocopy_notice(token, first.number..=last, self.rng.one_in(20));
+            operators.zerocopy_notice(token, first.number, last, self.rng.one_in(20));
         }
         any
     }

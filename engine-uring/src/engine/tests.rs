@@ -121,7 +121,7 @@ unsafe impl Operators for Recorder {
     }
 
     #[cfg(feature = "zerocopy")]
-    fn zerocopy_notice(&mut self, _: Token, _: std::ops::RangeInclusive<u32>, _: bool) {}
+    fn zerocopy_notice(&mut self, _: Token, _: u32, _: u32, _: bool) {}
 
     fn connected(&mut self, _: Token, result: io::Result<()>) {
         panic!("nobody connects: {result:?}");
