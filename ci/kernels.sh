@@ -125,7 +125,7 @@ build_tests() {
     [ -n "$built" ] || die "no test was built"
 
     rm -rf "$work"
-    mkdir -p "$work/root/tests/examples" "$work/root/plan"
+    mkdir -p "$work/root/bin" "$work/root/tests/examples" "$work/root/plan"
     while read -r name path; do
         strip -o "$work/root/tests/$name" "$path"
         "$path" --list --format terse 2>/dev/null | sed -n 's/: test$//p' >"$work/names"
@@ -156,7 +156,7 @@ build_tests() {
     find "$work/root/plan" -empty -delete
     CARGO_TARGET_DIR=$target RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" cargo build --release \
         --target "$TRIPLE" --package duopoll-benches --no-default-features --features zerocopy --bin zerocopy
-    strip -o "$work/root/tests/zerocopy" "$target/$TRIPLE/release/zerocopy"
+    strip -o "$work/root/bin/zerocopy" "$target/$TRIPLE/release/zerocopy"
 }
 
 # Everything of the machine that does not depend on the kernel.
@@ -231,7 +231,7 @@ boot() {
     local prefix=() device=(-nic none)
     if [ "$2" = device ]; then
         # A network namespace of the machine's own, in which nothing else is.
-        prefix=(unshare --net ci/kernels/network.sh "$work/root/tests/zerocopy")
+        prefix=(unshare --net ci/kernels/network.sh "$work/root/bin/zerocopy")
         device=(-netdev "tap,id=net,ifname=tap0,script=no,downscript=no" -device virtio-net-pci,netdev=net,romfile=)
         [ "$(id -u)" = 0 ] || prefix=(sudo "${prefix[@]}")
     fi

@@ -8,13 +8,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::process::Process;
-use support::{Peer, example, scaled};
+use support::{Peer, example};
 
 /// Connections that are looked at: those beyond the first few, for which a poller has memory anyway.
 const FIRST: usize = 1_000;
 const CONNECTIONS: usize = 8_000;
-/// So many may be fewer, but not so few that what is shared counts.
-const CONNECTIONS_MIN: usize = 4_000;
 /// User memory for each of them.
 const BYTES_MAX: usize = 1024;
 
@@ -39,9 +37,8 @@ fn cost_of_idle_connections(engine: &str) -> usize {
     let server = Process::start(command);
     let first = connect(&server, FIRST);
     let before = server.resident_bytes();
-    let count = scaled(CONNECTIONS).max(CONNECTIONS_MIN);
-    let peers = connect(&server, count);
-    let each = (server.resident_bytes() - before) / count;
+    let peers = connect(&server, CONNECTIONS);
+    let each = (server.resident_bytes() - before) / CONNECTIONS;
     let before = server.processor_time();
     std::thread::sleep(Duration::from_millis(500));
     let spent = server.processor_time() - before;
