@@ -26,8 +26,11 @@ fn connect(server: &Process, count: usize) -> Vec<Peer> {
 
 /// What else grows meanwhile, such as the memory that all connections of a poller share, does so once.
 fn idle_connections_cost_little(engine: &str) {
-    let cost = (0..3).map(|_| cost_of_idle_connections(engine)).find(|each| *each <= BYTES_MAX);
-    assert!(cost.is_some(), "more than {BYTES_MAX} bytes for each idle connection, every time");
+    let mut costs = Vec::new();
+    while !costs.iter().any(|each| *each <= BYTES_MAX) {
+        assert!(costs.len() < 3, "{costs:?} bytes for each idle connection, time after time");
+        costs.push(cost_of_idle_connections(engine));
+    }
 }
 
 /// Bytes for each of them. All of them have talked.

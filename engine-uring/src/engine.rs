@@ -629,14 +629,14 @@ impl Uring {
     }
 
     fn cancel(&mut self, token: Token) {
-        if let Some(socket) = self.sockets.get(token) {
-            let in_flight = [socket.inbound, socket.outbound];
-            let user_data = in_flight.into_iter().flatten().map(|op| match op {
+        let Some(socket) = self.sockets.get(token) else { return };
+        for op in [socket.inbound, socket.outbound].into_iter().flatten() {
+            let token = match op {
                 #[cfg(feature = "zerocopy")]
-                Op::SendZeroCopy => op.user_data(socket.zero_copy.map_or(token, |(send, _)| send)),
-                _ => op.user_data(token),
-            });
-            self.to_cancel.extend(user_data);
+                Op::SendZeroCopy => self.zero_copy_in_flight(token).unwrap_or(token),
+                _ => token,
+            };
+            self.to_cancel.push_back(op.user_data(token));
         }
     }
 

@@ -87,9 +87,9 @@ pub(crate) struct Socket {
     pub(crate) ended: bool,
     /// Deregistered, and waiting for the last completion.
     pub(crate) closing: bool,
-    /// The last send without a copy, and how many the kernel has taken.
+    /// Sends without a copy that the kernel has taken.
     #[cfg(feature = "zerocopy")]
-    pub(crate) zero_copy: Option<(Token, u32)>,
+    pub(crate) zero_copies: u32,
 }
 
 impl Socket {
@@ -112,7 +112,7 @@ impl Socket {
             ended: false,
             closing: false,
             #[cfg(feature = "zerocopy")]
-            zero_copy: None,
+            zero_copies: 0,
         }
     }
 

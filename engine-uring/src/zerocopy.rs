@@ -24,15 +24,19 @@ pub(crate) struct ZeroCopy {
     pub(crate) socket: Token,
     /// Its number among those of the socket, once the kernel has taken bytes.
     number: Option<u32>,
+    /// Its result has not come yet.
+    in_flight: bool,
 }
 
 impl Uring {
     /// Queues a send of the vectors that the ring has been given last.
     pub(crate) fn queue_zero_copy(&mut self, token: Token, count: usize, bytes: usize) {
         let Some(socket) = self.sockets.get(token) else { return };
-        let send = self.zero_copies.insert_with(|_| ZeroCopy { socket: token, number: None });
-        let taken = socket.zero_copy.map_or(0, |(_, taken)| taken);
-        socket.zero_copy = Some((send, taken));
+        let send = self.zero_copies.insert_with(|_| ZeroCopy {
+            socket: token,
+            number: None,
+            in_flight: true,
+        });
         socket.outbound = Some(Op::SendZeroCopy);
         socket.sending = u32::try_from(bytes).unwrap_or(u32::MAX);
         let entry = opcode::SendMsgZc::new(Fd(socket.fd), self.ring.next_header(count))
@@ -51,7 +55,7 @@ impl Uring {
         flags: u32,
         operators: &mut O,
     ) {
-        let Some(&ZeroCopy { socket: token, number }) = self.zero_copies.get(send) else {
+        let Some(&ZeroCopy { socket: token, number, .. }) = self.zero_copies.get(send) else {
             self.stats.stale_events += 1;
             return;
         };
@@ -65,15 +69,15 @@ impl Uring {
         let mut taken = None;
         if let Some(socket) = self.sockets.get(token) {
             socket.outbound = None;
-            if let (Some((_, next)), 1..) = (&mut socket.zero_copy, result) {
-                taken = Some(*next);
-                *next = next.wrapping_add(1);
+            if result > 0 {
+                taken = Some(socket.zero_copies);
+                socket.zero_copies = socket.zero_copies.wrapping_add(1);
             }
         }
         let notified = !cqueue::more(flags);
         match self.zero_copies.get_mut(send) {
             _ if notified => drop(self.zero_copies.remove(send)),
-            Some(send) => send.number = taken,
+            Some(send) => (send.number, send.in_flight) = (taken, false),
             None => {}
         }
         self.sent(token, result, O::zerocopy_ack, operators);
@@ -81,6 +85,14 @@ impl Uring {
             operators.zerocopy_notice(token, number, number, true);
         }
         self.release_if_idle(token, operators);
+    }
+
+    /// The send of a socket whose result has not come yet. Looks at all of them: for what is rare.
+    pub(crate) fn zero_copy_in_flight(&self, socket: Token) -> Option<Token> {
+        self.zero_copies.tokens().find(|send| {
+            let send = self.zero_copies.get(*send);
+            send.is_some_and(|send| send.in_flight && send.socket == socket)
+        })
     }
 
     /// Why nothing can be sent without a copy, if nothing can.

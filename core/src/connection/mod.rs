@@ -23,7 +23,7 @@ use std::mem;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{self, AssertUnwindSafe};
 #[cfg(feature = "zerocopy")]
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
@@ -57,7 +57,8 @@ pub struct Limits {
     pub write_timeout: Option<Duration>,
     /// How long no byte may move in either direction. Default: for ever. See [`Control::set_idle_timeout`].
     pub idle_timeout: Option<Duration>,
-    /// Pieces of at least so many bytes are sent without a copy. Default: none. See [`Control::set_zerocopy`].
+    /// Pieces of at least so many bytes, below 4 GiB, are sent without a copy. Default: none. See
+    /// [`Control::set_zerocopy`].
     #[cfg(feature = "zerocopy")]
     pub zerocopy_bytes: Option<usize>,
     /// The most bytes that a connection may have with the kernel for sends without a copy; what is beyond them is
@@ -97,11 +98,9 @@ pub(crate) struct Shared {
 /// What is sent without a copy.
 #[cfg(feature = "zerocopy")]
 struct ZeroCopy {
-    /// From so many bytes on; `usize::MAX`: nothing.
-    threshold: AtomicUsize,
-    /// It was set anew, so what was given up may be tried again.
-    again: AtomicBool,
-    pinned_bytes_max: usize,
+    /// From so many bytes on; `u32::MAX`: nothing.
+    threshold: AtomicU32,
+    pinned_bytes_max: u32,
 }
 
 /// The descriptor of a connection. It is closed when the poller and both halves have let go, so its number is never
@@ -177,6 +176,10 @@ struct State {
     writer_gone: bool,
     close_posted: bool,
     detached: Detached,
+
+    /// From when on to send without a copy was set anew: what was given up may be tried again.
+    #[cfg(feature = "zerocopy")]
+    retries_zerocopy: bool,
 
     /// To be called when the connection is over.
     closers: Closers,
@@ -291,9 +294,8 @@ pub(crate) fn pair(
         output_high_bytes: limits.output_high_bytes,
         #[cfg(feature = "zerocopy")]
         zero_copy: ZeroCopy {
-            threshold: AtomicUsize::new(limits.zerocopy_bytes.unwrap_or(usize::MAX)),
-            again: AtomicBool::new(false),
-            pinned_bytes_max: limits.zerocopy_pinned_bytes,
+            threshold: AtomicU32::new(threshold(limits.zerocopy_bytes)),
+            pinned_bytes_max: saturating(limits.zerocopy_pinned_bytes),
         },
         state,
     });
@@ -326,6 +328,8 @@ impl State {
             writer_gone: false,
             close_posted: false,
             detached: Detached::No,
+            #[cfg(feature = "zerocopy")]
+            retries_zerocopy: false,
             closers: None,
             idle_timeout: limits.idle_timeout.map_or(NEVER, wait::ticks),
             armed: NEVER,
@@ -524,29 +528,29 @@ impl Shared {
         expired
     }
 
-    /// From how many bytes on a slice is sent without a copy; `usize::MAX`: none is.
+    /// From how many bytes on a slice is sent without a copy, if any is.
     #[cfg(feature = "zerocopy")]
-    pub(crate) fn zerocopy_bytes(&self) -> usize {
+    pub(crate) fn zerocopy_bytes(&self) -> Option<usize> {
         // Relaxed: a number by itself.
-        self.zero_copy.threshold.load(Ordering::Relaxed)
+        let threshold = self.zero_copy.threshold.load(Ordering::Relaxed);
+        (threshold != u32::MAX).then_some(threshold as usize)
     }
 
     #[cfg(feature = "zerocopy")]
     fn set_zerocopy_bytes(&self, bytes: Option<usize>) {
-        self.zero_copy.threshold.store(bytes.unwrap_or(usize::MAX), Ordering::Relaxed);
-        self.zero_copy.again.store(true, Ordering::Relaxed);
+        self.zero_copy.threshold.store(threshold(bytes), Ordering::Relaxed);
+        self.state().retries_zerocopy = true;
     }
 
     /// Whether that number was set since the last call.
     #[cfg(feature = "zerocopy")]
     pub(crate) fn retries_zerocopy(&self) -> bool {
-        self.zero_copy.again.load(Ordering::Relaxed)
-            && self.zero_copy.again.swap(false, Ordering::Relaxed)
+        mem::take(&mut self.state().retries_zerocopy)
     }
 
     #[cfg(feature = "zerocopy")]
     pub(crate) fn zerocopy_pinned_bytes_max(&self) -> usize {
-        self.zero_copy.pinned_bytes_max
+        self.zero_copy.pinned_bytes_max as usize
     }
 
     /// How long a closed connection may take to send what is left, in ticks.
@@ -625,6 +629,16 @@ impl fmt::Debug for Shared {
             .field("unsent_bytes", &state.unsent)
             .finish()
     }
+}
+
+#[cfg(feature = "zerocopy")]
+fn threshold(bytes: Option<usize>) -> u32 {
+    bytes.map_or(u32::MAX, saturating)
+}
+
+#[cfg(feature = "zerocopy")]
+fn saturating(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// The error of a call on a connection that this side has closed.

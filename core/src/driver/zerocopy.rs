@@ -133,13 +133,13 @@ impl ZeroCopies {
         stream: &mut Stream,
         vectors: &mut [iovec],
     ) -> (usize, usize, i32) {
-        let threshold = stream.shared.zerocopy_bytes().max(1);
-        let room = if threshold == usize::MAX { 0 } else { self.room(stream) };
+        let threshold = stream.shared.zerocopy_bytes();
+        let room = if threshold.is_some() { self.room(stream) } else { 0 };
         let slices = &stream.sending;
-        if room < threshold {
+        let Some(threshold) = threshold.filter(|threshold| room >= (*threshold).max(1)) else {
             let (count, bytes) = slices.fill_vectors(vectors);
             return (count, bytes, 0);
-        }
+        };
         let is_large = |slice: &&Slice| slice.len() >= threshold;
         if slices.first().is_some_and(|first| is_large(&first)) {
             let large = slices.iter().take_while(is_large);
