@@ -11,8 +11,8 @@ use std::time::Duration;
 use duopoll::{Engine, Pool, Server};
 use support::{Family, Peer, Random, Setup, eventually, open_descriptors, scaled};
 
-const CONNECTIONS: usize = 10_000;
 const CLIENTS: u64 = 8;
+const CONNECTIONS_PER_CLIENT: usize = 1_250;
 
 #[test]
 fn ten_thousand_connections_leave_nothing() {
@@ -23,15 +23,16 @@ fn ten_thousand_connections_leave_nothing() {
         settle(&server, 100);
         let (descriptors, blocks) = (open_descriptors(), Pool::global().stats().live_blocks);
 
+        let each = scaled(CONNECTIONS_PER_CLIENT);
         thread::scope(|scope| {
             for client in 0..CLIENTS {
                 let server = &server;
                 scope.spawn(move || {
-                    come_and_go(server, client, scaled(CONNECTIONS) / CLIENTS as usize);
+                    come_and_go(server, client, each);
                 });
             }
         });
-        settle(&server, 100 + scaled(CONNECTIONS) as u64);
+        settle(&server, 100 + CLIENTS * each as u64);
         assert_eq!(open_descriptors(), descriptors, "{engine:?}: descriptors");
         // The poller keeps some at hand, whatever it was that it last did.
         let kept = 64;
