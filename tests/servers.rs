@@ -310,6 +310,8 @@ fn fail_one(setup: Setup, pollers: &Pollers) {
     }
     let listener = setup.listener();
     let mut peer = Peer::connect(&listener.local_addr().expect("bound"));
+    // The peer may be connected before its connection is there to be accepted.
+    SockRef::from(&listener).set_nonblocking(false).expect("a mode");
     let socket = SockRef::from(&listener).accept().expect("accepted").0;
     let mut connection = block_on(pollers.adopt(socket)).expect("adopted");
     let waker = Arc::new(Panics).into();
