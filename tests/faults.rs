@@ -590,6 +590,7 @@ fn a_broken_engine_ends_its_connections(setup: Setup) {
     let listener = setup.listener();
     let peer = Peer::connect(&listener.local_addr().expect("bound"));
     let pollers = pollers(setup);
+    SockRef::from(&listener).set_nonblocking(false).expect("a mode");
     let socket = SockRef::from(&listener).accept().expect("accepted").0;
     let mut connection = block_on(pollers.adopt(socket)).expect("adopted");
     turn.set(Faults::none().nth(Call::Wait, 1, errno));
