@@ -77,6 +77,12 @@ macro_rules! on_every_setup {
 }
 
 impl Setup {
+    /// Bytes that are received at most behind the one at which the engine was told to stop: one receive on epoll, and
+    /// on io_uring all that a poller's shared buffers hold.
+    pub fn overrun_bytes(self) -> u64 {
+        if self.engine == Engine::Epoll { 512 << 10 } else { 4 << 20 }
+    }
+
     /// A server's options for this cell, with one poller.
     pub fn builder(self) -> Builder {
         EventLoop::builder().engine(self.engine).pollers(1)
