@@ -11,10 +11,11 @@ use crate::mailbox::Command;
 /// read and write.
 ///
 /// # Timeouts and deadlines
-/// A *timeout* counts from the beginning of each wait; a *deadline* is a point in time, and goes for every wait until
-/// it is changed. The earlier of the two ends a wait with [`TimedOut`](std::io::ErrorKind::TimedOut). The connection
-/// is still good then, nothing is lost, and the wait can be taken up again. Bytes that have arrived are read even
-/// if the deadline has passed: a deadline ends waits, not calls that need not wait.
+/// A *timeout* counts from the beginning of each wait; more than 49 days are none. A *deadline* is a point in time, and
+/// goes for every wait until it is changed. The earlier of the two ends a wait with
+/// [`TimedOut`](std::io::ErrorKind::TimedOut). The connection is still good then, nothing is lost, and the wait can be
+/// taken up again. Bytes that have arrived are read even if the deadline has passed: a deadline ends waits, not calls
+/// that need not wait.
 ///
 /// A deadline in the past ends, at once, the wait that is under way. Setting a later one, or none, makes the
 /// connection usable again. Resolution: one millisecond, rounded up.

@@ -7,14 +7,18 @@ use crate::timer::Tick;
 /// Later than any deadline.
 pub(crate) const NEVER: Tick = Tick::MAX;
 
+/// No timeout.
+const NO_TIMEOUT: u32 = u32::MAX;
+
 /// The limits of one direction, and the wait that is under way, if one is.
 ///
 /// A timeout counts from the beginning of each wait, a deadline is a point in time. The earlier one ends the wait.
 /// What a wait leaves behind ends with it: an expiry that comes too late does not touch the next one.
 #[derive(Debug)]
 pub(super) struct Wait {
-    /// In ticks; `NEVER` for none, as below.
-    timeout: Tick,
+    /// In ticks; `NO_TIMEOUT` for none. Every connection has two of these, and more than 49 days are as good as none.
+    timeout: u32,
+    /// `NEVER` for none, as below.
     deadline: Tick,
     /// When the wait that is under way began.
     since: Tick,
@@ -27,7 +31,7 @@ pub(super) struct Wait {
 impl Wait {
     pub(super) fn new(timeout: Option<Duration>) -> Wait {
         Wait {
-            timeout: timeout.map_or(NEVER, ticks),
+            timeout: few_ticks(timeout),
             deadline: NEVER,
             since: NEVER,
             expired: false,
@@ -38,7 +42,7 @@ impl Wait {
     /// A poll of a wait: begins one, unless it is under way. False if it is over time.
     pub(super) fn go_on(&mut self, now: impl FnOnce() -> Tick) -> bool {
         self.exempt = false;
-        if self.timeout == NEVER && self.deadline == NEVER && !self.expired {
+        if self.timeout().is_none() && self.deadline == NEVER && !self.expired {
             // Nothing to look for, so the time need not be known; a limit that is set later counts from then.
             return true;
         }
@@ -71,7 +75,7 @@ impl Wait {
             return NEVER;
         }
         // A tick more, since the wait began somewhere within one.
-        let timeout = self.since.saturating_add(self.timeout).saturating_add(1);
+        let timeout = self.timeout().map_or(NEVER, |timeout| self.since + timeout + 1);
         timeout.min(self.deadline)
     }
 
@@ -87,7 +91,7 @@ impl Wait {
 
     /// Sets the timeout of this wait and of those to come.
     pub(super) fn set_timeout(&mut self, timeout: Option<Duration>) {
-        self.timeout = timeout.map_or(NEVER, ticks);
+        self.timeout = few_ticks(timeout);
     }
 
     /// Sets the deadline of this wait and of those to come.
@@ -109,8 +113,12 @@ impl Wait {
     }
 
     pub(super) fn timeout(&self) -> Option<Tick> {
-        (self.timeout != NEVER).then_some(self.timeout)
+        (self.timeout != NO_TIMEOUT).then_some(Tick::from(self.timeout))
     }
+}
+
+fn few_ticks(timeout: Option<Duration>) -> u32 {
+    timeout.and_then(|timeout| u32::try_from(ticks(timeout)).ok()).unwrap_or(NO_TIMEOUT)
 }
 
 /// Ticks, rounded up, so that nothing expires too early.
