@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use duopoll::{Connection, Dialer, Engine, Pollers, Pool, Server};
 use pollster::block_on;
-use support::{Family, Pattern, Setup, eventually, open_descriptors};
+use support::{Family, Pattern, Setup, eventually, open_descriptors, scaled};
 
 /// Connections on each engine, unless the environment says otherwise.
-const CONNECTIONS: u64 = 20_000;
+const CONNECTIONS: usize = 20_000;
 /// Threads that dial, one connection after another.
 const THREADS: u64 = 8;
 /// A closed connection keeps its port for a minute, so there must be many addresses to dial from.
@@ -47,7 +47,8 @@ async fn check(connection: &mut Connection, request: &[u8]) {
 
 fn many_short_connections_leave_nothing(engine: Engine) {
     let count = std::env::var("DUOPOLL_CONNECTIONS").ok();
-    let count = count.map_or(CONNECTIONS, |count| count.parse().expect("a number"));
+    let count: usize = count.map_or(scaled(CONNECTIONS), |count| count.parse().expect("a number"));
+    let count = count as u64;
     let (blocks, descriptors) = (Pool::global().stats().live_blocks, open_descriptors());
     let setup = Setup { engine, family: Family::V4 };
     // Timers for all of them.
