@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use duopoll::{Address, Connection, Dialer, Engine, Pollers, Server};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
-use support::{Family, PATIENCE, Pattern, Peer, Setup, eventually, scaled};
+use support::{Family, PATIENCE, Pattern, Peer, Setup, eventually, raise_descriptor_limit, scaled};
 
 on_every_setup!(
     signals_interrupt_nothing,
@@ -206,17 +206,6 @@ fn ten_thousand_may_hang_up_at_once(setup: Setup) {
 fn crowds() -> MutexGuard<'static, ()> {
     static CROWDS: Mutex<()> = Mutex::new(());
     CROWDS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn raise_descriptor_limit() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls use the structure during the call only.
-    unsafe {
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
-        limit.rlim_cur = limit.rlim_max;
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
-    }
-    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
 
 /// Many connections of one other process, which end with it.

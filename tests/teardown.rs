@@ -12,7 +12,7 @@ use duopoll::uring::Features;
 use duopoll::{Connection, Engine, Pollers, Pool};
 use pollster::block_on;
 use socket2::SockRef;
-use support::{eventually, open_descriptors, poll_once};
+use support::{eventually, open_descriptors, poll_once, raise_descriptor_limit};
 
 /// Each has a receive and a send in flight.
 const CONNECTIONS: usize = 5_000;
@@ -59,15 +59,4 @@ fn open(pollers: &Pollers) -> (Connection, UnixStream) {
     connection.push(&BYTES[..]);
     assert!(poll_once(pin!(connection.flush())).is_ready());
     (connection, peer)
-}
-
-fn raise_descriptor_limit() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls use the structure during the call only.
-    unsafe {
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
-        limit.rlim_cur = limit.rlim_max;
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
-    }
-    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
