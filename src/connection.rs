@@ -260,6 +260,11 @@ impl Connection {
         Blocking::new(self)
     }
 
+    /// It is about to be given to another thread.
+    pub(crate) fn share(&self) {
+        self.control().share();
+    }
+
     /// A handle for timeouts, deadlines, and ending the connection from elsewhere.
     pub fn control(&self) -> Control {
         self.reader.control()

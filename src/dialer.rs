@@ -270,12 +270,16 @@ pub(crate) async fn adopt(
 ) -> io::Result<Connection> {
     let (reply, answer) = oneshot::channel();
     handle.check(&limits)?;
+    let leaves = !handle.is_local();
     handle.call(move |poller| {
         let group = Group::default();
         let result = match connecting {
             true => poller.connect(socket, limits, group),
             false => poller.open(socket, limits, group),
         };
+        if let (Ok(connection), true) = (&result, leaves) {
+            connection.share();
+        }
         // If nobody waits any more, the connection is dropped, and with it closed.
         let _ = reply.send(result);
     });

@@ -275,6 +275,7 @@ impl Builder {
     {
         let refused = self.callbacks.connect.is_some() || self.callbacks.disconnect.is_some();
         let mut service = Service::new(self, move |_, connection, admitted| {
+            connection.share();
             let served = handler(connection);
             spawn(Box::pin(async move {
                 if let Err(error) = served.await {
@@ -446,6 +447,7 @@ where
 {
     async fn handle(&self, slot: &mut Option<Connection>) -> io::Result<()> {
         let connection = slot.take().ok_or_else(lost)?;
+        connection.share();
         let handler = self.handler.clone();
         let (reply, answer) = oneshot::channel();
         (self.spawn)(Box::new(move || {

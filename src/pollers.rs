@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 
-use duopoll_core::Limits;
+use duopoll_core::{Limits, Mailbox};
 #[cfg(feature = "uring")]
 use duopoll_uring::Features;
 use socket2::{Socket, Type};
@@ -118,6 +118,8 @@ impl PollerOptions {
         if count == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "0 pollers do nothing"));
         }
+        // Now, as long as the process may have a single thread.
+        Mailbox::prepare();
         let group = Group { options: self, handles: RwLock::default(), turn: AtomicUsize::new(0) };
         let pollers = Pollers { group: Arc::new(group) };
         pollers.grow(count)?;

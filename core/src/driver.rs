@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use libc::iovec;
 
-use crate::buffer::{BlockSource, Chain, Intake};
+use crate::buffer::{Chain, Intake};
 use crate::connection::{self, Limits, NEVER, Reader, Shared, Writer};
 use crate::mailbox::{Command, LocalBlocks, Mailbox};
 use crate::memory::Slice;
@@ -32,8 +32,6 @@ const CLOSE_RECEIVE_MS: Tick = 1_000;
 const NO_MEMORY_RETRY_MS: Tick = 10;
 /// Bytes that are copied, if need be, out of a block that others share, while their reader has more to read already.
 const LAGGING_COPY_BYTES: usize = 16 << 10;
-/// The least block that copied bytes go into, in bytes.
-const COPY_BLOCK_BYTES: usize = 4 << 10;
 /// When accepting is tried again after the process or the machine ran out of something, in milliseconds: doubled
 /// from the first to the last.
 const ACCEPT_RETRY_MS: (Tick, Tick) = (5, 640);
@@ -308,6 +306,7 @@ impl Driver {
     }
 
     /// Does what a connection asked for.
+    #[inline]
     pub fn apply<P: Poll>(&mut self, engine: &mut P, command: Command) {
         match command {
             Command::Send(token) | Command::SendNow(token) => {
@@ -682,7 +681,7 @@ unsafe impl Operators for Driver {
                 stream.active = now;
                 let Stream { shared, intake, .. } = stream;
                 // SAFETY: promised by the engine.
-                shared.deliver(|inbox| unsafe { intake.commit(n, inbox) })
+                shared.deliver(|inbox, _| unsafe { intake.commit(n, inbox) })
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 (connection::Wakers::default(), Next::More)
@@ -703,36 +702,44 @@ unsafe impl Operators for Driver {
     fn donate(&mut self, token: Token, slice: Slice) -> Next {
         let now = self.now();
         let Some(stream) = self.stream(token) else { return Next::Stop };
-        // Nobody knows for how long these would keep a block that is many times their size.
-        if slice.len() <= LAGGING_COPY_BYTES && stream.shared.lags() {
-            if let Some(next) = self.copy_in(token, &slice) {
-                return next;
-            }
-        }
-        let Some(stream) = self.stream(token) else { return Next::Stop };
         stream.active = now;
         let paused = stream.paused;
-        let (wakers, next) = stream.shared.deliver(|inbox| inbox.push(slice));
+        let Stream { shared, intake, .. } = stream;
+        let mut touched = false;
+        let (wakers, next) = shared.deliver(|inbox, lags| {
+            // Nobody knows for how long these would keep a block that is many times their size.
+            touched = lags && slice.len() <= LAGGING_COPY_BYTES && intake.make_room(slice.len());
+            if touched { intake.copy_in(&slice, inbox) } else { inbox.push(slice) }
+        });
         wakers.wake();
+        if touched {
+            self.touch(token);
+        }
         if paused { Next::Stop } else { next }
     }
 
     fn copy_in(&mut self, token: Token, bytes: &[u8]) -> Option<Next> {
         let now = self.now();
         let Some(stream) = self.stream(token) else { return Some(Next::Stop) };
-        if stream.intake.tail().is_none_or(|tail| tail.remaining() < bytes.len()) {
-            let block = LocalBlocks.block(bytes.len().max(COPY_BLOCK_BYTES)).ok()?;
-            if let Some(full) = stream.intake.tail_mut().replace(block) {
-                LocalBlocks::put(full);
-            }
-        }
         stream.active = now;
         let paused = stream.paused;
         let Stream { shared, intake, .. } = stream;
-        let (wakers, next) = shared.deliver(|inbox| intake.copy_in(bytes, inbox));
+        let (mut copied, mut touched) = (true, false);
+        let (wakers, next) = shared.deliver(|inbox, lags| {
+            if lags {
+                // The pieces of a message go side by side, rather than each into a block with those of others.
+                touched = intake.make_room(bytes.len());
+                copied = touched;
+                intake.copy_in(bytes, inbox);
+            } else {
+                copied = LocalBlocks::copy_in(bytes, inbox);
+            }
+        });
         wakers.wake();
-        self.touch(token);
-        Some(if paused { Next::Stop } else { next })
+        if touched {
+            self.touch(token);
+        }
+        copied.then_some(if paused { Next::Stop } else { next })
     }
 
     fn outputs(&mut self, token: Token, vectors: &mut [iovec; SEND_VECTORS_MAX]) -> Outputs {

@@ -8,6 +8,7 @@
 compile_error!("duopoll runs on Linux only: it is built on epoll and io_uring");
 
 mod buffer;
+mod confined;
 mod connection;
 mod driver;
 mod error;

@@ -6,15 +6,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::buffer::BlockSource;
+use crate::buffer::{BlockSource, Chain};
 use crate::error::Error;
 use crate::memory::{Pool, Tail};
 use crate::poll::Notify;
 use crate::stash::Stash;
-use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, barrier, lock};
 use crate::timer::Tick;
 use crate::token::Token;
 
@@ -63,6 +64,10 @@ pub struct Mailbox {
     state: AtomicUsize,
     notify: Arc<dyn Notify>,
     clock: Arc<dyn Clock>,
+    /// A thread is the poller's.
+    entered: AtomicBool,
+    /// Whether the state of connections may be confined to the poller's thread.
+    confines: bool,
     /// Why the engine cannot send without a copy, if it cannot.
     #[cfg(feature = "zerocopy")]
     zerocopy_refusal: std::sync::OnceLock<String>,
@@ -70,8 +75,6 @@ pub struct Mailbox {
 
 /// What the poller that runs on this thread keeps within reach of its connections.
 struct Local {
-    /// The poller's mailbox, by address; null on other threads.
-    poller: Cell<*const Mailbox>,
     commands: RefCell<Vec<Command>>,
     /// One of the commands had better be done soon.
     urgent: Cell<bool>,
@@ -79,9 +82,12 @@ struct Local {
 }
 
 thread_local! {
+    /// The mailbox of the poller that runs on this thread, by address; null on other threads. By itself, since it is asked
+    /// for most, and has no destructor to be looked out for.
+    static POLLER: Cell<*const Mailbox> = const { Cell::new(std::ptr::null()) };
+
     static LOCAL: Local = const {
         Local {
-            poller: Cell::new(std::ptr::null()),
             commands: RefCell::new(Vec::new()),
             urgent: Cell::new(false),
             stash: RefCell::new(Stash::new()),
@@ -98,6 +104,8 @@ impl Mailbox {
             state: AtomicUsize::new(AWAKE),
             notify,
             clock,
+            entered: AtomicBool::new(false),
+            confines: Mailbox::prepare(),
             #[cfg(feature = "zerocopy")]
             zerocopy_refusal: std::sync::OnceLock::new(),
         }
@@ -123,34 +131,51 @@ impl Mailbox {
         }
     }
 
+    /// Asks the kernel for what pollers need, which takes microseconds while the process has one thread, and some 10
+    /// milliseconds, once, when it has more. Says whether it is there: nothing fails without.
+    #[doc(hidden)]
+    pub fn prepare() -> bool {
+        barrier::is_available()
+    }
+
+    /// Whether the state of connections may be confined to the poller's thread.
+    pub(crate) fn confines(&self) -> bool {
+        self.confines
+    }
+
     pub(crate) fn clock(&self) -> &dyn Clock {
         &*self.clock
     }
 
     /// Makes this thread the poller's, until the returned guard is dropped.
+    ///
+    /// # Panics
+    /// If there is such a guard already.
     pub fn enter(self: &Arc<Self>) -> Entered {
-        let previous = LOCAL.with(|local| local.poller.replace(Arc::as_ptr(self)));
-        Entered { previous, _mailbox: self.clone() }
+        // Acquire: what was done on the thread that was the poller's before is seen on this one.
+        assert!(!self.entered.swap(true, Ordering::Acquire), "a poller has one thread at a time");
+        let previous = POLLER.replace(Arc::as_ptr(self));
+        Entered { previous, mailbox: self.clone(), stays: PhantomData }
     }
 
     /// Whether this is the poller's own thread.
+    #[inline]
     pub fn is_local(&self) -> bool {
-        LOCAL.try_with(|local| std::ptr::eq(local.poller.get(), self)).unwrap_or(false)
+        std::ptr::eq(POLLER.get(), self)
     }
 
     /// Leaves a command. Never blocks for longer than another thread takes to leave one.
     pub fn post(&self, command: Command) {
-        let local = LOCAL.try_with(|local| {
-            let here = std::ptr::eq(local.poller.get(), self);
-            if here {
-                local.commands.borrow_mut().push(command);
-                if matches!(command, Command::SendNow(_)) {
-                    local.urgent.set(true);
-                }
-            }
-            here
-        });
-        if !local.unwrap_or(false) {
+        let left = self.is_local()
+            && LOCAL
+                .try_with(|local| {
+                    local.commands.borrow_mut().push(command);
+                    if matches!(command, Command::SendNow(_)) {
+                        local.urgent.set(true);
+                    }
+                })
+                .is_ok();
+        if !left {
             lock(&self.commands).push(command);
             self.wake();
         }
@@ -197,7 +222,7 @@ impl Mailbox {
 
 /// Whether this is the thread of a poller, which must not block.
 pub fn on_poller_thread() -> bool {
-    LOCAL.try_with(|local| !local.poller.get().is_null()).unwrap_or(false)
+    !POLLER.get().is_null()
 }
 
 /// The blocks at hand on this thread: of the poller that runs here, else of the global pool.
@@ -205,18 +230,20 @@ pub(crate) struct LocalBlocks;
 
 impl LocalBlocks {
     fn with<T>(f: impl FnOnce(&mut Stash) -> T) -> Option<T> {
-        LOCAL
-            .try_with(|local| {
-                let here = !local.poller.get().is_null();
-                here.then(|| f(&mut local.stash.borrow_mut()))
-            })
-            .ok()
-            .flatten()
+        if !on_poller_thread() {
+            return None;
+        }
+        LOCAL.try_with(|local| f(&mut local.stash.borrow_mut())).ok()
     }
 
     /// Gives a block back that was received into.
     pub(crate) fn put(tail: Tail) {
         LocalBlocks::with(|stash| stash.put(tail));
+    }
+
+    /// Copies a small message to the end of `chain`, into a block that many of them share. False if there is no memory.
+    pub(crate) fn copy_in(bytes: &[u8], chain: &mut Chain) -> bool {
+        LocalBlocks::with(|stash| stash.copy_in(bytes, chain)).unwrap_or(false)
     }
 
     /// Takes the block that the last writer on this thread did not fill.
@@ -242,13 +269,17 @@ impl BlockSource for LocalBlocks {
 pub struct Entered {
     previous: *const Mailbox,
     /// Keeps the address from being taken by another mailbox meanwhile.
-    _mailbox: Arc<Mailbox>,
+    mailbox: Arc<Mailbox>,
+    /// Not to another thread.
+    stays: PhantomData<*const ()>,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
+        POLLER.set(self.previous);
+        // Release: see `enter`.
+        self.mailbox.entered.store(false, Ordering::Release);
         let _ = LOCAL.try_with(|local| {
-            local.poller.set(self.previous);
             local.stash.borrow_mut().clear();
             local.commands.borrow_mut().clear();
         });

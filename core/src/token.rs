@@ -16,26 +16,31 @@ const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;
 
 impl Token {
     /// A token of these parts; the generation is cut to 24 bits.
+    #[inline]
     pub const fn new(index: u32, generation: u32) -> Token {
         Token { index, generation: generation & GENERATION_MASK }
     }
 
     /// The slot, from 0 on; small, so an engine may keep an array by it.
+    #[inline]
     pub const fn index(self) -> usize {
         self.index as usize
     }
 
     /// The occupant of the slot.
+    #[inline]
     pub const fn generation(self) -> u32 {
         self.generation
     }
 
     /// The token in the lower 56 bits.
+    #[inline]
     pub const fn to_bits(self) -> u64 {
         (self.generation as u64) << 32 | self.index as u64
     }
 
     /// The token in the lower 56 bits of `bits`.
+    #[inline]
     pub const fn from_bits(bits: u64) -> Token {
         Token::new(bits as u32, (bits >> 32) as u32)
     }
@@ -53,6 +58,7 @@ pub struct TokenSlab<T> {
 
 impl<T> TokenSlab<T> {
     /// An empty slab.
+    #[inline]
     pub const fn new() -> TokenSlab<T> {
         TokenSlab::starting_at(0)
     }
@@ -84,6 +90,7 @@ impl<T> TokenSlab<T> {
     }
 
     /// The entry, unless it is gone.
+    #[inline]
     pub fn get(&self, token: Token) -> Option<&T> {
         match self.entries.get(token.index()) {
             Some((generation, entry)) if *generation == token.generation => Some(entry),
@@ -92,6 +99,7 @@ impl<T> TokenSlab<T> {
     }
 
     /// The entry, unless it is gone.
+    #[inline]
     pub fn get_mut(&mut self, token: Token) -> Option<&mut T> {
         match self.entries.get_mut(token.index()) {
             Some((generation, entry)) if *generation == token.generation => Some(entry),

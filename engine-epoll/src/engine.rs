@@ -51,6 +51,8 @@ pub struct Epoll {
     /// Those of the last turn, while they are served.
     serving: Vec<Token>,
     events: Box<[epoll_event; EVENTS_PER_TURN]>,
+    /// What a send is described by. Here, since it would have to be zeroed for each.
+    vectors: Box<[iovec; SEND_VECTORS_MAX]>,
     /// Until an accept has found that the kernel has no accept4(2).
     has_accept4: bool,
     stats: EngineStats,
@@ -83,11 +85,13 @@ impl Epoll {
             again: Vec::new(),
             serving: Vec::new(),
             events: Box::new([epoll_event { events: 0, u64: 0 }; EVENTS_PER_TURN]),
+            vectors: Box::new([NO_VECTOR; SEND_VECTORS_MAX]),
             has_accept4: true,
             stats: EngineStats::default(),
         })
     }
 
+    #[inline]
     fn handle<O: Operators>(&mut self, event: epoll_event, operators: &mut O) {
         if event.u64 == WAKER {
             self.stats.wakeups += 1;
@@ -175,6 +179,7 @@ impl Epoll {
     }
 
     /// Reads until the socket is empty, the operators say stop, or the budget is spent.
+    #[inline]
     fn read<O: Operators>(&mut self, token: Token, operators: &mut O) {
         let mut vectors = [NO_VECTOR; 2];
         let mut budget = READ_BUDGET_BYTES;
@@ -323,15 +328,15 @@ impl Poll for Epoll {
         }
     }
 
+    #[inline]
     fn send<O: Operators>(&mut self, token: Token, operators: &mut O) {
-        let mut vectors = [NO_VECTOR; SEND_VECTORS_MAX];
         let mut budget = SEND_BUDGET_BYTES;
         while let Some(socket) = self.sockets.get(token) {
             if socket.blocked {
                 return;
             }
             let fd = socket.fd;
-            let (count, bytes, flags) = match operators.outputs(token, &mut vectors) {
+            let (count, bytes, flags) = match operators.outputs(token, &mut self.vectors) {
                 Outputs::Vectors { count, bytes, flags } => (count, bytes, flags),
                 Outputs::Nothing => return,
                 Outputs::Finish => {
@@ -353,9 +358,9 @@ impl Poll for Epoll {
                 }
             }
             #[cfg(duopoll_faults)]
-            let (count, bytes) = faults::shorten_outputs(&mut vectors[..count], bytes);
+            let (count, bytes) = faults::shorten_outputs(&mut self.vectors[..count], bytes);
             self.stats.syscalls += 1;
-            let vectors = &vectors[..count];
+            let vectors = &self.vectors[..count];
             // SAFETY: the operators keep the vectors valid until the acknowledgement, or the notice.
             let result = uninterrupted(|| unsafe { sys::send(fd, vectors, flags) });
             #[cfg(duopoll_faults)]
@@ -474,6 +479,7 @@ fn take_notice<O: Operators>(token: Token, fd: RawFd, operators: &mut O) -> bool
     }
 }
 
+#[inline]
 fn acknowledge<O: Operators>(
     token: Token,
     result: io::Result<usize>,
@@ -496,6 +502,7 @@ fn timeout_ms(timeout: Option<Duration>) -> i32 {
     }
 }
 
+#[inline]
 fn is_would_block(result: &io::Result<usize>) -> bool {
     matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }

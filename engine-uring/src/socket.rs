@@ -136,6 +136,7 @@ impl Sockets {
         self.entries[index] = Some(socket);
     }
 
+    #[inline]
     pub(crate) fn get(&mut self, token: Token) -> Option<&mut Socket> {
         self.entries.get_mut(token.index())?.as_mut().filter(|socket| socket.token == token)
     }

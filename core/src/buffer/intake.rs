@@ -6,6 +6,7 @@ use libc::iovec;
 
 use super::chain::Chain;
 use crate::error::Error;
+use crate::mailbox::LocalBlocks;
 use crate::memory::{Pool, Tail};
 
 /// Gives empty blocks.
@@ -52,6 +53,8 @@ struct Sizing {
 const BLOCK_BYTES_MIN: usize = 4 << 10;
 /// The largest block that is asked for, unless the smallest is larger, in bytes.
 const BLOCK_BYTES_MAX: usize = 512 << 10;
+/// The least block that copied bytes go into, in bytes.
+pub(crate) const COPY_BLOCK_BYTES: usize = 4 << 10;
 /// Small reads in a row before the size is halved.
 const SMALL_READS_MAX: u8 = 16;
 
@@ -166,7 +169,18 @@ impl Intake {
         self.sizing.saw(n, chain.len());
     }
 
-    /// Copies bytes into the current block, which must have room for them, and to the end of `chain`.
+    /// Sees to it that the current block has room for `n` bytes. False if there is no memory for another.
+    pub(crate) fn make_room(&mut self, n: usize) -> bool {
+        if self.tail.as_ref().is_none_or(|tail| tail.remaining() < n) {
+            let Ok(block) = LocalBlocks.block(n.max(COPY_BLOCK_BYTES)) else { return false };
+            if let Some(full) = self.tail.replace(block) {
+                LocalBlocks::put(full);
+            }
+        }
+        true
+    }
+
+    /// Copies what the current block has room for into it, and to the end of `chain`.
     pub(crate) fn copy_in(&mut self, bytes: &[u8], chain: &mut Chain) {
         let Some(tail) = &mut self.tail else { return };
         let n = tail.fill(bytes);

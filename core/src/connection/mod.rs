@@ -10,7 +10,8 @@
 //! The inbox and the outbox are all that is shared. Parsing and building messages happens in buffers of the halves'
 //! own, I/O in buffers of the poller's own, and neither takes the lock.
 //!
-//! Wakers are taken out under the lock and called after it is released.
+//! Wakers are taken out under the lock and called after it is released. On the poller's own thread the lock is free of
+//! charge, see [`Confined`].
 
 mod control;
 mod reader;
@@ -25,7 +26,7 @@ use std::panic::{self, AssertUnwindSafe};
 #[cfg(feature = "zerocopy")]
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ pub use reader::Reader;
 pub use writer::Writer;
 
 use crate::buffer::Chain;
+use crate::confined::{Confined, Guard};
 use crate::mailbox::{Command, Mailbox};
 use crate::poll::{Next, Outputs};
 use crate::timer::Tick;
@@ -92,7 +94,7 @@ pub(crate) struct Shared {
     output_high_bytes: usize,
     #[cfg(feature = "zerocopy")]
     zero_copy: ZeroCopy,
-    state: Mutex<State>,
+    state: Confined<State>,
 }
 
 /// What is sent without a copy.
@@ -256,15 +258,27 @@ impl Wakers {
         }
     }
 
+    #[inline]
     pub(crate) fn wake(self) {
-        for waker in [self.reader, self.writer].into_iter().flatten() {
-            waker.wake();
+        let Wakers { reader, writer, closers } = self;
+        if let Some(reader) = reader {
+            reader.wake();
         }
-        // The last first, as destructors run.
-        for closer in self.closers.into_iter().flat_map(|closers| closers.into_iter().rev()) {
-            // The panic hook reports it. It must not end whoever found the connection over.
-            let _ = panic::catch_unwind(AssertUnwindSafe(closer));
+        if let Some(writer) = writer {
+            writer.wake();
         }
+        if let Some(closers) = closers {
+            call(*closers);
+        }
+    }
+}
+
+#[cold]
+fn call(closers: Vec<Closer>) {
+    // The last first, as destructors run.
+    for closer in closers.into_iter().rev() {
+        // The panic hook reports it. It must not end whoever found the connection over.
+        let _ = panic::catch_unwind(AssertUnwindSafe(closer));
     }
 }
 
@@ -285,7 +299,7 @@ pub(crate) fn pair(
     token: Token,
     limits: Limits,
 ) -> (Arc<Shared>, Reader, Writer) {
-    let state = Mutex::new(State::new(&limits));
+    let state = Confined::new(State::new(&limits), mailbox.confines());
     let shared = Arc::new(Shared {
         socket: Socket::new(socket),
         mailbox,
@@ -337,10 +351,30 @@ impl State {
     }
 }
 
+impl State {
+    /// Whether the server is shutting down, and everything that had arrived by then has been delivered.
+    fn is_drained(&self) -> bool {
+        self.drain && self.expected == 0
+    }
+
+    fn lags(&self) -> bool {
+        !self.inbox.is_empty() || (self.need > 0 && self.has_part)
+    }
+}
+
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing under the lock can panic half way, so poisoning carries no news.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    #[inline]
+    fn state(&self) -> Guard<'_, State> {
+        // SAFETY: a mailbox has one thread at a time.
+        unsafe { self.state.lock(self.mailbox.is_local()) }
+    }
+
+    /// The connection is about to be given to another thread.
+    fn share(&self) {
+        if self.mailbox.is_local() {
+            // SAFETY: a mailbox has one thread at a time.
+            unsafe { self.state.share() };
+        }
     }
 
     /// The poller, or one of the halves, does not use the socket any more.
@@ -397,12 +431,6 @@ impl Shared {
         self.mailbox.post(Command::Abort(self.token));
     }
 
-    /// Whether the server is shutting down, and everything that had arrived by then has been delivered.
-    fn is_drained(&self) -> bool {
-        let state = self.state();
-        state.drain && state.expected == 0
-    }
-
     fn half_gone(&self, mark: impl FnOnce(&mut State)) {
         let both = {
             let mut state = self.state();
@@ -417,11 +445,13 @@ impl Shared {
 
 /// The poller's side.
 impl Shared {
-    /// Bytes have arrived: `push` puts them into the inbox.
-    pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain)) -> (Wakers, Next) {
+    /// Bytes have arrived: `push` puts them into the inbox, and is told whether others wait there already, or with the
+    /// reader for the rest of a message.
+    pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain, bool)) -> (Wakers, Next) {
         let mut state = self.state();
         let before = state.inbox.len();
-        push(&mut state.inbox);
+        let lags = state.lags();
+        push(&mut state.inbox, lags);
         if state.expected > 0 {
             state.expected = state.expected.saturating_sub(state.inbox.len() - before);
         }
@@ -605,8 +635,7 @@ impl Shared {
 
     /// Whether bytes wait for their reader, or with it for the rest of a message.
     pub(crate) fn lags(&self) -> bool {
-        let state = self.state();
-        !state.inbox.is_empty() || (state.need > 0 && state.has_part)
+        self.state().lags()
     }
 
     /// The server is shutting down, and so many bytes have arrived that the engine has not delivered yet.

@@ -79,6 +79,14 @@ impl Reader {
             Poll::Ready(Ok(()))
         } else {
             match state.input {
+                // To whoever waits for a request, no more of them is the end.
+                Input::Open
+                    if limited == Limited::No && self.buffer.is_empty() && state.is_drained() =>
+                {
+                    state.need = 0;
+                    state.reader = None;
+                    Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+                }
                 Input::Open => {
                     let goes_on = match limited {
                         Limited::Yes => state.reading.go_on(|| shared.mailbox.clock().now()),
@@ -256,9 +264,6 @@ impl Reader {
             return Poll::Ready(Ok(true));
         }
         match self.poll_fill_slow(cx, min_bytes, Limited::No) {
-            Poll::Pending if self.buffer.is_empty() && self.shared.is_drained() => {
-                Poll::Ready(Ok(false))
-            }
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => Poll::Ready(Ok(true)),
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
