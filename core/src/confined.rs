@@ -149,3 +149,73 @@ impl<T> fmt::Debug for Confined<T> {
         f.debug_struct("Confined").field("shared", &self.shared).finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::panic::{self, AssertUnwindSafe};
+    use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, Barrier};
+    use std::thread;
+
+    use super::*;
+
+    /// As the one owner there is.
+    fn owned<T>(lock: &Confined<T>) -> Guard<'_, T> {
+        // SAFETY: each test calls this on one thread.
+        unsafe { lock.lock(true) }
+    }
+
+    fn foreign<T>(lock: &Confined<T>) -> Guard<'_, T> {
+        // SAFETY: nothing is promised by who is not the owner.
+        unsafe { lock.lock(false) }
+    }
+
+    #[test]
+    fn nothing_is_lost_when_another_thread_comes_in_the_middle() {
+        for confined in [barrier::is_available(), false] {
+            for _ in 0..200 {
+                let lock = Arc::new(Confined::new(0, confined));
+                let (both, over) = (Arc::new(Barrier::new(2)), Arc::new(AtomicBool::new(false)));
+                let other = thread::spawn({
+                    let (lock, both, over) = (lock.clone(), both.clone(), over.clone());
+                    move || {
+                        both.wait();
+                        for _ in 0..1000 {
+                            *foreign(&lock) += 1;
+                        }
+                        over.store(true, Ordering::Relaxed);
+                    }
+                });
+                both.wait();
+                let mut own = 0;
+                while !over.load(Ordering::Relaxed) {
+                    *owned(&lock) += 1;
+                    own += 1;
+                }
+                other.join().unwrap();
+                assert_eq!(*owned(&lock), own + 1000);
+            }
+        }
+    }
+
+    #[test]
+    fn the_owner_cannot_enter_twice() {
+        let lock = Confined::new(1, true);
+        let guard = owned(&lock);
+        panic::catch_unwind(AssertUnwindSafe(|| drop(owned(&lock)))).unwrap_err();
+        // SAFETY: one thread.
+        panic::catch_unwind(AssertUnwindSafe(|| unsafe { lock.share() })).unwrap_err();
+        drop(guard);
+        assert_eq!(*owned(&lock), 1);
+    }
+
+    #[test]
+    fn what_the_owner_shares_is_shared_at_once() {
+        let lock = Confined::new(1, true);
+        *owned(&lock) += 1;
+        // SAFETY: one thread.
+        unsafe { lock.share() };
+        thread::scope(|scope| scope.spawn(|| *foreign(&lock) += 1).join().unwrap());
+        assert_eq!(*owned(&lock), 3);
+    }
+}

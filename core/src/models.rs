@@ -7,6 +7,7 @@ use std::time::Instant;
 use loom::model::Builder;
 use loom::thread;
 
+use crate::confined::Confined;
 use crate::mailbox::{Clock, Command, Mailbox};
 use crate::memory::{Pool, PoolConfig, Slice, Tail};
 use crate::poll::Notify;
@@ -34,6 +35,41 @@ fn written(pool: &Pool, byte: u8) -> (Tail, Slice) {
     let mut tail = pool.allocate(1).unwrap();
     let slice = tail.write(&[byte; 8]);
     (tail, slice)
+}
+
+/// The witness in the lock complains if two are inside at once, or one does not see what the other has done.
+fn confined(shares: bool) {
+    check(Some(4), move || {
+        let lock = Arc::new(Confined::new(0, true));
+        let others = [(); 2].map(|()| {
+            let lock = lock.clone();
+            // SAFETY: not the owner.
+            thread::spawn(move || *unsafe { lock.lock(false) } += 1)
+        });
+        for turn in 0..2 {
+            // SAFETY: the owner is this thread alone.
+            *unsafe { lock.lock(true) } += 1;
+            if shares && turn == 0 {
+                // SAFETY: as above.
+                unsafe { lock.share() };
+            }
+        }
+        for other in others {
+            other.join().unwrap();
+        }
+        // SAFETY: as above.
+        assert_eq!(*unsafe { lock.lock(true) }, 4);
+    });
+}
+
+#[test]
+fn loom_a_confined_value_is_one_threads_at_a_time() {
+    confined(false);
+}
+
+#[test]
+fn loom_a_confined_value_that_its_owner_shares_is_one_threads_at_a_time() {
+    confined(true);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The engine: one epoll instance, and the handler of its events.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +25,9 @@ use crate::zerocopy::{self, Notice};
 pub const EVENTS_PER_TURN: usize = 64;
 /// Bytes read from one socket in one turn before others get theirs.
 pub const READ_BUDGET_BYTES: usize = 512 << 10;
+/// Bytes that end a turn: those of small messages never come to so many, and large ones had better be handled and sent
+/// while they are in the cache. The events that are left come first in the next turn.
+const TURN_BYTES: u64 = 64 << 10;
 /// Bytes sent to one socket in one turn before others get theirs.
 const SEND_BUDGET_BYTES: usize = 4 << 20;
 /// Connections accepted from one listener in one turn.
@@ -47,10 +52,12 @@ pub struct Epoll {
     waker: Arc<EventFd>,
     sockets: Sockets,
     /// Sockets that were left before they were empty.
-    again: Vec<Token>,
+    again: VecDeque<Token>,
     /// Those of the last turn, while they are served.
-    serving: Vec<Token>,
+    serving: VecDeque<Token>,
     events: Box<[epoll_event; EVENTS_PER_TURN]>,
+    /// Those of the events that have not been handled yet.
+    left: Range<usize>,
     /// What a send is described by. Here, since it would have to be zeroed for each.
     vectors: Box<[iovec; SEND_VECTORS_MAX]>,
     /// Until an accept has found that the kernel has no accept4(2).
@@ -82,13 +89,29 @@ impl Epoll {
             epoll,
             waker,
             sockets: Sockets::default(),
-            again: Vec::new(),
-            serving: Vec::new(),
+            again: VecDeque::new(),
+            serving: VecDeque::new(),
             events: Box::new([epoll_event { events: 0, u64: 0 }; EVENTS_PER_TURN]),
+            left: 0..0,
             vectors: Box::new([NO_VECTOR; SEND_VECTORS_MAX]),
             has_accept4: true,
             stats: EngineStats::default(),
         })
+    }
+
+    /// Asks the kernel for events, and takes those up again that the turn before has left.
+    fn harvest(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        mem::swap(&mut self.again, &mut self.serving);
+        let timeout_ms = if self.serving.is_empty() { timeout_ms(timeout) } else { 0 };
+        self.stats.syscalls += 1;
+        self.stats.waits += 1;
+        let count = match sys::epoll_wait(&self.epoll, &mut self.events[..], timeout_ms) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        self.left = 0..count;
+        Ok(())
     }
 
     #[inline]
@@ -241,7 +264,7 @@ impl Epoll {
     fn serve_again(&mut self, token: Token) {
         if let Some(socket) = self.sockets.get(token) {
             if !mem::replace(&mut socket.listed, true) {
-                self.again.push(token);
+                self.again.push_back(token);
             }
         }
     }
@@ -420,22 +443,22 @@ impl Poll for Epoll {
         timeout: Option<Duration>,
         operators: &mut O,
     ) -> io::Result<()> {
-        mem::swap(&mut self.again, &mut self.serving);
-        let timeout_ms = if self.serving.is_empty() { timeout_ms(timeout) } else { 0 };
-        self.stats.syscalls += 1;
-        self.stats.waits += 1;
-        let count = match sys::epoll_wait(&self.epoll, &mut self.events[..], timeout_ms) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error),
-        };
-        for index in 0..count {
+        if self.left.is_empty() && self.serving.is_empty() {
+            self.harvest(timeout)?;
+        }
+        let end = self.stats.received_bytes + TURN_BYTES;
+        while let Some(index) = self.left.next() {
             self.handle(self.events[index], operators);
+            if self.stats.received_bytes >= end {
+                return Ok(());
+            }
         }
-        for index in 0..self.serving.len() {
-            self.serve(self.serving[index], operators);
+        while let Some(token) = self.serving.pop_front() {
+            self.serve(token, operators);
+            if self.stats.received_bytes >= end {
+                return Ok(());
+            }
         }
-        self.serving.clear();
         Ok(())
     }
 
