@@ -136,7 +136,8 @@ impl Handle {
                 Ok(poller) => {
                     let handle = poller.handle.clone();
                     if ready.send(Ok(handle)).is_ok() {
-                        poller.run();
+                        // Logged.
+                        let _ = poller.run(|_| ());
                     }
                 }
                 Err(error) => {
@@ -268,7 +269,8 @@ impl Handle {
 }
 
 impl Poller {
-    fn new(choice: Choice) -> io::Result<Poller> {
+    /// A poller for the calling thread, which is to [`run`](Poller::run) it.
+    pub(crate) fn new(choice: Choice) -> io::Result<Poller> {
         let (engine, report) = AnyPoll::new(choice)?;
         let clock = Monotonic { origin: Instant::now() };
         let mailbox = Arc::new(Mailbox::new(engine.waker(), Arc::new(clock)));
@@ -309,11 +311,13 @@ impl Poller {
         })
     }
 
-    fn run(mut self) {
+    /// Runs it on the calling thread until it is stopped. What `begin` does comes first.
+    pub(crate) fn run(mut self, begin: impl FnOnce(&mut Poller)) -> io::Result<()> {
         let _entered = self.handle.mailbox.enter();
-        CURRENT.set(Some(self.handle.clone()));
+        let previous = CURRENT.replace(Some(self.handle.clone()));
         // Handlers are caught one by one. What panics here is a waker of somebody else's executor, or a bug.
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
+            begin(&mut self);
             loop {
                 self.turn()?;
                 self.look_at_endings();
@@ -322,19 +326,22 @@ impl Poller {
                 }
             }
         }));
-        match result {
-            Ok(Ok(())) => {}
+        let result = match result {
+            Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 self.stats.failed_pollers = 1;
                 log::error!("a poller ends, since its engine is broken: {error}");
+                Err(error)
             }
             Err(_) => {
                 self.stats.failed_pollers = 1;
                 log::error!("a poller ends, since a waker has panicked");
+                Err(io::Error::other("a waker has panicked"))
             }
-        }
+        };
         self.tear_down();
-        CURRENT.set(None);
+        CURRENT.set(previous);
+        result
     }
 
     /// Harvests what the engine has, runs the tasks that it woke, then sends what they flushed.

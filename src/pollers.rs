@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
 
 use duopoll_core::{Limits, Mailbox};
@@ -15,7 +15,7 @@ use crate::affinity;
 use crate::connection::Connection;
 use crate::dialer;
 use crate::engine::{Choice, Engine, EngineReport};
-use crate::poller::Handle;
+use crate::poller::{Handle, Poller};
 use crate::stats::Stats;
 
 /// Threads that move bytes, each with an engine of its own, and the connections that live on them: those of servers,
@@ -113,6 +113,13 @@ impl PollerOptions {
     /// What the engine says if one cannot be started, or the kernel if one cannot be pinned;
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a count of 0.
     pub fn start(self) -> io::Result<Pollers> {
+        let (pollers, count) = self.group()?;
+        pollers.grow(count)?;
+        Ok(pollers)
+    }
+
+    /// None yet, and how many there shall be.
+    fn group(self) -> io::Result<(Pollers, usize)> {
         let count =
             self.count.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         if count == 0 {
@@ -121,16 +128,33 @@ impl PollerOptions {
         // Now, as long as the process may have a single thread.
         Mailbox::prepare();
         let group = Group { options: self, handles: RwLock::default(), turn: AtomicUsize::new(0) };
-        let pollers = Pollers { group: Arc::new(group) };
-        pollers.grow(count)?;
-        Ok(pollers)
+        Ok((Pollers { group: Arc::new(group) }, count))
+    }
+
+    /// As [`start`](PollerOptions::start), but for the first, which the calling thread is to run.
+    pub(crate) fn start_here(self) -> io::Result<(Pollers, Poller)> {
+        let (pollers, count) = self.group()?;
+        let others = (1..count).map(|index| pollers.group.options.start_one(index));
+        pollers.group.add(others)?;
+        let options = &pollers.group.options;
+        // Last, since the others are bound to what this thread may run on.
+        if let Some(processor) = options.processor(0)? {
+            affinity::pin(processor)?;
+        }
+        let poller = Poller::new(options.choice)?;
+        pollers.group.handles_mut().insert(0, poller.handle().clone());
+        Ok((pollers, poller))
     }
 
     fn start_one(&self, index: usize) -> io::Result<Arc<Handle>> {
-        let processors = if self.pinned { affinity::processors()? } else { Vec::new() };
-        let processor = processors.get(index % processors.len().max(1)).copied();
+        let processor = self.processor(index)?;
         let prefix = self.name.as_deref().unwrap_or("duopoll-");
         Handle::start(format!("{prefix}{index}"), self.choice, processor)
+    }
+
+    fn processor(&self, index: usize) -> io::Result<Option<usize>> {
+        let processors = if self.pinned { affinity::processors()? } else { Vec::new() };
+        Ok(processors.get(index % processors.len().max(1)).copied())
     }
 }
 
@@ -166,12 +190,8 @@ impl Pollers {
     /// # Errors
     /// As for [`PollerOptions::start`]; those that had been started by then stay.
     pub fn grow(&self, more: usize) -> io::Result<()> {
-        for _ in 0..more {
-            // Two who let it grow at once may choose the same name, or processor.
-            let started = self.group.options.start_one(self.count())?;
-            self.group.handles.write().unwrap_or_else(PoisonError::into_inner).push(started);
-        }
-        Ok(())
+        // Two who let it grow at once may choose the same name, or processor.
+        self.group.add((0..more).map(|_| self.group.options.start_one(self.count())))
     }
 
     /// What each of them runs on, and why.
@@ -240,6 +260,18 @@ impl Pollers {
 }
 
 impl Group {
+    fn add(&self, started: impl Iterator<Item = io::Result<Arc<Handle>>>) -> io::Result<()> {
+        for handle in started {
+            let handle = handle?;
+            self.handles_mut().push(handle);
+        }
+        Ok(())
+    }
+
+    fn handles_mut(&self) -> RwLockWriteGuard<'_, Vec<Arc<Handle>>> {
+        self.handles.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn handles(&self) -> Vec<Arc<Handle>> {
         self.handles.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

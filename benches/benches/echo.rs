@@ -29,7 +29,7 @@ fn echo(c: &mut Criterion) {
             let mut group = common::group(c, &format!("echo, {size}, connections: {count}"));
             group.throughput(Throughput::Elements(1));
             for (name, engine) in &engines {
-                let server = common::apart(|| duopoll::start("127.0.0.1:0", *engine, false));
+                let server = common::apart(|| duopoll::start("127.0.0.1:0", *engine));
                 let server = server.expect("a server");
                 let address = server.local_addr().to_string().parse().expect("an address");
                 let mut client = Client::connect(&address, count, bytes).expect("connections");

@@ -75,7 +75,7 @@ fn tasks(c: &mut Criterion) {
 fn elsewhere(c: &mut Criterion) {
     let mut group = common::group(c, "echo of 64 B, by where it is handled");
     for (name, engine) in common::engines() {
-        let server = common::apart(|| servers::duopoll::start("127.0.0.1:0", engine, false));
+        let server = common::apart(|| servers::duopoll::start("127.0.0.1:0", engine));
         let here = (BenchmarkId::new("on the poller", name), server.expect("a server"));
         let there = (BenchmarkId::new("on another thread", name), echo_elsewhere(engine));
         for (id, server) in [here, there] {

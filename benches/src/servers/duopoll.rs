@@ -2,25 +2,26 @@
 
 use std::io;
 
-use ::duopoll::{Connection, Engine, EventLoop, Listener, Server};
+use ::duopoll::{Connection, Engine, EventLoop, Listener, Server, Service};
 
 use crate::servers::Options;
 
-/// Echoes every byte of every connection, or every message. Returns only on failure.
+/// Echoes every byte of every connection, or every message. Returns only on failure. The message size is not passed on:
+/// unlike the floors and the peers, this server has to find out for itself what arrives.
 pub fn serve(options: &Options, engine: Engine) -> io::Result<()> {
-    let _server = start(&options.listen.to_string(), engine, options.framed)?;
-    loop {
-        std::thread::park();
-    }
+    let listener = Listener::bind(options.listen.to_string().as_str())?;
+    service(engine, options.framed).serve_here(listener, |_| std::future::pending())?;
+    Ok(())
 }
 
-/// Starts the server, with one poller. The message size is not passed on: unlike the floors and the peers, this server
-/// has to find out for itself what arrives.
-pub fn start(address: &str, engine: Engine, framed: bool) -> io::Result<Server> {
-    let listener = Listener::bind(address)?;
+/// Starts an echo server, with one poller.
+pub fn start(address: &str, engine: Engine) -> io::Result<Server> {
+    service(engine, false).serve(Listener::bind(address)?)
+}
+
+fn service(engine: Engine, framed: bool) -> Service {
     let builder = EventLoop::builder().engine(engine).pollers(1);
-    let service = if framed { builder.on_request(answer) } else { builder.on_request(echo) };
-    service.serve(listener)
+    if framed { builder.on_request(answer) } else { builder.on_request(echo) }
 }
 
 /// One message with a length in front.

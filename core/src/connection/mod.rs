@@ -23,10 +23,10 @@ use std::io;
 use std::mem;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 #[cfg(feature = "zerocopy")]
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
