@@ -43,6 +43,10 @@ pub struct Driver {
     now: Tick,
     /// The engine may have slept since `now`.
     slept: bool,
+    /// A send was given out whose acknowledgement may be kept back.
+    unawaited: bool,
+    /// When the engine last went to sleep with such.
+    slept_at: Tick,
     mailbox: Arc<Mailbox>,
     /// Connections that have a block from this turn.
     touched: Vec<Token>,
@@ -181,6 +185,8 @@ impl Driver {
             wheel: Wheel::new(now),
             now,
             slept: true,
+            unawaited: false,
+            slept_at: now,
             mailbox,
             touched: Vec::new(),
             accepted: Vec::new(),
@@ -390,6 +396,9 @@ impl Driver {
             self.go_on_closing(engine, token);
         }
         self.touched = touched;
+        if mem::take(&mut self.unawaited) {
+            self.slept_at = self.mailbox.clock().now();
+        }
         self.slept = true;
     }
 
@@ -610,6 +619,39 @@ impl Driver {
         engine.deregister(token, how, self);
     }
 
+    /// A send was over at this time.
+    fn acknowledge(&mut self, token: Token, result: io::Result<usize>, at: Tick) -> Next {
+        let Some(stream) = self.stream(token) else { return Next::Stop };
+        stream.in_flight = false;
+        let (wakers, next) = match result {
+            Ok(n) => {
+                stream.active = stream.active.max(at);
+                stream.sending.advance(n);
+                stream.shared.sent(n, &mut stream.sending)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                (connection::Wakers::default(), Next::More)
+            }
+            Err(error) => {
+                stream.sending = Chain::new();
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                let wakers = if is_of_the_network(&error) {
+                    // Receiving comes to its end by itself, behind the bytes that have arrived.
+                    stream.shared.fail_output(errno)
+                } else {
+                    stream.shared.fail(errno)
+                };
+                (wakers, Next::Stop)
+            }
+        };
+        let closing = stream.phase != Phase::Open;
+        wakers.wake();
+        if closing {
+            self.touch(token);
+        }
+        next
+    }
+
     /// When what the engine reports has happened: not before it slept.
     fn now(&mut self) -> Tick {
         if mem::take(&mut self.slept) {
@@ -749,19 +791,24 @@ unsafe impl Operators for Driver {
         if stream.phase == Phase::Deregistered {
             return Outputs::Nothing;
         }
-        if let Some(done) = stream.shared.take_output(&mut stream.sending) {
-            if done == Outputs::Finish {
-                // No acknowledgement follows, and a closed connection has come to its next phase.
-                self.touch(token);
+        let waits = match stream.shared.take_output(&mut stream.sending) {
+            Ok(waits) => waits,
+            Err(done) => {
+                if done == Outputs::Finish {
+                    // No acknowledgement follows, and a closed connection has come to its next phase.
+                    self.touch(token);
+                }
+                return done;
             }
-            return done;
-        }
+        };
         #[cfg(feature = "zerocopy")]
         let (count, bytes, flags) = self.zero_copies.fill_vectors(stream, vectors);
         #[cfg(not(feature = "zerocopy"))]
         let ((count, bytes), flags) = (stream.sending.fill_vectors(vectors), 0);
         stream.in_flight = true;
-        Outputs::Vectors { count, bytes, flags }
+        let awaited = waits || bytes < stream.sending.len();
+        self.unawaited |= !awaited;
+        Outputs::Vectors { count, bytes, flags, awaited }
     }
 
     #[cfg(feature = "zerocopy")]
@@ -776,35 +823,11 @@ unsafe impl Operators for Driver {
 
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
         let now = self.now();
-        let Some(stream) = self.stream(token) else { return Next::Stop };
-        stream.in_flight = false;
-        let (wakers, next) = match result {
-            Ok(n) => {
-                stream.active = now;
-                stream.sending.advance(n);
-                stream.shared.sent(n, &mut stream.sending)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                (connection::Wakers::default(), Next::More)
-            }
-            Err(error) => {
-                stream.sending = Chain::new();
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                let wakers = if is_of_the_network(&error) {
-                    // Receiving comes to its end by itself, behind the bytes that have arrived.
-                    stream.shared.fail_output(errno)
-                } else {
-                    stream.shared.fail(errno)
-                };
-                (wakers, Next::Stop)
-            }
-        };
-        let closing = stream.phase != Phase::Open;
-        wakers.wake();
-        if closing {
-            self.touch(token);
-        }
-        next
+        self.acknowledge(token, result, now)
+    }
+
+    fn late_output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        self.acknowledge(token, result, self.slept_at)
     }
 
     fn connected(&mut self, token: Token, result: io::Result<()>) {

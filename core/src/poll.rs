@@ -63,8 +63,8 @@ pub trait Poll {
     /// Receives, or accepts, again after the operators had said stop.
     fn receive<O: Operators>(&mut self, token: Token, operators: &mut O);
 
-    /// There is something to send. At most one send is in flight per stream; a call meanwhile does nothing, since
-    /// the engine asks for more at each acknowledgement.
+    /// There is something to send, or somebody waits for what is being sent. At most one send is in flight per stream;
+    /// after a call meanwhile its acknowledgement is awaited, at which the engine asks for more.
     fn send<O: Operators>(&mut self, token: Token, operators: &mut O);
 
     /// Stops watching. [`Operators::released`] follows when the kernel holds nothing of it any more, in this call
@@ -184,6 +184,9 @@ pub enum Outputs {
         bytes: usize,
         /// Flags for send(2), beside the engine's own: `MSG_MORE`, `MSG_ZEROCOPY`.
         flags: i32,
+        /// Something waits for the acknowledgement. If not, and [`Poll::send`] does not follow, an engine may keep one back
+        /// that it has at once, until the next thing happens.
+        awaited: bool,
     },
     /// Everything has been sent, and the sending direction is to be shut down.
     Finish,
@@ -230,6 +233,10 @@ pub unsafe trait Operators {
     /// The send for which vectors were last given is over: so many bytes were taken, or an error. `WouldBlock`
     /// gives the vectors back, and the engine asks again when there is room.
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
+
+    /// As [`output_ack`](Operators::output_ack), of a send that was over before the engine last waited, and whose
+    /// acknowledgement it kept back.
+    fn late_output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
 
     /// As [`output_ack`](Operators::output_ack), if the flags had `MSG_ZEROCOPY`. The kernel goes on reading the bytes it
     /// has taken, until the engine calls [`zerocopy_notice`](Operators::zerocopy_notice).

@@ -360,7 +360,7 @@ impl Poll for Epoll {
             }
             let fd = socket.fd;
             let (count, bytes, flags) = match operators.outputs(token, &mut self.vectors) {
-                Outputs::Vectors { count, bytes, flags } => (count, bytes, flags),
+                Outputs::Vectors { count, bytes, flags, .. } => (count, bytes, flags),
                 Outputs::Nothing => return,
                 Outputs::Finish => {
                     self.stats.syscalls += 1;

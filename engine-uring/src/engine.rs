@@ -37,12 +37,9 @@ const CLOSE_GUARD: Duration = Duration::from_secs(5);
 
 /// Bytes up to which a message in a shared buffer is copied out of it, so that it does not keep the whole.
 const COPIED_BYTES_MAX: usize = 2 << 10;
-/// A send of at most so many bytes is taken at once, unless the peer is slow.
-const QUICK_SEND_BYTES: usize = 64 << 10;
-/// Sends that a wait expects to complete at once, at most.
-const QUICK_SENDS_MAX: u32 = 8;
-/// How long a wait may be mistaken in what it expects.
-const QUICK_PATIENCE: Duration = Duration::from_millis(1);
+/// Sends that nobody waits for are not to wait either: they complete when they are submitted, and the wait that submits
+/// them leaves their completions out. Of so many bytes together, since their memory is held until the next event.
+const QUICK_BYTES_MAX: usize = 64 << 10;
 /// When buffers for which there was no memory are tried again.
 const NO_MEMORY_RETRY: Duration = Duration::from_millis(10);
 
@@ -92,8 +89,9 @@ pub struct Uring {
     accepts_left: usize,
     /// The last turn left completions for the next.
     more: bool,
-    /// Sends that are queued and complete as soon as they are submitted.
+    /// Sends that are queued and complete when they are submitted, and their bytes.
     quick_sends: u32,
+    quick_bytes: usize,
     #[cfg(feature = "zerocopy")]
     pub(crate) zero_copies: TokenSlab<ZeroCopy>,
     pub(crate) stats: EngineStats,
@@ -148,6 +146,7 @@ impl Uring {
             accepts_left: 0,
             more: false,
             quick_sends: 0,
+            quick_bytes: 0,
             #[cfg(feature = "zerocopy")]
             zero_copies: TokenSlab::new(),
             stats: EngineStats::default(),
@@ -379,6 +378,9 @@ impl Uring {
         match op {
             Op::Receive => self.received(token, result, operators),
             Op::ReceiveMulti => self.received_multi(token, result, completion.flags(), operators),
+            Op::Send if mem::take(&mut socket.quick) => {
+                self.sent(token, result, Operators::late_output_ack, operators);
+            }
             Op::Send => self.sent(token, result, Operators::output_ack, operators),
             Op::Accept | Op::AcceptMulti => self.accepted(token, result, operators),
             Op::Connect => self.connected(token, result, operators),
@@ -726,6 +728,8 @@ impl Poll for Uring {
     fn send<O: Operators>(&mut self, token: Token, operators: &mut O) {
         let Some(socket) = self.sockets.get(token) else { return };
         if socket.outbound.is_some() || socket.closing {
+            // Somebody waits for it, so the wait must not leave it out.
+            self.quick_sends = 0;
             return;
         }
         let fd = socket.fd;
@@ -733,8 +737,8 @@ impl Poll for Uring {
             return self.send_later(token);
         }
         let vectors = self.ring.next_vectors();
-        let (count, bytes, flags) = match operators.outputs(token, vectors) {
-            Outputs::Vectors { count, bytes, flags } => (count, bytes, flags),
+        let (count, bytes, flags, awaited) = match operators.outputs(token, vectors) {
+            Outputs::Vectors { count, bytes, flags, awaited } => (count, bytes, flags, awaited),
             Outputs::Nothing => return,
             Outputs::Finish => {
                 self.stats.syscalls += 1;
@@ -750,7 +754,19 @@ impl Poll for Uring {
         if flags & libc::MSG_ZEROCOPY != 0 {
             return self.queue_zero_copy(token, count, bytes);
         }
-        let (first, flags) = (vectors[0], SEND_FLAGS | flags);
+        let Some(socket) = self.sockets.get(token) else { return };
+        socket.outbound = Some(Op::Send);
+        socket.sending = saturating(bytes);
+        let quick = !awaited && !socket.slow && self.quick_bytes + bytes <= QUICK_BYTES_MAX;
+        socket.quick = quick;
+        let flags = if quick {
+            self.quick_sends += 1;
+            self.quick_bytes += bytes;
+            flags | SEND_FLAGS | libc::MSG_DONTWAIT
+        } else {
+            flags | SEND_FLAGS
+        };
+        let first = vectors[0];
         let entry: squeue::Entry = if count == 1 {
             let len = u32::try_from(bytes).unwrap_or(u32::MAX);
             opcode::Send::new(Fd(fd), first.iov_base.cast(), len).flags(flags).build()
@@ -758,11 +774,6 @@ impl Poll for Uring {
             let header = self.ring.next_header(count);
             opcode::SendMsg::new(Fd(fd), header).flags(flags as u32).build()
         };
-        if let Some(socket) = self.sockets.get(token) {
-            socket.outbound = Some(Op::Send);
-            socket.sending = saturating(bytes);
-            self.quick_sends += u32::from(!socket.slow && bytes <= QUICK_SEND_BYTES);
-        }
         // SAFETY: the operators keep the vectors valid until the acknowledgement, which follows the completion.
         unsafe { self.ring.push(&entry.user_data(Op::Send.user_data(token))) };
     }
@@ -790,6 +801,7 @@ impl Poll for Uring {
         }
         if !idle {
             self.closing.push_back((Instant::now(), token));
+            self.quick_sends = 0;
         }
         self.release_if_idle(token, operators);
     }
@@ -807,15 +819,13 @@ impl Poll for Uring {
             !self.to_receive.is_empty() || !self.to_send.is_empty() || !self.to_cancel.is_empty();
         let ready = self.more || unqueued || !lent || timeout == Some(Duration::ZERO);
         self.stats.waits += 1;
-        // What completes as soon as it is submitted is not what we wait for.
-        let quick = mem::take(&mut self.quick_sends).min(QUICK_SENDS_MAX);
+        // What completes when it is submitted is not what we wait for.
+        let quick = mem::take(&mut self.quick_sends);
+        self.quick_bytes = 0;
         if ready {
             self.ring.enter(0, timeout.filter(Duration::is_zero))?;
-        } else if quick > 0 {
-            let patience = timeout.map_or(QUICK_PATIENCE, |timeout| timeout.min(QUICK_PATIENCE));
-            self.ring.enter(quick + 1, Some(patience))?;
         } else {
-            self.ring.enter(1, timeout)?;
+            self.ring.enter(quick + 1, timeout)?;
         }
 
         self.stats.completion_overflows += u64::from(self.ring.overflows());

@@ -8,6 +8,7 @@ use std::error;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::iter;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
@@ -296,6 +297,7 @@ fn test(setup: Setup) -> Result<Evidence, Unavailable> {
     let mut bench = Bench::of(ring);
     bench.message_arrives()?;
     bench.single_vector_arrives()?;
+    bench.full_socket_refuses()?;
     bench.shutdown_ends_a_receive()?;
     bench.cancellation_ends_a_receive()?;
     bench.accepts()?;
@@ -506,6 +508,24 @@ impl Bench {
             return Err(broken("does not carry a byte"));
         }
         Ok(())
+    }
+
+    /// What waiting relies on: a send that is not to wait completes when it is submitted, whatever comes of it.
+    fn full_socket_refuses(&mut self) -> Result<(), Unavailable> {
+        static BYTES: [u8; 16 << 10] = [0; 16 << 10];
+        let (left, _right) = pair()?;
+        let filled = iter::repeat_with(|| sys::write(&left, &BYTES)).find_map(Result::err);
+        if let Some(error) = filled.filter(|error| error.kind() != io::ErrorKind::WouldBlock) {
+            return Err(refused("write")(error));
+        }
+        let send = opcode::Send::new(Fd(left.as_raw_fd()), BYTES.as_ptr(), BYTES.len() as u32);
+        let send = send.flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL).build();
+        // SAFETY: the bytes are static.
+        unsafe { self.ring.push(&send.user_data(13)) };
+        match -self.result_of(13)? {
+            libc::EAGAIN => Ok(()),
+            _ => Err(broken("has a send wait that is not to")),
+        }
     }
 
     /// What closing relies on.

@@ -511,19 +511,20 @@ impl Shared {
         Wakers { writer: state.writer.take(), closers: state.closers.take(), reader: None }
     }
 
-    /// Moves the outbox to the end of `sending`. Says to finish, once, when all is out that ever will be.
-    pub(crate) fn take_output(&self, sending: &mut Chain) -> Option<Outputs> {
+    /// Moves the outbox to the end of `sending`, and says whether something waits for that to be taken. If there is nothing
+    /// to send, what to do: to finish, once, when all is out that ever will be.
+    pub(crate) fn take_output(&self, sending: &mut Chain) -> Result<bool, Outputs> {
         let mut state = self.state();
         state.send_posted = false;
         sending.append(&mut state.outbox);
         if !sending.is_empty() {
-            return None;
+            return Ok(state.writer.is_some() || state.output != Output::Open);
         }
         if state.output == Output::Finishing {
             state.output = Output::Finished;
-            return Some(Outputs::Finish);
+            return Err(Outputs::Finish);
         }
-        Some(Outputs::Nothing)
+        Err(Outputs::Nothing)
     }
 
     /// The kernel took `n` bytes of `sending`, which are gone from it already.

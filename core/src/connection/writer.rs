@@ -100,9 +100,13 @@ impl Writer {
         self.staged.len() + self.staged.reserved_len()
     }
 
-    /// Bytes flushed that the kernel has not taken yet.
+    /// Bytes flushed that the kernel has not taken yet, as far as its poller knows: on another thread, as of the last call.
     pub fn unsent_len(&self) -> usize {
-        self.shared.state().unsent
+        let unsent = self.shared.state().unsent;
+        if unsent > 0 && !self.shared.mailbox.is_local() {
+            self.shared.mailbox.wake();
+        }
+        unsent
     }
 
     /// Hands over what is staged, and waits while more is unsent than the connection's watermark allows.
@@ -156,6 +160,7 @@ impl Writer {
         let shared = &*self.shared;
         let staged = self.staged.len() + self.staged.reserved_len();
         let (mut post, mut much, mut arm) = (false, false, false);
+        let mut waits = false;
         let mut state = shared.state();
         let result = match state.output {
             Output::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
@@ -178,6 +183,7 @@ impl Writer {
                     Poll::Ready(Ok(()))
                 } else if state.writing.go_on(|| shared.mailbox.clock().now()) {
                     state.wake_at = low;
+                    waits = state.writer.is_none();
                     if !state.writer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                         state.writer = Some(cx.waker().clone());
                     }
@@ -194,7 +200,8 @@ impl Writer {
         if let Some(tail) = self.staged.tail_mut().take() {
             LocalBlocks::put_written(tail);
         }
-        if post {
+        // Also if nothing was staged, for the engine to know that somebody waits.
+        if post || waits {
             let token = shared.token;
             shared.mailbox.post(if much { Command::SendNow(token) } else { Command::Send(token) });
         }

@@ -62,6 +62,9 @@ struct Socket {
     blocked: bool,
     ask: bool,
     sending: Option<Sending>,
+    kept: Kept,
+    /// The acknowledgement is awaited after all.
+    due: bool,
     closing: bool,
     /// Sends without a copy that were taken.
     #[cfg(feature = "zerocopy")]
@@ -70,6 +73,18 @@ struct Socket {
     receive_at: Micros,
     send_at: Micros,
     release_at: Micros,
+}
+
+/// What becomes of the acknowledgement of a send that was taken at once, as io_uring does it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kept {
+    /// It was not.
+    #[default]
+    No,
+    /// It is to be, with the next wait.
+    Queued,
+    /// It was: the acknowledgement comes with the next thing that happens.
+    Taken,
 }
 
 /// Vectors for a receive that is in flight.
@@ -106,6 +121,7 @@ enum Event {
     Received,
     Ask,
     Sent,
+    Acknowledged,
     Connected,
     Release,
 }
@@ -180,6 +196,70 @@ impl SimEngine {
         self.sockets.iter_mut().find(|socket| socket.token == token && !socket.closing)
     }
 
+    /// Takes the sends that are queued, where there is room. Gives those whose acknowledgement is kept back.
+    fn take_queued(&mut self) -> Vec<Token> {
+        let now = self.clock.micros();
+        let mut kept = Vec::new();
+        for socket in &mut self.sockets {
+            let link = &socket.link;
+            if let (Kept::Queued, Some(sending)) = (socket.kept, &socket.sending) {
+                let whole = link.room() >= sending.bytes && link.state().reset.is_none();
+                socket.kept = if whole { Kept::Taken } else { Kept::No };
+                if whole {
+                    let mut state = link.state();
+                    state.sent += sending.bytes;
+                    state.kept = sending.bytes;
+                    state.moved(now);
+                }
+            }
+            if socket.kept == Kept::Taken {
+                kept.push(socket.token);
+            }
+        }
+        kept
+    }
+
+    /// Does some of what could happen, and sleeps until something can, or the time is over.
+    fn work<O: Operators>(&mut self, timeout: Option<Duration>, operators: &mut O) {
+        let began = self.clock.micros();
+        let timeout = timeout.map(|timeout| began + timeout.as_micros() as Micros);
+        let until = [timeout, self.horizon].into_iter().flatten().min();
+        let most = self.rng.within(1, 12);
+        let mut handled = 0;
+        self.use_lent_memory();
+        while handled < most {
+            let now = self.clock.micros();
+            self.run_peers(now);
+            #[cfg(feature = "zerocopy")]
+            if self.give_notice(now, operators) {
+                handled += 1;
+                continue;
+            }
+            let events = self.events(now);
+            if !events.is_empty() {
+                let (index, event) = events[self.rng.below(events.len() as u64) as usize];
+                self.handle(index, event, operators);
+                handled += 1;
+                continue;
+            }
+            if handled > 0 || self.waker.0.swap(false, Ordering::Relaxed) {
+                break;
+            }
+            // Sleeps.
+            let change = self.next_change(now);
+            let Some(wakes) = change.into_iter().chain(until).min() else {
+                self.at_rest = true;
+                break;
+            };
+            if Some(wakes) == until {
+                let late = self.rng.pick(&[0, 0, 0, 700, 30_000]);
+                self.clock.advance_to(wakes.max(now) + late);
+                break;
+            }
+            self.clock.advance_to(wakes);
+        }
+    }
+
     /// Everything that could happen now.
     fn events(&self, now: Micros) -> Vec<(usize, Event)> {
         let mut events = Vec::new();
@@ -210,7 +290,11 @@ impl SimEngine {
                 }
             }
             let can_send = link.room() > 0 || link.state().reset.is_some();
-            if socket.sending.is_some() {
+            if socket.kept != Kept::No {
+                if socket.kept == Kept::Taken && socket.due {
+                    add(Event::Acknowledged);
+                }
+            } else if socket.sending.is_some() {
                 if now >= socket.send_at && (can_send || socket.closing) {
                     add(Event::Sent);
                 }
@@ -269,6 +353,7 @@ impl SimEngine {
             Event::Received => self.received(index, operators),
             Event::Ask => self.ask(index, operators),
             Event::Sent => self.sent(index, operators),
+            Event::Acknowledged => self.acknowledge(index, operators),
             Event::Connected => self.connected(index, operators),
             Event::Release => {
                 let socket = self.sockets.swap_remove(index);
@@ -395,7 +480,7 @@ impl SimEngine {
                     state.script.insert(index, (at, PeerAction::Fin));
                 }
             }
-            Outputs::Vectors { count, bytes, flags } => {
+            Outputs::Vectors { count, bytes, flags, awaited } => {
                 assert_eq!(flags & !(libc::MSG_MORE | libc::MSG_ZEROCOPY), 0);
                 let vectors = vectors[..count].to_vec();
                 let (sent, flushed, over) = {
@@ -413,14 +498,33 @@ impl SimEngine {
                 assert!(!over, "link {}: bytes behind the FIN or an error", link.id);
                 assert!(sent + sending.bytes <= flushed, "link {}: more than was flushed", link.id);
                 socket.sending = Some(sending);
-                let completes_now = link.state().connect.is_none() && self.rng.one_in(2);
-                if completes_now {
+                let connected = link.state().connect.is_none();
+                let copied = flags & libc::MSG_ZEROCOPY == 0;
+                if !awaited && connected && copied && self.rng.one_in(2) {
+                    let socket = &mut self.sockets[index];
+                    (socket.kept, socket.due) = (Kept::Queued, false);
+                } else if connected && self.rng.one_in(2) {
                     self.sent(index, operators);
                 } else {
                     let delay = if self.rng.one_in(4) { self.rng.span() } else { 0 };
                     self.sockets[index].send_at = self.clock.micros() + delay;
                 }
             }
+        }
+    }
+
+    /// Tells of a send that was taken whole.
+    fn acknowledge<O: Operators>(&mut self, index: usize, operators: &mut O) {
+        let socket = &mut self.sockets[index];
+        socket.kept = Kept::No;
+        let Some(sending) = socket.sending.take() else { return };
+        sending.check(socket.link.outgoing);
+        socket.link.state().kept = 0;
+        self.stats.sends += 1;
+        self.stats.sent_bytes += sending.bytes;
+        let n = usize::try_from(sending.bytes).expect("a length");
+        if operators.late_output_ack(socket.token, Ok(n)) == Next::More {
+            self.sockets[index].ask = true;
         }
     }
 
@@ -586,6 +690,8 @@ impl Poll for SimEngine {
             #[cfg(feature = "zerocopy")]
             zero_copies: 0,
             receive_at: 0,
+            kept: Kept::No,
+            due: false,
             send_at: 0,
             release_at: 0,
         });
@@ -610,6 +716,7 @@ impl Poll for SimEngine {
         // A flush may be left in the mailbox, and be applied when its connection is gone.
         let now = self.rng.one_in(2);
         let Some(socket) = self.open(token) else { return };
+        socket.due = true;
         if socket.sending.is_some() || socket.blocked {
             return;
         }
@@ -633,6 +740,7 @@ impl Poll for SimEngine {
         note!("{now} link {}: deregister {how:?}", socket.link.id);
         socket.link.deregistered(how, by_force, now);
         socket.closing = true;
+        socket.due = true;
         if at_once {
             if socket.is_idle() {
                 let socket = self.sockets.swap_remove(index);
@@ -650,47 +758,20 @@ impl Poll for SimEngine {
     ) -> io::Result<()> {
         self.stats.waits += 1;
         self.at_rest = false;
+        let kept = self.take_queued();
         // Time passes between two turns, too.
         self.clock.advance_to(self.clock.micros() + self.rng.pick(&[0, 0, 3, 400, 1_100]));
-        if self.rng.one_in(40) {
-            return Ok(());
+        if !self.rng.one_in(40) {
+            self.work(timeout, operators);
         }
-        let began = self.clock.micros();
-        let timeout = timeout.map(|timeout| began + timeout.as_micros() as Micros);
-        let until = [timeout, self.horizon].into_iter().flatten().min();
-        let most = self.rng.within(1, 12);
-        let mut handled = 0;
-        self.use_lent_memory();
-        while handled < most {
-            let now = self.clock.micros();
-            self.run_peers(now);
-            #[cfg(feature = "zerocopy")]
-            if self.give_notice(now, operators) {
-                handled += 1;
-                continue;
+        if !self.at_rest {
+            for token in kept {
+                let index = self.sockets.iter().position(|one| one.token == token);
+                if let Some(index) = index.filter(|index| self.sockets[*index].kept == Kept::Taken)
+                {
+                    self.acknowledge(index, operators);
+                }
             }
-            let events = self.events(now);
-            if !events.is_empty() {
-                let (index, event) = events[self.rng.below(events.len() as u64) as usize];
-                self.handle(index, event, operators);
-                handled += 1;
-                continue;
-            }
-            if handled > 0 || self.waker.0.swap(false, Ordering::Relaxed) {
-                break;
-            }
-            // Sleeps.
-            let change = self.next_change(now);
-            let Some(wakes) = change.into_iter().chain(until).min() else {
-                self.at_rest = true;
-                break;
-            };
-            if Some(wakes) == until {
-                let late = self.rng.pick(&[0, 0, 0, 700, 30_000]);
-                self.clock.advance_to(wakes.max(now) + late);
-                break;
-            }
-            self.clock.advance_to(wakes);
         }
         Ok(())
     }

@@ -85,8 +85,10 @@ pub(crate) struct State {
     /// The user has written up to here, and flushed up to there.
     pub(crate) staged: u64,
     pub(crate) flushed: u64,
-    /// Acknowledged to the driver up to here, and in the end an error.
+    /// Acknowledged to the driver up to here, but for what is kept back, and in the end an error.
     pub(crate) sent: u64,
+    /// Bytes whose acknowledgement is kept back.
+    pub(crate) kept: u64,
     pub(crate) send_failed: Option<i32>,
     /// It was a send that failed.
     pub(crate) send_refused: bool,
@@ -416,7 +418,7 @@ impl Link {
                         || (between && matches!(wait.goal, Goal::Request(_)))
                 }
                 Goal::Unsent(most) => {
-                    state.flushed - state.sent <= most
+                    state.flushed - state.sent + state.kept <= most
                         || state.output_is_over()
                         || state.deregistered.is_some()
                 }
@@ -458,6 +460,8 @@ impl Link {
         }
         if room > 0 && !state.output_is_over() {
             assert_eq!(state.sent, state.flushed, "link {}: unsent: {state:?}", self.id);
+            let waits = state.writing.wait.is_some();
+            assert!(state.kept == 0 || !waits, "link {}: kept from the writer: {state:?}", self.id);
             let fin_due = state.finished || state.writer_gone;
             assert!(state.fin_out || !fin_due, "link {}: the FIN is missing: {state:?}", self.id);
         }

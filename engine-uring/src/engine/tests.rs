@@ -98,7 +98,11 @@ unsafe impl Operators for Recorder {
         seen.sending = true;
         let iov_base = BYTES.as_ptr().cast_mut().cast();
         vectors[0] = iovec { iov_base, iov_len: seen.unsent };
-        Outputs::Vectors { count: 1, bytes: seen.unsent, flags: 0 }
+        Outputs::Vectors { count: 1, bytes: seen.unsent, flags: 0, awaited: true }
+    }
+
+    fn late_output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        self.output_ack(token, result)
     }
 
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
