@@ -90,7 +90,7 @@ pub(crate) struct Choice {
 #[derive(Debug)]
 pub(crate) enum AnyPoll {
     #[cfg(feature = "epoll")]
-    Epoll(Epoll),
+    Epoll(Box<Epoll>),
     #[cfg(feature = "uring")]
     Uring(Box<Uring>),
     /// Never there: the build has stopped with an error of its own, and this keeps it the only one.
@@ -115,7 +115,7 @@ impl AnyPoll {
 
     #[cfg(feature = "epoll")]
     fn epoll(fallback: Option<String>) -> io::Result<(AnyPoll, EngineReport)> {
-        Ok(AnyPoll::Epoll(Epoll::new()?).reported("epoll", fallback))
+        Ok(AnyPoll::Epoll(Box::new(Epoll::new()?)).reported("epoll", fallback))
     }
 
     #[cfg(not(feature = "epoll"))]

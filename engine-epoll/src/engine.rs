@@ -55,11 +55,11 @@ pub struct Epoll {
     again: VecDeque<Token>,
     /// Those of the last turn, while they are served.
     serving: VecDeque<Token>,
-    events: Box<[epoll_event; EVENTS_PER_TURN]>,
+    events: [epoll_event; EVENTS_PER_TURN],
     /// Those of the events that have not been handled yet.
     left: Range<usize>,
     /// What a send is described by. Here, since it would have to be zeroed for each.
-    vectors: Box<[iovec; SEND_VECTORS_MAX]>,
+    vectors: [iovec; SEND_VECTORS_MAX],
     /// Until an accept has found that the kernel has no accept4(2).
     has_accept4: bool,
     stats: EngineStats,
@@ -91,9 +91,9 @@ impl Epoll {
             sockets: Sockets::default(),
             again: VecDeque::new(),
             serving: VecDeque::new(),
-            events: Box::new([epoll_event { events: 0, u64: 0 }; EVENTS_PER_TURN]),
+            events: [epoll_event { events: 0, u64: 0 }; EVENTS_PER_TURN],
             left: 0..0,
-            vectors: Box::new([NO_VECTOR; SEND_VECTORS_MAX]),
+            vectors: [NO_VECTOR; SEND_VECTORS_MAX],
             has_accept4: true,
             stats: EngineStats::default(),
         })
