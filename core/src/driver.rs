@@ -750,8 +750,13 @@ unsafe impl Operators for Driver {
         let mut touched = false;
         let (wakers, next) = shared.deliver(|inbox, lags| {
             // Nobody knows for how long these would keep a block that is many times their size.
-            touched = lags && slice.len() <= LAGGING_COPY_BYTES && intake.make_room(slice.len());
-            if touched { intake.copy_in(&slice, inbox) } else { inbox.push(slice) }
+            let copies = lags && slice.len() <= LAGGING_COPY_BYTES;
+            if copies && intake.make_room(slice.len()) {
+                intake.copy_in(&slice, inbox);
+            } else {
+                inbox.push(slice);
+            }
+            touched = intake.tail().is_some();
         });
         wakers.wake();
         if touched {
@@ -770,12 +775,14 @@ unsafe impl Operators for Driver {
         let (wakers, next) = shared.deliver(|inbox, lags| {
             if lags {
                 // The pieces of a message go side by side, rather than each into a block with those of others.
-                touched = intake.make_room(bytes.len());
-                copied = touched;
-                intake.copy_in(bytes, inbox);
+                copied = intake.make_room(bytes.len());
+                if copied {
+                    intake.copy_in(bytes, inbox);
+                }
             } else {
                 copied = LocalBlocks::copy_in(bytes, inbox);
             }
+            touched = intake.tail().is_some();
         });
         wakers.wake();
         if touched {

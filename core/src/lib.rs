@@ -1,8 +1,9 @@
 //! The half of duopoll that knows no engine: [`LinkBuffer`] and the memory under it, the state of a connection,
 //! timers, and [`Poll`], the seam to the engines.
 //!
-//! Nothing in here reads a clock or makes a system call, but to map memory. Readiness, completions, bytes and the time
-//! come in as arguments, so that all of it can be driven by a test as well as by a kernel.
+//! Nothing in here reads a clock or makes a system call, but to map memory and for a barrier between threads. Readiness,
+//! completions, bytes and the time come in as arguments, so that all of it can be driven by a test as well as by a
+//! kernel.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("duopoll runs on Linux only: it is built on epoll and io_uring");

@@ -25,9 +25,8 @@ use crate::zerocopy::{self, Notice};
 pub const EVENTS_PER_TURN: usize = 64;
 /// Bytes read from one socket in one turn before others get theirs.
 pub const READ_BUDGET_BYTES: usize = 512 << 10;
-/// Bytes that end a turn: those of small messages never come to so many, and large ones had better be handled and sent
-/// while they are in the cache. The events that are left come first in the next turn.
-const TURN_BYTES: u64 = 64 << 10;
+/// Bytes that end a turn. Those of small messages seldom come to so many.
+pub const TURN_BYTES: u64 = 64 << 10;
 /// Bytes sent to one socket in one turn before others get theirs.
 const SEND_BUDGET_BYTES: usize = 4 << 20;
 /// Connections accepted from one listener in one turn.

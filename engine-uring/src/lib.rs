@@ -6,6 +6,9 @@
 //! in between, whatever happens to the connection. A turn is one `io_uring_enter`: it submits what was queued since
 //! the last, and waits.
 //!
+//! A small send whose acknowledgement nobody waits for completes when it is submitted, and the wait that submits it is for
+//! one completion more: an echo is one system call.
+//!
 //! Closing is `shutdown(2)`, which completes what is in flight, then the last completion, then `close(2)`. A
 //! descriptor that is closed earlier sends no FIN, and its number may be reused under an operation that still runs.
 //!
