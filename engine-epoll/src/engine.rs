@@ -40,6 +40,9 @@ const WAKER: u64 = u64::MAX;
 /// What a stream is watched for, once and for all.
 const STREAM_EVENTS: i32 =
     libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+/// The same for a Unix socket, until it is full for the first time: the kernel would tell of every message that the peer
+/// takes.
+const UNIX_EVENTS: i32 = STREAM_EVENTS & !libc::EPOLLOUT;
 const LISTENER_EVENTS: i32 = libc::EPOLLIN | libc::EPOLLET;
 
 const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
@@ -326,16 +329,17 @@ impl Poll for Epoll {
         kind: Kind,
         _operators: &mut O,
     ) -> io::Result<()> {
+        let is_unix = kind == Kind::Stream && {
+            self.stats.syscalls += 1;
+            sys::is_unix(fd)
+        };
         let events = match kind {
+            Kind::Stream if is_unix => UNIX_EVENTS,
             Kind::Stream | Kind::Connecting => STREAM_EVENTS,
             Kind::Listener => LISTENER_EVENTS,
         };
         self.stats.syscalls += 1;
         sys::epoll_add(&self.epoll, fd, events, token.to_bits())?;
-        let is_unix = kind == Kind::Stream && {
-            self.stats.syscalls += 1;
-            sys::is_unix(fd)
-        };
         self.sockets.insert(Socket::new(fd, token, kind, is_unix));
         Ok(())
     }
@@ -395,6 +399,11 @@ impl Poll for Epoll {
                 self.stats.short_sends += 1;
                 if let Some(socket) = self.sockets.get(token) {
                     socket.blocked = true;
+                    if !mem::replace(&mut socket.watches_room, true) {
+                        self.stats.syscalls += 1;
+                        // If there is room by now, this tells of it. Nothing can fail: the socket is watched already.
+                        let _ = sys::epoll_modify(&self.epoll, fd, STREAM_EVENTS, token.to_bits());
+                    }
                 }
             }
             let next = acknowledge(token, result, flags, operators);

@@ -23,6 +23,8 @@ pub(crate) struct Socket {
     pub(crate) listed: bool,
     /// The kernel had no room: the next event for writing tells when it has.
     pub(crate) blocked: bool,
+    /// There are events for writing.
+    pub(crate) watches_room: bool,
     /// A send was broken off because its budget was spent.
     pub(crate) unsent: bool,
     /// There are more notices in the error queue than one turn has taken.
@@ -46,6 +48,7 @@ impl Socket {
             stopped: false,
             listed: false,
             blocked: false,
+            watches_room: !is_unix,
             unsent: false,
             notices: false,
             ended: false,

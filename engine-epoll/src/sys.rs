@@ -156,6 +156,13 @@ pub(crate) fn epoll_add(epoll: &OwnedFd, fd: RawFd, events: c_int, data: u64) ->
     Ok(())
 }
 
+pub(crate) fn epoll_modify(epoll: &OwnedFd, fd: RawFd, events: c_int, data: u64) -> io::Result<()> {
+    let mut event = epoll_event { events: events as u32, u64: data };
+    // SAFETY for the call: the event is read during the call only.
+    syscall!(epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_MOD, fd, &raw mut event))?;
+    Ok(())
+}
+
 pub(crate) fn epoll_del(epoll: &OwnedFd, fd: RawFd) -> io::Result<()> {
     // SAFETY for the call: no event is read when deleting.
     syscall!(epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut()))?;
@@ -399,9 +406,7 @@ pub(crate) mod faults {
     /// as it does a socket that no longer blocks.
     pub(crate) fn report_again(epoll: &OwnedFd, fd: RawFd, events: c_int, data: u64) {
         if BLOCKED.take() {
-            let mut event = epoll_event { events: events as u32, u64: data };
-            // SAFETY for the call: the event is read during the call only.
-            let _ = syscall!(epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_MOD, fd, &raw mut event));
+            let _ = epoll_modify(epoll, fd, events, data);
         }
     }
 }
