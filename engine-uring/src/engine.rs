@@ -40,6 +40,9 @@ const COPIED_BYTES_MAX: usize = 2 << 10;
 /// Sends that nobody waits for are not to wait either: they complete when they are submitted, and the wait that submits
 /// them leaves their completions out. Of so many bytes together, since their memory is held until the next event.
 const QUICK_BYTES_MAX: usize = 64 << 10;
+/// How long such a wait may last: one of the sends may have been taken in part, and the rest is to be sent. Longer than
+/// the kernel's tick, for which it has set its timer anyway: one of a millisecond cost 5 us a wait in a virtual machine.
+const QUICK_PATIENCE: Duration = Duration::from_millis(10);
 /// When buffers for which there was no memory are tried again.
 const NO_MEMORY_RETRY: Duration = Duration::from_millis(10);
 
@@ -825,6 +828,8 @@ impl Poll for Uring {
         if ready {
             self.ring.enter(0, timeout.filter(Duration::is_zero))?;
         } else {
+            let patience = (quick > 0).then_some(QUICK_PATIENCE);
+            let timeout = timeout.into_iter().chain(patience).min();
             self.ring.enter(quick + 1, timeout)?;
         }
 
