@@ -19,6 +19,7 @@ on_every_setup!(
     closing_while_a_flush_waits_keeps_to_the_write_timeout,
     a_write_deadline_ends_a_flush_and_a_later_one_revives_it,
     a_late_completion_does_not_end_a_later_flush,
+    what_was_taken_in_part_goes_out_though_nobody_waits_for_it,
     an_abort_wakes_a_flush_that_waits,
     a_close_lets_a_flush_that_waits_finish,
     a_dropped_connection_sends_what_was_flushed,
@@ -179,6 +180,19 @@ fn a_late_completion_does_not_end_a_later_flush(setup: Setup) {
         });
     }
     assert!(received.iter().all(|byte| *byte == 8));
+}
+
+fn what_was_taken_in_part_goes_out_though_nobody_waits_for_it(setup: Setup) {
+    const BYTES: usize = 60_000;
+    let (_pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    SockRef::from(&connection).set_send_buffer_size(8 << 10).expect("a size");
+    let bytes = Pattern::new(26).next(BYTES);
+    connection.write(bytes).expect("room");
+    block_on(connection.flush()).expect("flushed");
+    // The peer says nothing, and neither does anybody else: there is no other event than that there is room.
+    let mut received = vec![0; BYTES];
+    peer.read_exact(&mut received).expect("all of it");
+    assert!(received == bytes);
 }
 
 fn an_abort_wakes_a_flush_that_waits(setup: Setup) {
