@@ -7,7 +7,7 @@ use std::future::pending;
 use std::io::{ErrorKind, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use duopoll::{Address, Connection, Dialer, Pollers};
@@ -60,13 +60,19 @@ impl Here {
     }
 }
 
-fn the_calling_thread_serves_until_it_is_told_to_end(setup: Setup) {
+/// An echo server, and the threads that have served a request.
+fn echo_here(setup: Setup, pollers: usize) -> (Here, Arc<Mutex<HashSet<ThreadId>>>) {
     let served_by = Arc::new(Mutex::new(HashSet::new()));
     let threads = served_by.clone();
-    let here = serve_here(setup, 1, async move |connection: &mut Connection| {
+    let here = serve_here(setup, pollers, async move |connection: &mut Connection| {
         threads.lock().expect("no panic").insert(thread::current().id());
         echo(connection).await
     });
+    (here, served_by)
+}
+
+fn the_calling_thread_serves_until_it_is_told_to_end(setup: Setup) {
+    let (here, served_by) = echo_here(setup, 1);
     let mut peers = [(); 3].map(|()| Peer::connect(&here.address));
     for peer in &mut peers {
         assert_eq!(peer.round_trip(b"served"), b"served");
@@ -127,12 +133,7 @@ fn the_task_that_ends_it_may_use_its_poller(setup: Setup) {
 }
 
 fn the_other_pollers_serve_too(setup: Setup) {
-    let served_by = Arc::new(Mutex::new(HashSet::new()));
-    let threads = served_by.clone();
-    let here = serve_here(setup, 3, async move |connection: &mut Connection| {
-        threads.lock().expect("no panic").insert(thread::current().id());
-        echo(connection).await
-    });
+    let (here, served_by) = echo_here(setup, 3);
     let mut peers = [(); 6].map(|()| Peer::connect(&here.address));
     for peer in &mut peers {
         assert_eq!(peer.round_trip(b"served"), b"served");

@@ -1,7 +1,7 @@
 //! A lock that is free of charge on the thread that owns it.
 //!
 //! Nearly every connection is used by its poller's thread alone, and a mutex costs that thread two atomic
-//! read-modify-writes each time, which is a third of what the library adds to an echo. So the owner enters without one,
+//! read-modify-writes each time, which was a quarter of what the library added to an echo. So the owner enters without one,
 //! until the first other thread comes. That one asks the kernel for a barrier on every processor that runs this process,
 //! waits until the owner has left, and from then on all of them take the mutex.
 //!

@@ -185,7 +185,7 @@ pub enum Outputs {
         /// Flags for send(2), beside the engine's own: `MSG_MORE`, `MSG_ZEROCOPY`.
         flags: i32,
         /// Something waits for the acknowledgement. If not, and [`Poll::send`] does not follow, an engine may keep one back
-        /// that it has at once, until the next thing happens.
+        /// that it has at once, until the next thing happens; not for long, if the send was taken in part.
         awaited: bool,
     },
     /// Everything has been sent, and the sending direction is to be shut down.

@@ -5,9 +5,9 @@
 //! at every ready socket, and saves us the `epoll_ctl` that would switch write interest on and off; its price is a
 //! list of sockets that were left before they were empty, served again in the next turn.
 //!
-//! A turn harvests at most [`EVENTS_PER_TURN`] events, and ends when [`TURN_BYTES`] have come: large messages are handled and
-//! sent while they are in the cache, and the events that are left come first in the next turn. For each socket that can be read, the operators lend
-//! vectors, `readv` fills them, and the bytes are acknowledged. A read that comes back short has emptied the socket;
+//! A turn harvests at most [`EVENTS_PER_TURN`] events, and ends when [`TURN_BYTES`] have come: large messages are
+//! handled and sent while they are in the cache, and the events that are left come first in the next turn. For each
+//! socket that can be read, the operators lend vectors, `readv` fills them, and the bytes are acknowledged. A read that comes back short has emptied the socket;
 //! one that does not is followed by another, up to [`READ_BUDGET_BYTES`] in a turn. `EPOLLRDHUP` is a hint to read to
 //! the end: the end itself is a read of 0, so bytes that came before a FIN always come first. Two more things end a
 //! read early, and are looked out for: an urgent byte, and on a Unix socket a message that carries descriptors.

@@ -36,23 +36,29 @@ mod raw {
     ///
     /// # Safety
     /// That of the system call.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(super) unsafe fn syscall<const N: usize>(number: c_long, args: [usize; N]) -> isize {
         let mut all = [0; 6];
         all[..N].copy_from_slice(&args);
+        // SAFETY: promised by the caller; the kernel looks at no more arguments than the call has.
+        unsafe { six(number, all) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn six(number: c_long, args: [usize; 6]) -> isize {
         let result;
         // SAFETY: promised by the caller; the instruction clobbers rcx and r11, and does not touch the stack.
         unsafe {
             std::arch::asm!(
                 "syscall",
                 inlateout("rax") number as isize => result,
-                in("rdi") all[0],
-                in("rsi") all[1],
-                in("rdx") all[2],
-                in("r10") all[3],
-                in("r8") all[4],
-                in("r9") all[5],
+                in("rdi") args[0],
+                in("rsi") args[1],
+                in("rdx") args[2],
+                in("r10") args[3],
+                in("r8") args[4],
+                in("r9") args[5],
                 lateout("rcx") _,
                 lateout("r11") _,
                 options(nostack),
@@ -64,21 +70,19 @@ mod raw {
     /// As above.
     #[cfg(target_arch = "aarch64")]
     #[inline(always)]
-    pub(super) unsafe fn syscall<const N: usize>(number: c_long, args: [usize; N]) -> isize {
-        let mut all = [0; 6];
-        all[..N].copy_from_slice(&args);
+    unsafe fn six(number: c_long, args: [usize; 6]) -> isize {
         let result;
         // SAFETY: promised by the caller; the instruction does not touch the stack.
         unsafe {
             std::arch::asm!(
                 "svc 0",
                 in("x8") number,
-                inlateout("x0") all[0] as isize => result,
-                in("x1") all[1],
-                in("x2") all[2],
-                in("x3") all[3],
-                in("x4") all[4],
-                in("x5") all[5],
+                inlateout("x0") args[0] as isize => result,
+                in("x1") args[1],
+                in("x2") args[2],
+                in("x3") args[3],
+                in("x4") args[4],
+                in("x5") args[5],
                 options(nostack),
             );
         }
@@ -87,10 +91,8 @@ mod raw {
 
     /// As above, by the C library.
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    pub(super) unsafe fn syscall<const N: usize>(number: c_long, args: [usize; N]) -> isize {
-        let mut all = [0; 6];
-        all[..N].copy_from_slice(&args);
-        let [a, b, c, d, e, f] = all;
+    unsafe fn six(number: c_long, args: [usize; 6]) -> isize {
+        let [a, b, c, d, e, f] = args;
         // SAFETY: promised by the caller.
         match unsafe { libc::syscall(number, a, b, c, d, e, f) } {
             -1 => -(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) as isize),

@@ -349,9 +349,7 @@ impl State {
             armed: NEVER,
         }
     }
-}
 
-impl State {
     /// Whether the server is shutting down, and everything that had arrived by then has been delivered.
     fn is_drained(&self) -> bool {
         self.drain && self.expected == 0

@@ -160,7 +160,6 @@ impl Writer {
         let shared = &*self.shared;
         let staged = self.staged.len() + self.staged.reserved_len();
         let (mut post, mut much, mut arm) = (false, false, false);
-        let mut waits = false;
         let mut state = shared.state();
         let result = match state.output {
             Output::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
@@ -183,7 +182,8 @@ impl Writer {
                     Poll::Ready(Ok(()))
                 } else if state.writing.go_on(|| shared.mailbox.clock().now()) {
                     state.wake_at = low;
-                    waits = state.writer.is_none();
+                    // Also if nothing was staged, for the engine to know that somebody waits.
+                    post |= state.writer.is_none();
                     if !state.writer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                         state.writer = Some(cx.waker().clone());
                     }
@@ -200,8 +200,7 @@ impl Writer {
         if let Some(tail) = self.staged.tail_mut().take() {
             LocalBlocks::put_written(tail);
         }
-        // Also if nothing was staged, for the engine to know that somebody waits.
-        if post || waits {
+        if post {
             let token = shared.token;
             shared.mailbox.post(if much { Command::SendNow(token) } else { Command::Send(token) });
         }
