@@ -199,6 +199,7 @@ impl Poll for AnyPoll {
         on_engine!(self, poll => poll.receive(token, operators))
     }
 
+    #[inline(always)]
     fn send<O: Operators>(&mut self, token: Token, operators: &mut O) {
         on_engine!(self, poll => poll.send(token, operators))
     }

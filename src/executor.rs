@@ -8,17 +8,22 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use async_task::{Runnable, Task};
+use async_task::Builder;
 use duopoll_core::Mailbox;
 use pin_project_lite::pin_project;
 use slab::Slab;
+
+/// A task that can go on, with the executor that it goes on in. Kept beside the task rather than by the function that
+/// schedules it: one that holds something costs another atomic a wake-up.
+type Runnable = async_task::Runnable<Arc<Executor>>;
+type Task = async_task::Task<(), Arc<Executor>>;
 
 /// The tasks of this thread's poller.
 struct Local {
     /// Those that can go on.
     ready: VecDeque<Runnable>,
     /// All of them; dropping a handle cancels its task.
-    tasks: Slab<Option<Task<()>>>,
+    tasks: Slab<Option<Task>>,
 }
 
 thread_local! {
@@ -79,27 +84,17 @@ impl Executor {
     /// Starts a task on this thread, which must be the poller's.
     pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + 'static) {
         debug_assert!(self.mailbox.is_local());
-        let executor = self.clone();
-        let schedule = move |runnable| executor.schedule(runnable);
         let runnable = LOCAL.with(|local| {
             let mut local = local.borrow_mut();
             let entry = local.tasks.vacant_entry();
             let finished = Finished(entry.key());
             let tracked = Tracked { future, _finished: finished };
-            let (runnable, task) = async_task::spawn_local(tracked, schedule);
+            let builder = Builder::new().metadata(self.clone());
+            let (runnable, task) = builder.spawn_local(|_| tracked, schedule);
             entry.insert(Some(task));
             runnable
         });
         runnable.schedule();
-    }
-
-    fn schedule(&self, runnable: Runnable) {
-        if self.mailbox.is_local() {
-            LOCAL.with(|local| local.borrow_mut().ready.push_back(runnable));
-        } else {
-            self.woken.lock().unwrap_or_else(PoisonError::into_inner).push(runnable);
-            self.mailbox.wake();
-        }
     }
 
     /// Takes in the tasks that were woken on other threads.
@@ -140,6 +135,16 @@ impl Executor {
             // A cancelled task only drops its future, whose destructors may panic like any other code.
             let _ = panic::catch_unwind(AssertUnwindSafe(|| runnable.run()));
         }
+    }
+}
+
+fn schedule(runnable: Runnable) {
+    if runnable.metadata().mailbox.is_local() {
+        LOCAL.with(|local| local.borrow_mut().ready.push_back(runnable));
+    } else {
+        let executor = runnable.metadata().clone();
+        executor.woken.lock().unwrap_or_else(PoisonError::into_inner).push(runnable);
+        executor.mailbox.wake();
     }
 }
 

@@ -12,14 +12,17 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::task::Waker;
 
 use libc::iovec;
 
 use crate::buffer::{Chain, Intake};
-use crate::connection::{self, Limits, NEVER, Reader, Shared, Writer};
+use crate::connection::{self, Limits, NEVER, Reader, Shared, Wakers, Writer};
 use crate::mailbox::{Command, LocalBlocks, Mailbox};
 use crate::memory::Slice;
-use crate::poll::{Deregister, Inputs, Kind, Next, Operators, Outputs, Poll, SEND_VECTORS_MAX};
+use crate::poll::{
+    Deregister, Inputs, Kind, Lease, Next, Operators, Outputs, Poll, SEND_VECTORS_MAX,
+};
 use crate::timer::{Tick, Wheel};
 use crate::token::{Token, TokenSlab};
 
@@ -132,8 +135,7 @@ struct Stream {
     group: Group,
     intake: Intake,
     sending: Chain,
-    /// The kernel holds the vectors of the intake.
-    receiving: bool,
+    receiving: Receiving,
     /// The kernel holds vectors of `sending`.
     in_flight: bool,
     /// Sends without a copy, once there was one.
@@ -149,6 +151,16 @@ struct Stream {
     released: bool,
     /// When a byte last moved.
     active: Tick,
+}
+
+/// Where a receive goes that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receiving {
+    No,
+    /// Into the stream's intake.
+    Own,
+    /// Into the block that small messages share.
+    Shared,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -389,13 +401,15 @@ impl Driver {
     pub fn end_turn<P: Poll>(&mut self, engine: &mut P) {
         let mut touched = mem::take(&mut self.touched);
         for token in touched.drain(..) {
-            if let Some(Slot::Stream(stream)) = self.slots.get_mut(token) {
-                stream.touched = false;
-                stream.give_back();
+            let Some(stream) = self.stream(token) else { continue };
+            stream.touched = false;
+            stream.give_back();
+            if stream.phase != Phase::Open {
+                self.go_on_closing(engine, token);
             }
-            self.go_on_closing(engine, token);
         }
         self.touched = touched;
+        LocalBlocks::end_turn();
         if mem::take(&mut self.unawaited) {
             self.slept_at = self.mailbox.clock().now();
         }
@@ -620,33 +634,25 @@ impl Driver {
     }
 
     /// A send was over at this time.
+    #[inline]
     fn acknowledge(&mut self, token: Token, result: io::Result<usize>, at: Tick) -> Next {
         let Some(stream) = self.stream(token) else { return Next::Stop };
         stream.in_flight = false;
-        let (wakers, next) = match result {
+        let next = match result {
             Ok(n) => {
                 stream.active = stream.active.max(at);
                 stream.sending.advance(n);
-                stream.shared.sent(n, &mut stream.sending)
+                let (writer, next) = stream.shared.sent(n, &mut stream.sending);
+                wake(writer);
+                next
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                (connection::Wakers::default(), Next::More)
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Next::More,
             Err(error) => {
-                stream.sending = Chain::new();
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                let wakers = if is_of_the_network(&error) {
-                    // Receiving comes to its end by itself, behind the bytes that have arrived.
-                    stream.shared.fail_output(errno)
-                } else {
-                    stream.shared.fail(errno)
-                };
-                (wakers, Next::Stop)
+                stream.fail_sending(&error).wake();
+                Next::Stop
             }
         };
-        let closing = stream.phase != Phase::Open;
-        wakers.wake();
-        if closing {
+        if stream.phase != Phase::Open {
             self.touch(token);
         }
         next
@@ -681,7 +687,7 @@ impl Driver {
 // while it is lent, except that `sending` grows at its end, which moves no bytes; and a slot is removed only when the
 // engine has released it. If the driver is dropped earlier, `Stream::drop` leaks what is lent.
 unsafe impl Operators for Driver {
-    fn inputs(&mut self, token: Token, vectors: &mut [iovec; 2]) -> Inputs {
+    fn inputs(&mut self, token: Token, lease: Lease, vectors: &mut [iovec; 2]) -> Inputs {
         let Some(stream) = self.stream(token) else { return Inputs::Stop };
         let stops = match stream.phase {
             Phase::Open => stream.paused,
@@ -694,10 +700,16 @@ unsafe impl Operators for Driver {
         if stops {
             return Inputs::Stop;
         }
+        if lease == Lease::Brief {
+            if let Some(lent) = stream.share_block() {
+                vectors[0] = lent;
+                return Inputs::Vectors(1);
+            }
+        }
         let open = stream.phase == Phase::Open;
         match stream.intake.lend(&mut LocalBlocks, vectors) {
             Ok(count) => {
-                stream.receiving = true;
+                stream.receiving = Receiving::Own;
                 Inputs::Vectors(count)
             }
             Err(_) => {
@@ -715,29 +727,43 @@ unsafe impl Operators for Driver {
 
     unsafe fn input_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
         let now = self.now();
-        let Some(stream) = self.stream(token) else { return Next::Stop };
-        stream.receiving = false;
-        let (wakers, next) = match result {
-            Ok(0) => (stream.shared.end_input(), Next::Stop),
-            Ok(n) => {
+        let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return Next::Stop };
+        let shared_block = mem::replace(&mut stream.receiving, Receiving::No) == Receiving::Shared;
+        // It has a block to be given back, or comes to its next phase.
+        let looked_at = !shared_block || stream.phase != Phase::Open;
+        if looked_at && !mem::replace(&mut stream.touched, true) {
+            self.touched.push(token);
+        }
+        let Stream { shared, intake, .. } = stream;
+        let next = match result {
+            Ok(n) if n > 0 => {
                 stream.active = now;
-                let Stream { shared, intake, .. } = stream;
-                // SAFETY: promised by the engine.
-                shared.deliver(|inbox, _| unsafe { intake.commit(n, inbox) })
+                let (reader, next) = shared.deliver(|inbox, _| {
+                    if shared_block {
+                        // SAFETY: promised by the engine, which has asked for nothing else since.
+                        unsafe { LocalBlocks::commit(n, inbox) };
+                        intake.saw(n, inbox.len());
+                    } else {
+                        // SAFETY: promised by the engine.
+                        unsafe { intake.commit(n, inbox) };
+                    }
+                });
+                wake(reader);
+                next
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                (connection::Wakers::default(), Next::More)
+            Ok(_) => {
+                shared.end_input().wake();
+                Next::Stop
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Next::More,
             Err(error) => {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                (stream.shared.fail(errno), Next::Stop)
+                shared.fail(errno(&error)).wake();
+                Next::Stop
             }
         };
-        if let Some(unused) = stream.intake.take_unused() {
+        if let Some(unused) = intake.take_unused() {
             LocalBlocks::put(unused);
         }
-        wakers.wake();
-        self.touch(token);
         next
     }
 
@@ -748,7 +774,7 @@ unsafe impl Operators for Driver {
         let paused = stream.paused;
         let Stream { shared, intake, .. } = stream;
         let mut touched = false;
-        let (wakers, next) = shared.deliver(|inbox, lags| {
+        let (reader, next) = shared.deliver(|inbox, lags| {
             // Nobody knows for how long these would keep a block that is many times their size.
             let copies = lags && slice.len() <= LAGGING_COPY_BYTES;
             if copies && intake.make_room(slice.len()) {
@@ -758,7 +784,7 @@ unsafe impl Operators for Driver {
             }
             touched = intake.tail().is_some();
         });
-        wakers.wake();
+        wake(reader);
         if touched {
             self.touch(token);
         }
@@ -772,7 +798,7 @@ unsafe impl Operators for Driver {
         let paused = stream.paused;
         let Stream { shared, intake, .. } = stream;
         let (mut copied, mut touched) = (true, false);
-        let (wakers, next) = shared.deliver(|inbox, lags| {
+        let (reader, next) = shared.deliver(|inbox, lags| {
             if lags {
                 // The pieces of a message go side by side, rather than each into a block with those of others.
                 copied = intake.make_room(bytes.len());
@@ -784,7 +810,7 @@ unsafe impl Operators for Driver {
             }
             touched = intake.tail().is_some();
         });
-        wakers.wake();
+        wake(reader);
         if touched {
             self.touch(token);
         }
@@ -841,7 +867,7 @@ unsafe impl Operators for Driver {
         let Some(stream) = self.stream(token) else { return };
         let wakers = match result {
             Ok(()) => stream.shared.connected(),
-            Err(error) => stream.shared.fail(error.raw_os_error().unwrap_or(libc::EIO)),
+            Err(error) => stream.shared.fail(errno(&error)),
         };
         wakers.wake();
     }
@@ -875,7 +901,7 @@ unsafe impl Operators for Driver {
     fn released(&mut self, token: Token) {
         self.wheel.clear(token.index());
         if let Some(Slot::Stream(mut stream)) = self.slots.remove(token) {
-            stream.receiving = false;
+            stream.receiving = Receiving::No;
             stream.in_flight = false;
             stream.released = true;
             #[cfg(feature = "zerocopy")]
@@ -911,6 +937,16 @@ fn is_of_the_network(error: &io::Error) -> bool {
     )
 }
 
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
 impl Listening {
     fn new(socket: OwnedFd) -> Listening {
         Listening { socket, retry_ms: ACCEPT_RETRY_MS.0, paused: false, deregistered: false }
@@ -924,7 +960,7 @@ impl Stream {
             group,
             intake: Intake::default(),
             sending: Chain::new(),
-            receiving: false,
+            receiving: Receiving::No,
             in_flight: false,
             #[cfg(feature = "zerocopy")]
             zero_copy: None,
@@ -937,6 +973,18 @@ impl Stream {
         }
     }
 
+    /// Room for a small message in the block that connections share; none if a larger one is expected, or one of which a
+    /// part has come: it would keep the block for longer than others need it.
+    fn share_block(&mut self) -> Option<iovec> {
+        if !self.intake.expects_little() || self.shared.lags() {
+            return None;
+        }
+        let lent = LocalBlocks::lend()?;
+        self.intake.lends(lent.iov_len);
+        self.receiving = Receiving::Shared;
+        Some(lent)
+    }
+
     /// Whether the kernel still reads from the memory of what it has taken to send.
     #[cfg(not(feature = "zerocopy"))]
     fn has_pinned(&self) -> bool {
@@ -946,22 +994,32 @@ impl Stream {
     /// Gives up the block that was received into, unless the kernel holds it, or bytes in it wait for their reader or
     /// for the rest of a message: what comes next shall continue in the same block.
     fn give_back(&mut self) {
-        if self.receiving {
+        if self.receiving == Receiving::Own {
             return;
         }
-        let continues =
-            self.intake.tail().is_some_and(|tail| tail.is_shared()) && self.shared.lags();
-        if !continues {
-            if let Some(tail) = self.intake.tail_mut().take() {
-                LocalBlocks::put(tail);
-            }
+        let Some(tail) = self.intake.tail_mut().take() else { return };
+        if tail.is_shared() && self.shared.lags() {
+            *self.intake.tail_mut() = Some(tail);
+        } else {
+            LocalBlocks::put(tail);
+        }
+    }
+
+    /// A send has failed, and with it what else there was to send.
+    fn fail_sending(&mut self, error: &io::Error) -> Wakers {
+        self.sending = Chain::new();
+        if is_of_the_network(error) {
+            // Receiving comes to its end by itself, behind the bytes that have arrived.
+            self.shared.fail_output(errno(error))
+        } else {
+            self.shared.fail(errno(error))
         }
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.receiving {
+        if self.receiving == Receiving::Own {
             mem::forget(mem::take(&mut self.intake));
         }
         if self.in_flight {

@@ -35,8 +35,8 @@ pub use error::Error;
 pub use mailbox::{Clock, Command, Entered, Mailbox, on_poller_thread};
 pub use memory::{Pool, PoolConfig, PoolStats, Slice, Tail};
 pub use poll::{
-    Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,
-    SEND_VECTORS_MAX,
+    Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
+    Poll, SEND_VECTORS_MAX,
 };
 pub use timer::{Tick, Wheel};
 pub use token::{Token, TokenSlab};

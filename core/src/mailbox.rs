@@ -10,6 +10,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Instant;
 
+use libc::iovec;
+
 use crate::buffer::{BlockSource, Chain};
 use crate::error::Error;
 use crate::memory::{Pool, Tail};
@@ -239,6 +241,27 @@ impl LocalBlocks {
     /// Gives a block back that was received into.
     pub(crate) fn put(tail: Tail) {
         LocalBlocks::with(|stash| stash.put(tail));
+    }
+
+    /// Lends room for a small message, in a block that many of them share. None if there is no memory, or this is not the
+    /// thread of a poller.
+    pub(crate) fn lend() -> Option<iovec> {
+        LocalBlocks::with(Stash::lend).flatten()
+    }
+
+    /// Moves the first `n` bytes of what was lent to the end of `chain`.
+    ///
+    /// # Safety
+    /// They are initialised, and nobody writes to them any more. Nothing else was asked of this thread's blocks since they
+    /// were lent.
+    pub(crate) unsafe fn commit(n: usize, chain: &mut Chain) {
+        // SAFETY: promised by the caller.
+        LocalBlocks::with(|stash| unsafe { stash.commit(n, chain) });
+    }
+
+    /// A turn is over.
+    pub(crate) fn end_turn() {
+        LocalBlocks::with(Stash::end_turn);
     }
 
     /// Copies a small message to the end of `chain`, into a block that many of them share. False if there is no memory.

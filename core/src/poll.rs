@@ -164,6 +164,15 @@ pub struct EngineStats {
     pub buffer_shortages: u64,
 }
 
+/// For how long an engine uses what it is lent for a receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lease {
+    /// Until the acknowledgement, before which it asks for nothing else.
+    Brief,
+    /// Until the acknowledgement, whenever that is: the kernel holds it meanwhile.
+    Long,
+}
+
 /// Where a receive goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inputs {
@@ -211,7 +220,7 @@ pub enum Next {
 /// - No reference to the bytes of an input vector exists while it is lent.
 pub unsafe trait Operators {
     /// Where to put what comes next.
-    fn inputs(&mut self, token: Token, vectors: &mut [iovec; 2]) -> Inputs;
+    fn inputs(&mut self, token: Token, lease: Lease, vectors: &mut [iovec; 2]) -> Inputs;
 
     /// The receive for which vectors were last given is over: with so many bytes, with 0 for the end of the
     /// stream, or with an error. `WouldBlock` gives the vectors back and means nothing else.

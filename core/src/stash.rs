@@ -5,7 +5,9 @@
 
 use std::collections::VecDeque;
 
-use crate::buffer::{BlockSource, COPY_BLOCK_BYTES, Chain};
+use libc::iovec;
+
+use crate::buffer::{BlockSource, Chain, vector};
 use crate::error::Error;
 use crate::memory::{Pool, Tail};
 
@@ -13,7 +15,11 @@ use crate::memory::{Pool, Tail};
 const BLOCKS_MAX: usize = 64;
 /// The largest block that is kept, in bytes; with `BLOCKS_MAX`, at most 4 MiB in all.
 const BLOCK_BYTES_MAX: usize = 64 << 10;
-/// Full blocks of copied messages that are looked at again, at most.
+/// The blocks that small messages share, in bytes. One of them that is kept keeps the whole.
+const SHARED_BLOCK_BYTES: usize = 8 << 10;
+/// What is lent of them for one receive, in bytes: not less than the first, and not more than the last.
+const LENT_BYTES: (usize, usize) = (2 << 10, 4 << 10);
+/// Full blocks of small messages that are looked at again, at most.
 const FULL_MAX: usize = 32;
 /// How many of the blocks used last are looked at for one that fits.
 const LOOKED_AT: usize = 4;
@@ -21,8 +27,8 @@ const LOOKED_AT: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Stash {
     spare: Vec<Tail>,
-    /// The block that small messages are being copied into, one connection's after another's.
-    copied: Option<Tail>,
+    /// The block that small messages are received or copied into, one connection's after another's.
+    shared: Option<Tail>,
     /// Those that were full while somebody still referred to them, the oldest first.
     full: VecDeque<Tail>,
     /// The block that replies are being written into, one connection's after another's.
@@ -34,40 +40,74 @@ const WRITTEN_BYTES_MIN: usize = 256;
 
 impl Stash {
     pub(crate) const fn new() -> Stash {
-        Stash { spare: Vec::new(), copied: None, full: VecDeque::new(), written: None }
+        Stash { spare: Vec::new(), shared: None, full: VecDeque::new(), written: None }
+    }
+
+    /// Lends room for a small message, until [`commit`](Stash::commit). None if there is no memory.
+    pub(crate) fn lend(&mut self) -> Option<iovec> {
+        let mut lent = vector(self.shared(LENT_BYTES.0)?);
+        lent.iov_len = lent.iov_len.min(LENT_BYTES.1);
+        Some(lent)
+    }
+
+    /// Moves the first `n` bytes of what was lent to the end of `chain`.
+    ///
+    /// # Safety
+    /// They are initialised, and nobody writes to them any more. Nothing else was asked of the stash since they were lent.
+    pub(crate) unsafe fn commit(&mut self, n: usize, chain: &mut Chain) {
+        if let Some(tail) = &mut self.shared {
+            // SAFETY: promised by the caller.
+            unsafe { chain.push_committed(tail, n) };
+        }
     }
 
     /// Copies a small message to the end of `chain`. False if there is no memory.
     pub(crate) fn copy_in(&mut self, bytes: &[u8], chain: &mut Chain) -> bool {
-        let fits = |tail: &mut Tail| {
-            tail.remaining() >= bytes.len() || tail.rewind() && tail.remaining() >= bytes.len()
-        };
-        if !self.copied.as_mut().is_some_and(fits) {
-            let Ok(block) = self.block_for_copies(bytes.len()) else { return false };
-            if let Some(full) = self.copied.replace(block) {
-                if self.full.len() == FULL_MAX {
-                    self.full.pop_front();
-                }
-                self.full.push_back(full);
-            }
-        }
-        if let Some(tail) = &mut self.copied {
-            let n = tail.fill(bytes);
-            // SAFETY: `fill` initialised n bytes.
-            unsafe { chain.push_committed(tail, n) };
-        }
+        let Some(tail) = self.shared(bytes.len()) else { return false };
+        let n = tail.fill(bytes);
+        // SAFETY: `fill` initialised n bytes.
+        unsafe { chain.push_committed(tail, n) };
         true
     }
 
-    /// One that was full, if nobody refers to it any more: its lines are in the cache.
-    fn block_for_copies(&mut self, min_bytes: usize) -> Result<Tail, Error> {
-        if let Some(mut oldest) = self.full.pop_front() {
-            if oldest.capacity() >= min_bytes && oldest.rewind() {
-                return Ok(oldest);
-            }
-            self.full.push_back(oldest);
+    /// The block that small messages share, with room for so many bytes.
+    #[inline]
+    fn shared(&mut self, min_bytes: usize) -> Option<&mut Tail> {
+        if self.shared.as_ref().is_none_or(|tail| tail.remaining() < min_bytes) {
+            self.renew_shared(min_bytes)?;
         }
-        self.block(min_bytes.max(COPY_BLOCK_BYTES))
+        self.shared.as_mut()
+    }
+
+    /// A full one is used again when nobody refers to it any more: its lines are in the cache.
+    #[cold]
+    fn renew_shared(&mut self, min_bytes: usize) -> Option<()> {
+        let is_free = |tail: &mut Tail| tail.capacity() >= min_bytes && tail.rewind();
+        if self.shared.as_mut().is_some_and(is_free) {
+            return Some(());
+        }
+        let block = if self.full.front_mut().is_some_and(is_free) {
+            self.full.pop_front()?
+        } else {
+            // Another one is looked at next time.
+            let oldest = self.full.pop_front();
+            self.full.extend(oldest);
+            self.block(min_bytes.max(SHARED_BLOCK_BYTES)).ok()?
+        };
+        if let Some(full) = self.shared.replace(block) {
+            if self.full.len() == FULL_MAX {
+                self.full.pop_front();
+            }
+            self.full.push_back(full);
+        }
+        Some(())
+    }
+
+    /// A turn is over: what comes next goes where this one's messages were, if they are all gone.
+    pub(crate) fn end_turn(&mut self) {
+        if let Some(tail) = &mut self.shared {
+            tail.rewind();
+        }
     }
 
     pub(crate) fn take_written(&mut self) -> Option<Tail> {
@@ -103,5 +143,75 @@ impl BlockSource for Stash {
             return Ok(self.spare.swap_remove(looked_at + at));
         }
         Pool::global().allocate(min_bytes)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::memory::Slice;
+
+    /// Receives into what is lent.
+    fn receive(stash: &mut Stash, bytes: &[u8]) -> Slice {
+        let lent = stash.lend().unwrap();
+        assert!((LENT_BYTES.0..=LENT_BYTES.1).contains(&lent.iov_len));
+        assert!(bytes.len() <= lent.iov_len);
+        let mut chain = Chain::new();
+        // SAFETY: the room is lent, and has as many bytes.
+        unsafe {
+            lent.iov_base.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            stash.commit(bytes.len(), &mut chain);
+        }
+        chain.pop().unwrap()
+    }
+
+    fn copy(stash: &mut Stash, bytes: &[u8]) -> Slice {
+        let mut chain = Chain::new();
+        assert!(stash.copy_in(bytes, &mut chain));
+        chain.pop().unwrap()
+    }
+
+    #[test]
+    fn small_messages_lie_side_by_side() {
+        let mut stash = Stash::new();
+        let (a, b) = (receive(&mut stash, b"one"), copy(&mut stash, b"two"));
+        let c = receive(&mut stash, b"three");
+        assert_eq!((&a[..], &b[..], &c[..]), (&b"one"[..], &b"two"[..], &b"three"[..]));
+        assert_eq!(a.as_ptr_range().end, b.as_ptr());
+        assert_eq!(b.as_ptr_range().end, c.as_ptr());
+    }
+
+    #[test]
+    fn a_turn_begins_where_the_last_one_did() {
+        let mut stash = Stash::new();
+        let first = receive(&mut stash, b"gone").as_ptr();
+        stash.end_turn();
+        let kept = receive(&mut stash, b"kept");
+        assert_eq!(kept.as_ptr(), first);
+        stash.end_turn();
+        assert_ne!(receive(&mut stash, b"next").as_ptr(), first);
+        assert_eq!(kept, b"kept");
+    }
+
+    #[test]
+    fn a_full_block_is_used_again_when_all_of_it_is_gone() {
+        let mut stash = Stash::new();
+        let fill = |stash: &mut Stash| -> Vec<Slice> {
+            let message = [7; SHARED_BLOCK_BYTES / 8];
+            (0..7).map(|_| receive(stash, &message)).collect()
+        };
+        let first = fill(&mut stash);
+        let second = fill(&mut stash);
+        let in_block = |slice: &Slice| slice.as_ptr() as usize / SHARED_BLOCK_BYTES;
+        assert_ne!(in_block(&first[0]), in_block(&second[0]));
+        let address = first[0].as_ptr();
+        drop(first);
+        let third = fill(&mut stash);
+        assert_eq!(third[0].as_ptr(), address);
+        // And one that is kept does not keep the others from it.
+        drop(third);
+        let fourth = fill(&mut stash);
+        assert_eq!(fourth[0].as_ptr(), address);
+        assert!(second.iter().all(|slice| slice.iter().all(|byte| *byte == 7)));
     }
 }

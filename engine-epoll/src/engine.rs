@@ -11,8 +11,8 @@ use std::time::Duration;
 #[cfg(duopoll_faults)]
 use duopoll_core::faults;
 use duopoll_core::{
-    Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,
-    SEND_VECTORS_MAX, Token,
+    Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
+    Poll, SEND_VECTORS_MAX, Token,
 };
 use libc::{epoll_event, iovec};
 
@@ -216,9 +216,8 @@ impl Epoll {
                 return self.serve_again(token);
             }
             let (fd, is_unix) = (socket.fd, socket.is_unix);
-            let Inputs::Vectors(count) = operators.inputs(token, &mut vectors) else {
-                return self.stop(token);
-            };
+            let lent = operators.inputs(token, Lease::Brief, &mut vectors);
+            let Inputs::Vectors(count) = lent else { return self.stop(token) };
             #[cfg(duopoll_faults)]
             let count = faults::shorten_inputs(&mut vectors[..count]);
             let vectors = &vectors[..count];
@@ -239,13 +238,12 @@ impl Epoll {
             sys::faults::report_again(&self.epoll, fd, STREAM_EVENTS, token.to_bits());
             let received = *result.as_ref().unwrap_or(&0);
             let would_block = is_would_block(&result);
-            if let Some(socket) = self.sockets.get(token) {
-                socket.ended = received == 0 && !would_block;
-                let stopped_short = socket.stops_short || stopped_short;
-                if would_block || (received < lent && !stopped_short) {
-                    socket.readable = false;
-                    socket.stops_short = false;
-                }
+            socket.ended = received == 0 && !would_block;
+            stopped_short |= socket.stops_short;
+            let empty = would_block || (received < lent && !stopped_short);
+            if empty {
+                socket.readable = false;
+                socket.stops_short = false;
             }
             self.stats.receives += 1;
             self.stats.received_bytes += received as u64;
@@ -253,6 +251,9 @@ impl Epoll {
             // SAFETY: the kernel wrote so many bytes, or none.
             if unsafe { operators.input_ack(token, result) } == Next::Stop {
                 return self.stop(token);
+            }
+            if empty {
+                return;
             }
         }
     }
@@ -354,7 +355,7 @@ impl Poll for Epoll {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn send<O: Operators>(&mut self, token: Token, operators: &mut O) {
         let mut budget = SEND_BUDGET_BYTES;
         while let Some(socket) = self.sockets.get(token) {

@@ -12,8 +12,8 @@ use duopoll_core::TokenSlab;
 #[cfg(duopoll_faults)]
 use duopoll_core::faults;
 use duopoll_core::{
-    Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,
-    Token,
+    Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
+    Poll, Token,
 };
 use io_uring::{cqueue, opcode, squeue, types::Fd};
 use libc::iovec;
@@ -219,7 +219,7 @@ impl Uring {
     /// False if the operators lend nothing.
     fn queue_receive<O: Operators>(&mut self, token: Token, operators: &mut O) -> bool {
         let mut vectors = [NO_VECTOR; 2];
-        let lent = operators.inputs(token, &mut vectors);
+        let lent = operators.inputs(token, Lease::Long, &mut vectors);
         let Some(socket) = self.sockets.get(token) else { return true };
         let Inputs::Vectors(count) = lent else {
             socket.stopped = true;

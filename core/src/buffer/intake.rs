@@ -54,7 +54,7 @@ const BLOCK_BYTES_MIN: usize = 4 << 10;
 /// The largest block that is asked for, unless the smallest is larger, in bytes.
 const BLOCK_BYTES_MAX: usize = 512 << 10;
 /// The least block that copied bytes go into, in bytes.
-pub(crate) const COPY_BLOCK_BYTES: usize = 4 << 10;
+const COPY_BLOCK_BYTES: usize = 4 << 10;
 /// Small reads in a row before the size is halved.
 const SMALL_READS_MAX: u8 = 16;
 
@@ -169,6 +169,21 @@ impl Intake {
         self.sizing.saw(n, chain.len());
     }
 
+    /// Whether what comes next is expected to be small, and there is no block for it yet.
+    pub(crate) fn expects_little(&self) -> bool {
+        self.tail.is_none() && self.sizing.block == self.sizing.block_min
+    }
+
+    /// Lends what is somebody else's; [`saw`](Intake::saw) follows.
+    pub(crate) fn lends(&mut self, bytes: usize) {
+        self.sizing.lends(bytes);
+    }
+
+    /// `n` bytes came, and `waiting` wait to be taken.
+    pub(crate) fn saw(&mut self, n: usize, waiting: usize) {
+        self.sizing.saw(n, waiting);
+    }
+
     /// Sees to it that the current block has room for `n` bytes. False if there is no memory for another.
     pub(crate) fn make_room(&mut self, n: usize) -> bool {
         if self.tail.as_ref().is_none_or(|tail| tail.remaining() < n) {
@@ -206,7 +221,8 @@ impl Intake {
     }
 }
 
-fn vector(tail: &Tail) -> iovec {
+/// All that can still be written of a block.
+pub(crate) fn vector(tail: &Tail) -> iovec {
     iovec { iov_base: tail.as_ptr().cast().as_ptr(), iov_len: tail.remaining() }
 }
 

@@ -12,7 +12,7 @@ use std::fmt;
 use libc::iovec;
 
 pub use chain::{Chain, IO_BYTES_MAX, IO_VECTORS_MAX, Iter as ChainIter};
-pub(crate) use intake::COPY_BLOCK_BYTES;
+pub(crate) use intake::vector;
 pub use intake::{BlockSource, Intake};
 pub use nocopy::{LinkReader, LinkWriter};
 pub use read::Chunks;

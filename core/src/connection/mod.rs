@@ -444,8 +444,9 @@ impl Shared {
 /// The poller's side.
 impl Shared {
     /// Bytes have arrived: `push` puts them into the inbox, and is told whether others wait there already, or with the
-    /// reader for the rest of a message.
-    pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain, bool)) -> (Wakers, Next) {
+    /// reader for the rest of a message. Gives the reader, if it has what it waits for.
+    #[inline]
+    pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain, bool)) -> (Option<Waker>, Next) {
         let mut state = self.state();
         let before = state.inbox.len();
         let lags = state.lags();
@@ -455,7 +456,7 @@ impl Shared {
         }
         if state.discard {
             state.inbox = Chain::new();
-            return (Wakers::default(), Next::More);
+            return (None, Next::More);
         }
         let reader = if state.need > 0 && state.inbox.len() >= state.need {
             state.need = 0;
@@ -467,8 +468,7 @@ impl Shared {
         // A reader that waits for more than the watermark must get it.
         let limit = self.input_high_bytes.max(state.need);
         state.stopped = state.inbox.len() >= limit;
-        let next = if state.stopped { Next::Stop } else { Next::More };
-        (Wakers { reader, ..Wakers::default() }, next)
+        (reader, if state.stopped { Next::Stop } else { Next::More })
     }
 
     /// There is nothing more to receive: the peer sent its FIN, or the kernel has told a send already that the
@@ -511,6 +511,7 @@ impl Shared {
 
     /// Moves the outbox to the end of `sending`, and says whether something waits for that to be taken. If there is nothing
     /// to send, what to do: to finish, once, when all is out that ever will be.
+    #[inline]
     pub(crate) fn take_output(&self, sending: &mut Chain) -> Result<bool, Outputs> {
         let mut state = self.state();
         state.send_posted = false;
@@ -525,8 +526,10 @@ impl Shared {
         Err(Outputs::Nothing)
     }
 
-    /// The kernel took `n` bytes of `sending`, which are gone from it already.
-    pub(crate) fn sent(&self, n: usize, sending: &mut Chain) -> (Wakers, Next) {
+    /// The kernel took `n` bytes of `sending`, which are gone from it already. Gives the writer, if that is what it waits
+    /// for.
+    #[inline]
+    pub(crate) fn sent(&self, n: usize, sending: &mut Chain) -> (Option<Waker>, Next) {
         let mut state = self.state();
         state.unsent = state.unsent.saturating_sub(n);
         sending.append(&mut state.outbox);
@@ -537,7 +540,7 @@ impl Shared {
         } else {
             None
         };
-        (Wakers { writer, ..Wakers::default() }, if more { Next::More } else { Next::Stop })
+        (writer, if more { Next::More } else { Next::Stop })
     }
 
     /// Ends what is due. `active` is when a byte last moved.
@@ -633,6 +636,7 @@ impl Shared {
     }
 
     /// Whether bytes wait for their reader, or with it for the rest of a message.
+    #[inline]
     pub(crate) fn lags(&self) -> bool {
         self.state().lags()
     }

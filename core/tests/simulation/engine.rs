@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use duopoll_core::{
-    Capabilities, Deregister, EngineStats, Inputs, Kind, Next, Notify, Operators, Outputs, Poll,
-    Pool, SEND_VECTORS_MAX, Slice, Token,
+    Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
+    Poll, Pool, SEND_VECTORS_MAX, Slice, Token,
 };
 use libc::iovec;
 
@@ -342,10 +342,11 @@ impl SimEngine {
         note!("{} link {}: {event:?}", self.clock.micros(), self.sockets[index].link.id);
         match event {
             Event::Lend => {
-                self.lend(index, operators);
+                self.lend(index, Lease::Long, operators);
             }
             Event::Receive => {
-                if self.lend(index, operators) {
+                let lease = if self.rng.one_in(2) { Lease::Brief } else { Lease::Long };
+                if self.lend(index, lease, operators) {
                     self.received(index, operators);
                 }
             }
@@ -363,11 +364,11 @@ impl SimEngine {
     }
 
     /// Asks where to receive to.
-    fn lend<O: Operators>(&mut self, index: usize, operators: &mut O) -> bool {
+    fn lend<O: Operators>(&mut self, index: usize, lease: Lease, operators: &mut O) -> bool {
         let delay = if self.rng.one_in(4) { self.rng.span() } else { 0 };
         let socket = &mut self.sockets[index];
         let mut vectors = [NO_VECTOR; 2];
-        match operators.inputs(socket.token, &mut vectors) {
+        match operators.inputs(socket.token, lease, &mut vectors) {
             Inputs::Stop => {
                 socket.stopped = true;
                 false

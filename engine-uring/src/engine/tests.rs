@@ -56,7 +56,7 @@ impl Seen {
 
 // SAFETY: the room is boxed, and lives as long as the recorder, which outlives the ring.
 unsafe impl Operators for Recorder {
-    fn inputs(&mut self, token: Token, vectors: &mut [iovec; 2]) -> Inputs {
+    fn inputs(&mut self, token: Token, _: Lease, vectors: &mut [iovec; 2]) -> Inputs {
         let seen = self.of(token);
         assert!(!seen.lent && !seen.released);
         seen.lent = true;
