@@ -31,6 +31,8 @@ const SMALL_BYTES: usize = 16 << 10;
 const LARGE_COUNT: (usize, usize) = (4, 64);
 /// How many small ones the kernel has at least, and at most.
 const SMALL_COUNT: (usize, usize) = (64, 256);
+/// What the buffers may hold together while few receives find none of them, in bytes: what second-level caches hold.
+const CACHED_BYTES: usize = 1 << 20;
 /// Turns in a row with little use before the kernel gets fewer buffers.
 const QUIET_TURNS: u32 = 1024;
 
@@ -51,6 +53,8 @@ pub(crate) struct Buffers {
     range: (usize, usize),
     /// Buffers used up in this turn.
     used: usize,
+    /// Receives that found none in this turn.
+    shortages: usize,
     quiet_turns: u32,
 }
 
@@ -75,6 +79,7 @@ impl Buffers {
             wanted: range.0,
             range,
             used: 0,
+            shortages: 0,
             quiet_turns: 0,
         };
         buffers.fill();
@@ -167,16 +172,19 @@ impl Buffers {
         mem::replace(&mut self.wanted, wanted)
     }
 
-    /// There were not enough of them.
+    /// A receive found none.
     pub(crate) fn ran_out(&mut self) {
-        self.wanted = (self.wanted * 2).min(self.range.1);
-        self.quiet_turns = 0;
+        self.shortages += 1;
     }
 
     /// A turn is over.
     pub(crate) fn end_turn(&mut self) {
+        let shortages = mem::take(&mut self.shortages);
         let used = mem::take(&mut self.used);
-        if used * 4 >= self.wanted {
+        if shortages > 0 {
+            self.wanted = more(self.wanted, shortages, self.block_bytes).min(self.range.1);
+        }
+        if shortages > 0 || used * 4 >= self.wanted {
             self.quiet_turns = 0;
             return;
         }
@@ -187,6 +195,13 @@ impl Buffers {
             self.spare.truncate(self.wanted);
         }
     }
+}
+
+/// How many buffers the kernel shall have, after so many receives have found none in one turn. It walks through all of them:
+/// for one connection that receives much, more than the cache holds cost more than to receive in several turns.
+fn more(wanted: usize, shortages: usize, block_bytes: usize) -> usize {
+    let most = shortages.max(CACHED_BYTES / block_bytes);
+    wanted.max(most.min(wanted * 2))
 }
 
 /// What a test leaves of a buffer.
@@ -240,5 +255,23 @@ impl fmt::Debug for Buffers {
             .field("lent", &self.lent_count())
             .field("wanted", &self.wanted)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_as_many_buffers_as_find_use() {
+        let after = |turns, shortages, block_bytes| {
+            (0..turns).fold(LARGE_COUNT.0, |wanted, _| more(wanted, shortages, block_bytes))
+        };
+        // One connection that receives much: 1 MiB.
+        assert_eq!([1, 2, 3, 9].map(|turns| after(turns, 1, 64 << 10)), [8, 16, 16, 16]);
+        // Many at once: one each.
+        assert_eq!([3, 4, 9].map(|turns| after(turns, 40, 64 << 10)), [32, 40, 40]);
+        // Never fewer than before.
+        assert_eq!(more(64, 1, 64 << 10), 64);
     }
 }
