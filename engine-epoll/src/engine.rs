@@ -542,3 +542,6 @@ fn is_would_block(result: &io::Result<usize>) -> bool {
 fn fd_of(fd: &OwnedFd) -> RawFd {
     std::os::fd::AsRawFd::as_raw_fd(fd)
 }
+
+#[cfg(all(test, not(duopoll_faults)))]
+mod tests;
