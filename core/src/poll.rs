@@ -226,7 +226,8 @@ pub unsafe trait Operators {
     /// stream, or with an error. `WouldBlock` gives the vectors back and means nothing else.
     ///
     /// # Safety
-    /// The first `n` bytes of the vectors were written.
+    /// The first `n` bytes of the vectors were written. If they were lent for a [brief](Lease::Brief) time, nothing else was
+    /// asked for since.
     unsafe fn input_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
 
     /// Bytes that came in a buffer of the engine's own, which becomes the connection's.
