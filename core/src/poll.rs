@@ -44,15 +44,20 @@ pub enum Deregister {
 
 /// An engine: it watches descriptors, and moves bytes between them and the operators.
 ///
-/// All methods are called on one thread, the poller's. A registered descriptor stays open until the engine has
-/// called [`Operators::released`] for its token.
+/// All methods are called on one thread, the poller's.
 pub trait Poll {
     /// Starts watching. A stream is received from at once, a listener accepted from; a stream is sent to when
     /// [`send`](Poll::send) says that there is something.
     ///
+    /// # Safety
+    /// - The descriptor is open, is what `kind` says, and stays open until the engine has called
+    ///   [`Operators::released`] for the token.
+    /// - No other registration that has not been released has this token.
+    /// - Until then, all calls of this engine are given these operators.
+    ///
     /// # Errors
     /// What the kernel says; then the token is not registered.
-    fn register<O: Operators>(
+    unsafe fn register<O: Operators>(
         &mut self,
         token: Token,
         fd: RawFd,
@@ -82,9 +87,10 @@ pub trait Poll {
         operators: &mut O,
     ) -> io::Result<()>;
 
-    /// Bytes that have arrived for a stream and were not given to the operators yet, wherever they are. Looked at when a
-    /// server shuts down, and not on a hot path.
-    fn unread_bytes(&mut self, token: Token) -> usize;
+    /// What has happened to a stream that the operators were not told of yet, wherever it is known: in the socket, in
+    /// buffers or completions of the engine. What is reported is told in one of the next turns, unless the operators had
+    /// said stop. Asked when a deadline has passed or a server shuts down, and not on a hot path.
+    fn pending(&mut self, token: Token) -> Pending;
 
     /// What wakes [`wait`](Poll::wait) from another thread. One call wakes at least one wait, the present or the
     /// next.
@@ -164,13 +170,24 @@ pub struct EngineStats {
     pub buffer_shortages: u64,
 }
 
+/// What has happened to a stream and was not told yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Bytes that have arrived.
+    pub bytes: usize,
+    /// The peer has ended, or the connection is broken: behind those bytes.
+    pub ended: bool,
+    /// The kernel would take bytes to send; a connect that was under way has ended.
+    pub room: bool,
+}
+
 /// For how long an engine uses what it is lent for a receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lease {
     /// Until the acknowledgement, before which it asks for nothing else.
-    Brief,
-    /// Until the acknowledgement, whenever that is: the kernel holds it meanwhile.
-    Long,
+    UntilAck,
+    /// While the kernel holds it, until the acknowledgement, whenever that is.
+    InFlight,
 }
 
 /// Where a receive goes.
@@ -226,15 +243,16 @@ pub unsafe trait Operators {
     /// stream, or with an error. `WouldBlock` gives the vectors back and means nothing else.
     ///
     /// # Safety
-    /// The first `n` bytes of the vectors were written. If they were lent for a [brief](Lease::Brief) time, nothing else was
-    /// asked for since.
+    /// The first `n` bytes of the vectors were written. If they were lent [until now](Lease::UntilAck) only, nothing
+    /// else was asked for since.
     unsafe fn input_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
 
-    /// Bytes that came in a buffer of the engine's own, which becomes the connection's.
+    /// Bytes that came in a buffer of the engine's own, which becomes the connection's. Not while vectors are lent for
+    /// a receive: bytes have one way in at a time.
     fn donate(&mut self, token: Token, slice: Slice) -> Next;
 
     /// Bytes that came in a buffer of the engine's own, and are few enough that a copy is cheaper than to keep the
-    /// buffer for them. None if there is no memory for the copy; then nothing was taken.
+    /// buffer for them. None if there is no memory for the copy; then nothing was taken. Not while vectors are lent.
     fn copy_in(&mut self, token: Token, bytes: &[u8]) -> Option<Next>;
 
     /// What to send next.
@@ -249,16 +267,19 @@ pub unsafe trait Operators {
     fn late_output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
 
     /// As [`output_ack`](Operators::output_ack), if the flags had `MSG_ZEROCOPY`. The kernel goes on reading the bytes it
-    /// has taken, until the engine calls [`zerocopy_notice`](Operators::zerocopy_notice).
-    #[cfg(feature = "zerocopy")]
-    fn zerocopy_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
+    /// has taken, until the engine calls [`zerocopy_notice`](Operators::zerocopy_notice). Never called for operators whose
+    /// flags never have it.
+    fn zerocopy_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
+        self.output_ack(token, result)
+    }
 
     /// The kernel reads no more from the memory of some sends: those from `first` to `last`, both included, among the
     /// successful sends with `MSG_ZEROCOPY` of this registration, counted from 0 and wrapping. `copied`: it has copied their
     /// bytes all the same.
     /// May come after [`released`](Operators::released).
-    #[cfg(feature = "zerocopy")]
-    fn zerocopy_notice(&mut self, token: Token, first: u32, last: u32, copied: bool);
+    fn zerocopy_notice(&mut self, token: Token, first: u32, last: u32, copied: bool) {
+        let _ = (token, first, last, copied);
+    }
 
     /// A connect that was under way has succeeded, and the stream is received from, or it has failed.
     fn connected(&mut self, token: Token, result: io::Result<()>);
@@ -266,7 +287,10 @@ pub unsafe trait Operators {
     /// A connection was accepted, or it could not be.
     fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next;
 
-    /// The kernel holds nothing of this registration any more, but for the memory of sends without a copy; the descriptor
-    /// may be closed.
-    fn released(&mut self, token: Token);
+    /// The registration is over; the descriptor may be closed, and the memory that was lent be used for something else.
+    ///
+    /// # Safety
+    /// The kernel holds nothing of this registration any more, but for the memory of sends without a copy, and the engine
+    /// uses neither the descriptor nor any vector of it again.
+    unsafe fn released(&mut self, token: Token);
 }

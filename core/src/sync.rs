@@ -4,73 +4,12 @@
 mod imp {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
     pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
-    pub(crate) use std::thread::yield_now;
 }
 
 #[cfg(loom)]
 mod imp {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
     pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
-    pub(crate) use loom::thread::yield_now;
-}
-
-/// A barrier of which the one side is free, since the other has the kernel make it for both: membarrier(2).
-#[cfg(not(loom))]
-pub(crate) mod barrier {
-    use std::io;
-    use std::sync::OnceLock;
-    use std::sync::atomic::{Ordering, compiler_fence};
-
-    use libc::{
-        MEMBARRIER_CMD_PRIVATE_EXPEDITED as BARRIER,
-        MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED as REGISTER,
-    };
-
-    /// Whether the kernel has it. Asks once per process: in microseconds while that has one thread, later in some 10
-    /// milliseconds.
-    pub(crate) fn is_available() -> bool {
-        static AVAILABLE: OnceLock<bool> = OnceLock::new();
-        *AVAILABLE.get_or_init(|| membarrier(REGISTER).and_then(|()| membarrier(BARRIER)).is_ok())
-    }
-
-    #[inline]
-    pub(crate) fn light() {
-        compiler_fence(Ordering::SeqCst);
-    }
-
-    /// # Panics
-    /// If the kernel refuses what it has done before: a filter of system calls was installed that has no room for it.
-    pub(crate) fn heavy() {
-        if let Err(error) = membarrier(BARRIER) {
-            panic!("membarrier(2) worked when the pollers started, and is refused now: {error}");
-        }
-    }
-
-    fn membarrier(command: libc::c_int) -> io::Result<()> {
-        // SAFETY: takes no memory.
-        match unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-}
-
-/// In a model both sides make the barrier themselves.
-#[cfg(loom)]
-pub(crate) mod barrier {
-    use super::{Ordering, fence};
-
-    pub(crate) fn is_available() -> bool {
-        true
-    }
-
-    pub(crate) fn light() {
-        fence(Ordering::SeqCst);
-    }
-
-    pub(crate) fn heavy() {
-        fence(Ordering::SeqCst);
-    }
 }
 
 pub(crate) use imp::*;

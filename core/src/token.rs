@@ -119,6 +119,11 @@ impl<T> TokenSlab<T> {
         Some(self.entries.remove(token.index()).1)
     }
 
+    /// All entries.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().map(|(_, (_, entry))| entry)
+    }
+
     /// The tokens of all entries.
     pub fn tokens(&self) -> impl Iterator<Item = Token> {
         self.entries.iter().map(|(index, (generation, _))| Token::new(index as u32, *generation))

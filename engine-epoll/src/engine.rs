@@ -12,7 +12,7 @@ use std::time::Duration;
 use duopoll_core::faults;
 use duopoll_core::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
-    Poll, SEND_VECTORS_MAX, Token,
+    Pending, Poll, SEND_VECTORS_MAX, Token,
 };
 use libc::{epoll_event, iovec};
 
@@ -216,7 +216,7 @@ impl Epoll {
                 return self.serve_again(token);
             }
             let (fd, is_unix) = (socket.fd, socket.is_unix);
-            let lent = operators.inputs(token, Lease::Brief, &mut vectors);
+            let lent = operators.inputs(token, Lease::UntilAck, &mut vectors);
             let Inputs::Vectors(count) = lent else { return self.stop(token) };
             #[cfg(duopoll_faults)]
             let count = faults::shorten_inputs(&mut vectors[..count]);
@@ -323,7 +323,7 @@ impl Epoll {
 }
 
 impl Poll for Epoll {
-    fn register<O: Operators>(
+    unsafe fn register<O: Operators>(
         &mut self,
         token: Token,
         fd: RawFd,
@@ -444,7 +444,8 @@ impl Poll for Epoll {
             // The last chance to hear of them. A reset has the kernel give up what it held.
             while take_notice(token, socket.fd, operators) {}
         }
-        operators.released(token);
+        // SAFETY: every call is over before the next, and the socket is not watched any more.
+        unsafe { operators.released(token) };
     }
 
     fn wait<O: Operators>(
@@ -471,10 +472,27 @@ impl Poll for Epoll {
         Ok(())
     }
 
-    fn unread_bytes(&mut self, token: Token) -> usize {
-        let Some(socket) = self.sockets.get(token) else { return 0 };
+    fn pending(&mut self, token: Token) -> Pending {
+        let Some(socket) = self.sockets.get(token) else { return Pending::default() };
         self.stats.syscalls += 1;
-        sys::unread_bytes(socket.fd)
+        let ready = sys::ready(socket.fd);
+        let hung_up = ready & (libc::POLLHUP | libc::POLLRDHUP) != 0;
+        let mut pending = Pending { room: ready & libc::POLLOUT != 0 || hung_up, ..Pending::default() };
+        if socket.kind == Kind::Connecting {
+            pending.room |= ready & libc::POLLERR != 0;
+            return pending;
+        }
+        if socket.ended || (ready & libc::POLLIN == 0 && !hung_up) {
+            return pending;
+        }
+        self.stats.syscalls += 1;
+        pending.bytes = sys::unread_bytes(socket.fd);
+        pending.ended = hung_up || pending.bytes == 0;
+        socket.readable = true;
+        if !socket.stopped {
+            self.serve_again(token);
+        }
+        pending
     }
 
     fn waker(&self) -> Arc<dyn Notify> {

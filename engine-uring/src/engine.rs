@@ -13,7 +13,7 @@ use duopoll_core::TokenSlab;
 use duopoll_core::faults;
 use duopoll_core::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
-    Poll, Token,
+    Pending, Poll, Token,
 };
 use io_uring::{cqueue, opcode, squeue, types::Fd};
 use libc::iovec;
@@ -24,6 +24,7 @@ use crate::probe::{self, Plan, Unavailable};
 use crate::ring::Ring;
 use crate::socket::{Op, Socket, Sockets};
 use crate::sys;
+use crate::unhandled::Unhandled;
 #[cfg(feature = "zerocopy")]
 use crate::zerocopy::ZeroCopy;
 
@@ -49,6 +50,9 @@ const NO_MEMORY_RETRY: Duration = Duration::from_millis(10);
 /// Never raise SIGPIPE. And not `MSG_WAITALL`: a send to a slow peer would complete when the last byte is taken, and
 /// look idle until then.
 pub(crate) const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
+
+/// What poll(2) says of a stream whose peer has ended, or that is broken.
+const HAS_ENDED: i16 = libc::POLLRDHUP | libc::POLLHUP;
 
 const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
@@ -86,6 +90,8 @@ pub struct Uring {
     closing: VecDeque<(Instant, Token)>,
     /// Completions that were taken and not handled yet.
     completions: VecDeque<cqueue::Entry>,
+    /// What the first so many of them say of streams, if anybody has asked in this turn.
+    unhandled: Unhandled,
     /// Accepts that have completed and wait for a later turn.
     accepts: VecDeque<cqueue::Entry>,
     /// How many more are handled in this turn.
@@ -145,6 +151,7 @@ impl Uring {
             to_cancel: VecDeque::new(),
             closing: VecDeque::new(),
             completions: VecDeque::with_capacity(COMPLETIONS_PER_TURN),
+            unhandled: Unhandled::default(),
             accepts: VecDeque::new(),
             accepts_left: 0,
             more: false,
@@ -219,7 +226,7 @@ impl Uring {
     /// False if the operators lend nothing.
     fn queue_receive<O: Operators>(&mut self, token: Token, operators: &mut O) -> bool {
         let mut vectors = [NO_VECTOR; 2];
-        let lent = operators.inputs(token, Lease::Long, &mut vectors);
+        let lent = operators.inputs(token, Lease::InFlight, &mut vectors);
         let Some(socket) = self.sockets.get(token) else { return true };
         let Inputs::Vectors(count) = lent else {
             socket.stopped = true;
@@ -311,6 +318,7 @@ impl Uring {
     }
 
     fn handle_completions<O: Operators>(&mut self, operators: &mut O) {
+        self.unhandled.clear();
         self.accepts_left = ACCEPTS_PER_TURN;
         let mut left = COMPLETIONS_PER_TURN;
         while self.accepts_left > 0 {
@@ -336,6 +344,24 @@ impl Uring {
         }
         self.more =
             !self.accepts.is_empty() || !self.completions.is_empty() || self.ring.has_completions();
+    }
+
+    /// What completions that were not handled yet say of a stream.
+    fn unhandled(&mut self, token: Token) -> Pending {
+        self.ring.completions(&mut self.completions, usize::MAX);
+        while self.ring.overflows() {
+            // The kernel keeps some until it is entered.
+            let taken = self.completions.len();
+            if self.ring.enter(0, Some(Duration::ZERO)).is_err() {
+                break;
+            }
+            self.ring.completions(&mut self.completions, usize::MAX);
+            if self.completions.len() == taken {
+                break;
+            }
+        }
+        self.more |= !self.completions.is_empty();
+        self.unhandled.of(token, &self.completions)
     }
 
     fn handle<O: Operators>(&mut self, completion: &cqueue::Entry, operators: &mut O) {
@@ -510,7 +536,7 @@ impl Uring {
         }
         let fd = socket.fd;
         self.stats.syscalls += 1;
-        sys::has_ended(fd)
+        sys::ready(fd) & HAS_ENDED != 0
     }
 
     /// Receives, or accepts, nothing more.
@@ -629,7 +655,8 @@ impl Uring {
     pub(crate) fn release_if_idle<O: Operators>(&mut self, token: Token, operators: &mut O) {
         if self.sockets.get(token).is_some_and(|socket| socket.closing && socket.is_idle()) {
             self.sockets.remove(token);
-            operators.released(token);
+            // SAFETY: nothing of it is in flight, and its completions have all been handled.
+            unsafe { operators.released(token) };
         }
     }
 
@@ -709,7 +736,7 @@ fn to_result(result: i32) -> io::Result<usize> {
 }
 
 impl Poll for Uring {
-    fn register<O: Operators>(
+    unsafe fn register<O: Operators>(
         &mut self,
         token: Token,
         fd: RawFd,
@@ -838,16 +865,31 @@ impl Poll for Uring {
         Ok(())
     }
 
-    fn unread_bytes(&mut self, token: Token) -> usize {
-        let Some(fd) = self.sockets.get(token).map(|socket| socket.fd) else { return 0 };
+    fn pending(&mut self, token: Token) -> Pending {
+        let Some(socket) = self.sockets.get(token) else { return Pending::default() };
+        let (fd, kind, over) = (socket.fd, socket.kind, socket.ended);
         self.stats.syscalls += 1;
-        // What the kernel has received already waits in its completions.
-        self.ring.completions(&mut self.completions, usize::MAX);
-        self.more |= !self.completions.is_empty();
-        let ops = [Op::Receive, Op::ReceiveMulti].map(|op| op.user_data(token));
-        let ours = self.completions.iter().filter(|entry| ops.contains(&entry.user_data()));
-        let received = ours.map(|entry| usize::try_from(entry.result()).unwrap_or(0));
-        received.sum::<usize>() + sys::unread_bytes(fd)
+        let ready = sys::ready(fd);
+        let hung_up = ready & HAS_ENDED != 0;
+        let mut pending = Pending { room: ready & libc::POLLOUT != 0 || hung_up, ..Pending::default() };
+        if kind == Kind::Connecting {
+            pending.room |= ready & libc::POLLERR != 0;
+            return pending;
+        }
+        if ready & libc::POLLIN != 0 && !over {
+            self.stats.syscalls += 1;
+            pending.bytes = sys::unread_bytes(fd);
+        }
+        // Last, since the kernel may complete something in any system call.
+        let unhandled = self.unhandled(token);
+        pending.bytes += unhandled.bytes;
+        pending.room |= unhandled.room;
+        pending.ended = !over && (hung_up || unhandled.ended);
+        if pending.ended && !unhandled.ended {
+            // A receive that goes on may wait for an end that has been already: see `may_miss_the_end`.
+            self.cancel_inbound(token);
+        }
+        pending
     }
 
     fn waker(&self) -> Arc<dyn Notify> {

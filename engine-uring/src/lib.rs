@@ -30,6 +30,7 @@ mod probe;
 mod ring;
 mod socket;
 mod sys;
+mod unhandled;
 #[cfg(feature = "zerocopy")]
 mod zerocopy;
 

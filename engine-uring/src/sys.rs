@@ -72,12 +72,13 @@ pub(crate) fn unread_bytes(fd: RawFd) -> usize {
     asked.map_or(0, |_| usize::try_from(bytes).unwrap_or(0))
 }
 
-/// Whether the peer has ended its direction of a stream, or the stream is broken.
-pub(crate) fn has_ended(fd: RawFd) -> bool {
-    let mut entry = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+/// What the socket is ready for: `POLLIN`, `POLLOUT`, `POLLRDHUP`, `POLLHUP`, `POLLERR`.
+pub(crate) fn ready(fd: RawFd) -> i16 {
+    let events = libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP;
+    let mut entry = libc::pollfd { fd, events, revents: 0 };
     // SAFETY for the call: one entry, which can be written to.
     let polled = syscall!(poll(&raw mut entry, 1, 0));
-    polled.is_ok_and(|count| count > 0)
+    polled.map_or(0, |_| entry.revents)
 }
 
 /// How a connect(2) that was under way has ended.

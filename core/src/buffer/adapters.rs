@@ -79,7 +79,7 @@ unsafe impl BufMut for LinkBuffer {
     /// # Panics
     /// If there is no memory for another block: the trait has no way to say so.
     fn chunk_mut(&mut self) -> &mut UninitSlice {
-        let room = self.intake.tail().map_or(0, crate::memory::Tail::remaining);
+        let room = self.recv.tail().map_or(0, crate::memory::Tail::remaining);
         match self.reserve(if room == 0 { CHUNK_BYTES_MIN } else { room }) {
             Ok(spare) => UninitSlice::uninit(spare),
             Err(error) => panic!("chunk_mut: {error}"),

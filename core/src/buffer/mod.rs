@@ -2,7 +2,7 @@
 
 mod adapters;
 mod chain;
-mod intake;
+mod recv;
 mod nocopy;
 mod read;
 mod write;
@@ -12,8 +12,8 @@ use std::fmt;
 use libc::iovec;
 
 pub use chain::{Chain, IO_BYTES_MAX, IO_VECTORS_MAX, Iter as ChainIter};
-pub(crate) use intake::vector;
-pub use intake::{BlockSource, Intake};
+pub(crate) use recv::vector;
+pub use recv::RecvBuffer;
 pub use nocopy::{LinkReader, LinkWriter};
 pub use read::Chunks;
 
@@ -96,7 +96,7 @@ pub struct LinkBuffer {
     /// What the last `reserve` promised.
     promised: usize,
     /// The write end, and where an engine receives.
-    intake: Intake,
+    recv: RecvBuffer,
     /// The rest of the block that the last copying peek made.
     peeked: Option<Tail>,
     pool: Pool,
@@ -114,7 +114,7 @@ impl LinkBuffer {
             chain: Chain::new(),
             unflushed: 0,
             promised: 0,
-            intake: Intake::starting_with(pool.config().node_bytes),
+            recv: RecvBuffer::starting_with(pool.config().node_bytes),
             peeked: None,
             pool,
         }
@@ -136,8 +136,8 @@ impl LinkBuffer {
     /// Gives up the memory that is held for more bytes. The bytes in the buffer stay.
     pub fn release_memory(&mut self) {
         self.promised = 0;
-        *self.intake.tail_mut() = None;
-        self.intake.take_unused();
+        *self.recv.tail_mut() = None;
+        self.recv.take_unused();
         self.peeked = None;
     }
 }
@@ -151,7 +151,7 @@ impl LinkBuffer {
     /// [`Error::OutOfMemory`] if there is no block to be had.
     pub fn lend_writable(&mut self, vectors: &mut [iovec; 2]) -> Result<usize, Error> {
         self.promised = 0;
-        self.intake.lend(&mut &self.pool, vectors)
+        self.recv.lend(&mut &self.pool, vectors)
     }
 
     /// Takes the first `n` bytes that were written to the vectors last lent. They are readable at once, and come
@@ -163,8 +163,8 @@ impl LinkBuffer {
     /// - The first `n` bytes of the vectors are initialised, and nobody writes to them any more.
     pub unsafe fn commit_lent(&mut self, n: usize) {
         // SAFETY: promised by the caller.
-        unsafe { self.intake.commit(n, &mut self.chain) };
-        self.intake.take_unused();
+        unsafe { self.recv.commit(n, &mut self.chain) };
+        self.recv.take_unused();
         self.flush();
     }
 
@@ -212,7 +212,7 @@ impl LinkBuffer {
     /// The block that is being written, to be taken away or put back: connections share one among many.
     pub fn tail_mut(&mut self) -> &mut Option<Tail> {
         self.promised = 0;
-        self.intake.tail_mut()
+        self.recv.tail_mut()
     }
 }
 

@@ -28,7 +28,7 @@ impl LinkBuffer {
         let next = if rest.is_empty() { None } else { Some(self.block(rest.len())?) };
         self.copy_in(front);
         if let Some(next) = next {
-            *self.intake.tail_mut() = Some(next);
+            *self.recv.tail_mut() = Some(next);
             self.copy_in(rest);
         }
         Ok(())
@@ -36,7 +36,7 @@ impl LinkBuffer {
 
     #[inline]
     fn copy_in(&mut self, bytes: &[u8]) {
-        if let Some(tail) = self.intake.tail_mut() {
+        if let Some(tail) = self.recv.tail_mut() {
             let n = tail.fill(bytes);
             debug_assert_eq!(n, bytes.len());
             // SAFETY: `fill` initialised n bytes.
@@ -71,10 +71,10 @@ impl LinkBuffer {
         }
         if self.room_for(n) < n {
             let block = self.block(n)?;
-            *self.intake.tail_mut() = Some(block);
+            *self.recv.tail_mut() = Some(block);
         }
         self.promised = n;
-        match self.intake.tail_mut() {
+        match self.recv.tail_mut() {
             Some(tail) => Ok(&mut tail.spare_mut()[..n]),
             None => Ok(&mut []),
         }
@@ -94,7 +94,7 @@ impl LinkBuffer {
             return Err(Error::NotReserved { committed: n, reserved: self.promised });
         }
         self.promised -= n;
-        if let Some(tail) = self.intake.tail_mut() {
+        if let Some(tail) = self.recv.tail_mut() {
             // SAFETY: promised by the caller, and n does not exceed what the tail had room for.
             unsafe { self.chain.push_committed(tail, n) };
             self.unflushed += n;
@@ -161,7 +161,7 @@ impl LinkBuffer {
     /// How much room the tail has. If that is less than `n`, but all of its bytes are gone, it is used anew.
     #[inline]
     fn room_for(&mut self, n: usize) -> usize {
-        let Some(tail) = self.intake.tail_mut() else { return 0 };
+        let Some(tail) = self.recv.tail_mut() else { return 0 };
         if tail.remaining() < n {
             tail.rewind();
         }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Detached, Input, NEVER, Output, Shared, State, Wakers, wait};
-use crate::mailbox::Command;
+use super::lifecycle::Limit;
+use super::shared::Shared;
 
 /// A handle on a connection: to limit what it may wait for, to pause it, and to end it. From any thread, while others
 /// read and write.
@@ -31,46 +31,38 @@ impl Control {
         Control { shared }
     }
 
-    /// Called on the connection's poller, before it is given to another thread: spares that one the 10 microseconds that
-    /// the first use on another thread costs otherwise.
-    #[doc(hidden)]
-    pub fn share(&self) {
-        self.shared.share();
-    }
-
     /// How long each wait for bytes to arrive may take; none: for ever.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) {
-        self.change(|state| state.reading.set_timeout(timeout));
+        self.limit(Limit::ReadTimeout(timeout));
     }
 
     /// How long each wait of a flush may take; none: for ever. A connection that is closed also gets so long to send
     /// what was flushed.
     pub fn set_write_timeout(&self, timeout: Option<Duration>) {
-        self.change(|state| state.writing.set_timeout(timeout));
+        self.limit(Limit::WriteTimeout(timeout));
     }
 
     /// Until when reads may wait; none: for ever.
     pub fn set_read_deadline(&self, deadline: Option<Instant>) {
-        let deadline = deadline.map(|instant| self.shared.mailbox.clock().tick_of(instant));
-        self.change(|state| state.reading.set_deadline(deadline));
+        let deadline = deadline.map(|instant| self.shared.clock().tick_of(instant));
+        self.limit(Limit::ReadDeadline(deadline));
     }
 
     /// Until when flushes may wait; none: for ever.
     pub fn set_write_deadline(&self, deadline: Option<Instant>) {
-        let deadline = deadline.map(|instant| self.shared.mailbox.clock().tick_of(instant));
-        self.change(|state| state.writing.set_deadline(deadline));
+        let deadline = deadline.map(|instant| self.shared.clock().tick_of(instant));
+        self.limit(Limit::WriteDeadline(deadline));
     }
 
     /// How long no byte may move in either direction before the connection is ended with
     /// [`TimedOut`](std::io::ErrorKind::TimedOut) for both; none: for ever.
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
-        self.change(|state| state.idle_timeout = timeout.map_or(NEVER, wait::ticks));
+        self.limit(Limit::IdleTimeout(timeout));
     }
 
     /// Whether both directions can still be used, as far as this side knows.
     pub fn is_active(&self) -> bool {
-        let state = self.shared.state();
-        state.input == Input::Open && state.output == Output::Open
+        self.shared.life().is_active()
     }
 
     /// Receives nothing until [`resume`](Control::resume): the kernel's window then holds the peer back. What the
@@ -78,12 +70,12 @@ impl Control {
     /// [`input_high_bytes`](crate::Limits::input_high_bytes). Whoever waits for more goes on waiting; timeouts and
     /// deadlines count. The peer's end and errors of the connection are found out by sending only, or later.
     pub fn pause(&self) {
-        self.shared.mailbox.post(Command::Pause(self.shared.token));
+        self.shared.life().pause();
     }
 
     /// Receives again. Harmless if the connection was not paused.
     pub fn resume(&self) {
-        self.shared.mailbox.post(Command::Resume(self.shared.token));
+        self.shared.adjust(|life| life.resume());
     }
 
     /// Has `callback` called once, as soon as the connection is over: the peer has ended it, it broke, it was closed or
@@ -93,14 +85,10 @@ impl Control {
     /// It runs where the end is found out, mostly on the poller's thread, and must not block. The callback that
     /// was set last is called first. What had arrived before the end can still be read.
     pub fn on_close(&self, callback: impl FnOnce() + Send + 'static) {
-        let mut state = self.shared.state();
-        let failed = matches!(state.output, Output::Failed(_));
-        if state.input == Input::Open && !failed && state.detached != Detached::Done {
-            state.closers.get_or_insert_default().push(Box::new(callback));
-            return;
+        let callback = self.shared.life().on_close(Box::new(callback));
+        if let Some(callback) = callback {
+            callback();
         }
-        drop(state);
-        callback();
     }
 
     /// From now on, sends pieces of at least so many bytes without a copy (`MSG_ZEROCOPY`, `IORING_OP_SENDMSG_ZC`); none
@@ -118,7 +106,7 @@ impl Control {
     #[cfg(feature = "zerocopy")]
     pub fn set_zerocopy(&self, bytes: Option<usize>) -> std::io::Result<()> {
         if bytes.is_some() {
-            self.shared.mailbox.check_zerocopy()?;
+            self.shared.mailbox().check_zerocopy()?;
         }
         self.shared.set_zerocopy_bytes(bytes);
         Ok(())
@@ -126,43 +114,19 @@ impl Control {
 
     /// Closes the connection; see [`Reader::close`](super::Reader::close).
     pub fn close(&self) {
-        self.shared.close();
+        self.shared.close(None);
     }
 
     /// Ends the connection at once, on TCP with a reset: what was flushed and not sent is dropped. Whoever waits is
     /// woken with `ECONNABORTED`.
     pub fn abort(&self) {
-        self.shared.abort();
+        self.shared.change(|life| life.abort());
     }
 
     /// Changes a limit, and sees to it that a wait that is under way keeps the new one.
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let now = self.shared.mailbox.clock().now();
-        let (wakers, arm) = {
-            let mut state = self.shared.state();
-            change(&mut state);
-            let mut wakers = Wakers::default();
-            if state.reader.is_some() && state.need > 0 {
-                state.reading.began(now);
-                if state.reading.expire(now) {
-                    state.need = 0;
-                    wakers.reader = state.reader.take();
-                }
-            }
-            if state.writer.is_some() {
-                state.writing.began(now);
-                if state.writing.expire(now) {
-                    wakers.writer = state.writer.take();
-                }
-            }
-            let due = state.reading.until().min(state.writing.until());
-            let idle = state.idle_timeout != NEVER && !state.close_posted;
-            (wakers, due < state.armed || idle)
-        };
-        if arm {
-            self.shared.mailbox.post(Command::Arm(self.shared.token));
-        }
-        wakers.wake();
+    fn limit(&self, limit: Limit) {
+        let now = self.shared.clock().now();
+        self.shared.adjust(|life| life.limit(limit, now));
     }
 }
 

@@ -7,9 +7,11 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use super::{Control, Detached, Input, Shared, closed, timed_out};
-use crate::buffer::{Chain, LinkBuffer};
-use crate::mailbox::Command;
+use super::control::Control;
+use super::lifecycle::{Half, Wanted};
+use super::shared::Shared;
+use super::wait::Owner;
+use crate::buffer::LinkBuffer;
 use crate::memory::Slice;
 
 /// The receiving half of a connection.
@@ -54,75 +56,31 @@ impl Reader {
     }
 
     /// Waits until [`buffer`](Reader::buffer) holds at least `min_bytes`.
+    ///
+    /// Polls that follow each other are one wait, with one timeout, until there is a result or
+    /// [`end_wait`](Reader::end_wait) is called. One that is left behind expires by itself: it is forgotten unless it is
+    /// taken up within 20 milliseconds, and the next poll begins a wait of its own.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, min_bytes: usize) -> Poll<io::Result<()>> {
-        if self.buffer.len() >= min_bytes {
-            return Poll::Ready(Ok(()));
-        }
-        self.poll_fill_slow(cx, min_bytes, Limited::Yes)
+        self.poll_wanted(cx, min_bytes, Wanted::Bytes(Owner::Poll))
     }
 
-    fn poll_fill_slow(
+    #[inline]
+    fn poll_wanted(
         &mut self,
         cx: &mut Context<'_>,
         min_bytes: usize,
-        limited: Limited,
+        wanted: Wanted,
     ) -> Poll<io::Result<()>> {
-        let shared = &*self.shared;
-        let mut state = shared.state();
-        self.handed_over += state.inbox.len() as u64;
-        self.buffer.adopt_chain(&mut state.inbox);
-        let resume = std::mem::take(&mut state.stopped);
-        let mut arm = false;
-        let result = if self.buffer.len() >= min_bytes {
-            state.need = 0;
-            state.reading.end();
-            Poll::Ready(Ok(()))
-        } else {
-            match state.input {
-                // To whoever waits for a request, no more of them is the end.
-                Input::Open
-                    if limited == Limited::No && self.buffer.is_empty() && state.is_drained() =>
-                {
-                    state.need = 0;
-                    state.reader = None;
-                    Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
-                }
-                Input::Open => {
-                    let goes_on = match limited {
-                        Limited::Yes => state.reading.go_on(|| shared.mailbox.clock().now()),
-                        Limited::No => {
-                            state.reading.go_on_exempt();
-                            true
-                        }
-                    };
-                    if goes_on {
-                        state.need = min_bytes - self.buffer.len();
-                        state.has_part = !self.buffer.is_empty();
-                        if !state.reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                            state.reader = Some(cx.waker().clone());
-                        }
-                        arm = state.reading.until() < state.armed;
-                        Poll::Pending
-                    } else {
-                        state.need = 0;
-                        state.reader = None;
-                        Poll::Ready(Err(timed_out()))
-                    }
-                }
-                Input::Ended => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                Input::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
-                Input::Closed => Poll::Ready(Err(closed())),
-            }
-        };
-        drop(state);
+        if self.buffer.len() >= min_bytes {
+            return Poll::Ready(Ok(()));
+        }
+        let buffer = &mut self.buffer;
+        let (result, taken) = self.shared.poll(cx, !self.waiting, |life, offer, clock| {
+            life.fill(buffer, min_bytes, wanted, offer, clock)
+        });
+        self.handed_over += taken as u64;
         self.waiting = result.is_pending();
-        if resume {
-            shared.mailbox.post(Command::Receive(shared.token));
-        }
-        if arm {
-            shared.mailbox.post(Command::Arm(shared.token));
-        }
-        result
+        result.map_err(io::Error::from)
     }
 
     /// Waits until [`buffer`](Reader::buffer) holds at least `min_bytes`.
@@ -130,14 +88,24 @@ impl Reader {
     /// # Errors
     /// See [`Reader`].
     pub async fn fill(&mut self, min_bytes: usize) -> io::Result<()> {
-        let waiting = Waiting(self);
-        poll_fn(|cx| waiting.0.poll_fill(cx, min_bytes)).await
+        let waiting = Waiting::new(self);
+        poll_fn(|cx| waiting.0.poll_wanted(cx, min_bytes, OURS)).await
     }
 
     /// Waits for at least one byte more than [`buffer`](Reader::buffer) holds; false at the end of the stream.
+    ///
+    /// See [`poll_fill`](Reader::poll_fill) for what polls are one wait.
     pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.poll_more_wanted(cx, Wanted::Bytes(Owner::Poll))
+    }
+
+    fn poll_more_wanted(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: Wanted,
+    ) -> Poll<io::Result<bool>> {
         let min_bytes = self.buffer.len() + 1;
-        match ready!(self.poll_fill(cx, min_bytes)) {
+        match ready!(self.poll_wanted(cx, min_bytes, wanted)) {
             Ok(()) => Poll::Ready(Ok(true)),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(false)),
             Err(error) => Poll::Ready(Err(error)),
@@ -150,8 +118,8 @@ impl Reader {
     /// # Errors
     /// The errno of the kernel if the connection broke.
     pub async fn more(&mut self) -> io::Result<bool> {
-        let waiting = Waiting(self);
-        poll_fn(|cx| waiting.0.poll_more(cx)).await
+        let waiting = Waiting::new(self);
+        poll_fn(|cx| waiting.0.poll_more_wanted(cx, OURS)).await
     }
 
     /// The next `n` bytes, contiguous and owned, not copied unless they arrived in pieces of different blocks.
@@ -229,8 +197,8 @@ impl Reader {
     /// # Errors
     /// The errno of the kernel if the connection broke.
     pub async fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
-        let waiting = Waiting(self);
-        poll_fn(|cx| waiting.0.poll_read(cx, target)).await
+        let waiting = Waiting::new(self);
+        poll_fn(|cx| waiting.0.poll_read_wanted(cx, target, OURS)).await
     }
 
     /// As [`read`](Reader::read).
@@ -239,7 +207,17 @@ impl Reader {
         cx: &mut Context<'_>,
         target: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        if self.buffer.is_empty() && !target.is_empty() && !ready!(self.poll_more(cx))? {
+        self.poll_read_wanted(cx, target, Wanted::Bytes(Owner::Poll))
+    }
+
+    fn poll_read_wanted(
+        &mut self,
+        cx: &mut Context<'_>,
+        target: &mut [u8],
+        wanted: Wanted,
+    ) -> Poll<io::Result<usize>> {
+        let waits = self.buffer.is_empty() && !target.is_empty();
+        if waits && !ready!(self.poll_more_wanted(cx, wanted))? {
             return Poll::Ready(Ok(0));
         }
         Poll::Ready(Ok(self.buffer.copy_to(target)))
@@ -255,15 +233,14 @@ impl Reader {
     }
 
     /// For servers: waits for a byte more than `seen`, unless the connection is to end. False at the end of the
-    /// stream, and while the server shuts down if nothing is buffered, which then is a moment between two
-    /// requests.
+    /// stream, when this side has closed, and while the server shuts down if nothing is buffered, which then is a moment
+    /// between two requests.
     #[doc(hidden)]
     pub fn poll_request(&mut self, cx: &mut Context<'_>, seen: usize) -> Poll<io::Result<bool>> {
-        let min_bytes = seen + 1;
-        if self.buffer.len() >= min_bytes {
-            return Poll::Ready(Ok(true));
+        if self.buffer.len() > seen && self.shared.life().is_closed() {
+            return Poll::Ready(Ok(false));
         }
-        match self.poll_fill_slow(cx, min_bytes, Limited::No) {
+        match self.poll_wanted(cx, seen + 1, Wanted::Request) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => Poll::Ready(Ok(true)),
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -273,6 +250,13 @@ impl Reader {
         }
     }
 
+    /// For servers: requests of this connection are being handled from now on, so that an end by force is a reset until
+    /// [`poll_request`](Reader::poll_request) waits for the next one.
+    #[doc(hidden)]
+    pub fn serve(&self) {
+        self.shared.life().serve();
+    }
+
     /// Takes the socket away from its poller, and waits until the kernel holds nothing of it on the poller's behalf. What
     /// has arrived until then is in [`buffer`](Reader::buffer). The connection can not be used any more then, but
     /// the socket lives on in duplicates that were made of it.
@@ -280,34 +264,13 @@ impl Reader {
     /// # Errors
     /// [`NotConnected`](io::ErrorKind::NotConnected) if it was closed before, the errno of the kernel if it broke.
     pub fn poll_detach(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.shared.state();
-        let post = match state.detached {
-            Detached::Done => {
-                self.handed_over += state.inbox.len() as u64;
-                self.buffer.adopt_chain(&mut state.inbox);
-                return Poll::Ready(Ok(()));
-            }
-            Detached::Wanted => false,
-            Detached::No | Detached::Gone => match state.input {
-                Input::Failed(errno) => {
-                    return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
-                }
-                _ if state.close_posted || state.detached == Detached::Gone => {
-                    return Poll::Ready(Err(closed()));
-                }
-                _ => {
-                    state.detached = Detached::Wanted;
-                    true
-                }
-            },
-        };
-        state.reader = Some(cx.waker().clone());
-        drop(state);
-        self.waiting = true;
-        if post {
-            self.shared.mailbox.post(Command::Detach(self.shared.token));
-        }
-        Poll::Pending
+        let buffer = &mut self.buffer;
+        let (result, taken) = self.shared.poll(cx, !self.waiting, |life, offer, clock| {
+            life.detach(buffer, offer, clock)
+        });
+        self.handed_over += taken as u64;
+        self.waiting = result.is_pending();
+        result.map_err(io::Error::from)
     }
 
     /// A handle on the connection, for timeouts and for ending it from elsewhere.
@@ -318,17 +281,18 @@ impl Reader {
     /// Forgets the wait that a poll has left behind, and with it its waker and its timeout.
     pub fn end_wait(&mut self) {
         if std::mem::take(&mut self.waiting) {
-            let mut state = self.shared.state();
-            state.need = 0;
-            state.reader = None;
-            state.reading.end();
+            let unused = self.shared.life().end_reading(self.shared.clock());
+            drop(unused);
         }
     }
 
     /// Closes the connection, both halves: what was flushed still goes out, then the FIN; what arrives is dropped.
     /// Whoever waits on it is woken with an error. Harmless if it is closed already.
+    ///
+    /// What the writer has staged and not flushed is not sent: the reader does not know of it. See
+    /// [`Writer::close`](super::Writer::close).
     pub fn close(&self) {
-        self.shared.close();
+        self.shared.close(None);
     }
 
     /// The socket, for options and addresses. None under a simulated engine.
@@ -338,16 +302,19 @@ impl Reader {
     }
 }
 
-/// Whether a wait is subject to the timeout and the deadline for reading.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Limited {
-    Yes,
-    /// The wait between two requests, which only the idle timeout ends.
-    No,
-}
+/// A wait of a future of ours.
+const OURS: Wanted = Wanted::Bytes(Owner::Future);
 
-/// A wait of a future: dropped with it.
+/// A wait of a future: begun with it, and dropped with it.
 struct Waiting<'a>(&'a mut Reader);
+
+impl Waiting<'_> {
+    fn new(reader: &mut Reader) -> Waiting<'_> {
+        // Somebody may have polled and gone.
+        reader.end_wait();
+        Waiting(reader)
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
@@ -357,18 +324,7 @@ impl Drop for Waiting<'_> {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let resume = {
-            let mut state = self.shared.state();
-            state.discard = true;
-            state.inbox = Chain::new();
-            state.reader = None;
-            std::mem::take(&mut state.stopped)
-        };
-        if resume {
-            // Above the watermark the engine had stopped; now what comes is dropped.
-            self.shared.mailbox.post(Command::Receive(self.shared.token));
-        }
-        self.shared.half_gone(|state| state.reader_gone = true);
+        self.shared.half_gone(Half::Reader);
         // SAFETY: once, and last.
         unsafe { self.shared.let_go() };
     }

@@ -10,51 +10,81 @@ pub(crate) const NEVER: Tick = Tick::MAX;
 /// No timeout.
 const NO_TIMEOUT: u32 = u32::MAX;
 
+/// For how long the end of a wait is kept for a poll that may have been left behind, in milliseconds.
+const KEPT_MS: Tick = 20;
+
+/// Whose wait it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// A future's, which ends it when it is dropped.
+    Future,
+    /// That of whoever polls, and may leave it behind without a word. It is one wait as long as it is taken up again
+    /// when its waker was called.
+    Poll,
+}
+
 /// The limits of one direction, and the wait that is under way, if one is.
 ///
 /// A timeout counts from the beginning of each wait, a deadline is a point in time. The earlier one ends the wait.
 /// What a wait leaves behind ends with it: an expiry that comes too late does not touch the next one.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Wait {
     /// In ticks; `NO_TIMEOUT` for none. Every connection has two of these, and more than 49 days are as good as none.
     timeout: u32,
-    /// `NEVER` for none, as below.
-    deadline: Tick,
-    /// When the wait that is under way began.
-    since: Tick,
-    /// The wait has expired, and its owner does not know yet.
-    expired: bool,
+    state: State,
     /// The wait that is under way has no limit, whatever is set.
     exempt: bool,
+    /// It was begun anew, since the poller was late.
+    prolonged: bool,
+    /// `NEVER` for none.
+    deadline: Tick,
+    /// When the wait that is under way began, or when it expired.
+    since: Tick,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// There is no wait, or none that anybody has asked the time for.
+    None,
+    Waiting,
+    /// It has expired, and its owner does not know yet.
+    Expired,
 }
 
 impl Wait {
     pub(super) fn new(timeout: Option<Duration>) -> Wait {
         Wait {
             timeout: few_ticks(timeout),
-            deadline: NEVER,
-            since: NEVER,
-            expired: false,
+            state: State::None,
             exempt: false,
+            prolonged: false,
+            deadline: NEVER,
+            since: 0,
         }
     }
 
-    /// A poll of a wait: begins one, unless it is under way. False if it is over time.
-    pub(super) fn go_on(&mut self, now: impl FnOnce() -> Tick) -> bool {
+    /// A poll of a wait: begins one, unless it is under way. False if it has expired.
+    #[inline]
+    pub(super) fn go_on(&mut self, owner: Owner, now: impl FnOnce() -> Tick) -> bool {
         self.exempt = false;
-        if self.timeout().is_none() && self.deadline == NEVER && !self.expired {
-            // Nothing to look for, so the time need not be known; a limit that is set later counts from then.
-            return true;
+        if self.state == State::Expired {
+            return self.go_on_expired(owner, now());
         }
-        if !std::mem::take(&mut self.expired) {
-            let now = now();
+        // Without a limit the time need not be known; a limit that is set later counts from then.
+        if self.state == State::None && self.is_limited() {
+            self.begin(now());
+        }
+        true
+    }
+
+    #[cold]
+    fn go_on_expired(&mut self, owner: Owner, now: Tick) -> bool {
+        let ours = owner == Owner::Future || now <= self.since + KEPT_MS;
+        self.end();
+        if !ours && self.is_limited() {
             self.begin(now);
-            if self.until() > now {
-                return true;
-            }
         }
-        self.since = NEVER;
-        false
+        !ours
     }
 
     /// A poll of a wait that is not to expire.
@@ -64,14 +94,16 @@ impl Wait {
     }
 
     /// The wait is over, for whatever reason.
+    #[inline]
     pub(super) fn end(&mut self) {
-        self.since = NEVER;
-        self.expired = false;
+        self.state = State::None;
+        self.prolonged = false;
     }
 
     /// When the wait that is under way expires; never if none is.
+    #[inline]
     pub(super) fn until(&self) -> Tick {
-        if self.since == NEVER {
+        if self.state != State::Waiting {
             return NEVER;
         }
         // A tick more, since the wait began somewhere within one.
@@ -79,14 +111,28 @@ impl Wait {
         timeout.min(self.deadline)
     }
 
-    /// Expires the wait, if it is due.
-    pub(super) fn expire(&mut self, now: Tick) -> bool {
-        let due = self.until() <= now;
-        if due {
-            self.since = NEVER;
-            self.expired = true;
+    /// Expires the wait, which is due.
+    pub(super) fn expire(&mut self, now: Tick) {
+        self.state = State::Expired;
+        self.prolonged = false;
+        self.since = now;
+    }
+
+    /// The poller has looked too late, and the peer was not the one to blame: begins the wait's period once more, unless that
+    /// was done already, or a deadline has passed. Says whether it did.
+    pub(super) fn prolong(&mut self, now: Tick) -> bool {
+        let may = !self.prolonged && self.deadline > now && self.timeout().is_some();
+        if may {
+            self.prolonged = true;
+            self.since = now;
         }
-        due
+        may
+    }
+
+    /// The peer goes on: the next delay of the poller is forgiven, too.
+    #[inline]
+    pub(super) fn progressed(&mut self) {
+        self.prolonged = false;
     }
 
     /// Sets the timeout of this wait and of those to come.
@@ -101,15 +147,18 @@ impl Wait {
 
     /// A limit was set while somebody waited, who had looked at none.
     pub(super) fn began(&mut self, now: Tick) {
-        if !self.exempt {
+        if !self.exempt && self.state == State::None && self.is_limited() {
             self.begin(now);
         }
     }
 
     fn begin(&mut self, now: Tick) {
-        if self.since == NEVER {
-            self.since = now;
-        }
+        self.state = State::Waiting;
+        self.since = now;
+    }
+
+    fn is_limited(&self) -> bool {
+        self.timeout != NO_TIMEOUT || self.deadline != NEVER
     }
 
     pub(super) fn timeout(&self) -> Option<Tick> {
@@ -117,11 +166,72 @@ impl Wait {
     }
 }
 
-fn few_ticks(timeout: Option<Duration>) -> u32 {
-    timeout.and_then(|timeout| u32::try_from(ticks(timeout)).ok()).unwrap_or(NO_TIMEOUT)
+/// How long no byte may move while a connection waits for its peer. What passes while it waits for something else, or for
+/// nothing, does not count.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Idle {
+    /// In ticks; `NO_TIMEOUT` for none.
+    timeout: u32,
+    counts: bool,
+    /// When a byte last moved, and later by what did not count since.
+    from: Tick,
+    /// Since when it does not count.
+    stopped: Tick,
 }
 
-/// Ticks, rounded up, so that nothing expires too early.
-pub(super) fn ticks(duration: Duration) -> Tick {
-    Tick::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER - 1)
+impl Idle {
+    pub(super) fn new(timeout: Option<Duration>, now: Tick) -> Idle {
+        Idle { timeout: few_ticks(timeout), counts: false, from: now, stopped: now }
+    }
+
+    #[inline]
+    pub(super) fn is_limited(&self) -> bool {
+        self.timeout != NO_TIMEOUT
+    }
+
+    /// A byte has moved.
+    pub(super) fn moved(&mut self, now: Tick) {
+        self.from = self.from.max(now);
+        self.stopped = self.stopped.max(now);
+    }
+
+    /// Whether the connection waits for its peer, from now on.
+    pub(super) fn count(&mut self, counts: bool, now: Tick) {
+        if counts == self.counts {
+            return;
+        }
+        self.counts = counts;
+        if counts {
+            self.from += now.saturating_sub(self.stopped);
+        } else {
+            self.stopped = now;
+        }
+    }
+
+    pub(super) fn counts(&self) -> bool {
+        self.counts
+    }
+
+    /// Sets the timeout. If there was none, nobody has looked at what counted.
+    pub(super) fn set_timeout(&mut self, timeout: Option<Duration>, counts: bool, now: Tick) {
+        if !self.is_limited() {
+            *self = Idle { counts, ..Idle::new(None, now) };
+        }
+        self.timeout = few_ticks(timeout);
+    }
+
+    /// When the connection has been idle for too long; never if that does not count now.
+    #[inline]
+    pub(super) fn until(&self) -> Tick {
+        if !self.counts || !self.is_limited() {
+            return NEVER;
+        }
+        self.from + Tick::from(self.timeout) + 1
+    }
+}
+
+fn few_ticks(timeout: Option<Duration>) -> u32 {
+    let ticks = |timeout: Duration| u32::try_from(timeout.as_nanos().div_ceil(1_000_000)).ok();
+    // Rounded up, so that nothing expires too early.
+    timeout.and_then(ticks).unwrap_or(NO_TIMEOUT)
 }

@@ -8,14 +8,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::{Control, Output, Shared, closed, timed_out};
+use super::control::Control;
+use super::lifecycle::Half;
+use super::shared::Shared;
+use super::wait::Owner;
 use crate::buffer::LinkBuffer;
-use crate::mailbox::{Command, LocalBlocks};
 use crate::memory::Slice;
-
-/// From so many bytes on a flush is sent at once, while they are in the cache; less waits for the end of the turn, when
-/// the kernel's sending path is walked for all connections in a row.
-const SEND_NOW_BYTES: usize = 16 << 10;
+use crate::thread::Blocks;
 
 /// The sending half of a connection.
 ///
@@ -90,7 +89,7 @@ impl Writer {
     pub fn buffer(&mut self) -> &mut LinkBuffer {
         // The block that the last reply on this thread did not fill is still in the cache.
         if self.staged.tail_mut().is_none() {
-            *self.staged.tail_mut() = LocalBlocks::take_written();
+            *self.staged.tail_mut() = Blocks::take_written();
         }
         &mut self.staged
     }
@@ -102,22 +101,38 @@ impl Writer {
 
     /// Bytes flushed that the kernel has not taken yet, as far as its poller knows: on another thread, as of the last call.
     pub fn unsent_len(&self) -> usize {
-        let unsent = self.shared.state().unsent;
-        if unsent > 0 && !self.shared.mailbox.is_local() {
-            self.shared.mailbox.wake();
+        let unsent = self.shared.life().unsent;
+        let mailbox = self.shared.mailbox();
+        if unsent > 0 && !mailbox.is_local() {
+            mailbox.wake();
         }
         unsent
     }
 
+    /// Hands over what is staged, and waits for nothing: it goes out with the end of the poller's turn, or at once if it is
+    /// much. What is unsent has no bound then but the caller's sense; see [`unsent_len`](Writer::unsent_len).
+    ///
+    /// # Errors
+    /// See [`Writer`]; what is staged stays staged then.
+    pub fn submit(&mut self) -> io::Result<()> {
+        let result = self.shared.submit(&mut self.staged);
+        self.put_block();
+        Ok(result?)
+    }
+
     /// Hands over what is staged, and waits while more is unsent than the connection's watermark allows.
+    ///
+    /// Polls that follow each other are one wait, with one timeout, until there is a result or
+    /// [`end_wait`](Writer::end_wait) is called. One that is left behind expires by itself: it is forgotten unless it is
+    /// taken up within 20 milliseconds, and the next poll begins a wait of its own.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_send(cx, self.shared.output_high_bytes, self.shared.output_high_bytes / 2)
+        self.poll_send(cx, self.watermarks(), Owner::Poll)
     }
 
     /// Hands over what is staged, and waits until the kernel has taken all of it. The peer may not have received it
     /// yet.
     pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_send(cx, 0, 0)
+        self.poll_send(cx, (0, 0), Owner::Poll)
     }
 
     /// Waits until the connection is established, where [`Driver::connect`](crate::Driver::connect) has begun one.
@@ -126,126 +141,69 @@ impl Writer {
     /// # Errors
     /// The errno of the connect, for instance `ECONNREFUSED`; [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn poll_connected(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shared = &*self.shared;
-        let mut arm = false;
-        let mut state = shared.state();
-        let result = match state.output {
-            Output::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
-            Output::Connecting => {
-                if state.writing.go_on(|| shared.mailbox.clock().now()) {
-                    state.wake_at = 0;
-                    state.writer = Some(cx.waker().clone());
-                    arm = state.writing.until() < state.armed;
-                    Poll::Pending
-                } else {
-                    state.writer = None;
-                    Poll::Ready(Err(timed_out()))
-                }
-            }
-            Output::Open | Output::Finishing | Output::Finished => {
-                state.writing.end();
-                Poll::Ready(Ok(()))
-            }
-        };
-        drop(state);
+        let (result, _) = self.shared.poll(cx, !self.waiting, |life, offer, clock| {
+            life.poll_connected(Owner::Poll, offer, clock)
+        });
         self.waiting = result.is_pending();
-        if arm {
-            shared.mailbox.post(Command::Arm(shared.token));
-        }
-        result
+        result.map_err(io::Error::from)
     }
 
-    /// Hands over what is staged. Waits if more than `high` bytes are unsent, until no more than `low` are.
-    fn poll_send(&mut self, cx: &mut Context<'_>, high: usize, low: usize) -> Poll<io::Result<()>> {
-        let shared = &*self.shared;
-        let staged = self.staged.len() + self.staged.reserved_len();
-        let (mut post, mut much, mut arm) = (false, false, false);
-        let mut state = shared.state();
-        let result = match state.output {
-            Output::Failed(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
-            Output::Finishing | Output::Finished if staged > 0 => Poll::Ready(Err(closed())),
-            Output::Connecting if state.finish_connected && staged > 0 => {
-                Poll::Ready(Err(closed()))
-            }
-            Output::Open | Output::Connecting | Output::Finishing | Output::Finished => {
-                if staged > 0 {
-                    self.staged.drain_into(&mut state.outbox);
-                    state.unsent += staged;
-                    post = !std::mem::replace(&mut state.send_posted, true);
-                }
-                much = state.unsent >= SEND_NOW_BYTES;
-                // A wait that has begun ends at the low mark, so that it is not for a few bytes only.
-                let limit = if state.writer.is_some() { low } else { high };
-                if state.unsent <= limit {
-                    state.writer = None;
-                    state.writing.end();
-                    Poll::Ready(Ok(()))
-                } else if state.writing.go_on(|| shared.mailbox.clock().now()) {
-                    state.wake_at = low;
-                    // Also if nothing was staged, for the engine to know that somebody waits.
-                    post |= state.writer.is_none();
-                    if !state.writer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                        state.writer = Some(cx.waker().clone());
-                    }
-                    arm = state.writing.until() < state.armed;
-                    Poll::Pending
-                } else {
-                    state.writer = None;
-                    Poll::Ready(Err(timed_out()))
-                }
-            }
-        };
-        drop(state);
+    fn watermarks(&self) -> (usize, usize) {
+        let high = self.shared.output_high_bytes;
+        (high, high / 2)
+    }
+
+    /// Hands over what is staged. Waits if more than the first mark is unsent, until no more than the second is.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        marks: (usize, usize),
+        owner: Owner,
+    ) -> Poll<io::Result<()>> {
+        let staged = &mut self.staged;
+        // A flush seldom waits, and a wait that is under way mostly ends with the next poll.
+        let (result, _) = self.shared.poll(cx, false, |life, offer, clock| {
+            life.flush(staged, marks, owner, offer, clock)
+        });
         self.waiting = result.is_pending();
+        self.put_block();
+        result.map_err(io::Error::from)
+    }
+
+    /// Leaves the block that was not filled for the next writer.
+    fn put_block(&mut self) {
         if let Some(tail) = self.staged.tail_mut().take() {
-            LocalBlocks::put_written(tail);
+            Blocks::put_written(tail);
         }
-        if post {
-            let token = shared.token;
-            shared.mailbox.post(if much { Command::SendNow(token) } else { Command::Send(token) });
-        }
-        if arm {
-            shared.mailbox.post(Command::Arm(shared.token));
-        }
-        result
     }
 
     /// Hands over what is staged, and waits while more is unsent than the connection's watermark allows, so that a
-    /// peer that does not read costs bounded memory.
+    /// peer that does not read costs bounded memory. It does not wait until everything is sent: before a program ends,
+    /// [`drain`](Writer::drain) does.
     ///
     /// # Errors
     /// See [`Writer`].
     pub async fn flush(&mut self) -> io::Result<()> {
-        let waiting = Waiting(self);
-        poll_fn(|cx| waiting.0.poll_flush(cx)).await
+        let waiting = Waiting::new(self);
+        let marks = waiting.0.watermarks();
+        poll_fn(|cx| waiting.0.poll_send(cx, marks, Owner::Future)).await
     }
 
-    /// Hands over what is staged, and waits until the kernel has taken all of it.
+    /// Hands over what is staged, and waits until the kernel has taken all of it: what a program waits for before it
+    /// exits. What the kernel has taken it sends, whatever becomes of the process.
     ///
     /// # Errors
     /// See [`Writer`].
     pub async fn drain(&mut self) -> io::Result<()> {
-        let waiting = Waiting(self);
-        poll_fn(|cx| waiting.0.poll_drain(cx)).await
+        let waiting = Waiting::new(self);
+        poll_fn(|cx| waiting.0.poll_send(cx, (0, 0), Owner::Future)).await
     }
 
-    /// Ends the sending direction: what was flushed goes out, then the FIN. Receiving goes on. What is staged and
-    /// not flushed is dropped. Harmless if it has ended already.
+    /// Ends the sending direction: what was flushed and what is staged goes out, then the FIN. Receiving goes on. Harmless if
+    /// it has ended already; what is staged is dropped then.
     pub fn finish(&mut self) {
+        self.shared.finish(Some(&mut self.staged));
         self.staged.clear();
-        let post = {
-            let mut state = self.shared.state();
-            let open = state.output == Output::Open;
-            match state.output {
-                Output::Open => state.output = Output::Finishing,
-                Output::Connecting => state.finish_connected = true,
-                _ => {}
-            }
-            open && !std::mem::replace(&mut state.send_posted, true)
-        };
-        if post {
-            self.shared.mailbox.post(Command::Send(self.shared.token));
-        }
     }
 
     /// A handle on the connection, for timeouts and for ending it from elsewhere.
@@ -256,15 +214,17 @@ impl Writer {
     /// Forgets the wait that a poll has left behind, and with it its waker and its timeout.
     pub fn end_wait(&mut self) {
         if std::mem::take(&mut self.waiting) {
-            let mut state = self.shared.state();
-            state.writer = None;
-            state.writing.end();
+            let unused = self.shared.life().end_writing();
+            drop(unused);
         }
     }
 
-    /// Closes the connection; see [`Reader::close`](super::Reader::close).
-    pub fn close(&self) {
-        self.shared.close();
+    /// Closes the connection, both halves: what was flushed and what is staged goes out, then the FIN; what arrives is
+    /// dropped. Whoever waits for bytes is woken with an error. Harmless if it is closed already; what is staged is dropped
+    /// then.
+    pub fn close(&mut self) {
+        self.shared.close(Some(&mut self.staged));
+        self.staged.clear();
     }
 
     /// The socket, for options and addresses. None under a simulated engine.
@@ -274,8 +234,16 @@ impl Writer {
     }
 }
 
-/// A wait of a future: dropped with it.
+/// A wait of a future: begun with it, and dropped with it.
 struct Waiting<'a>(&'a mut Writer);
+
+impl Waiting<'_> {
+    fn new(writer: &mut Writer) -> Waiting<'_> {
+        // Somebody may have polled and gone.
+        writer.end_wait();
+        Waiting(writer)
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
@@ -285,11 +253,9 @@ impl Drop for Waiting<'_> {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.finish();
-        self.shared.half_gone(|state| {
-            state.writer_gone = true;
-            state.writer = None;
-        });
+        // What is staged may be half a message.
+        self.shared.finish(None);
+        self.shared.half_gone(Half::Writer);
         // SAFETY: once, and last.
         unsafe { self.shared.let_go() };
     }

@@ -17,8 +17,10 @@ mod block;
 mod pool;
 mod region;
 mod slice;
+mod source;
 mod tail;
 
 pub use pool::{Pool, PoolConfig, PoolStats};
 pub use slice::Slice;
+pub use source::BlockSource;
 pub use tail::Tail;

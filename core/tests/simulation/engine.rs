@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use duopoll_core::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
-    Poll, Pool, SEND_VECTORS_MAX, Slice, Token,
+    Pending, Poll, Pool, SEND_VECTORS_MAX, Slice, Token,
 };
 use libc::iovec;
 
@@ -342,10 +342,10 @@ impl SimEngine {
         note!("{} link {}: {event:?}", self.clock.micros(), self.sockets[index].link.id);
         match event {
             Event::Lend => {
-                self.lend(index, Lease::Long, operators);
+                self.lend(index, Lease::InFlight, operators);
             }
             Event::Receive => {
-                let lease = if self.rng.one_in(2) { Lease::Brief } else { Lease::Long };
+                let lease = if self.rng.one_in(2) { Lease::UntilAck } else { Lease::InFlight };
                 if self.lend(index, lease, operators) {
                     self.received(index, operators);
                 }
@@ -658,12 +658,13 @@ impl SimEngine {
     fn release<O: Operators>(&mut self, socket: Socket, operators: &mut O) {
         socket.link.state().released = true;
         self.released.insert(socket.token);
-        operators.released(socket.token);
+        // SAFETY: nothing of it is in flight.
+        unsafe { operators.released(socket.token) };
     }
 }
 
 impl Poll for SimEngine {
-    fn register<O: Operators>(
+    unsafe fn register<O: Operators>(
         &mut self,
         token: Token,
         _fd: RawFd,
@@ -699,11 +700,25 @@ impl Poll for SimEngine {
         Ok(())
     }
 
-    fn unread_bytes(&mut self, token: Token) -> usize {
-        let Some(socket) = self.open(token) else { return 0 };
-        let mut state = socket.link.state();
-        state.due = state.arrived;
-        (state.arrived - state.delivered) as usize
+    fn pending(&mut self, token: Token) -> Pending {
+        let Some(socket) = self.open(token) else { return Pending::default() };
+        let link = &socket.link;
+        let broken = link.state().reset.is_some();
+        let connect = link.state().connect.as_ref().map(|connect| connect.at);
+        let now = self.clock.micros();
+        link.run_peer(now);
+        let state = link.state();
+        if let Some(at) = connect {
+            return Pending { room: at <= now, ..Pending::default() };
+        }
+        drop(state);
+        let room = link.room() > 0 || broken || socket.kept == Kept::Taken;
+        let state = link.state();
+        Pending {
+            bytes: (state.arrived - state.delivered) as usize,
+            ended: !socket.ended && (state.fin || state.reset.is_some()),
+            room,
+        }
     }
 
     fn receive<O: Operators>(&mut self, token: Token, _operators: &mut O) {

@@ -18,7 +18,7 @@ struct Recorder {
 // SAFETY: the room is boxed, and receives are over before anything else is asked for.
 unsafe impl Operators for Recorder {
     fn inputs(&mut self, _: Token, lease: Lease, vectors: &mut [iovec; 2]) -> Inputs {
-        assert_eq!(lease, Lease::Brief);
+        assert_eq!(lease, Lease::UntilAck);
         vectors[0] = iovec { iov_base: self.room.as_mut_ptr().cast(), iov_len: self.room.len() };
         Inputs::Vectors(1)
     }
@@ -70,7 +70,7 @@ unsafe impl Operators for Recorder {
         unreachable!("nothing listens")
     }
 
-    fn released(&mut self, _: Token) {}
+    unsafe fn released(&mut self, _: Token) {}
 }
 
 /// An engine with so many connections, on each of which so many bytes wait. Their peers live on.
@@ -83,8 +83,8 @@ fn full(connections: u32, bytes: usize) -> (Epoll, Recorder, Vec<[UnixStream; 2]
             own.set_nonblocking(true).expect("a socket");
             peer.write_all(&vec![7; bytes]).expect("room in the socket");
             let token = Token::new(index, 0);
-            engine
-                .register(token, own.as_raw_fd(), Kind::Stream, &mut recorder)
+            // SAFETY: the pair outlives the engine, and each has a token of its own.
+            unsafe { engine.register(token, own.as_raw_fd(), Kind::Stream, &mut recorder) }
                 .expect("registered");
             [peer, own]
         })

@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 
 use libc::iovec;
 
-use crate::buffer::{BlockSource, Chain, vector};
+use crate::buffer::{Chain, vector};
 use crate::error::Error;
-use crate::memory::{Pool, Tail};
+use crate::memory::{BlockSource, Pool, Tail};
 
 /// Blocks kept at hand, at most.
 const BLOCKS_MAX: usize = 64;
@@ -25,7 +25,7 @@ const FULL_MAX: usize = 32;
 const LOOKED_AT: usize = 4;
 
 #[derive(Debug)]
-pub(crate) struct Stash {
+pub(crate) struct BlockCache {
     spare: Vec<Tail>,
     /// The block that small messages are received or copied into, one connection's after another's.
     shared: Option<Tail>,
@@ -38,12 +38,12 @@ pub(crate) struct Stash {
 /// A block that replies are written into is left for the next writer while so many bytes remain.
 const WRITTEN_BYTES_MIN: usize = 256;
 
-impl Stash {
-    pub(crate) const fn new() -> Stash {
-        Stash { spare: Vec::new(), shared: None, full: VecDeque::new(), written: None }
+impl BlockCache {
+    pub(crate) const fn new() -> BlockCache {
+        BlockCache { spare: Vec::new(), shared: None, full: VecDeque::new(), written: None }
     }
 
-    /// Lends room for a small message, until [`commit`](Stash::commit). None if there is no memory.
+    /// Lends room for a small message, until [`commit`](BlockCache::commit). None if there is no memory.
     pub(crate) fn lend(&mut self) -> Option<iovec> {
         let mut lent = vector(self.shared(LENT_BYTES.0)?);
         lent.iov_len = lent.iov_len.min(LENT_BYTES.1);
@@ -53,7 +53,7 @@ impl Stash {
     /// Moves the first `n` bytes of what was lent to the end of `chain`.
     ///
     /// # Safety
-    /// They are initialised, and nobody writes to them any more. Nothing else was asked of the stash since they were lent.
+    /// They are initialised, and nobody writes to them any more. Nothing else was asked of the cache since they were lent.
     pub(crate) unsafe fn commit(&mut self, n: usize, chain: &mut Chain) {
         if let Some(tail) = &mut self.shared {
             // SAFETY: promised by the caller.
@@ -131,11 +131,11 @@ impl Stash {
     }
 
     pub(crate) fn clear(&mut self) {
-        *self = Stash::new();
+        *self = BlockCache::new();
     }
 }
 
-impl BlockSource for Stash {
+impl BlockSource for BlockCache {
     fn block(&mut self, min_bytes: usize) -> Result<Tail, Error> {
         let fits = |tail: &Tail| tail.remaining() >= min_bytes && tail.capacity() / 4 <= min_bytes;
         let looked_at = self.spare.len().saturating_sub(LOOKED_AT);
@@ -152,30 +152,30 @@ mod tests {
     use crate::memory::Slice;
 
     /// Receives into what is lent.
-    fn receive(stash: &mut Stash, bytes: &[u8]) -> Slice {
-        let lent = stash.lend().unwrap();
+    fn receive(cache: &mut BlockCache, bytes: &[u8]) -> Slice {
+        let lent = cache.lend().unwrap();
         assert!((LENT_BYTES.0..=LENT_BYTES.1).contains(&lent.iov_len));
         assert!(bytes.len() <= lent.iov_len);
         let mut chain = Chain::new();
         // SAFETY: the room is lent, and has as many bytes.
         unsafe {
             lent.iov_base.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-            stash.commit(bytes.len(), &mut chain);
+            cache.commit(bytes.len(), &mut chain);
         }
         chain.pop().unwrap()
     }
 
-    fn copy(stash: &mut Stash, bytes: &[u8]) -> Slice {
+    fn copy(cache: &mut BlockCache, bytes: &[u8]) -> Slice {
         let mut chain = Chain::new();
-        assert!(stash.copy_in(bytes, &mut chain));
+        assert!(cache.copy_in(bytes, &mut chain));
         chain.pop().unwrap()
     }
 
     #[test]
     fn small_messages_lie_side_by_side() {
-        let mut stash = Stash::new();
-        let (a, b) = (receive(&mut stash, b"one"), copy(&mut stash, b"two"));
-        let c = receive(&mut stash, b"three");
+        let mut cache = BlockCache::new();
+        let (a, b) = (receive(&mut cache, b"one"), copy(&mut cache, b"two"));
+        let c = receive(&mut cache, b"three");
         assert_eq!((&a[..], &b[..], &c[..]), (&b"one"[..], &b"two"[..], &b"three"[..]));
         assert_eq!(a.as_ptr_range().end, b.as_ptr());
         assert_eq!(b.as_ptr_range().end, c.as_ptr());
@@ -183,34 +183,34 @@ mod tests {
 
     #[test]
     fn a_turn_begins_where_the_last_one_did() {
-        let mut stash = Stash::new();
-        let first = receive(&mut stash, b"gone").as_ptr();
-        stash.end_turn();
-        let kept = receive(&mut stash, b"kept");
+        let mut cache = BlockCache::new();
+        let first = receive(&mut cache, b"gone").as_ptr();
+        cache.end_turn();
+        let kept = receive(&mut cache, b"kept");
         assert_eq!(kept.as_ptr(), first);
-        stash.end_turn();
-        assert_ne!(receive(&mut stash, b"next").as_ptr(), first);
+        cache.end_turn();
+        assert_ne!(receive(&mut cache, b"next").as_ptr(), first);
         assert_eq!(kept, b"kept");
     }
 
     #[test]
     fn a_full_block_is_used_again_when_all_of_it_is_gone() {
-        let mut stash = Stash::new();
-        let fill = |stash: &mut Stash| -> Vec<Slice> {
+        let mut cache = BlockCache::new();
+        let fill = |cache: &mut BlockCache| -> Vec<Slice> {
             let message = [7; SHARED_BLOCK_BYTES / 8];
-            (0..7).map(|_| receive(stash, &message)).collect()
+            (0..7).map(|_| receive(cache, &message)).collect()
         };
-        let first = fill(&mut stash);
-        let second = fill(&mut stash);
+        let first = fill(&mut cache);
+        let second = fill(&mut cache);
         let in_block = |slice: &Slice| slice.as_ptr() as usize / SHARED_BLOCK_BYTES;
         assert_ne!(in_block(&first[0]), in_block(&second[0]));
         let address = first[0].as_ptr();
         drop(first);
-        let third = fill(&mut stash);
+        let third = fill(&mut cache);
         assert_eq!(third[0].as_ptr(), address);
         // And one that is kept does not keep the others from it.
         drop(third);
-        let fourth = fill(&mut stash);
+        let fourth = fill(&mut cache);
         assert_eq!(fourth[0].as_ptr(), address);
         assert!(second.iter().all(|slice| slice.iter().all(|byte| *byte == 7)));
     }

@@ -6,32 +6,16 @@ use libc::iovec;
 
 use super::chain::Chain;
 use crate::error::Error;
-use crate::mailbox::LocalBlocks;
-use crate::memory::{Pool, Tail};
-
-/// Gives empty blocks.
-pub trait BlockSource {
-    /// An empty block of at least `min_bytes`.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] if there is none.
-    fn block(&mut self, min_bytes: usize) -> Result<Tail, Error>;
-}
-
-impl BlockSource for &Pool {
-    fn block(&mut self, min_bytes: usize) -> Result<Tail, Error> {
-        self.allocate(min_bytes)
-    }
-}
+use crate::memory::{BlockSource, Tail};
 
 /// The writable end of a buffer that is filled from outside.
 ///
-/// [`lend`](Intake::lend) describes where the next bytes may go: the rest of the current block, and a fresh block
-/// behind it if little is left, so that a nearly full block never costs a short read. [`commit`](Intake::commit)
+/// [`lend`](RecvBuffer::lend) describes where the next bytes may go: the rest of the current block, and a fresh block
+/// behind it if little is left, so that a nearly full block never costs a short read. [`commit`](RecvBuffer::commit)
 /// says how many came. A read that fills all it was given doubles the next block, and so do many bytes that wait to
 /// be taken; many small reads halve it again.
 #[derive(Default)]
-pub struct Intake {
+pub struct RecvBuffer {
     tail: Option<Tail>,
     /// The fresh block behind the tail, while lent.
     next: Option<Tail>,
@@ -98,14 +82,14 @@ impl Sizing {
     }
 }
 
-impl Intake {
-    /// An intake whose first block, and smallest, has so many bytes, rounded up to a power of two.
-    pub(crate) fn starting_with(block_bytes: usize) -> Intake {
-        Intake { sizing: Sizing::starting_with(block_bytes), ..Intake::default() }
+impl RecvBuffer {
+    /// A receive buffer whose first block, and smallest, has so many bytes, rounded up to a power of two.
+    pub(crate) fn starting_with(block_bytes: usize) -> RecvBuffer {
+        RecvBuffer { sizing: Sizing::starting_with(block_bytes), ..RecvBuffer::default() }
     }
 
     /// Describes where bytes may be written; returns how many vectors, 1 or 2. They stay valid until the next call
-    /// on this intake, and nothing else writes there.
+    /// on this receive buffer, and nothing else writes there.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if there is no room and no block to be had; then nothing is lent.
@@ -174,7 +158,7 @@ impl Intake {
         self.tail.is_none() && self.sizing.block == self.sizing.block_min
     }
 
-    /// Lends what is somebody else's; [`saw`](Intake::saw) follows.
+    /// Lends what is somebody else's; [`saw`](RecvBuffer::saw) follows.
     pub(crate) fn lends(&mut self, bytes: usize) {
         self.sizing.lends(bytes);
     }
@@ -184,15 +168,18 @@ impl Intake {
         self.sizing.saw(n, waiting);
     }
 
-    /// Sees to it that the current block has room for `n` bytes. False if there is no memory for another.
-    pub(crate) fn make_room(&mut self, n: usize) -> bool {
+    /// Sees to it that the current block has room for `n` bytes, and gives the one that had none, if there was one. An
+    /// error if there is no memory for another.
+    pub(crate) fn make_room(
+        &mut self,
+        n: usize,
+        source: &mut impl BlockSource,
+    ) -> Result<Option<Tail>, Error> {
         if self.tail.as_ref().is_none_or(|tail| tail.remaining() < n) {
-            let Ok(block) = LocalBlocks.block(n.max(COPY_BLOCK_BYTES)) else { return false };
-            if let Some(full) = self.tail.replace(block) {
-                LocalBlocks::put(full);
-            }
+            let block = source.block(n.max(COPY_BLOCK_BYTES))?;
+            return Ok(self.tail.replace(block));
         }
-        true
+        Ok(None)
     }
 
     /// Copies what the current block has room for into it, and to the end of `chain`.
@@ -226,9 +213,9 @@ pub(crate) fn vector(tail: &Tail) -> iovec {
     iovec { iov_base: tail.as_ptr().cast().as_ptr(), iov_len: tail.remaining() }
 }
 
-impl fmt::Debug for Intake {
+impl fmt::Debug for RecvBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Intake")
+        f.debug_struct("RecvBuffer")
             .field("tail", &self.tail)
             .field("block_bytes", &self.sizing.block_bytes())
             .finish_non_exhaustive()

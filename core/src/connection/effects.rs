@@ -1,0 +1,112 @@
+//! What follows from a transition, for whoever made it to do when the lock is free again.
+
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+use std::task::Waker;
+
+use crate::buffer::Chain;
+use crate::command::Command;
+use crate::mailbox::Mailbox;
+
+/// What a user wants to be called when the connection is over.
+pub(super) type Closer = Box<dyn FnOnce() + Send>;
+/// Few connections have any, and those without spend a pointer on it.
+pub(super) type Closers = Option<Box<Vec<Closer>>>;
+
+/// Whom to wake, what to call, what to drop, and what to leave for the poller. All that belongs to a user is in here: it
+/// may call back, block or panic, and so it is never touched under the lock.
+#[derive(Default)]
+#[must_use]
+pub(crate) struct Effects {
+    pub(super) post: Option<Command>,
+    pub(super) reader: Option<Waker>,
+    pub(super) writer: Option<Waker>,
+    pub(super) closers: Closers,
+    /// Bytes that nobody needs any more, with their owners.
+    pub(super) dropped: Chain,
+    /// Wakers of waits that have ended by themselves.
+    pub(super) unused: [Option<Waker>; 2],
+}
+
+impl Effects {
+    pub(crate) fn perform(self, mailbox: &Mailbox) {
+        let Effects { post, reader, writer, closers, dropped, unused } = self;
+        if let Some(command) = post {
+            mailbox.post(command);
+        }
+        wake(reader);
+        wake(writer);
+        // The last first, as destructors run.
+        for closer in closers.into_iter().flat_map(|closers| closers.into_iter().rev()) {
+            guarded(closer);
+        }
+        for waker in unused.into_iter().flatten() {
+            guarded(|| drop(waker));
+        }
+        if !dropped.is_empty() {
+            guarded(|| drop(dropped));
+        }
+    }
+}
+
+/// Calls a waker, if there is one. It is a user's, and must not end whoever calls it: a panic of its is left to the panic
+/// hook.
+#[inline]
+pub(crate) fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        guarded(|| waker.wake());
+    }
+}
+
+#[inline]
+fn guarded(call: impl FnOnce()) {
+    let _ = panic::catch_unwind(AssertUnwindSafe(call));
+}
+
+impl fmt::Debug for Effects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Effects")
+            .field("post", &self.post)
+            .field("reader", &self.reader.is_some())
+            .field("writer", &self.writer.is_some())
+            .field("closers", &self.closers.as_ref().map_or(0, |closers| closers.len()))
+            .field("dropped_bytes", &self.dropped.len())
+            .finish()
+    }
+}
+
+/// The waker of a poll, for a wait that may have to keep it. A clone of it is made before the lock is taken, since cloning is
+/// the user's code.
+#[derive(Debug)]
+pub(super) struct Offer<'a> {
+    waker: &'a Waker,
+    clone: Option<Waker>,
+}
+
+impl<'a> Offer<'a> {
+    /// `likely`: it will be kept.
+    #[inline]
+    pub(super) fn new(waker: &'a Waker, likely: bool) -> Offer<'a> {
+        Offer { waker, clone: likely.then(|| waker.clone()) }
+    }
+
+    /// Makes the clone that was missing.
+    #[cold]
+    pub(super) fn renew(&mut self) {
+        self.clone = Some(self.waker.clone());
+    }
+
+    /// Has `kept` be this waker. False if there is no clone to keep: then once more, with one.
+    #[inline]
+    pub(super) fn keep_in(&mut self, kept: &mut Option<Waker>) -> bool {
+        if kept.as_ref().is_some_and(|kept| kept.will_wake(self.waker)) {
+            return true;
+        }
+        if self.clone.is_none() {
+            return false;
+        }
+        // What was kept before is dropped with the offer, and not here.
+        std::mem::swap(kept, &mut self.clone);
+        true
+    }
+}

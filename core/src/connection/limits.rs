@@ -1,0 +1,45 @@
+//! What a connection may hold, and how long it may wait.
+
+use std::time::Duration;
+
+/// Limits on what a connection holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// The engine stops receiving when so many bytes wait in the inbox; the kernel's window then holds the peer
+    /// back. It goes on when the reader takes them. What was received by then comes on top: on epoll one receive, on
+    /// io_uring up to 4 MiB, for all connections of a poller together. Default: 1 MiB.
+    pub input_high_bytes: usize,
+    /// A flush waits while more bytes than this have not been taken by the kernel. Default: 1 MiB.
+    pub output_high_bytes: usize,
+    /// How long a read may wait. Default: for ever. See [`Control::set_read_timeout`].
+    pub read_timeout: Option<Duration>,
+    /// How long a flush may wait. Default: for ever. See [`Control::set_write_timeout`].
+    pub write_timeout: Option<Duration>,
+    /// How long no byte may move in either direction. Default: for ever. See [`Control::set_idle_timeout`].
+    pub idle_timeout: Option<Duration>,
+    /// Pieces of at least so many bytes, below 4 GiB, are sent without a copy. Default: none. See
+    /// [`Control::set_zerocopy`].
+    #[cfg(feature = "zerocopy")]
+    pub zerocopy_bytes: Option<usize>,
+    /// The most bytes that a connection may have with the kernel for sends without a copy; what is beyond them is
+    /// copied. Default: 4 MiB.
+    #[cfg(feature = "zerocopy")]
+    pub zerocopy_pinned_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            input_high_bytes: 1 << 20,
+            output_high_bytes: 1 << 20,
+            read_timeout: None,
+            write_timeout: None,
+            idle_timeout: None,
+            #[cfg(feature = "zerocopy")]
+            zerocopy_bytes: None,
+            #[cfg(feature = "zerocopy")]
+            zerocopy_pinned_bytes: 4 << 20,
+        }
+    }
+}

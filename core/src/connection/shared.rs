@@ -1,0 +1,335 @@
+//! What the poller, the halves and the controls of a connection share: the lifecycle under a lock, and the way to the
+//! poller.
+//!
+//! Each method locks, makes one transition, unlocks, and then does what follows from it.
+
+use std::fmt;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+#[cfg(feature = "zerocopy")]
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+
+use super::effects::{Effects, Offer};
+use super::lifecycle::{
+    Amount, Closing, End, Expired, Half, Lifecycle, Moved, Phase, Polled, Reason, Refusal, Todo,
+};
+use super::limits::Limits;
+use super::socket::Socket;
+use crate::buffer::{Chain, LinkBuffer};
+use crate::clock::Clock;
+use crate::command::Command;
+use crate::mailbox::Mailbox;
+use crate::poll::{Outputs, Pending};
+use crate::sync::{Mutex, MutexGuard, lock};
+use crate::timer::Tick;
+use crate::token::Token;
+
+pub(crate) struct Shared {
+    socket: Socket,
+    mailbox: Arc<Mailbox>,
+    token: Token,
+    pub(super) input_high_bytes: usize,
+    pub(super) output_high_bytes: usize,
+    #[cfg(feature = "zerocopy")]
+    zero_copy: ZeroCopy,
+    life: Mutex<Lifecycle>,
+}
+
+/// What is sent without a copy.
+#[cfg(feature = "zerocopy")]
+struct ZeroCopy {
+    /// From so many bytes on; `u32::MAX`: nothing.
+    threshold: AtomicU32,
+    pinned_bytes_max: u32,
+}
+
+impl Shared {
+    pub(super) fn new(
+        socket: Option<OwnedFd>,
+        mailbox: Arc<Mailbox>,
+        token: Token,
+        limits: &Limits,
+        connecting: bool,
+    ) -> Shared {
+        let life = Lifecycle::new(limits, connecting, mailbox.clock().now());
+        Shared {
+            socket: Socket::new(socket),
+            mailbox,
+            token,
+            input_high_bytes: limits.input_high_bytes,
+            output_high_bytes: limits.output_high_bytes,
+            #[cfg(feature = "zerocopy")]
+            zero_copy: ZeroCopy {
+                threshold: AtomicU32::new(threshold(limits.zerocopy_bytes)),
+                pinned_bytes_max: saturating(limits.zerocopy_pinned_bytes),
+            },
+            life: Mutex::new(life),
+        }
+    }
+
+    #[inline]
+    pub(super) fn life(&self) -> MutexGuard<'_, Lifecycle> {
+        lock(&self.life)
+    }
+
+    pub(super) fn clock(&self) -> &dyn Clock {
+        self.mailbox.clock()
+    }
+
+    pub(super) fn mailbox(&self) -> &Mailbox {
+        &self.mailbox
+    }
+
+    /// The poller, or one of the halves, does not use the socket any more.
+    ///
+    /// # Safety
+    /// Each of the three says so once, and does not ask for the [`socket`](Shared::socket) afterwards.
+    pub(crate) unsafe fn let_go(&self) {
+        // SAFETY: promised by the caller.
+        unsafe { self.socket.let_go() };
+    }
+
+    /// The socket; none under a simulated engine.
+    ///
+    /// # Safety
+    /// Only for the poller and the halves, for as long as they have not let go.
+    pub(super) unsafe fn socket(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: promised by the caller.
+        unsafe { self.socket.borrow() }
+    }
+
+    fn post(&self, look: bool) {
+        if look {
+            self.mailbox.post(Command::Look(self.token));
+        }
+    }
+
+    /// Makes a transition of which effects follow, and whether the poller is to look.
+    pub(super) fn change(&self, transition: impl FnOnce(&mut Lifecycle) -> (Effects, bool)) {
+        let (effects, look) = transition(&mut self.life());
+        self.post(look);
+        effects.perform(&self.mailbox);
+    }
+
+    /// Makes a transition of which nothing follows but that the poller is to look.
+    pub(super) fn adjust(&self, transition: impl FnOnce(&mut Lifecycle) -> bool) {
+        let look = transition(&mut self.life());
+        self.post(look);
+    }
+
+    /// Polls a wait; `begins`: it was not under way. Gives how many bytes were handed over, too.
+    #[inline]
+    pub(super) fn poll(
+        &self,
+        cx: &mut Context<'_>,
+        begins: bool,
+        mut poll: impl FnMut(&mut Lifecycle, &mut Offer<'_>, &dyn Clock) -> Polled,
+    ) -> (Poll<Result<(), Refusal>>, usize) {
+        let clock = self.clock();
+        let mut offer = Offer::new(cx.waker(), begins);
+        let mut taken = 0;
+        loop {
+            let polled = poll(&mut self.life(), &mut offer, clock);
+            taken += polled.taken;
+            self.tell(polled.send, polled.look);
+            if polled.retry {
+                offer.renew();
+                continue;
+            }
+            drop(polled.unused);
+            return (polled.result, taken);
+        }
+    }
+
+    /// Hands over what is staged, and waits for nothing.
+    pub(super) fn submit(&self, staged: &mut LinkBuffer) -> Result<(), Refusal> {
+        let mut polled = Polled::new();
+        let result = self.life().submit(staged, &mut polled, self.clock());
+        self.tell(polled.send, polled.look);
+        result
+    }
+
+    fn tell(&self, send: Option<Amount>, look: bool) {
+        match send {
+            Some(Amount::Little) => self.mailbox.post(Command::Send(self.token)),
+            Some(Amount::Much) => self.mailbox.post(Command::SendNow(self.token)),
+            None => {}
+        }
+        self.post(look);
+    }
+
+    pub(super) fn finish(&self, staged: Option<&mut LinkBuffer>) {
+        let send = self.life().finish(staged, self.clock());
+        self.tell(send, false);
+    }
+
+    pub(super) fn close(&self, staged: Option<&mut LinkBuffer>) {
+        self.change(|life| life.close(staged, self.clock()));
+    }
+
+    pub(super) fn half_gone(&self, half: Half) {
+        self.change(|life| life.half_gone(half, self.clock()));
+    }
+}
+
+/// The poller's side.
+impl Shared {
+    /// Whether anything is to be received, and if so whether other bytes wait already.
+    #[inline]
+    pub(crate) fn receives(&self) -> Option<bool> {
+        self.life().receives()
+    }
+
+    /// Whether bytes wait for their reader, or with it for the rest of a message.
+    #[inline]
+    pub(crate) fn lags(&self) -> bool {
+        self.life().lags()
+    }
+
+    /// Bytes have arrived: `push` puts them into the inbox, and is told whether others wait there already, or with the
+    /// reader for the rest of a message.
+    #[inline]
+    pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain, bool)) -> Moved {
+        self.life().deliver(self.input_high_bytes, self.mailbox.clock(), push)
+    }
+
+    pub(crate) fn end_input(&self) {
+        let effects = self.life().end_input(self.clock());
+        effects.perform(&self.mailbox);
+    }
+
+    pub(crate) fn fail(&self, errno: i32) {
+        let mut effects = Effects::default();
+        self.life().fail(errno, &mut effects);
+        effects.perform(&self.mailbox);
+    }
+
+    pub(crate) fn fail_output(&self, errno: i32) {
+        let mut effects = Effects::default();
+        self.life().fail_output(errno, &mut effects);
+        effects.perform(&self.mailbox);
+    }
+
+    #[inline]
+    pub(crate) fn take_output(&self, sending: &mut Chain) -> Result<bool, Outputs> {
+        self.life().take_output(sending)
+    }
+
+    #[inline]
+    pub(crate) fn sent(&self, n: usize, sending: &mut Chain, at: impl FnOnce() -> Tick) -> Moved {
+        self.life().sent(n, sending, at)
+    }
+
+    pub(crate) fn connected(&self) {
+        let (effects, send) = self.life().connected(self.clock());
+        self.tell(send, false);
+        effects.perform(&self.mailbox);
+    }
+
+    pub(crate) fn take_todo(&self) -> Todo {
+        self.life().take_todo()
+    }
+
+    pub(crate) fn uncount(&self) -> bool {
+        self.life().uncount()
+    }
+
+    pub(crate) fn leave(&self) -> bool {
+        self.life().leave()
+    }
+
+    pub(crate) fn go_on_closing(&self, pinned: bool) -> Closing {
+        self.life().go_on_closing(pinned)
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.life().phase()
+    }
+
+    pub(crate) fn write_timeout(&self) -> Option<Tick> {
+        self.life().write_timeout()
+    }
+
+    pub(crate) fn deregister(&self, reason: Reason, pinned: bool) -> Option<End> {
+        self.life().deregister(reason, pinned, self.clock())
+    }
+
+    /// False if it is to be ended by force.
+    pub(crate) fn wind_up(&self) -> bool {
+        let (effects, goes) = self.life().wind_up(self.clock());
+        effects.perform(&self.mailbox);
+        goes
+    }
+
+    pub(crate) fn released(&self) {
+        let effects = self.life().released(self.clock());
+        effects.perform(&self.mailbox);
+    }
+
+    pub(crate) fn abandoned(&self) {
+        let effects = self.life().abandoned();
+        effects.perform(&self.mailbox);
+    }
+
+    pub(crate) fn drain(&self, expected: usize) {
+        let effects = self.life().drain(expected);
+        effects.perform(&self.mailbox);
+    }
+
+    pub(crate) fn expire(&self, now: Tick, pending: Option<Pending>, gives_up: bool) -> Expired {
+        self.life().expire(now, pending, gives_up)
+    }
+
+    pub(crate) fn perform(&self, effects: Effects) {
+        effects.perform(&self.mailbox);
+    }
+
+    /// From how many bytes on a slice is sent without a copy, if any is.
+    #[cfg(feature = "zerocopy")]
+    pub(crate) fn zerocopy_bytes(&self) -> Option<usize> {
+        // Relaxed: a number by itself.
+        let threshold = self.zero_copy.threshold.load(Ordering::Relaxed);
+        (threshold != u32::MAX).then_some(threshold as usize)
+    }
+
+    #[cfg(feature = "zerocopy")]
+    pub(super) fn set_zerocopy_bytes(&self, bytes: Option<usize>) {
+        self.zero_copy.threshold.store(threshold(bytes), Ordering::Relaxed);
+        self.life().retry_zerocopy();
+    }
+
+    /// Whether that number was set since the last call.
+    #[cfg(feature = "zerocopy")]
+    pub(crate) fn retries_zerocopy(&self) -> bool {
+        self.life().takes_retry()
+    }
+
+    #[cfg(feature = "zerocopy")]
+    pub(crate) fn zerocopy_pinned_bytes_max(&self) -> usize {
+        self.zero_copy.pinned_bytes_max as usize
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let life = self.life();
+        f.debug_struct("Connection")
+            .field("token", &self.token)
+            .field("input", &life.input)
+            .field("output", &life.output)
+            .field("inbox_bytes", &life.inbox.len())
+            .field("unsent_bytes", &life.unsent)
+            .finish()
+    }
+}
+
+#[cfg(feature = "zerocopy")]
+fn threshold(bytes: Option<usize>) -> u32 {
+    bytes.map_or(u32::MAX, saturating)
+}
+
+#[cfg(feature = "zerocopy")]
+fn saturating(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,79 @@
+//! Time: what is due, but not before what had come by then.
+
+use super::Driver;
+use super::slot::Slot;
+use crate::connection::{Expired, NEVER, Phase, Reason};
+use crate::poll::Poll;
+use crate::timer::Tick;
+use crate::token::Token;
+
+/// When a receive for which there was no memory is tried again, in milliseconds.
+pub(super) const NO_MEMORY_RETRY_MS: Tick = 10;
+/// How often in a row a deadline waits for what had come before it, a millisecond each time: an engine that cannot
+/// receive, for want of memory, must not make a wait last for ever.
+const HOLDS_MAX: u16 = 2_000;
+
+impl Driver {
+    /// Begins a turn: looks at the clock, and does what is due. After the commands, which may change what is.
+    pub fn begin_turn<P: Poll>(&mut self, engine: &mut P) {
+        let now = self.mailbox.clock().now();
+        while let Some(index) = self.wheel.advance(now) {
+            let Some(token) = self.slots.token_at(index) else { continue };
+            match self.slots.get_mut(token) {
+                Some(Slot::Listener(listener)) if !listener.deregistered => {
+                    engine.receive(token, self);
+                }
+                Some(Slot::Stream(stream)) => {
+                    let starved = std::mem::take(&mut stream.starved);
+                    match stream.shared.phase() {
+                        Phase::Open => {
+                            if starved {
+                                engine.receive(token, self);
+                            }
+                            self.look_at_deadlines(engine, token);
+                        }
+                        Phase::Sending | Phase::Lingering => self.end_closing(engine, token),
+                        Phase::Leaving => self.deregister(engine, token, Reason::Detached),
+                        Phase::Deregistered { .. } | Phase::Released { .. } => {}
+                    }
+                }
+                _ => {}
+            }
+        }
+        #[cfg(feature = "zerocopy")]
+        self.pinned.give_back(now);
+    }
+
+    /// When [`begin_turn`](Driver::begin_turn) is due next.
+    pub fn next_expiry(&self) -> Option<Tick> {
+        let next = self.wheel.next_expiry();
+        #[cfg(feature = "zerocopy")]
+        let next = next.into_iter().chain(self.pinned.due()).min();
+        next
+    }
+
+    /// Ends the waits of an open connection that are due, or the connection if it was idle for too long, and sets
+    /// the timer for the next.
+    pub(super) fn look_at_deadlines<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        let now = self.mailbox.clock().now();
+        let Some(stream) = self.stream(token) else { return };
+        let (shared, gives_up) = (stream.shared.clone(), stream.holds >= HOLDS_MAX);
+        let mut expired = shared.expire(now, None, gives_up);
+        if let Expired::Ask = expired {
+            expired = shared.expire(now, Some(engine.pending(token)), gives_up);
+        }
+        let Expired::Looked { effects, idle, next, held } = expired else { return };
+        let Some(stream) = self.stream(token) else { return };
+        stream.holds = if held { stream.holds.saturating_add(1) } else { 0 };
+        let retry = if stream.starved { now + NO_MEMORY_RETRY_MS } else { NEVER };
+        if idle {
+            self.deregister(engine, token, Reason::Idle);
+        } else {
+            match next.min(retry) {
+                NEVER => self.wheel.clear(token.index()),
+                next => self.wheel.set(token.index(), next),
+            }
+        }
+        shared.perform(effects);
+    }
+}

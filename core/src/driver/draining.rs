@@ -1,0 +1,92 @@
+//! The end of a group of connections: between two requests each, or by force.
+
+use super::Driver;
+use super::group::Group;
+use super::slot::Slot;
+use super::stream::Stream;
+use crate::connection::{Phase, Reason};
+use crate::poll::Poll;
+use crate::token::Token;
+
+impl Driver {
+    /// Tells every connection of a group, and those that are opened in it later, that it is to end between two
+    /// requests, when what has arrived by now is handled.
+    pub fn drain<P: Poll>(&mut self, engine: &mut P, group: Group) {
+        if self.draining.has(group) {
+            return;
+        }
+        let mut left = 0;
+        for token in self.slots.tokens().collect::<Vec<_>>() {
+            if self.stream(token).is_some_and(|stream| stream.group == group) {
+                left += 1;
+                self.drain_one(engine, token);
+            }
+        }
+        self.draining.begin(group, left);
+    }
+
+    pub(super) fn drain_one<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        let Some(stream) = self.stream(token) else { return };
+        let shared = stream.shared.clone();
+        if shared.phase() == Phase::Open {
+            shared.drain(engine.pending(token).bytes);
+        }
+    }
+
+    /// Connections of a group that have not been released since [`drain`](Driver::drain).
+    pub fn left(&self, group: Group) -> usize {
+        self.draining.left(group)
+    }
+
+    /// Forgets that a group drains.
+    pub fn end_drain(&mut self, group: Group) {
+        self.draining.end(group);
+    }
+
+    /// Ends every connection of a group now, whatever they are doing; what is cut off by that ends with a reset. Returns how
+    /// many that were open, or had something to send. The engine goes on releasing them in its next turns.
+    pub fn abort_group<P: Poll>(&mut self, engine: &mut P, group: Group) -> usize {
+        self.abort_if(engine, |stream| stream.group == group)
+    }
+
+    /// Ends every connection and listener now; see [`abort_group`](Driver::abort_group).
+    pub fn abort_all<P: Poll>(&mut self, engine: &mut P) -> usize {
+        for token in self.slots.tokens().collect::<Vec<_>>() {
+            self.unlisten(engine, token);
+        }
+        self.abort_if(engine, |_| true)
+    }
+
+    fn abort_if<P: Poll>(&mut self, engine: &mut P, chosen: impl Fn(&Stream) -> bool) -> usize {
+        let before = self.stats.forced;
+        for token in self.slots.tokens().collect::<Vec<_>>() {
+            if self.stream(token).is_some_and(|stream| chosen(stream)) {
+                self.deregister(engine, token, Reason::Forced);
+            }
+        }
+        (self.stats.forced - before) as usize
+    }
+
+    /// The poller is about to end: closes every connection, and stops accepting. What was flushed still goes out, as long as
+    /// the engine is given turns; see [`is_sending`](Driver::is_sending). A connection that is in the middle of a request is
+    /// reset. Their users are told that the connection was aborted.
+    pub fn wind_up<P: Poll>(&mut self, engine: &mut P) {
+        for token in self.slots.tokens().collect::<Vec<_>>() {
+            self.unlisten(engine, token);
+            let Some(stream) = self.stream(token) else { continue };
+            if stream.shared.clone().wind_up() {
+                self.begin_closing(engine, token);
+            } else {
+                self.deregister(engine, token, Reason::Forced);
+            }
+        }
+    }
+
+    /// Whether a connection that is closed still has something to send.
+    pub fn is_sending(&self) -> bool {
+        self.slots.iter().any(|slot| match slot {
+            Slot::Stream(stream) => stream.shared.phase() == Phase::Sending,
+            Slot::Listener(_) => false,
+        })
+    }
+}

@@ -1,0 +1,50 @@
+//! Connections that are ended together, such as those of one server.
+
+/// The number of such a group. The default is a group like any other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Group(u32);
+
+impl Group {
+    /// The group of this number.
+    pub const fn new(number: u32) -> Group {
+        Group(number)
+    }
+}
+
+/// The groups that drain.
+#[derive(Debug, Default)]
+pub(super) struct Draining(Vec<Drain>);
+
+#[derive(Debug)]
+struct Drain {
+    group: Group,
+    /// Connections of it that are registered, in whatever phase.
+    left: usize,
+}
+
+impl Draining {
+    pub(super) fn begin(&mut self, group: Group, left: usize) {
+        self.0.push(Drain { group, left });
+    }
+
+    pub(super) fn end(&mut self, group: Group) {
+        self.0.retain(|drain| drain.group != group);
+    }
+
+    pub(super) fn has(&self, group: Group) -> bool {
+        self.0.iter().any(|drain| drain.group == group)
+    }
+
+    pub(super) fn left(&self, group: Group) -> usize {
+        let drain = self.0.iter().find(|drain| drain.group == group);
+        drain.map_or(0, |drain| drain.left)
+    }
+
+    pub(super) fn one_more(&mut self, group: Group) {
+        self.0.iter_mut().filter(|drain| drain.group == group).for_each(|drain| drain.left += 1);
+    }
+
+    pub(super) fn one_less(&mut self, group: Group) {
+        self.0.iter_mut().filter(|drain| drain.group == group).for_each(|drain| drain.left -= 1);
+    }
+}

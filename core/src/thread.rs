@@ -1,0 +1,152 @@
+//! What the poller that runs on this thread keeps within reach of its connections: no lock, no atomic.
+
+use std::cell::{Cell, RefCell};
+use std::ptr;
+
+use libc::iovec;
+
+use crate::block_cache::BlockCache;
+use crate::buffer::Chain;
+use crate::command::Command;
+use crate::error::Error;
+use crate::memory::{BlockSource, Pool, Tail};
+
+struct Local {
+    commands: RefCell<Vec<Command>>,
+    /// One of the commands had better be done soon.
+    urgent: Cell<bool>,
+    blocks: RefCell<BlockCache>,
+}
+
+thread_local! {
+    /// The poller that runs on this thread, by an address of its own; null on other threads. By itself, since it is asked
+    /// for most, and has no destructor to be looked out for.
+    static POLLER: Cell<*const ()> = const { Cell::new(ptr::null()) };
+
+    static LOCAL: Local = const {
+        Local {
+            commands: RefCell::new(Vec::new()),
+            urgent: Cell::new(false),
+            blocks: RefCell::new(BlockCache::new()),
+        }
+    };
+}
+
+/// Whether this is the thread of a poller, which must not block.
+pub fn on_poller_thread() -> bool {
+    !POLLER.get().is_null()
+}
+
+/// Whether this is the thread of that poller.
+#[inline]
+pub(crate) fn is_of(poller: *const ()) -> bool {
+    ptr::eq(POLLER.get(), poller)
+}
+
+/// Makes this the thread of that poller.
+///
+/// # Panics
+/// If it is a poller's already.
+pub(crate) fn enter(poller: *const ()) {
+    assert!(!on_poller_thread(), "this thread runs a poller already");
+    POLLER.set(poller);
+}
+
+/// Makes this an ordinary thread again.
+pub(crate) fn leave() {
+    POLLER.set(ptr::null());
+    let _ = LOCAL.try_with(|local| {
+        local.blocks.borrow_mut().clear();
+        local.commands.borrow_mut().clear();
+        local.urgent.set(false);
+    });
+}
+
+/// Leaves a command for the poller of this thread. False if the thread is coming to its end.
+#[inline]
+pub(crate) fn post(command: Command) -> bool {
+    let posted = LOCAL.try_with(|local| {
+        local.commands.borrow_mut().push(command);
+        if matches!(command, Command::SendNow(_)) {
+            local.urgent.set(true);
+        }
+    });
+    posted.is_ok()
+}
+
+/// Moves what was left to the end of `commands`.
+pub(crate) fn take_commands(commands: &mut Vec<Command>) {
+    LOCAL.with(|local| {
+        local.urgent.set(false);
+        commands.append(&mut local.commands.borrow_mut());
+    });
+}
+
+pub(crate) fn has_commands() -> bool {
+    LOCAL.with(|local| !local.commands.borrow().is_empty())
+}
+
+/// Whether something was left that had better be done before the turn ends.
+pub(crate) fn is_urgent() -> bool {
+    LOCAL.with(|local| local.urgent.get())
+}
+
+/// The blocks at hand on this thread: those of the poller that runs here, else of the global pool.
+pub(crate) struct Blocks;
+
+impl Blocks {
+    fn with<T>(f: impl FnOnce(&mut BlockCache) -> T) -> Option<T> {
+        if !on_poller_thread() {
+            return None;
+        }
+        LOCAL.try_with(|local| f(&mut local.blocks.borrow_mut())).ok()
+    }
+
+    /// Gives a block back that was received into.
+    pub(crate) fn put(tail: Tail) {
+        Blocks::with(|cache| cache.put(tail));
+    }
+
+    /// Lends room for a small message, in a block that many of them share. None if there is no memory, or this is not the
+    /// thread of a poller.
+    pub(crate) fn lend() -> Option<iovec> {
+        Blocks::with(BlockCache::lend).flatten()
+    }
+
+    /// Moves the first `n` bytes of what was lent to the end of `chain`.
+    ///
+    /// # Safety
+    /// They are initialised, and nobody writes to them any more. Nothing else was asked of this thread's blocks since they
+    /// were lent.
+    pub(crate) unsafe fn commit(n: usize, chain: &mut Chain) {
+        // SAFETY: promised by the caller.
+        Blocks::with(|cache| unsafe { cache.commit(n, chain) });
+    }
+
+    /// A turn is over.
+    pub(crate) fn end_turn() {
+        Blocks::with(BlockCache::end_turn);
+    }
+
+    /// Copies a small message to the end of `chain`, into a block that many of them share. False if there is no memory.
+    pub(crate) fn copy_in(bytes: &[u8], chain: &mut Chain) -> bool {
+        Blocks::with(|cache| cache.copy_in(bytes, chain)).unwrap_or(false)
+    }
+
+    /// Takes the block that the last writer on this thread did not fill.
+    pub(crate) fn take_written() -> Option<Tail> {
+        Blocks::with(BlockCache::take_written).flatten()
+    }
+
+    /// Leaves a block for the next writer on this thread.
+    pub(crate) fn put_written(tail: Tail) {
+        Blocks::with(|cache| cache.put_written(tail));
+    }
+}
+
+impl BlockSource for Blocks {
+    fn block(&mut self, min_bytes: usize) -> Result<Tail, Error> {
+        Blocks::with(|cache| cache.block(min_bytes))
+            .unwrap_or_else(|| Pool::global().allocate(min_bytes))
+    }
+}
