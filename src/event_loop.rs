@@ -25,9 +25,9 @@ use crate::blocking::Blocking;
 use crate::connection::Connection;
 use crate::engine::{Engine, EngineReport};
 use crate::listener::{Listener, SocketFile};
-use crate::poller::{self, Handle, Poller};
+use crate::poller::{Handle, Poller};
 use crate::pollers::{Balance, PollerOptions, Pollers};
-use crate::stats::Stats;
+use crate::stats::{self, Stats};
 
 /// Longer than any grace, and short enough to be added to the time of day.
 const GRACE_MAX: Duration = Duration::from_secs(1 << 32);
@@ -593,11 +593,11 @@ fn live<H: Handler>(
         match handled {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                poller::count_handler_error();
+                stats::count_handler_error();
                 log::debug!("a handler has failed: {error}");
             }
             // The panic hook has reported it.
-            Err(_) => poller::count_handler_panic(),
+            Err(_) => stats::count_handler_panic(),
         }
         if let (Some(disconnect), Some(connection)) = (&service.callbacks.disconnect, &mut slot) {
             disconnect(connection).await;
@@ -619,7 +619,7 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
     loop {
         let reader = there(slot)?.reader();
         let Ok(true) = poll_fn(|cx| reader.poll_request(cx, seen)).await else { return Ok(()) };
-        poller::count_request();
+        stats::count_request();
         let consumed = reader.consumed();
         service.handler.handle(slot).await?;
         let connection = there(slot)?;

@@ -46,6 +46,7 @@ mod address;
 mod admission;
 mod affinity;
 mod blocking;
+mod clock;
 mod connection;
 mod dialer;
 mod engine;

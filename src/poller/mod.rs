@@ -1,6 +1,6 @@
 //! A poller: one thread, with an engine, its connections and their tasks.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::mem;
@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Accepted, Clock, Command, Driver, Group, Limits, Mailbox, Poll, Tick, Token};
+use duopoll_core::{Accepted, Command, Driver, Group, Limits, Mailbox, Poll, Token};
 use socket2::{SockRef, Socket};
 
 use crate::admission::Admission;
 use crate::affinity;
+use crate::clock::Monotonic;
 use crate::connection::Connection;
 use crate::engine::{AnyPoll, Choice, EngineReport};
 use crate::executor::Executor;
@@ -81,44 +82,9 @@ struct Ending {
     reply: mpsc::Sender<usize>,
 }
 
-/// The clock of a poller: milliseconds since it was made.
-#[derive(Clone, Copy, Debug)]
-struct Monotonic {
-    origin: Instant,
-}
-
-impl Clock for Monotonic {
-    fn now(&self) -> Tick {
-        self.origin.elapsed().as_millis() as Tick
-    }
-
-    fn tick_of(&self, instant: Instant) -> Tick {
-        let since = instant.saturating_duration_since(self.origin);
-        Tick::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(Tick::MAX)
-    }
-}
-
 thread_local! {
     /// The poller that runs on this thread.
     static CURRENT: RefCell<Option<Arc<Handle>>> = const { RefCell::new(None) };
-    static REQUESTS: Cell<u64> = const { Cell::new(0) };
-    static HANDLER_ERRORS: Cell<u64> = const { Cell::new(0) };
-    static HANDLER_PANICS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts a request handled on this thread.
-pub(crate) fn count_request() {
-    REQUESTS.set(REQUESTS.get() + 1);
-}
-
-/// Counts a handler that failed on this thread.
-pub(crate) fn count_handler_error() {
-    HANDLER_ERRORS.set(HANDLER_ERRORS.get() + 1);
-}
-
-/// Counts a handler that panicked on this thread.
-pub(crate) fn count_handler_panic() {
-    HANDLER_PANICS.set(HANDLER_PANICS.get() + 1);
 }
 
 impl Handle {
@@ -272,7 +238,7 @@ impl Poller {
     /// A poller for the calling thread, which is to [`run`](Poller::run) it.
     pub(crate) fn new(choice: Choice) -> io::Result<Poller> {
         let (engine, report) = AnyPoll::new(choice)?;
-        let clock = Monotonic { origin: Instant::now() };
+        let clock = Monotonic::new();
         let mailbox = Arc::new(Mailbox::new(engine.waker(), Arc::new(clock)));
         #[cfg_attr(not(feature = "zerocopy"), expect(unused_mut))]
         let mut driver = Driver::new(mailbox.clone());
@@ -378,10 +344,7 @@ impl Poller {
             return Some(Duration::ZERO);
         }
         let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        let timer = self
-            .driver
-            .next_expiry()
-            .map(|tick| until(self.clock.origin + Duration::from_millis(tick)));
+        let timer = self.driver.next_expiry().map(|tick| until(self.clock.instant_of(tick)));
         let endings = self.endings.iter().map(|ending| match ending.forced {
             None => until(ending.deadline),
             Some(_) => until(ending.deadline + TEARDOWN),
@@ -552,9 +515,7 @@ impl Poller {
 
     fn snapshot(&self) -> Stats {
         let mut stats = self.stats;
-        stats.requests = REQUESTS.get();
-        stats.handler_errors = HANDLER_ERRORS.get();
-        stats.handler_panics += HANDLER_PANICS.get();
+        stats.add_handlers();
         stats.add_engine(self.engine.stats());
         stats.add_driver(self.driver.stats());
         stats.timers = self.driver.timers() as u64;
