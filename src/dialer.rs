@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Group, Limits};
+use duopoll_core::Limits;
 use futures_channel::oneshot;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -239,7 +239,7 @@ impl Dialer {
             (None, Some(here)) => here,
             (None, None) => Pollers::global()?.pick(),
         };
-        adopt(handle, socket, self.limits, connecting).await
+        handle.adopt(socket, self.limits, connecting).await
     }
 
     /// From here on the connection's own limits count, not those of the dial.
@@ -259,31 +259,6 @@ impl fmt::Debug for Dialer {
             .field("pollers", &self.pollers)
             .finish_non_exhaustive()
     }
-}
-
-/// Gives a socket to a poller.
-pub(crate) async fn adopt(
-    handle: Arc<Handle>,
-    socket: OwnedFd,
-    limits: Limits,
-    connecting: bool,
-) -> io::Result<Connection> {
-    let (reply, answer) = oneshot::channel();
-    handle.check(&limits)?;
-    let leaves = !handle.is_local();
-    handle.call(move |poller| {
-        let group = Group::default();
-        let result = match connecting {
-            true => poller.connect(socket, limits, group),
-            false => poller.open(socket, limits, group),
-        };
-        if let (Ok(connection), true) = (&result, leaves) {
-            connection.share();
-        }
-        // If nobody waits any more, the connection is dropped, and with it closed.
-        let _ = reply.send(result);
-    });
-    answer.await.unwrap_or_else(|_| Err(io::Error::other("the poller has ended")))
 }
 
 /// The first of the connections that is established. Ends early with the error of those that fail, which are taken out,

@@ -13,7 +13,6 @@ use socket2::{Socket, Type};
 
 use crate::affinity;
 use crate::connection::Connection;
-use crate::dialer;
 use crate::engine::{Choice, Engine, EngineReport};
 use crate::poller::{Handle, Poller};
 use crate::stats::Stats;
@@ -225,7 +224,7 @@ impl Pollers {
         }
         socket.peer_addr()?;
         socket.set_nonblocking(true)?;
-        dialer::adopt(self.pick(), socket.into(), Limits::default(), false).await
+        self.pick().adopt(socket.into(), Limits::default(), false).await
     }
 
     /// The one that gets the next connection: one that runs, if there is any.
