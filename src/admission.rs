@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use duopoll_core::Token;
 
+use crate::poller::shutdown::Outstanding;
 use crate::poller::{Acceptor, Handle, Poller};
 use crate::pollers::Pollers;
 
@@ -96,19 +97,19 @@ impl Admission {
         }
     }
 
-    /// Whether nobody is open or waits to be.
-    pub(crate) fn is_empty(&self) -> bool {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outstanding for Admission {
+    fn is_empty(&self) -> bool {
         self.max == usize::MAX || self.state().open == 0
     }
 
-    /// Closes the sockets that wait. Returns how many.
-    pub(crate) fn give_up(&self) -> usize {
+    fn give_up(&self) -> usize {
         let waiting = mem::take(&mut self.state().waiting);
         waiting.len()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -763,8 +763,9 @@ impl Server {
             let _ = answer.recv();
         }
         let deadline = Instant::now() + grace.min(GRACE_MAX);
-        let end =
-            |handle: &Arc<Handle>| handle.end_group(self.group, deadline, self.admission.clone());
+        let end = |handle: &Arc<Handle>| {
+            handle.shut_down_group(self.group, deadline, self.admission.clone())
+        };
         let ending: Vec<_> = handles.iter().map(end).collect();
         let forced = ending.iter().map(|answer| answer.recv().unwrap_or(0)).sum();
         if self.own {

@@ -11,11 +11,11 @@ use std::time::Instant;
 use duopoll_core::{Group, Limits};
 use futures_channel::oneshot;
 
-use crate::admission::Admission;
 use crate::affinity;
 use crate::connection::Connection;
 use crate::engine::{Choice, EngineReport};
-use crate::poller::{CURRENT, Ending, Handle, Poller, lock};
+use crate::poller::shutdown::{GroupShutdown, Outstanding};
+use crate::poller::{CURRENT, Handle, Poller, lock};
 use crate::stats::Stats;
 
 impl Handle {
@@ -88,18 +88,24 @@ impl Handle {
     }
 
     /// Ends a group's connections: they may finish what they are doing until the deadline. The number of those that
-    /// did not comes through the channel when the last is gone, of those too that wait for admission; nothing if the
+    /// did not comes through the channel when the last is gone, of those too that are outstanding; nothing if the
     /// poller has ended before.
-    pub(crate) fn end_group(
+    pub(crate) fn shut_down_group(
         &self,
         group: Group,
         deadline: Instant,
-        admission: Arc<Admission>,
+        outstanding: Arc<dyn Outstanding>,
     ) -> mpsc::Receiver<usize> {
         let (reply, answer) = mpsc::channel();
         self.call(move |poller| {
             poller.driver.drain(&mut poller.engine, group);
-            poller.endings.push(Ending { group, deadline, admission, forced: None, reply });
+            poller.shutdowns.push(GroupShutdown {
+                group,
+                deadline,
+                outstanding,
+                forced: None,
+                reply,
+            });
         });
         answer
     }

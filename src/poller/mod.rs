@@ -1,6 +1,7 @@
 //! A poller: one thread, with an engine, its connections and their tasks.
 
 mod handle;
+pub(crate) mod shutdown;
 
 use std::cell::RefCell;
 use std::io;
@@ -15,15 +16,12 @@ use std::time::{Duration, Instant};
 use duopoll_core::{Accepted, Command, Driver, Group, Limits, Mailbox, Poll, Token};
 use socket2::{SockRef, Socket};
 
-use crate::admission::Admission;
 use crate::clock::Monotonic;
 use crate::connection::Connection;
 use crate::engine::{AnyPoll, Choice, EngineReport};
 use crate::executor::Executor;
+use crate::poller::shutdown::{Shutdowns, TEARDOWN};
 use crate::stats::Stats;
-
-/// How long a poller that ends waits for the kernel to give back what it holds. What it does not is leaked.
-const TEARDOWN: Duration = Duration::from_secs(10);
 
 /// What another thread has a poller do.
 type Call = Box<dyn FnOnce(&mut Poller) + Send>;
@@ -52,34 +50,22 @@ pub(crate) struct Poller {
     handle: Arc<Handle>,
     engine: AnyPoll,
     driver: Driver,
-    listeners: Vec<Listening>,
+    listeners: Vec<ListenerEntry>,
     clock: Monotonic,
     commands: Vec<Command>,
     accepted: Vec<Accepted>,
     stats: Stats,
-    /// Groups that accept no more, and who waits for that.
-    leaving: Vec<(Group, mpsc::Sender<()>)>,
-    endings: Vec<Ending>,
+    shutdowns: Shutdowns,
     stopping: bool,
     /// It was logged that accepting is put off.
     backoff_logged: bool,
 }
 
 /// A listener of this poller.
-struct Listening {
+struct ListenerEntry {
     token: Token,
     group: Group,
     acceptor: Acceptor,
-}
-
-/// A graceful end of a group, under way.
-struct Ending {
-    group: Group,
-    deadline: Instant,
-    admission: Arc<Admission>,
-    /// Connections closed by force, once the deadline has passed.
-    forced: Option<usize>,
-    reply: mpsc::Sender<usize>,
 }
 
 thread_local! {
@@ -123,8 +109,7 @@ impl Poller {
             commands: Vec::new(),
             accepted: Vec::new(),
             stats: Stats { pollers: 1, ..Stats::default() },
-            leaving: Vec::new(),
-            endings: Vec::new(),
+            shutdowns: Shutdowns::default(),
             stopping: false,
             backoff_logged: false,
         })
@@ -139,7 +124,7 @@ impl Poller {
             begin(&mut self);
             loop {
                 self.turn()?;
-                self.look_at_endings();
+                self.look_at_shutdowns();
                 if self.stopping {
                     break io::Result::Ok(());
                 }
@@ -198,11 +183,8 @@ impl Poller {
         }
         let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         let timer = self.driver.next_expiry().map(|tick| until(self.clock.instant_of(tick)));
-        let endings = self.endings.iter().map(|ending| match ending.forced {
-            None => until(ending.deadline),
-            Some(_) => until(ending.deadline + TEARDOWN),
-        });
-        timer.into_iter().chain(endings).min()
+        let shutdowns = self.shutdowns.deadlines().map(until);
+        timer.into_iter().chain(shutdowns).min()
     }
 
     fn take_commands(&mut self) {
@@ -225,9 +207,9 @@ impl Poller {
         let mut accepted = mem::take(&mut self.accepted);
         self.driver.take_accepted(&mut accepted);
         for Accepted { listener, socket } in accepted.drain(..) {
-            let listening = self.listeners.iter().find(|listening| listening.token == listener);
-            if let Some(listening) = listening {
-                listening.acceptor.clone()(self, listener, socket);
+            let entry = self.listeners.iter().find(|entry| entry.token == listener);
+            if let Some(entry) = entry {
+                entry.acceptor.clone()(self, listener, socket);
             }
         }
         self.accepted = accepted;
@@ -241,13 +223,13 @@ impl Poller {
         acceptor: Acceptor,
     ) -> io::Result<Token> {
         let token = self.driver.listen(&mut self.engine, socket)?;
-        self.listeners.push(Listening { token, group, acceptor });
+        self.listeners.push(ListenerEntry { token, group, acceptor });
         Ok(token)
     }
 
     /// Stops accepting from a listener.
     pub(crate) fn stop_listening(&mut self, token: Token) {
-        self.listeners.retain(|listening| listening.token != token);
+        self.listeners.retain(|entry| entry.token != token);
         self.driver.unlisten(&mut self.engine, token);
     }
 
@@ -296,9 +278,8 @@ impl Poller {
     /// Stops accepting for a group, and replies when nothing can be accepted any more. Connections that the kernel has
     /// established already are still taken on, since their peers may have sent requests.
     fn unlisten(&mut self, group: Group, reply: mpsc::Sender<()>) {
-        let ours = self.listeners.iter().filter(|listening| listening.group == group);
-        let ours: Vec<_> =
-            ours.map(|listening| (listening.token, listening.acceptor.clone())).collect();
+        let ours = self.listeners.iter().filter(|entry| entry.group == group);
+        let ours: Vec<_> = ours.map(|entry| (entry.token, entry.acceptor.clone())).collect();
         for (token, acceptor) in ours {
             let backlog = self.driver.listener(token).map(accept_rest).unwrap_or_default();
             self.driver.unlisten(&mut self.engine, token);
@@ -307,44 +288,17 @@ impl Poller {
                 acceptor(self, token, socket);
             }
         }
-        self.leaving.push((group, reply));
+        self.shutdowns.await_listeners(group, reply);
     }
 
-    /// Answers whoever waits for an end.
-    fn look_at_endings(&mut self) {
-        if !self.leaving.is_empty() {
-            let Poller { listeners, leaving, driver, .. } = self;
-            listeners.retain(|listening| driver.listener(listening.token).is_some());
-            leaving.retain(|(group, reply)| {
-                let listens = listeners.iter().any(|listening| listening.group == *group);
-                if !listens {
-                    let _ = reply.send(());
-                }
-                listens
-            });
+    /// Answers whoever waits for a shutdown.
+    fn look_at_shutdowns(&mut self) {
+        let Poller { listeners, shutdowns, driver, engine, .. } = self;
+        if shutdowns.awaits_listeners() {
+            listeners.retain(|entry| driver.listener(entry.token).is_some());
+            shutdowns.answer_unlistened(|group| listeners.iter().any(|entry| entry.group == group));
         }
-        if self.endings.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        let mut endings = mem::take(&mut self.endings);
-        for ending in &mut endings {
-            if ending.forced.is_none() && now >= ending.deadline {
-                let waiting = ending.admission.give_up();
-                let open = self.driver.abort_group(&mut self.engine, ending.group);
-                ending.forced = Some(waiting + open);
-            }
-        }
-        endings.retain(|ending| {
-            let over = self.driver.left(ending.group) == 0 && ending.admission.is_empty();
-            let late = ending.forced.is_some() && now >= ending.deadline + TEARDOWN;
-            if over || late {
-                self.driver.end_drain(ending.group);
-                let _ = ending.reply.send(ending.forced.unwrap_or(0));
-            }
-            !(over || late)
-        });
-        self.endings = endings;
+        shutdowns.advance(driver, engine);
     }
 
     /// Gives back everything. The engine's memory is the kernel's until it says otherwise.
