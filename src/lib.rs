@@ -55,6 +55,7 @@ mod executor;
 mod listener;
 mod poller;
 mod pollers;
+mod resolver;
 mod stats;
 mod tcp;
 
