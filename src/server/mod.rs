@@ -1,5 +1,7 @@
 //! Servers: an event loop that calls a handler for what its connections receive.
 
+mod connection_limit;
+
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -20,13 +22,13 @@ use pin_project_lite::pin_project;
 use socket2::SockRef;
 
 use crate::address::Address;
-use crate::admission::{Admission, Admitted, Spread};
 use crate::blocking::Blocking;
 use crate::connection::Connection;
 use crate::engine::{Engine, EngineReport};
 use crate::listener::{Listener, SocketFile};
 use crate::poller::{Handle, Poller};
 use crate::pollers::{Balance, PollerOptions, Pollers};
+use crate::server::connection_limit::{ConnectionLimit, Permit, Placement};
 use crate::stats::{self, Stats};
 
 /// Longer than any grace, and short enough to be added to the time of day.
@@ -222,9 +224,9 @@ impl Builder {
         F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
     {
         let running =
-            Arc::new(Running { callbacks: self.callbacks.clone(), handler: Here(handler) });
-        Service::new(self, move |poller, connection, admitted| {
-            poller.spawn(live(connection, running.clone(), admitted));
+            Arc::new(Running { callbacks: self.callbacks.clone(), handler: AsyncHandler(handler) });
+        Service::new(self, move |poller, connection, permit| {
+            poller.spawn(live(connection, running.clone(), permit));
         })
     }
 
@@ -253,10 +255,10 @@ impl Builder {
         S: Fn(Job) + Send + Sync + 'static,
         F: Fn(&mut Blocking) -> io::Result<()> + Send + Sync + 'static,
     {
-        let handler = Elsewhere { spawn, handler: Arc::new(handler) };
+        let handler = BlockingHandler { spawn, handler: Arc::new(handler) };
         let running = Arc::new(Running { callbacks: self.callbacks.clone(), handler });
-        Service::new(self, move |poller, connection, admitted| {
-            poller.spawn(live(connection, running.clone(), admitted));
+        Service::new(self, move |poller, connection, permit| {
+            poller.spawn(live(connection, running.clone(), permit));
         })
     }
 
@@ -274,14 +276,14 @@ impl Builder {
         T: Future<Output = io::Result<()>> + Send + 'static,
     {
         let refused = self.callbacks.connect.is_some() || self.callbacks.disconnect.is_some();
-        let mut service = Service::new(self, move |_, connection, admitted| {
+        let mut service = Service::new(self, move |_, connection, permit| {
             connection.share();
             let served = handler(connection);
             spawn(Box::pin(async move {
                 if let Err(error) = served.await {
                     log::debug!("a handler has failed: {error}");
                 }
-                drop(admitted);
+                drop(permit);
             }));
         });
         if refused {
@@ -317,12 +319,12 @@ pub struct Service {
 }
 
 /// Starts what serves a connection.
-type Begin = dyn Fn(&mut Poller, Connection, Admitted) + Send + Sync;
+type Begin = dyn Fn(&mut Poller, Connection, Permit) + Send + Sync;
 
 impl Service {
     fn new(
         builder: Builder,
-        begin: impl Fn(&mut Poller, Connection, Admitted) + Send + Sync + 'static,
+        begin: impl Fn(&mut Poller, Connection, Permit) + Send + Sync + 'static,
     ) -> Service {
         Service { builder, begin: Box::new(begin), refused: None }
     }
@@ -395,8 +397,8 @@ impl Service {
             begun = panic::catch_unwind(AssertUnwindSafe(|| {
                 server.listen_on(listener, Some(poller))?;
                 let until = until(&server);
-                let ending = Ending { server: server.clone(), reply, begun: false };
-                poller.spawn(async move { ending.begin(until.await) });
+                let shutdown = ShutdownTask { server: server.clone(), reply, begun: false };
+                poller.spawn(async move { shutdown.begin(until.await) });
                 Ok(())
             }));
             if !matches!(begun, Ok(Ok(()))) {
@@ -431,33 +433,36 @@ impl Service {
             handle.check(&limits)?;
         }
         let group = next_group();
-        let admission =
-            Admission::new(pollers.clone(), max_connections, move |poller, socket, admitted| {
+        let limit = ConnectionLimit::new(
+            pollers.clone(),
+            max_connections,
+            move |poller, socket, permit| {
                 let prepared = match &callbacks.prepare {
                     Some(prepare) => prepare(socket.as_fd()),
                     None => Ok(()),
                 };
                 match prepared.and_then(|()| poller.open(socket, limits, group)) {
-                    Ok(connection) => begin(poller, connection, admitted),
+                    Ok(connection) => begin(poller, connection, permit),
                     Err(error) => {
                         log::debug!("a connection was accepted and is not served: {error}");
                     }
                 }
-            });
+            },
+        );
         let address = listener.local_addr()?;
-        let listening = Mutex::default();
-        Ok(Server { pollers, own, group, admission, address, listening })
+        let listeners = Mutex::default();
+        Ok(Server { pollers, own, group, limit, address, listeners })
     }
 }
 
 /// The end of a server that one of its own pollers is to bring about.
-struct Ending {
+struct ShutdownTask {
     server: Arc<Server>,
     reply: mpsc::Sender<usize>,
     begun: bool,
 }
 
-impl Ending {
+impl ShutdownTask {
     /// On another thread, since a shutdown waits for the pollers.
     fn begin(mut self, grace: Duration) {
         let (server, reply) = (self.server.clone(), self.reply.clone());
@@ -471,7 +476,7 @@ impl Ending {
     }
 }
 
-impl Drop for Ending {
+impl Drop for ShutdownTask {
     fn drop(&mut self) {
         // Never begun, if what was to say when has panicked.
         if !self.begun {
@@ -506,9 +511,9 @@ trait Handler: Send + Sync + 'static {
 }
 
 /// On the poller.
-struct Here<F>(F);
+struct AsyncHandler<F>(F);
 
-impl<F> Handler for Here<F>
+impl<F> Handler for AsyncHandler<F>
 where
     F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
 {
@@ -541,12 +546,12 @@ impl<F: Future<Output = io::Result<()>>> Future for Handling<F> {
 }
 
 /// By a job that may block.
-struct Elsewhere<S, F> {
+struct BlockingHandler<S, F> {
     spawn: S,
     handler: Arc<F>,
 }
 
-impl<S, F> Handler for Elsewhere<S, F>
+impl<S, F> Handler for BlockingHandler<S, F>
 where
     S: Fn(Job) + Send + Sync + 'static,
     F: Fn(&mut Blocking) -> io::Result<()> + Send + Sync + 'static,
@@ -582,7 +587,7 @@ fn lost() -> io::Error {
 fn live<H: Handler>(
     connection: Connection,
     service: Arc<Running<H>>,
-    admitted: Admitted,
+    permit: Permit,
 ) -> impl Future<Output = ()> {
     let mut slot = Some(connection);
     async move {
@@ -604,7 +609,7 @@ fn live<H: Handler>(
         }
         // The connection first, then its place.
         drop(slot.take());
-        drop(admitted);
+        drop(permit);
     }
 }
 
@@ -654,13 +659,14 @@ pub struct Server {
     /// They are nobody else's.
     own: bool,
     group: Group,
-    admission: Arc<Admission>,
+    limit: Arc<ConnectionLimit>,
     address: Address,
-    listening: Mutex<Listening>,
+    listeners: Mutex<Listeners>,
 }
 
+/// What a server listens on.
 #[derive(Debug, Default)]
-struct Listening {
+struct Listeners {
     addresses: Vec<Address>,
     /// Removed when the server is gone.
     files: Vec<SocketFile>,
@@ -680,8 +686,8 @@ impl Server {
 
     /// `here`: the first of the pollers, if the calling thread runs it.
     fn listen_on(&self, listener: Listener, mut here: Option<&mut Poller>) -> io::Result<Address> {
-        let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
-        if listening.over {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        if listeners.over {
             let message = "the server was shut down";
             return Err(io::Error::new(io::ErrorKind::NotConnected, message));
         }
@@ -694,11 +700,12 @@ impl Server {
         let (socket, file) = listener.into_parts();
         // Whoever bound it may have left it blocking, and a poller must never block.
         SockRef::from(&socket).set_nonblocking(true)?;
-        let spread = if more.is_empty() { Spread::ByBalance } else { Spread::Stay };
+        let placement =
+            if more.is_empty() { Placement::Balanced } else { Placement::WhereAccepted };
         let sockets = [socket].into_iter().chain(more);
         let mut started: Vec<(&Arc<Handle>, Token)> = Vec::new();
         for (handle, socket) in handles.iter().zip(sockets) {
-            let (group, acceptor) = (self.group, self.admission.clone().acceptor(spread));
+            let (group, acceptor) = (self.group, self.limit.clone().acceptor(placement));
             let listen = move |poller: &mut Poller| poller.listen(socket, group, acceptor);
             let token = match here.take() {
                 Some(poller) => Some(listen(poller)),
@@ -717,8 +724,8 @@ impl Server {
         if started.is_empty() {
             return Err(io::Error::other("the pollers have ended"));
         }
-        listening.addresses.push(address.clone());
-        listening.files.extend(file);
+        listeners.addresses.push(address.clone());
+        listeners.files.extend(file);
         Ok(address)
     }
 
@@ -729,7 +736,7 @@ impl Server {
 
     /// The addresses of all its listeners.
     pub fn local_addrs(&self) -> Vec<Address> {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner).addresses.clone()
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).addresses.clone()
     }
 
     /// The pollers it runs on.
@@ -754,7 +761,7 @@ impl Server {
     /// by force: returns how many that were. Blocks for as long. Harmless if it was done before. Not to be called
     /// from a handler, which would wait for itself.
     pub fn shutdown(&self, grace: Duration) -> usize {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner).over = true;
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).over = true;
         let handles = self.pollers.handles();
         // First everywhere, so that no poller accepts for another that has ended.
         let leaving: Vec<_> = handles.iter().map(|handle| handle.unlisten(self.group)).collect();
@@ -763,9 +770,8 @@ impl Server {
             let _ = answer.recv();
         }
         let deadline = Instant::now() + grace.min(GRACE_MAX);
-        let end = |handle: &Arc<Handle>| {
-            handle.shut_down_group(self.group, deadline, self.admission.clone())
-        };
+        let end =
+            |handle: &Arc<Handle>| handle.shut_down_group(self.group, deadline, self.limit.clone());
         let ending: Vec<_> = handles.iter().map(end).collect();
         let forced = ending.iter().map(|answer| answer.recv().unwrap_or(0)).sum();
         if self.own {
