@@ -74,6 +74,9 @@ pub use duopoll_core::{
 pub use engine::{Engine, EngineReport};
 pub use listener::{Listener, ListenerOptions};
 pub use pollers::{Balance, PollerOptions, Pollers};
-pub use server::{Builder, EventLoop, Job, Server, Service, Task};
+pub use server::Server;
+pub use server::builder::{Builder, EventLoop};
+pub use server::life::{Job, Task};
+pub use server::service::Service;
 pub use stats::Stats;
 pub use tcp::Keepalive;
