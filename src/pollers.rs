@@ -94,7 +94,7 @@ impl PollerOptions {
         self
     }
 
-    /// Whether each is bound to a processor of its own, in turn, among those that the process may use. Default: no.
+    /// Whether each is bound to a CPU of its own, in turn, among those that the process may use. Default: no.
     pub fn pinned(mut self, pinned: bool) -> PollerOptions {
         self.pinned = pinned;
         self
@@ -139,8 +139,8 @@ impl PollerOptions {
         pollers.shared.add(others)?;
         let options = &pollers.shared.options;
         // Last, since the others are bound to what this thread may run on.
-        if let Some(processor) = options.processor(0)? {
-            affinity::pin(processor)?;
+        if let Some(cpu) = options.cpu(0)? {
+            affinity::pin(cpu)?;
         }
         let poller = Poller::new(options.choice)?;
         pollers.shared.handles_mut().insert(0, poller.handle().clone());
@@ -148,14 +148,14 @@ impl PollerOptions {
     }
 
     fn start_one(&self, index: usize) -> io::Result<Arc<Handle>> {
-        let processor = self.processor(index)?;
+        let cpu = self.cpu(index)?;
         let prefix = self.name.as_deref().unwrap_or("duopoll-");
-        Handle::start(format!("{prefix}{index}"), self.choice, processor)
+        Handle::start(format!("{prefix}{index}"), self.choice, cpu)
     }
 
-    fn processor(&self, index: usize) -> io::Result<Option<usize>> {
-        let processors = if self.pinned { affinity::processors()? } else { Vec::new() };
-        Ok(processors.get(index % processors.len().max(1)).copied())
+    fn cpu(&self, index: usize) -> io::Result<Option<usize>> {
+        let cpus = if self.pinned { affinity::cpus()? } else { Vec::new() };
+        Ok(cpus.get(index % cpus.len().max(1)).copied())
     }
 }
 
@@ -191,7 +191,7 @@ impl Pollers {
     /// # Errors
     /// As for [`PollerOptions::start`]; those that had been started by then stay.
     pub fn grow(&self, more: usize) -> io::Result<()> {
-        // Two who let it grow at once may choose the same name, or processor.
+        // Two who let it grow at once may choose the same name, or CPU.
         self.shared.add((0..more).map(|_| self.shared.options.start_one(self.count())))
     }
 

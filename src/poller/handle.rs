@@ -23,11 +23,11 @@ impl Handle {
     pub(crate) fn start(
         name: String,
         choice: Choice,
-        processor: Option<usize>,
+        cpu: Option<usize>,
     ) -> io::Result<Arc<Handle>> {
         let (ready, started) = mpsc::channel();
         let thread = thread::Builder::new().name(name).spawn(move || {
-            let pinned = processor.map_or(Ok(()), affinity::pin);
+            let pinned = cpu.map_or(Ok(()), affinity::pin);
             // Made here, since a ring belongs to the thread that made it.
             match pinned.and_then(|()| Poller::new(choice)) {
                 Ok(poller) => {

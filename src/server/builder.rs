@@ -83,7 +83,7 @@ impl Builder {
         self
     }
 
-    /// Whether each poller is bound to a processor of its own. Default: no.
+    /// Whether each poller is bound to a CPU of its own. Default: no.
     pub fn pinned(mut self, pinned: bool) -> Builder {
         self.pollers = self.pollers.pinned(pinned);
         self

@@ -59,8 +59,8 @@ impl Service {
     /// server is shut down, with the grace that it gives; returns how many connections were then closed by force.
     ///
     /// With one poller the process needs no other thread, but one for the shutdown. The kernel then counts no references
-    /// to the descriptors of system calls, which is 2 % of a small echo on epoll. Where pollers are
-    /// [pinned](Builder::pinned), the thread stays bound to its processor afterwards.
+    /// to the descriptors of system calls, which makes each of them cheaper. Where pollers are
+    /// [pinned](Builder::pinned), the thread stays bound to its CPU afterwards.
     ///
     /// ```no_run
     /// # use duopoll::{Connection, EventLoop, Listener};
