@@ -1,4 +1,6 @@
 //! A poller: one thread, with an engine, its connections and their tasks.
+//!
+//! A handle and its poller name each other, so both types stand here; what a handle does is in `handle`.
 
 mod handle;
 pub(crate) mod shutdown;
