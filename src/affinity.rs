@@ -1,10 +1,10 @@
-//! Which processors threads run on.
+//! Which CPUs threads run on.
 
 use std::io;
 use std::mem;
 
-/// The processors that the calling thread may run on.
-pub(crate) fn processors() -> io::Result<Vec<usize>> {
+/// The CPUs that the calling thread may run on.
+pub(crate) fn cpus() -> io::Result<Vec<usize>> {
     // SAFETY: a cpu_set_t is an array of integers, which may be zero.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: the kernel writes at most the size of the set; 0 is the calling thread.
@@ -16,12 +16,12 @@ pub(crate) fn processors() -> io::Result<Vec<usize>> {
     Ok(all.filter(|index| unsafe { libc::CPU_ISSET(*index, &set) }).collect())
 }
 
-/// Binds the calling thread to a processor.
-pub(crate) fn pin(processor: usize) -> io::Result<()> {
+/// Binds the calling thread to a CPU.
+pub(crate) fn pin(cpu: usize) -> io::Result<()> {
     // SAFETY: a cpu_set_t is an array of integers, which may be zero.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
-    // SAFETY: the processor was found by `processors`, so it is below the size of the set.
-    unsafe { libc::CPU_SET(processor, &mut set) };
+    // SAFETY: the CPU was found by `cpus`, so it is below the size of the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
     // SAFETY: the kernel reads the size of the set; 0 is the calling thread.
     if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) } == -1 {
         return Err(io::Error::last_os_error());

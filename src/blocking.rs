@@ -20,11 +20,14 @@ pub struct Blocking {
     connection: Connection,
 }
 
-impl Blocking {
-    pub(crate) fn new(connection: Connection) -> Blocking {
-        Blocking { connection }
+impl Connection {
+    /// The connection for code that blocks: `std::io::Read` and `Write`.
+    pub fn into_blocking(self) -> Blocking {
+        Blocking { connection: self }
     }
+}
 
+impl Blocking {
     /// The connection, for everything else.
     pub fn connection(&mut self) -> &mut Connection {
         &mut self.connection

@@ -11,7 +11,6 @@ use duopoll_core::{Control, LinkBuffer, Reader, Slice, Writer};
 use socket2::{Domain, SockRef};
 
 use crate::address::Address;
-use crate::blocking::Blocking;
 use crate::tcp::{self, Keepalive};
 
 /// A connected stream socket, with a [`Reader`] and a [`Writer`].
@@ -253,11 +252,6 @@ impl Connection {
         let socket = self.as_fd().try_clone_to_owned()?;
         poll_fn(|cx| self.reader.poll_detach(cx)).await?;
         Ok((socket, std::mem::take(self.reader.buffer())))
-    }
-
-    /// The connection for code that blocks: `std::io::Read` and `Write`.
-    pub fn into_blocking(self) -> Blocking {
-        Blocking::new(self)
     }
 
     /// It is about to be given to another thread.

@@ -1,23 +1,22 @@
 //! Connections that this side opens.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::task::Poll;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Group, Limits};
-use futures_channel::oneshot;
+use duopoll_core::Limits;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::address::{Address, IntoAddress};
 use crate::connection::Connection;
 use crate::poller::Handle;
 use crate::pollers::Pollers;
+use crate::resolver::{connect_blocking, resolve};
 use crate::tcp::{Keepalive, TcpOptions, not_tcp};
 
 /// How long an address may take before the next one is tried beside it (RFC 8305, "Connection Attempt Delay").
@@ -26,8 +25,6 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const ATTEMPTS_MAX: usize = 16;
 /// How long a Unix socket waits for room in the listener's backlog if no timeout is set.
 const UNIX_PATIENCE: Duration = Duration::from_secs(60);
-/// How long it waits before it looks whether somebody still wants it to.
-const UNIX_WAIT: Duration = Duration::from_millis(100);
 /// Longer than anything takes, and short enough to be added to the time of day.
 const TIMEOUT_MAX: Duration = Duration::from_secs(1 << 32);
 
@@ -239,7 +236,7 @@ impl Dialer {
             (None, Some(here)) => here,
             (None, None) => Pollers::global()?.pick(),
         };
-        adopt(handle, socket, self.limits, connecting).await
+        handle.adopt(socket, self.limits, connecting).await
     }
 
     /// From here on the connection's own limits count, not those of the dial.
@@ -259,31 +256,6 @@ impl fmt::Debug for Dialer {
             .field("pollers", &self.pollers)
             .finish_non_exhaustive()
     }
-}
-
-/// Gives a socket to a poller.
-pub(crate) async fn adopt(
-    handle: Arc<Handle>,
-    socket: OwnedFd,
-    limits: Limits,
-    connecting: bool,
-) -> io::Result<Connection> {
-    let (reply, answer) = oneshot::channel();
-    handle.check(&limits)?;
-    let leaves = !handle.is_local();
-    handle.call(move |poller| {
-        let group = Group::default();
-        let result = match connecting {
-            true => poller.connect(socket, limits, group),
-            false => poller.open(socket, limits, group),
-        };
-        if let (Ok(connection), true) = (&result, leaves) {
-            connection.share();
-        }
-        // If nobody waits any more, the connection is dropped, and with it closed.
-        let _ = reply.send(result);
-    });
-    answer.await.unwrap_or_else(|_| Err(io::Error::other("the poller has ended")))
 }
 
 /// The first of the connections that is established. Ends early with the error of those that fail, which are taken out,
@@ -328,99 +300,6 @@ fn is_deadline(error: &io::Error) -> bool {
 fn is_self_connected(connection: &Connection) -> bool {
     let is_tcp = matches!(connection.peer_addr(), Ok(Address::Tcp(_)));
     is_tcp && connection.peer_addr().ok() == connection.local_addr().ok()
-}
-
-/// Connects on a thread of its own, until the deadline or until nobody waits for it any more.
-async fn connect_blocking(
-    socket: Socket,
-    remote: SockAddr,
-    deadline: Instant,
-) -> io::Result<OwnedFd> {
-    on_a_thread("duopoll-connect", move |is_awaited| {
-        socket.set_nonblocking(false)?;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // A timeout of zero would be none.
-            let wait = left.clamp(Duration::from_millis(1), UNIX_WAIT);
-            socket.set_write_timeout(Some(wait))?;
-            match socket.connect(&remote) {
-                Ok(()) => break,
-                // There was no room in the meantime, or a signal came.
-                Err(error) if is_temporary(&error) => {
-                    if !is_awaited() || Instant::now() >= deadline {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        socket.set_write_timeout(None)?;
-        socket.set_nonblocking(true)?;
-        Ok(socket.into())
-    })
-    .await
-}
-
-fn is_temporary(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-/// The addresses of a name, the two families in turn, beginning with the resolver's first.
-async fn resolve(name: String, deadline: Option<Instant>) -> io::Result<Vec<Address>> {
-    let found: Vec<SocketAddr> =
-        until(deadline, "duopoll-resolve", move || Ok(name.to_socket_addrs()?.collect())).await?;
-    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
-    let (mut first, mut second): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
-    let mut mixed = Vec::with_capacity(first.len() + second.len());
-    first.reverse();
-    second.reverse();
-    while let Some(address) = first.pop() {
-        mixed.push(address.into());
-        mixed.extend(second.pop().map(Address::from));
-    }
-    mixed.extend(second.into_iter().rev().map(Address::from));
-    Ok(mixed)
-}
-
-/// Has a thread do something that blocks and that cannot be told to stop, and waits for it until the deadline.
-async fn until<T: Send + 'static>(
-    deadline: Option<Instant>,
-    name: &str,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let Some(deadline) = deadline else { return on_a_thread(name, |_| work()).await };
-    let (reply, answer) = mpsc::channel();
-    let work = move || drop(reply.send(work()));
-    thread::Builder::new().name(name.into()).spawn(work)?;
-    on_a_thread("duopoll-timeout", move |_| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        answer.recv_timeout(left).unwrap_or_else(|error| match error {
-            mpsc::RecvTimeoutError::Timeout => Err(io::ErrorKind::TimedOut.into()),
-            mpsc::RecvTimeoutError::Disconnected => Err(panicked()),
-        })
-    })
-    .await
-}
-
-/// Has a thread do something that blocks. It can ask whether somebody still waits for it.
-fn on_a_thread<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce(&dyn Fn() -> bool) -> io::Result<T> + Send + 'static,
-) -> impl Future<Output = io::Result<T>> {
-    let (reply, answer) = oneshot::channel();
-    let started = thread::Builder::new().name(name.into()).spawn(move || {
-        let result = work(&|| !reply.is_canceled());
-        let _ = reply.send(result);
-    });
-    async move {
-        started?;
-        answer.await.unwrap_or_else(|_| Err(panicked()))
-    }
-}
-
-fn panicked() -> io::Error {
-    io::Error::other("the thread has panicked")
 }
 
 impl Target {

@@ -43,17 +43,18 @@
 compile_error!("duopoll needs an engine: enable the feature `epoll`, `uring`, or both");
 
 mod address;
-mod admission;
 mod affinity;
 mod blocking;
+mod clock;
 mod connection;
 mod dialer;
 mod engine;
-mod event_loop;
 mod executor;
 mod listener;
 mod poller;
 mod pollers;
+mod resolver;
+mod server;
 mod stats;
 mod tcp;
 
@@ -71,8 +72,11 @@ pub use duopoll_core::{
     Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Slice, Writer,
 };
 pub use engine::{Engine, EngineReport};
-pub use event_loop::{Builder, EventLoop, Job, Server, Service, Task};
 pub use listener::{Listener, ListenerOptions};
 pub use pollers::{Balance, PollerOptions, Pollers};
+pub use server::Server;
+pub use server::builder::{Builder, EventLoop};
+pub use server::life::{Job, Task};
+pub use server::service::Service;
 pub use stats::Stats;
 pub use tcp::Keepalive;

@@ -16,7 +16,6 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::address::{Address, IntoAddress};
 use crate::connection::Connection;
-use crate::dialer;
 use crate::poller::{Acceptor, Handle};
 use crate::pollers::Pollers;
 use crate::tcp::{Keepalive, TcpOptions, not_tcp};
@@ -156,7 +155,7 @@ impl Listener {
         loop {
             let accepting = self.accepting()?;
             if let Some(socket) = poll_fn(|cx| accepting.poll_take(cx)).await {
-                return dialer::adopt(accepting.pollers.pick(), socket, self.limits, false).await;
+                return accepting.pollers.pick().adopt(socket, self.limits, false).await;
             }
             // Another poller takes over, if there is one.
             let mut current = lock(&self.accepting);

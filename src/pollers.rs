@@ -1,4 +1,4 @@
-//! A group of pollers.
+//! Pollers that connections are spread over, and how they are started.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,7 +13,6 @@ use socket2::{Socket, Type};
 
 use crate::affinity;
 use crate::connection::Connection;
-use crate::dialer;
 use crate::engine::{Choice, Engine, EngineReport};
 use crate::poller::{Handle, Poller};
 use crate::stats::Stats;
@@ -21,16 +20,17 @@ use crate::stats::Stats;
 /// Threads that move bytes, each with an engine of its own, and the connections that live on them: those of servers,
 /// those that a [`Dialer`](crate::Dialer) dials, and those that a [`Listener`](crate::Listener) accepts.
 ///
-/// Cheap to clone; clones are the same group. When the last one is dropped, the pollers end, and what connections
+/// Cheap to clone; clones are the same pollers. When the last one is dropped, the pollers end, and what connections
 /// they have left end with `ECONNABORTED`. A poller also ends, alone, if its engine breaks; its connections end in the same
 /// way, it gets no new ones, and [`Stats::failed_pollers`] counts it.
 #[derive(Clone, Debug)]
 pub struct Pollers {
-    group: Arc<Group>,
+    shared: Arc<Shared>,
 }
 
+/// What clones have in common.
 #[derive(Debug)]
-struct Group {
+struct Shared {
     options: PollerOptions,
     handles: RwLock<Vec<Arc<Handle>>>,
     turn: AtomicUsize,
@@ -94,7 +94,7 @@ impl PollerOptions {
         self
     }
 
-    /// Whether each is bound to a processor of its own, in turn, among those that the process may use. Default: no.
+    /// Whether each is bound to a CPU of its own, in turn, among those that the process may use. Default: no.
     pub fn pinned(mut self, pinned: bool) -> PollerOptions {
         self.pinned = pinned;
         self
@@ -113,13 +113,13 @@ impl PollerOptions {
     /// What the engine says if one cannot be started, or the kernel if one cannot be pinned;
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a count of 0.
     pub fn start(self) -> io::Result<Pollers> {
-        let (pollers, count) = self.group()?;
+        let (pollers, count) = self.unstarted()?;
         pollers.grow(count)?;
         Ok(pollers)
     }
 
     /// None yet, and how many there shall be.
-    fn group(self) -> io::Result<(Pollers, usize)> {
+    fn unstarted(self) -> io::Result<(Pollers, usize)> {
         let count =
             self.count.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         if count == 0 {
@@ -127,34 +127,35 @@ impl PollerOptions {
         }
         // Now, as long as the process may have a single thread.
         Mailbox::prepare();
-        let group = Group { options: self, handles: RwLock::default(), turn: AtomicUsize::new(0) };
-        Ok((Pollers { group: Arc::new(group) }, count))
+        let shared =
+            Shared { options: self, handles: RwLock::default(), turn: AtomicUsize::new(0) };
+        Ok((Pollers { shared: Arc::new(shared) }, count))
     }
 
     /// As [`start`](PollerOptions::start), but for the first, which the calling thread is to run.
     pub(crate) fn start_here(self) -> io::Result<(Pollers, Poller)> {
-        let (pollers, count) = self.group()?;
-        let others = (1..count).map(|index| pollers.group.options.start_one(index));
-        pollers.group.add(others)?;
-        let options = &pollers.group.options;
+        let (pollers, count) = self.unstarted()?;
+        let others = (1..count).map(|index| pollers.shared.options.start_one(index));
+        pollers.shared.add(others)?;
+        let options = &pollers.shared.options;
         // Last, since the others are bound to what this thread may run on.
-        if let Some(processor) = options.processor(0)? {
-            affinity::pin(processor)?;
+        if let Some(cpu) = options.cpu(0)? {
+            affinity::pin(cpu)?;
         }
         let poller = Poller::new(options.choice)?;
-        pollers.group.handles_mut().insert(0, poller.handle().clone());
+        pollers.shared.handles_mut().insert(0, poller.handle().clone());
         Ok((pollers, poller))
     }
 
     fn start_one(&self, index: usize) -> io::Result<Arc<Handle>> {
-        let processor = self.processor(index)?;
+        let cpu = self.cpu(index)?;
         let prefix = self.name.as_deref().unwrap_or("duopoll-");
-        Handle::start(format!("{prefix}{index}"), self.choice, processor)
+        Handle::start(format!("{prefix}{index}"), self.choice, cpu)
     }
 
-    fn processor(&self, index: usize) -> io::Result<Option<usize>> {
-        let processors = if self.pinned { affinity::processors()? } else { Vec::new() };
-        Ok(processors.get(index % processors.len().max(1)).copied())
+    fn cpu(&self, index: usize) -> io::Result<Option<usize>> {
+        let cpus = if self.pinned { affinity::cpus()? } else { Vec::new() };
+        Ok(cpus.get(index % cpus.len().max(1)).copied())
     }
 }
 
@@ -164,7 +165,7 @@ impl Pollers {
         PollerOptions::default()
     }
 
-    /// The group of the process, with [`Engine::Auto`] and as many pollers as the machine can run threads at once.
+    /// The pollers of the process, with [`Engine::Auto`] and as many pollers as the machine can run threads at once.
     /// Started at its first use, and never ended.
     ///
     /// # Errors
@@ -180,7 +181,7 @@ impl Pollers {
 
     /// How many there are, with those that have failed.
     pub fn count(&self) -> usize {
-        self.group.handles().len()
+        self.shared.handles().len()
     }
 
     /// Starts more of them, which get new connections from now on. Those that are open stay where they are. Listeners with
@@ -190,18 +191,18 @@ impl Pollers {
     /// # Errors
     /// As for [`PollerOptions::start`]; those that had been started by then stay.
     pub fn grow(&self, more: usize) -> io::Result<()> {
-        // Two who let it grow at once may choose the same name, or processor.
-        self.group.add((0..more).map(|_| self.group.options.start_one(self.count())))
+        // Two who let it grow at once may choose the same name, or CPU.
+        self.shared.add((0..more).map(|_| self.shared.options.start_one(self.count())))
     }
 
     /// What each of them runs on, and why.
     pub fn engine_reports(&self) -> Vec<EngineReport> {
-        self.group.handles().iter().map(|handle| handle.report().clone()).collect()
+        self.shared.handles().iter().map(|handle| handle.report().clone()).collect()
     }
 
     /// The counters of each. Asks them, so it is not for a hot path.
     pub fn stats_of_each(&self) -> Vec<Stats> {
-        self.group.handles().iter().map(|handle| handle.stats()).collect()
+        self.shared.handles().iter().map(|handle| handle.stats()).collect()
     }
 
     /// Their counters, added up, and the figures of the process's pool. Asks them, so it is not for a hot path.
@@ -225,12 +226,12 @@ impl Pollers {
         }
         socket.peer_addr()?;
         socket.set_nonblocking(true)?;
-        dialer::adopt(self.pick(), socket.into(), Limits::default(), false).await
+        self.pick().adopt(socket.into(), Limits::default(), false).await
     }
 
     /// The one that gets the next connection: one that runs, if there is any.
     pub(crate) fn pick(&self) -> Arc<Handle> {
-        let Group { options, handles, turn } = &*self.group;
+        let Shared { options, handles, turn } = &*self.shared;
         let handles = handles.read().unwrap_or_else(PoisonError::into_inner);
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         let first = match options.balance {
@@ -250,16 +251,16 @@ impl Pollers {
     }
 
     pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {
-        self.group.handles()
+        self.shared.handles()
     }
 
     /// Ends them, and waits until they have ended. What connections they have left end with `ECONNABORTED`.
     pub(crate) fn stop(&self) {
-        self.group.stop();
+        self.shared.stop();
     }
 }
 
-impl Group {
+impl Shared {
     fn add(&self, started: impl Iterator<Item = io::Result<Arc<Handle>>>) -> io::Result<()> {
         for handle in started {
             let handle = handle?;
@@ -279,12 +280,12 @@ impl Group {
     fn stop(&self) {
         let handles = self.handles();
         handles.iter().for_each(|handle| handle.stop());
-        // A poller that drops the last handle of its own group cannot wait for itself.
+        // A poller that drops the last of its own `Pollers` cannot wait for itself.
         handles.iter().filter(|handle| !handle.is_local()).for_each(|handle| handle.join());
     }
 }
 
-impl Drop for Group {
+impl Drop for Shared {
     fn drop(&mut self) {
         self.stop();
     }

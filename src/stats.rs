@@ -1,5 +1,6 @@
 //! What the pollers have done.
 
+use std::cell::Cell;
 use std::fmt;
 use std::ops::AddAssign;
 
@@ -112,6 +113,27 @@ stats! {
     pooled_bytes,
 }
 
+thread_local! {
+    static REQUESTS: Cell<u64> = const { Cell::new(0) };
+    static HANDLER_ERRORS: Cell<u64> = const { Cell::new(0) };
+    static HANDLER_PANICS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts a request handled on this thread.
+pub(crate) fn count_request() {
+    REQUESTS.set(REQUESTS.get() + 1);
+}
+
+/// Counts a handler that failed on this thread.
+pub(crate) fn count_handler_error() {
+    HANDLER_ERRORS.set(HANDLER_ERRORS.get() + 1);
+}
+
+/// Counts a handler that panicked on this thread.
+pub(crate) fn count_handler_panic() {
+    HANDLER_PANICS.set(HANDLER_PANICS.get() + 1);
+}
+
 impl Stats {
     pub(crate) fn add_engine(&mut self, engine: EngineStats) {
         self.accepts += engine.accepts;
@@ -144,6 +166,13 @@ impl Stats {
             self.zerocopy_fallbacks += driver.zerocopy_fallbacks;
             self.zerocopy_pinned_bytes += driver.zerocopy_pinned_bytes;
         }
+    }
+
+    /// What the handlers of this thread's connections have done.
+    pub(crate) fn add_handlers(&mut self) {
+        self.requests += REQUESTS.get();
+        self.handler_errors += HANDLER_ERRORS.get();
+        self.handler_panics += HANDLER_PANICS.get();
     }
 
     /// The figures of the process's pool, which belong to no poller.

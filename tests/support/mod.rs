@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod full;
+pub mod peers;
 pub mod process;
 pub mod sandbox;
 

@@ -1,28 +1,29 @@
 //! A poller: one thread, with an engine, its connections and their tasks.
+//!
+//! A handle and its poller name each other, so both types stand here; what a handle does is in `handle`.
 
-use std::cell::{Cell, RefCell};
-use std::fmt;
+mod handle;
+pub(crate) mod shutdown;
+
+use std::cell::RefCell;
 use std::io;
 use std::mem;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Accepted, Clock, Command, Driver, Group, Limits, Mailbox, Poll, Tick, Token};
+use duopoll_core::{Accepted, Command, Driver, Group, Limits, Mailbox, Poll, Token};
 use socket2::{SockRef, Socket};
 
-use crate::admission::Admission;
-use crate::affinity;
+use crate::clock::Monotonic;
 use crate::connection::Connection;
 use crate::engine::{AnyPoll, Choice, EngineReport};
 use crate::executor::Executor;
+use crate::poller::shutdown::{Shutdowns, TEARDOWN};
 use crate::stats::Stats;
-
-/// How long a poller that ends waits for the kernel to give back what it holds. What it does not is leaked.
-const TEARDOWN: Duration = Duration::from_secs(10);
 
 /// What another thread has a poller do.
 type Call = Box<dyn FnOnce(&mut Poller) + Send>;
@@ -51,228 +52,34 @@ pub(crate) struct Poller {
     handle: Arc<Handle>,
     engine: AnyPoll,
     driver: Driver,
-    listeners: Vec<Listening>,
+    listeners: Vec<ListenerEntry>,
     clock: Monotonic,
     commands: Vec<Command>,
     accepted: Vec<Accepted>,
     stats: Stats,
-    /// Groups that accept no more, and who waits for that.
-    leaving: Vec<(Group, mpsc::Sender<()>)>,
-    endings: Vec<Ending>,
+    shutdowns: Shutdowns,
     stopping: bool,
     /// It was logged that accepting is put off.
     backoff_logged: bool,
 }
 
 /// A listener of this poller.
-struct Listening {
+struct ListenerEntry {
     token: Token,
     group: Group,
     acceptor: Acceptor,
 }
 
-/// A graceful end of a group, under way.
-struct Ending {
-    group: Group,
-    deadline: Instant,
-    admission: Arc<Admission>,
-    /// Connections closed by force, once the deadline has passed.
-    forced: Option<usize>,
-    reply: mpsc::Sender<usize>,
-}
-
-/// The clock of a poller: milliseconds since it was made.
-#[derive(Clone, Copy, Debug)]
-struct Monotonic {
-    origin: Instant,
-}
-
-impl Clock for Monotonic {
-    fn now(&self) -> Tick {
-        self.origin.elapsed().as_millis() as Tick
-    }
-
-    fn tick_of(&self, instant: Instant) -> Tick {
-        let since = instant.saturating_duration_since(self.origin);
-        Tick::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(Tick::MAX)
-    }
-}
-
 thread_local! {
     /// The poller that runs on this thread.
     static CURRENT: RefCell<Option<Arc<Handle>>> = const { RefCell::new(None) };
-    static REQUESTS: Cell<u64> = const { Cell::new(0) };
-    static HANDLER_ERRORS: Cell<u64> = const { Cell::new(0) };
-    static HANDLER_PANICS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts a request handled on this thread.
-pub(crate) fn count_request() {
-    REQUESTS.set(REQUESTS.get() + 1);
-}
-
-/// Counts a handler that failed on this thread.
-pub(crate) fn count_handler_error() {
-    HANDLER_ERRORS.set(HANDLER_ERRORS.get() + 1);
-}
-
-/// Counts a handler that panicked on this thread.
-pub(crate) fn count_handler_panic() {
-    HANDLER_PANICS.set(HANDLER_PANICS.get() + 1);
-}
-
-impl Handle {
-    /// Starts a poller, and waits until its engine runs.
-    pub(crate) fn start(
-        name: String,
-        choice: Choice,
-        processor: Option<usize>,
-    ) -> io::Result<Arc<Handle>> {
-        let (ready, started) = mpsc::channel();
-        let thread = thread::Builder::new().name(name).spawn(move || {
-            let pinned = processor.map_or(Ok(()), affinity::pin);
-            // Made here, since a ring belongs to the thread that made it.
-            match pinned.and_then(|()| Poller::new(choice)) {
-                Ok(poller) => {
-                    let handle = poller.handle.clone();
-                    if ready.send(Ok(handle)).is_ok() {
-                        // Logged.
-                        let _ = poller.run(|_| ());
-                    }
-                }
-                Err(error) => {
-                    let _ = ready.send(Err(error));
-                }
-            }
-        })?;
-        let handle = started.recv().unwrap_or_else(|_| Err(ended()))?;
-        *lock(&handle.thread) = Some(thread);
-        Ok(handle)
-    }
-
-    /// Has the poller do something, soon. False if it has ended.
-    pub(crate) fn call(&self, call: impl FnOnce(&mut Poller) + Send + 'static) -> bool {
-        let left = lock(&self.calls).as_mut().map(|calls| calls.push(Box::new(call))).is_some();
-        if left {
-            self.mailbox.wake();
-        }
-        left
-    }
-
-    /// Has the poller do something, and waits for its answer; none if it has ended. Not from the poller's own
-    /// thread, which could not answer.
-    pub(crate) fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&mut Poller) -> T + Send + 'static,
-    ) -> Option<T> {
-        if self.mailbox.is_local() {
-            return None;
-        }
-        let (reply, answer) = mpsc::channel();
-        self.call(move |poller| {
-            let _ = reply.send(question(poller));
-        });
-        answer.recv().ok()
-    }
-
-    /// Why a question was not answered.
-    pub(crate) fn unanswered(&self) -> io::Error {
-        match self.is_local() {
-            true => io::Error::new(io::ErrorKind::Deadlock, "a poller cannot wait for itself"),
-            false => io::Error::other("the poller has ended"),
-        }
-    }
-
-    /// Stops accepting for a group; what comes through the channel says that nothing will be accepted any more.
-    pub(crate) fn unlisten(&self, group: Group) -> mpsc::Receiver<()> {
-        let (reply, answer) = mpsc::channel();
-        self.call(move |poller| poller.unlisten(group, reply));
-        answer
-    }
-
-    /// Ends a group's connections: they may finish what they are doing until the deadline. The number of those that
-    /// did not comes through the channel when the last is gone, of those too that wait for admission; nothing if the
-    /// poller has ended before.
-    pub(crate) fn end_group(
-        &self,
-        group: Group,
-        deadline: Instant,
-        admission: Arc<Admission>,
-    ) -> mpsc::Receiver<usize> {
-        let (reply, answer) = mpsc::channel();
-        self.call(move |poller| {
-            poller.driver.drain(&mut poller.engine, group);
-            poller.endings.push(Ending { group, deadline, admission, forced: None, reply });
-        });
-        answer
-    }
-
-    /// Has the poller end, soon, and whatever it still has with it.
-    pub(crate) fn stop(&self) {
-        self.call(|poller| poller.stopping = true);
-    }
-
-    /// Whether it has ended, or is about to.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Relaxed)
-    }
-
-    /// The poller of this thread, if it has one.
-    pub(crate) fn current() -> Option<Arc<Handle>> {
-        CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
-    }
-
-    /// How many connections it has.
-    pub(crate) fn load(&self) -> usize {
-        self.load.load(Ordering::Relaxed)
-    }
-
-    /// A connection is about to be given to it. Until its next turn that is all that is known of it.
-    pub(crate) fn expect_connection(&self) {
-        self.load.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Has the poller take a turn.
-    pub(crate) fn wake(&self) {
-        self.mailbox.wake();
-    }
-
-    /// Whether this is the poller's own thread.
-    pub(crate) fn is_local(&self) -> bool {
-        self.mailbox.is_local()
-    }
-
-    /// Waits until the thread is over.
-    pub(crate) fn join(&self) {
-        if let Some(thread) = lock(&self.thread).take() {
-            let _ = thread.join();
-        }
-    }
-
-    /// Whether the engine can do what a connection's limits ask for.
-    pub(crate) fn check(&self, limits: &Limits) -> io::Result<()> {
-        #[cfg(feature = "zerocopy")]
-        if limits.zerocopy_bytes.is_some() {
-            self.mailbox.check_zerocopy()?;
-        }
-        let _ = limits;
-        Ok(())
-    }
-
-    pub(crate) fn report(&self) -> &EngineReport {
-        &self.report
-    }
-
-    pub(crate) fn stats(&self) -> Stats {
-        self.ask(|poller| poller.snapshot()).unwrap_or_else(|| *lock(&self.last_stats))
-    }
 }
 
 impl Poller {
     /// A poller for the calling thread, which is to [`run`](Poller::run) it.
     pub(crate) fn new(choice: Choice) -> io::Result<Poller> {
         let (engine, report) = AnyPoll::new(choice)?;
-        let clock = Monotonic { origin: Instant::now() };
+        let clock = Monotonic::new();
         let mailbox = Arc::new(Mailbox::new(engine.waker(), Arc::new(clock)));
         #[cfg_attr(not(feature = "zerocopy"), expect(unused_mut))]
         let mut driver = Driver::new(mailbox.clone());
@@ -304,8 +111,7 @@ impl Poller {
             commands: Vec::new(),
             accepted: Vec::new(),
             stats: Stats { pollers: 1, ..Stats::default() },
-            leaving: Vec::new(),
-            endings: Vec::new(),
+            shutdowns: Shutdowns::default(),
             stopping: false,
             backoff_logged: false,
         })
@@ -320,7 +126,7 @@ impl Poller {
             begin(&mut self);
             loop {
                 self.turn()?;
-                self.look_at_endings();
+                self.look_at_shutdowns();
                 if self.stopping {
                     break io::Result::Ok(());
                 }
@@ -378,15 +184,9 @@ impl Poller {
             return Some(Duration::ZERO);
         }
         let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        let timer = self
-            .driver
-            .next_expiry()
-            .map(|tick| until(self.clock.origin + Duration::from_millis(tick)));
-        let endings = self.endings.iter().map(|ending| match ending.forced {
-            None => until(ending.deadline),
-            Some(_) => until(ending.deadline + TEARDOWN),
-        });
-        timer.into_iter().chain(endings).min()
+        let timer = self.driver.next_expiry().map(|tick| until(self.clock.instant_of(tick)));
+        let shutdowns = self.shutdowns.deadlines().map(until);
+        timer.into_iter().chain(shutdowns).min()
     }
 
     fn take_commands(&mut self) {
@@ -409,9 +209,9 @@ impl Poller {
         let mut accepted = mem::take(&mut self.accepted);
         self.driver.take_accepted(&mut accepted);
         for Accepted { listener, socket } in accepted.drain(..) {
-            let listening = self.listeners.iter().find(|listening| listening.token == listener);
-            if let Some(listening) = listening {
-                listening.acceptor.clone()(self, listener, socket);
+            let entry = self.listeners.iter().find(|entry| entry.token == listener);
+            if let Some(entry) = entry {
+                entry.acceptor.clone()(self, listener, socket);
             }
         }
         self.accepted = accepted;
@@ -425,13 +225,13 @@ impl Poller {
         acceptor: Acceptor,
     ) -> io::Result<Token> {
         let token = self.driver.listen(&mut self.engine, socket)?;
-        self.listeners.push(Listening { token, group, acceptor });
+        self.listeners.push(ListenerEntry { token, group, acceptor });
         Ok(token)
     }
 
     /// Stops accepting from a listener.
     pub(crate) fn stop_listening(&mut self, token: Token) {
-        self.listeners.retain(|listening| listening.token != token);
+        self.listeners.retain(|entry| entry.token != token);
         self.driver.unlisten(&mut self.engine, token);
     }
 
@@ -480,9 +280,8 @@ impl Poller {
     /// Stops accepting for a group, and replies when nothing can be accepted any more. Connections that the kernel has
     /// established already are still taken on, since their peers may have sent requests.
     fn unlisten(&mut self, group: Group, reply: mpsc::Sender<()>) {
-        let ours = self.listeners.iter().filter(|listening| listening.group == group);
-        let ours: Vec<_> =
-            ours.map(|listening| (listening.token, listening.acceptor.clone())).collect();
+        let ours = self.listeners.iter().filter(|entry| entry.group == group);
+        let ours: Vec<_> = ours.map(|entry| (entry.token, entry.acceptor.clone())).collect();
         for (token, acceptor) in ours {
             let backlog = self.driver.listener(token).map(accept_rest).unwrap_or_default();
             self.driver.unlisten(&mut self.engine, token);
@@ -491,44 +290,17 @@ impl Poller {
                 acceptor(self, token, socket);
             }
         }
-        self.leaving.push((group, reply));
+        self.shutdowns.await_listeners(group, reply);
     }
 
-    /// Answers whoever waits for an end.
-    fn look_at_endings(&mut self) {
-        if !self.leaving.is_empty() {
-            let Poller { listeners, leaving, driver, .. } = self;
-            listeners.retain(|listening| driver.listener(listening.token).is_some());
-            leaving.retain(|(group, reply)| {
-                let listens = listeners.iter().any(|listening| listening.group == *group);
-                if !listens {
-                    let _ = reply.send(());
-                }
-                listens
-            });
+    /// Answers whoever waits for a shutdown.
+    fn look_at_shutdowns(&mut self) {
+        let Poller { listeners, shutdowns, driver, engine, .. } = self;
+        if shutdowns.awaits_listeners() {
+            listeners.retain(|entry| driver.listener(entry.token).is_some());
+            shutdowns.answer_unlistened(|group| listeners.iter().any(|entry| entry.group == group));
         }
-        if self.endings.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        let mut endings = mem::take(&mut self.endings);
-        for ending in &mut endings {
-            if ending.forced.is_none() && now >= ending.deadline {
-                let waiting = ending.admission.give_up();
-                let open = self.driver.abort_group(&mut self.engine, ending.group);
-                ending.forced = Some(waiting + open);
-            }
-        }
-        endings.retain(|ending| {
-            let over = self.driver.left(ending.group) == 0 && ending.admission.is_empty();
-            let late = ending.forced.is_some() && now >= ending.deadline + TEARDOWN;
-            if over || late {
-                self.driver.end_drain(ending.group);
-                let _ = ending.reply.send(ending.forced.unwrap_or(0));
-            }
-            !(over || late)
-        });
-        self.endings = endings;
+        shutdowns.advance(driver, engine);
     }
 
     /// Gives back everything. The engine's memory is the kernel's until it says otherwise.
@@ -552,9 +324,7 @@ impl Poller {
 
     fn snapshot(&self) -> Stats {
         let mut stats = self.stats;
-        stats.requests = REQUESTS.get();
-        stats.handler_errors = HANDLER_ERRORS.get();
-        stats.handler_panics += HANDLER_PANICS.get();
+        stats.add_handlers();
         stats.add_engine(self.engine.stats());
         stats.add_driver(self.driver.stats());
         stats.timers = self.driver.timers() as u64;
@@ -593,14 +363,4 @@ fn accept_rest(listener: BorrowedFd<'_>) -> Vec<OwnedFd> {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn ended() -> io::Error {
-    io::Error::other("the poller ended before it ran")
-}
-
-impl fmt::Debug for Handle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Poller").field("report", &self.report).finish_non_exhaustive()
-    }
 }

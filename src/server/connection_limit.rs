@@ -1,4 +1,4 @@
-//! Which accepted connections are served, and on which poller.
+//! How many connections a server has open at once, and on which poller each lives.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,23 +8,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use duopoll_core::Token;
 
+use crate::poller::shutdown::Outstanding;
 use crate::poller::{Acceptor, Handle, Poller};
 use crate::pollers::Pollers;
 
 /// Takes a connection on.
-type Start = dyn Fn(&mut Poller, OwnedFd, Admitted) + Send + Sync;
+type Start = dyn Fn(&mut Poller, OwnedFd, Permit) + Send + Sync;
 
 /// On which poller a connection lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Spread {
+pub(crate) enum Placement {
     /// On the one that the group's policy chooses.
-    ByBalance,
+    Balanced,
     /// On the one that has accepted it.
-    Stay,
+    WhereAccepted,
 }
 
 /// Gives accepted connections to the pollers, no more than so many at once.
-pub(crate) struct Admission {
+pub(crate) struct ConnectionLimit {
     pollers: Pollers,
     max: usize,
     start: Box<Start>,
@@ -41,29 +42,29 @@ struct State {
 }
 
 /// A connection's place among those that are open, given back when dropped.
-pub(crate) struct Admitted(Option<Arc<Admission>>);
+pub(crate) struct Permit(Option<Arc<ConnectionLimit>>);
 
-impl Admission {
+impl ConnectionLimit {
     pub(crate) fn new(
         pollers: Pollers,
         max: Option<usize>,
-        start: impl Fn(&mut Poller, OwnedFd, Admitted) + Send + Sync + 'static,
-    ) -> Arc<Admission> {
+        start: impl Fn(&mut Poller, OwnedFd, Permit) + Send + Sync + 'static,
+    ) -> Arc<ConnectionLimit> {
         let max = max.unwrap_or(usize::MAX);
-        Arc::new(Admission { pollers, max, start: Box::new(start), state: Mutex::default() })
+        Arc::new(ConnectionLimit { pollers, max, start: Box::new(start), state: Mutex::default() })
     }
 
     /// What becomes of the connections that a listener accepts.
-    pub(crate) fn acceptor(self: Arc<Self>, spread: Spread) -> Acceptor {
+    pub(crate) fn acceptor(self: Arc<Self>, placement: Placement) -> Acceptor {
         Arc::new(move |poller, listener, socket| {
             if self.max == usize::MAX {
-                return self.begin(Some((poller, spread)), socket, Admitted(None));
+                return self.begin(Some((poller, placement)), socket, Permit(None));
             }
             let mut state = self.state();
             if state.open < self.max {
                 state.open += 1;
                 drop(state);
-                return self.begin(Some((poller, spread)), socket, Admitted(Some(self.clone())));
+                return self.begin(Some((poller, placement)), socket, Permit(Some(self.clone())));
             }
             state.waiting.push_back(socket);
             state.paused.push((poller.handle().clone(), listener));
@@ -75,36 +76,27 @@ impl Admission {
     /// Starts a connection, on the poller that we are on or on another.
     fn begin(
         self: &Arc<Self>,
-        here: Option<(&mut Poller, Spread)>,
+        here: Option<(&mut Poller, Placement)>,
         socket: OwnedFd,
-        admitted: Admitted,
+        permit: Permit,
     ) {
         let (next, here) = match here {
-            Some((poller, Spread::Stay)) => return (self.start)(poller, socket, admitted),
-            Some((poller, Spread::ByBalance)) => (self.pollers.pick(), Some(poller)),
+            Some((poller, Placement::WhereAccepted)) => {
+                return (self.start)(poller, socket, permit);
+            }
+            Some((poller, Placement::Balanced)) => (self.pollers.pick(), Some(poller)),
             None => (self.pollers.pick(), None),
         };
         match here {
             Some(poller) if Arc::ptr_eq(&next, poller.handle()) => {
-                (self.start)(poller, socket, admitted);
+                (self.start)(poller, socket, permit);
             }
             _ => {
-                let admission = self.clone();
+                let limit = self.clone();
                 // If that poller has ended, the socket is closed with the call.
-                next.call(move |poller| (admission.start)(poller, socket, admitted));
+                next.call(move |poller| (limit.start)(poller, socket, permit));
             }
         }
-    }
-
-    /// Whether nobody is open or waits to be.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.max == usize::MAX || self.state().open == 0
-    }
-
-    /// Closes the sockets that wait. Returns how many.
-    pub(crate) fn give_up(&self) -> usize {
-        let waiting = mem::take(&mut self.state().waiting);
-        waiting.len()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -112,16 +104,27 @@ impl Admission {
     }
 }
 
-impl Drop for Admitted {
+impl Outstanding for ConnectionLimit {
+    fn is_empty(&self) -> bool {
+        self.max == usize::MAX || self.state().open == 0
+    }
+
+    fn give_up(&self) -> usize {
+        let waiting = mem::take(&mut self.state().waiting);
+        waiting.len()
+    }
+}
+
+impl Drop for Permit {
     fn drop(&mut self) {
-        let Some(admission) = self.0.take() else { return };
-        let mut state = admission.state();
+        let Some(limit) = self.0.take() else { return };
+        let mut state = limit.state();
         match state.waiting.pop_front() {
             // The place goes on to the one who has waited longest.
             Some(socket) => {
                 drop(state);
-                let admitted = Admitted(Some(admission.clone()));
-                admission.begin(None, socket, admitted);
+                let permit = Permit(Some(limit.clone()));
+                limit.begin(None, socket, permit);
             }
             None => {
                 state.open -= 1;
@@ -133,15 +136,15 @@ impl Drop for Admitted {
                 }
                 if empty {
                     // A poller may wait for this, to end.
-                    admission.pollers.handles().iter().for_each(|handle| handle.wake());
+                    limit.pollers.handles().iter().for_each(|handle| handle.wake());
                 }
             }
         }
     }
 }
 
-impl fmt::Debug for Admission {
+impl fmt::Debug for ConnectionLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admission").field("max", &self.max).finish_non_exhaustive()
+        f.debug_struct("ConnectionLimit").field("max", &self.max).finish_non_exhaustive()
     }
 }

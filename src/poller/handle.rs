@@ -1,0 +1,207 @@
+//! The way to a poller, from any thread: what it is to do is left for it as a closure, and it is woken.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Instant;
+
+use duopoll_core::{Group, Limits};
+use futures_channel::oneshot;
+
+use crate::affinity;
+use crate::connection::Connection;
+use crate::engine::{Choice, EngineReport};
+use crate::poller::shutdown::{GroupShutdown, Outstanding};
+use crate::poller::{CURRENT, Handle, Poller, lock};
+use crate::stats::Stats;
+
+impl Handle {
+    /// Starts a poller, and waits until its engine runs.
+    pub(crate) fn start(
+        name: String,
+        choice: Choice,
+        cpu: Option<usize>,
+    ) -> io::Result<Arc<Handle>> {
+        let (ready, started) = mpsc::channel();
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            let pinned = cpu.map_or(Ok(()), affinity::pin);
+            // Made here, since a ring belongs to the thread that made it.
+            match pinned.and_then(|()| Poller::new(choice)) {
+                Ok(poller) => {
+                    let handle = poller.handle.clone();
+                    if ready.send(Ok(handle)).is_ok() {
+                        // Logged.
+                        let _ = poller.run(|_| ());
+                    }
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        })?;
+        let handle = started.recv().unwrap_or_else(|_| Err(ended()))?;
+        *lock(&handle.thread) = Some(thread);
+        Ok(handle)
+    }
+
+    /// Has the poller do something, soon. False if it has ended.
+    pub(crate) fn call(&self, call: impl FnOnce(&mut Poller) + Send + 'static) -> bool {
+        let left = lock(&self.calls).as_mut().map(|calls| calls.push(Box::new(call))).is_some();
+        if left {
+            self.mailbox.wake();
+        }
+        left
+    }
+
+    /// Has the poller do something, and waits for its answer; none if it has ended. Not from the poller's own
+    /// thread, which could not answer.
+    pub(crate) fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Poller) -> T + Send + 'static,
+    ) -> Option<T> {
+        if self.mailbox.is_local() {
+            return None;
+        }
+        let (reply, answer) = mpsc::channel();
+        self.call(move |poller| {
+            let _ = reply.send(question(poller));
+        });
+        answer.recv().ok()
+    }
+
+    /// Why a question was not answered.
+    pub(crate) fn unanswered(&self) -> io::Error {
+        match self.is_local() {
+            true => io::Error::new(io::ErrorKind::Deadlock, "a poller cannot wait for itself"),
+            false => io::Error::other("the poller has ended"),
+        }
+    }
+
+    /// Stops accepting for a group; what comes through the channel says that nothing will be accepted any more.
+    pub(crate) fn unlisten(&self, group: Group) -> mpsc::Receiver<()> {
+        let (reply, answer) = mpsc::channel();
+        self.call(move |poller| poller.unlisten(group, reply));
+        answer
+    }
+
+    /// Ends a group's connections: they may finish what they are doing until the deadline. The number of those that
+    /// did not comes through the channel when the last is gone, of those too that are outstanding; nothing if the
+    /// poller has ended before.
+    pub(crate) fn shut_down_group(
+        &self,
+        group: Group,
+        deadline: Instant,
+        outstanding: Arc<dyn Outstanding>,
+    ) -> mpsc::Receiver<usize> {
+        let (reply, answer) = mpsc::channel();
+        self.call(move |poller| {
+            poller.driver.drain(&mut poller.engine, group);
+            poller.shutdowns.push(GroupShutdown {
+                group,
+                deadline,
+                outstanding,
+                forced: None,
+                reply,
+            });
+        });
+        answer
+    }
+
+    /// Has the poller end, soon, and whatever it still has with it.
+    pub(crate) fn stop(&self) {
+        self.call(|poller| poller.stopping = true);
+    }
+
+    /// Whether it has ended, or is about to.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// The poller of this thread, if it has one.
+    pub(crate) fn current() -> Option<Arc<Handle>> {
+        CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
+    }
+
+    /// How many connections it has.
+    pub(crate) fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    /// A connection is about to be given to it. Until its next turn that is all that is known of it.
+    pub(crate) fn expect_connection(&self) {
+        self.load.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Has the poller take a turn.
+    pub(crate) fn wake(&self) {
+        self.mailbox.wake();
+    }
+
+    /// Whether this is the poller's own thread.
+    pub(crate) fn is_local(&self) -> bool {
+        self.mailbox.is_local()
+    }
+
+    /// Waits until the thread is over.
+    pub(crate) fn join(&self) {
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+    }
+
+    /// Takes a socket on, connected or with its connect(2) under way.
+    pub(crate) async fn adopt(
+        self: Arc<Self>,
+        socket: OwnedFd,
+        limits: Limits,
+        connecting: bool,
+    ) -> io::Result<Connection> {
+        let (reply, answer) = oneshot::channel();
+        self.check(&limits)?;
+        let leaves = !self.is_local();
+        self.call(move |poller| {
+            let group = Group::default();
+            let result = match connecting {
+                true => poller.connect(socket, limits, group),
+                false => poller.open(socket, limits, group),
+            };
+            if let (Ok(connection), true) = (&result, leaves) {
+                connection.share();
+            }
+            // If nobody waits any more, the connection is dropped, and with it closed.
+            let _ = reply.send(result);
+        });
+        answer.await.unwrap_or_else(|_| Err(io::Error::other("the poller has ended")))
+    }
+
+    /// Whether the engine can do what a connection's limits ask for.
+    pub(crate) fn check(&self, limits: &Limits) -> io::Result<()> {
+        #[cfg(feature = "zerocopy")]
+        if limits.zerocopy_bytes.is_some() {
+            self.mailbox.check_zerocopy()?;
+        }
+        let _ = limits;
+        Ok(())
+    }
+
+    pub(crate) fn report(&self) -> &EngineReport {
+        &self.report
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.ask(|poller| poller.snapshot()).unwrap_or_else(|| *lock(&self.last_stats))
+    }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the poller ended before it ran")
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poller").field("report", &self.report).finish_non_exhaustive()
+    }
+}

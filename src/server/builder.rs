@@ -1,0 +1,190 @@
+//! Where a server begins, and its options.
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use duopoll_core::Limits;
+#[cfg(feature = "uring")]
+use duopoll_uring::Features;
+
+use crate::connection::Connection;
+use crate::engine::Engine;
+use crate::pollers::{Balance, PollerOptions, Pollers};
+use crate::server::callbacks::Callbacks;
+
+/// Where a server begins: see [`EventLoop::builder`].
+#[derive(Debug)]
+pub struct EventLoop(());
+
+impl EventLoop {
+    /// Options, all with defaults.
+    ///
+    /// ```no_run
+    /// use duopoll::{Connection, EventLoop, Listener};
+    /// use std::time::Duration;
+    ///
+    /// fn main() -> std::io::Result<()> {
+    ///     let server = EventLoop::builder()
+    ///         .on_request(async |connection: &mut Connection| {
+    ///             let len = connection.read_u32().await? as usize;
+    ///             let body = connection.next(len).await?;          // not copied
+    ///             connection.write(&(len as u32).to_be_bytes())?;  // copied
+    ///             connection.push(body);                           // not copied
+    ///             connection.flush().await
+    ///         })
+    ///         .serve(Listener::bind("127.0.0.1:8080")?)?;
+    ///     println!("{}", server.engine_report());
+    ///     std::thread::park();
+    ///     server.shutdown(Duration::from_secs(5));
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+}
+
+/// Options of a server.
+#[derive(Clone, Default)]
+pub struct Builder {
+    pub(super) pollers: PollerOptions,
+    pub(super) shared: Option<Pollers>,
+    pub(super) limits: Limits,
+    pub(super) max_connections: Option<usize>,
+    pub(super) callbacks: Callbacks,
+}
+
+impl Builder {
+    /// Which engine the pollers run on. Default: [`Engine::Auto`].
+    pub fn engine(mut self, engine: Engine) -> Builder {
+        self.pollers = self.pollers.engine(engine);
+        self
+    }
+
+    /// What may be used of io_uring; see [`PollerOptions::uring`].
+    #[cfg(feature = "uring")]
+    pub fn uring(mut self, features: Features) -> Builder {
+        self.pollers = self.pollers.uring(features);
+        self
+    }
+
+    /// How many pollers, each a thread. Default: what the machine can run at once.
+    pub fn pollers(mut self, pollers: usize) -> Builder {
+        self.pollers = self.pollers.count(pollers);
+        self
+    }
+
+    /// Which poller gets the next connection. Default: each in turn.
+    pub fn balance(mut self, balance: Balance) -> Builder {
+        self.pollers = self.pollers.balance(balance);
+        self
+    }
+
+    /// Whether each poller is bound to a CPU of its own. Default: no.
+    pub fn pinned(mut self, pinned: bool) -> Builder {
+        self.pollers = self.pollers.pinned(pinned);
+        self
+    }
+
+    /// The pollers to run on, with whatever else lives on them. Default: pollers of the server's own, for which the options
+    /// above count. They end with the server, shared ones do not.
+    pub fn on(mut self, pollers: Pollers) -> Builder {
+        self.shared = Some(pollers);
+        self
+    }
+
+    /// What a connection may hold. Default: see [`Limits`].
+    pub fn limits(mut self, limits: Limits) -> Builder {
+        self.limits = limits;
+        self
+    }
+
+    /// How long each wait of a read may take; see [`Control::set_read_timeout`](crate::Control::set_read_timeout).
+    /// The wait between two requests is not a read: see [`idle_timeout`](Builder::idle_timeout). Default: for ever.
+    pub fn read_timeout(mut self, timeout: Duration) -> Builder {
+        self.limits.read_timeout = Some(timeout);
+        self
+    }
+
+    /// How long each wait of a flush may take; see
+    /// [`Control::set_write_timeout`](crate::Control::set_write_timeout). Default: for ever.
+    pub fn write_timeout(mut self, timeout: Duration) -> Builder {
+        self.limits.write_timeout = Some(timeout);
+        self
+    }
+
+    /// How long no byte may move in either direction before a connection is ended. Default: for ever.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Builder {
+        self.limits.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// Pieces of at least so many bytes are sent without a copy; see
+    /// [`Control::set_zerocopy`](crate::Control::set_zerocopy). Default: none.
+    #[cfg(feature = "zerocopy")]
+    pub fn zerocopy(mut self, bytes: usize) -> Builder {
+        self.limits.zerocopy_bytes = Some(bytes);
+        self
+    }
+
+    /// How many connections may be open at once, on all pollers. Those beyond wait to be accepted. Default: no limit
+    /// but the process's descriptors.
+    pub fn max_connections(mut self, max: usize) -> Builder {
+        self.max_connections = Some(max);
+        self
+    }
+
+    /// Called first in a connection's life, on a poller's thread, before anything is received: for socket options.
+    /// An error closes the connection, and nothing else is called for it.
+    pub fn on_prepare<F>(mut self, prepare: F) -> Builder
+    where
+        F: Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync + 'static,
+    {
+        self.callbacks.prepare = Some(Arc::new(prepare));
+        self
+    }
+
+    /// Called once, before the first request: it may send, receive, and [set the state](Connection::set_state) that the
+    /// connection keeps. No request is handled until it returns. An error ends the connection, as one of the handler
+    /// does.
+    pub fn on_connect<F>(mut self, connect: F) -> Builder
+    where
+        F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
+    {
+        let connect = Arc::new(connect);
+        self.callbacks.connect = Some(Arc::new(move |connection| {
+            let connect = connect.clone();
+            Box::pin(async move { connect(connection).await })
+        }));
+        self
+    }
+
+    /// Called once, last, when the connection has ended, for whatever reason: the peer's end, a reset, a timeout, an
+    /// error or a panic of a handler, or the server's shutdown. What had arrived can still be read. Not called
+    /// if `on_prepare` has refused the connection, and not for a connection whose handler has outlived the
+    /// server's grace.
+    pub fn on_disconnect<F>(mut self, disconnect: F) -> Builder
+    where
+        F: AsyncFn(&mut Connection) + Send + Sync + 'static,
+    {
+        let disconnect = Arc::new(disconnect);
+        self.callbacks.disconnect = Some(Arc::new(move |connection| {
+            let disconnect = disconnect.clone();
+            Box::pin(async move { disconnect(connection).await })
+        }));
+        self
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("pollers", &self.pollers)
+            .field("limits", &self.limits)
+            .field("max_connections", &self.max_connections)
+            .finish_non_exhaustive()
+    }
+}

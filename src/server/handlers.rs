@@ -1,0 +1,95 @@
+//! The handlers that make a service of a builder: on the poller, in jobs that may block, and on another executor.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+
+use crate::blocking::Blocking;
+use crate::connection::Connection;
+use crate::server::builder::Builder;
+use crate::server::life::{AsyncHandler, BlockingHandler, Job, Running, Task, live};
+use crate::server::service::Service;
+
+impl Builder {
+    /// The handler: called when bytes have arrived that it has not seen, for one connection never twice at a time.
+    ///
+    /// It runs on the connection's poller and need not be `Send`; while it waits, others run. It may take one
+    /// request or all that have arrived; what it leaves is there at its next call. If it takes nothing, it is called
+    /// again only when more has come. What it has written and not flushed is flushed when it returns.
+    ///
+    /// An error ends the connection, as a panic does; both are counted, and the error is logged at debug level.
+    /// The end of the stream while the handler waits for more is such an error,
+    /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof); between two calls it just ends the connection.
+    pub fn on_request<F>(self, handler: F) -> Service
+    where
+        F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
+    {
+        let running =
+            Arc::new(Running { callbacks: self.callbacks.clone(), handler: AsyncHandler(handler) });
+        Service::new(self, move |poller, connection, permit| {
+            poller.spawn(live(connection, running.clone(), permit));
+        })
+    }
+
+    /// A handler that blocks, as [`on_request`](Builder::on_request) otherwise. Each call is a [`Job`] of its own, given
+    /// to `spawn`, which must run it on another thread than a poller's: that of a thread pool. The connection
+    /// is away from its poller's tasks meanwhile, while its bytes still move. The other callbacks run on the
+    /// poller.
+    ///
+    /// A job that is dropped without being run closes its connection, and `on_disconnect` is not called for it.
+    ///
+    /// ```no_run
+    /// # use duopoll::{Blocking, EventLoop, Listener};
+    /// # use std::io::{BufRead, Write};
+    /// let server = EventLoop::builder()
+    ///     // A thread for each request; a pool is better.
+    ///     .on_request_blocking(|job| { std::thread::spawn(job); }, |connection: &mut Blocking| {
+    ///         let mut line = String::new();
+    ///         connection.read_line(&mut line)?;
+    ///         connection.write_all(line.to_uppercase().as_bytes())
+    ///     })
+    ///     .serve(Listener::bind("127.0.0.1:8080")?)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn on_request_blocking<S, F>(self, spawn: S, handler: F) -> Service
+    where
+        S: Fn(Job) + Send + Sync + 'static,
+        F: Fn(&mut Blocking) -> io::Result<()> + Send + Sync + 'static,
+    {
+        let handler = BlockingHandler { spawn, handler: Arc::new(handler) };
+        let running = Arc::new(Running { callbacks: self.callbacks.clone(), handler });
+        Service::new(self, move |poller, connection, permit| {
+            poller.spawn(live(connection, running.clone(), permit));
+        })
+    }
+
+    /// A handler for a connection as a whole, on an executor of the user's own: `spawn` is given its future, which is
+    /// `Send`, for instance for `tokio::spawn`. It serves requests in a loop around
+    /// [`next_request`](Connection::next_request), and its end closes the connection. Every wait then wakes another
+    /// thread.
+    ///
+    /// `on_connect` and `on_disconnect` have no place here, and are an error when the service is served. Requests, errors
+    /// and panics are not counted.
+    pub fn on_connection<S, F, T>(self, spawn: S, handler: F) -> Service
+    where
+        S: Fn(Task) + Send + Sync + 'static,
+        F: Fn(Connection) -> T + Send + Sync + 'static,
+        T: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        let refused = self.callbacks.connect.is_some() || self.callbacks.disconnect.is_some();
+        let mut service = Service::new(self, move |_, connection, permit| {
+            connection.share();
+            let served = handler(connection);
+            spawn(Box::pin(async move {
+                if let Err(error) = served.await {
+                    log::debug!("a handler has failed: {error}");
+                }
+                drop(permit);
+            }));
+        });
+        if refused {
+            service.refused = Some("on_connect and on_disconnect do not go with on_connection");
+        }
+        service
+    }
+}

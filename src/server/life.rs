@@ -1,0 +1,178 @@
+//! The life of a connection that is served: a task on its poller, from the first callback to the last.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread;
+
+use futures_channel::oneshot;
+use pin_project_lite::pin_project;
+
+use crate::blocking::Blocking;
+use crate::connection::Connection;
+use crate::server::callbacks::Callbacks;
+use crate::server::connection_limit::Permit;
+use crate::stats;
+
+/// A call of a handler that blocks; see [`Builder::on_request_blocking`](crate::Builder::on_request_blocking).
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// The life of a connection; see [`Builder::on_connection`](crate::Builder::on_connection).
+pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What all connections of a server share.
+pub(super) struct Running<H> {
+    pub(super) callbacks: Callbacks,
+    pub(super) handler: H,
+}
+
+/// How a request is handled.
+pub(super) trait Handler: Send + Sync + 'static {
+    /// Handles one. What is left in `slot` is the connection, unless it was lost.
+    fn handle(&self, slot: &mut Option<Connection>) -> impl Future<Output = io::Result<()>>;
+}
+
+/// On the poller.
+pub(super) struct AsyncHandler<F>(pub(super) F);
+
+impl<F> Handler for AsyncHandler<F>
+where
+    F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
+{
+    // Every connection has one of these futures. An async function would need more room.
+    fn handle(&self, slot: &mut Option<Connection>) -> impl Future<Output = io::Result<()>> {
+        match slot {
+            Some(connection) => Handling::There { future: (self.0)(connection) },
+            None => Handling::Lost,
+        }
+    }
+}
+
+pin_project! {
+    #[project = HandlingProjection]
+    enum Handling<F> {
+        There { #[pin] future: F },
+        Lost,
+    }
+}
+
+impl<F: Future<Output = io::Result<()>>> Future for Handling<F> {
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.project() {
+            HandlingProjection::There { future } => future.poll(cx),
+            HandlingProjection::Lost => Poll::Ready(Err(lost())),
+        }
+    }
+}
+
+/// By a job that may block.
+pub(super) struct BlockingHandler<S, F> {
+    pub(super) spawn: S,
+    pub(super) handler: Arc<F>,
+}
+
+impl<S, F> Handler for BlockingHandler<S, F>
+where
+    S: Fn(Job) + Send + Sync + 'static,
+    F: Fn(&mut Blocking) -> io::Result<()> + Send + Sync + 'static,
+{
+    async fn handle(&self, slot: &mut Option<Connection>) -> io::Result<()> {
+        let connection = slot.take().ok_or_else(lost)?;
+        connection.share();
+        let handler = self.handler.clone();
+        let (reply, answer) = oneshot::channel();
+        (self.spawn)(Box::new(move || {
+            let mut blocking = connection.into_blocking();
+            let handled = panic::catch_unwind(AssertUnwindSafe(|| handler(&mut blocking)));
+            // If nobody waits any more, the poller has ended.
+            let _ = reply.send((blocking.into_inner(), handled));
+        }));
+        let (connection, handled) = answer.await.map_err(|_| lost())?;
+        *slot = Some(connection);
+        // Goes on here, where it is counted.
+        handled.unwrap_or_else(|panic| panic::resume_unwind(panic))
+    }
+}
+
+/// The connection, unless its handler has lost it.
+fn there(slot: &mut Option<Connection>) -> io::Result<&mut Connection> {
+    slot.as_mut().ok_or_else(lost)
+}
+
+fn lost() -> io::Error {
+    io::Error::other("a job was dropped with its connection")
+}
+
+/// The life of a connection. Not an async function: that would keep room for its arguments twice.
+pub(super) fn live<H: Handler>(
+    connection: Connection,
+    service: Arc<Running<H>>,
+    permit: Permit,
+) -> impl Future<Output = ()> {
+    let mut slot = Some(connection);
+    async move {
+        let handled = {
+            let mut handling = pin!(handle(&mut slot, &service));
+            poll_fn(|cx| caught(|| handling.as_mut().poll(cx))).await
+        };
+        match handled {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                stats::count_handler_error();
+                log::debug!("a handler has failed: {error}");
+            }
+            // The panic hook has reported it.
+            Err(_) => stats::count_handler_panic(),
+        }
+        if let (Some(disconnect), Some(connection)) = (&service.callbacks.disconnect, &mut slot) {
+            disconnect(connection).await;
+        }
+        // The connection first, then its place.
+        drop(slot.take());
+        drop(permit);
+    }
+}
+
+/// Handles requests until the connection ends.
+async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>) -> io::Result<()> {
+    if let Some(connect) = &service.callbacks.connect {
+        connect(there(slot)?).await?;
+        flush_staged(there(slot)?).await?;
+    }
+    // Bytes that the handler has seen and left.
+    let mut seen = 0;
+    loop {
+        let reader = there(slot)?.reader();
+        let Ok(true) = poll_fn(|cx| reader.poll_request(cx, seen)).await else { return Ok(()) };
+        stats::count_request();
+        let consumed = reader.consumed();
+        service.handler.handle(slot).await?;
+        let connection = there(slot)?;
+        flush_staged(connection).await?;
+        let idle = connection.reader().consumed() == consumed;
+        seen = if idle { connection.input().len() } else { 0 };
+    }
+}
+
+/// Sends what the handler has staged and not flushed.
+fn flush_staged(connection: &mut Connection) -> impl Future<Output = io::Result<()>> {
+    let staged = connection.writer().staged_len() > 0;
+    poll_fn(move |cx| match staged {
+        true => connection.writer().poll_flush(cx),
+        false => Poll::Ready(Ok(())),
+    })
+}
+
+/// Polls a future; a panic in it becomes an error. It is not polled again then, and what it was working on ends with
+/// it.
+fn caught<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<thread::Result<T>> {
+    match panic::catch_unwind(AssertUnwindSafe(poll)) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    }
+}

@@ -1,0 +1,210 @@
+//! A server before and while it starts.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use duopoll_core::Group;
+
+use crate::connection::Connection;
+use crate::listener::Listener;
+use crate::poller::{Handle, Poller};
+use crate::pollers::{PollerOptions, Pollers};
+use crate::server::Server;
+use crate::server::builder::Builder;
+use crate::server::connection_limit::{ConnectionLimit, Permit};
+
+/// A server that is ready to be started.
+#[must_use = "a service does nothing until it is served"]
+pub struct Service {
+    builder: Builder,
+    begin: Box<Begin>,
+    /// Why it cannot be served.
+    pub(super) refused: Option<&'static str>,
+}
+
+/// Starts what serves a connection.
+type Begin = dyn Fn(&mut Poller, Connection, Permit) + Send + Sync;
+
+impl Service {
+    pub(super) fn new(
+        builder: Builder,
+        begin: impl Fn(&mut Poller, Connection, Permit) + Send + Sync + 'static,
+    ) -> Service {
+        Service { builder, begin: Box::new(begin), refused: None }
+    }
+
+    /// Starts the pollers, and serves what the listener accepts. Returns at once; the server runs until it is shut
+    /// down or dropped. [`Server::listen`] adds further listeners.
+    ///
+    /// # Errors
+    /// What the engine says if a poller cannot be started: for [`Engine::Uring`](crate::Engine::Uring) the reason why
+    /// there is no io_uring. [`InvalidInput`](io::ErrorKind::InvalidInput) for 0 pollers, if `DUOPOLL_ENGINE` names no
+    /// engine, and for options that contradict each other. [`Unsupported`](io::ErrorKind::Unsupported) if something is
+    /// to be sent without a copy and an engine cannot do it on this kernel.
+    pub fn serve(self, listener: Listener) -> io::Result<Server> {
+        let server = self.server(&listener, PollerOptions::start)?;
+        server.listen(listener)?;
+        Ok(server)
+    }
+
+    /// As [`serve`](Service::serve), with the calling thread as the first of the pollers: returns when the server is over.
+    /// `until` is called when it listens, and what it returns runs as a task on this poller. When that is ready the
+    /// server is shut down, with the grace that it gives; returns how many connections were then closed by force.
+    ///
+    /// With one poller the process needs no other thread, but one for the shutdown. The kernel then counts no references
+    /// to the descriptors of system calls, which makes each of them cheaper. Where pollers are
+    /// [pinned](Builder::pinned), the thread stays bound to its CPU afterwards.
+    ///
+    /// ```no_run
+    /// # use duopoll::{Connection, EventLoop, Listener};
+    /// EventLoop::builder()
+    ///     .pollers(1)
+    ///     .on_request(async |connection: &mut Connection| {
+    ///         let (reader, writer) = connection.split();
+    ///         writer.append(reader.buffer());
+    ///         writer.flush().await
+    ///     })
+    ///     .serve_here(Listener::bind("127.0.0.1:8080")?, |server| {
+    ///         println!("listening on {}", server.local_addr());
+    ///         std::future::pending() // for ever
+    ///     })?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`serve`](Service::serve). What broke the engine of this poller, if that has ended it, or that the task has
+    /// panicked; the server is over then, too. [`InvalidInput`](io::ErrorKind::InvalidInput) if it is to run
+    /// [on](Builder::on) other pollers, or if the thread runs a poller already.
+    pub fn serve_here<F, T>(self, listener: Listener, until: F) -> io::Result<usize>
+    where
+        F: FnOnce(&Server) -> T,
+        T: Future<Output = Duration> + 'static,
+    {
+        let invalid = |message| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        if self.builder.shared.is_some() {
+            return invalid("a server cannot run both here and on other pollers");
+        }
+        if Handle::current().is_some() {
+            return invalid("this thread runs a poller already");
+        }
+        let mut here = None;
+        let server = self.server(&listener, |options| {
+            let (pollers, poller) = options.start_here()?;
+            here = Some(poller);
+            Ok(pollers)
+        })?;
+        let Some(poller) = here else { return invalid("there is no poller for this thread") };
+        let server = Arc::new(server);
+        let (reply, forced) = mpsc::channel();
+        let mut begun: thread::Result<io::Result<()>> = Ok(Ok(()));
+        let ran = poller.run(|poller| {
+            begun = panic::catch_unwind(AssertUnwindSafe(|| {
+                server.listen_on(listener, Some(poller))?;
+                let until = until(&server);
+                let shutdown = ShutdownTask { server: server.clone(), reply, begun: false };
+                poller.spawn(async move { shutdown.begin(until.await) });
+                Ok(())
+            }));
+            if !matches!(begun, Ok(Ok(()))) {
+                poller.handle().stop();
+            }
+        });
+        begun.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
+        ran?;
+        forced.recv().map_err(|_| io::Error::other("what was to end the server has panicked"))
+    }
+
+    /// A server that does not listen yet.
+    fn server(
+        self,
+        listener: &Listener,
+        start: impl FnOnce(PollerOptions) -> io::Result<Pollers>,
+    ) -> io::Result<Server> {
+        let Service { builder, begin, refused } = self;
+        let Builder { pollers, shared, limits, max_connections, callbacks } = builder;
+        let own = shared.is_none();
+        let refused = match &shared {
+            Some(_) if pollers != PollerOptions::default() => {
+                Some("options for pollers say nothing where pollers are given")
+            }
+            _ => refused,
+        };
+        if let Some(reason) = refused {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        let pollers = shared.map_or_else(|| start(pollers), Ok)?;
+        for handle in pollers.handles() {
+            handle.check(&limits)?;
+        }
+        let group = next_group();
+        let limit = ConnectionLimit::new(
+            pollers.clone(),
+            max_connections,
+            move |poller, socket, permit| {
+                let prepared = match &callbacks.prepare {
+                    Some(prepare) => prepare(socket.as_fd()),
+                    None => Ok(()),
+                };
+                match prepared.and_then(|()| poller.open(socket, limits, group)) {
+                    Ok(connection) => begin(poller, connection, permit),
+                    Err(error) => {
+                        log::debug!("a connection was accepted and is not served: {error}");
+                    }
+                }
+            },
+        );
+        let address = listener.local_addr()?;
+        let listeners = Mutex::default();
+        Ok(Server { pollers, own, group, limit, address, listeners })
+    }
+}
+
+/// The end of a server that one of its own pollers is to bring about.
+struct ShutdownTask {
+    server: Arc<Server>,
+    reply: mpsc::Sender<usize>,
+    begun: bool,
+}
+
+impl ShutdownTask {
+    /// On another thread, since a shutdown waits for the pollers.
+    fn begin(mut self, grace: Duration) {
+        let (server, reply) = (self.server.clone(), self.reply.clone());
+        let thread = thread::Builder::new().name("duopoll-end".into()).spawn(move || {
+            let _ = reply.send(server.shutdown(grace));
+        });
+        match thread {
+            Ok(_) => self.begun = true,
+            Err(error) => log::error!("the server ends without grace: {error}"),
+        }
+    }
+}
+
+impl Drop for ShutdownTask {
+    fn drop(&mut self) {
+        // Never begun, if what was to say when has panicked.
+        if !self.begun {
+            self.server.pollers.handles()[0].stop();
+        }
+    }
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").field("builder", &self.builder).finish_non_exhaustive()
+    }
+}
+
+/// A group that is nobody else's.
+fn next_group() -> Group {
+    // 0 is that of connections which no server owns.
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    Group::new(NEXT.fetch_add(1, Ordering::Relaxed))
+}
