@@ -8,10 +8,14 @@ use pollster::block_on;
 
 use crate::connection::Connection;
 
+/// The most that one write takes, in bytes.
+const WRITE_BYTES_MAX: usize = 1 << 20;
+
 /// A [`Connection`] that blocks: made by [`Connection::into_blocking`].
 ///
-/// A write goes out at once, as far as the connection's watermark allows; `flush` waits until the kernel has taken
-/// everything. Timeouts and deadlines are those of the connection.
+/// A write takes up to a mebibyte, and goes out at once. Before it takes anything it waits while more is unsent than the
+/// connection's watermark allows; so one that fails, for instance by a timeout, has taken nothing. `flush` waits until the
+/// kernel has taken everything. Timeouts and deadlines are those of the connection.
 ///
 /// # Errors
 /// Those of the connection, and [`Deadlock`](io::ErrorKind::Deadlock) on a poller's own thread, which would wait for
@@ -63,8 +67,11 @@ impl io::BufRead for Blocking {
 impl io::Write for Blocking {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         may_block()?;
-        self.connection.write(bytes)?;
+        // Waits before it takes anything, so that what it takes is taken once.
         block_on(self.connection.flush())?;
+        let bytes = &bytes[..bytes.len().min(WRITE_BYTES_MAX)];
+        self.connection.write(bytes)?;
+        self.connection.writer().submit()?;
         Ok(bytes.len())
     }
 

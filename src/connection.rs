@@ -254,11 +254,6 @@ impl Connection {
         Ok((socket, std::mem::take(self.reader.buffer())))
     }
 
-    /// It is about to be given to another thread.
-    pub(crate) fn share(&self) {
-        self.control().share();
-    }
-
     /// A handle for timeouts, deadlines, and ending the connection from elsewhere.
     pub fn control(&self) -> Control {
         self.reader.control()
@@ -351,9 +346,10 @@ impl Connection {
         self.control().abort();
     }
 
-    /// Closes the connection; see [`Reader::close`]. Dropping it does the same.
-    pub fn close(&self) {
-        self.reader.close();
+    /// Closes the connection: what was flushed and what is staged goes out, then the FIN; what arrives is dropped. Dropping it
+    /// does the same, but for what is staged.
+    pub fn close(&mut self) {
+        self.writer.close();
     }
 
     /// The address of the other end.

@@ -8,7 +8,9 @@ use std::str::FromStr;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use duopoll_core::{Capabilities, Deregister, EngineStats, Kind, Notify, Operators, Poll, Token};
+use duopoll_core::{
+    Capabilities, Deregister, EngineStats, Kind, Notify, Operators, Pending, Poll, Token,
+};
 #[cfg(feature = "epoll")]
 use duopoll_epoll::Epoll;
 #[cfg(feature = "uring")]
@@ -185,14 +187,15 @@ macro_rules! on_engine {
 }
 
 impl Poll for AnyPoll {
-    fn register<O: Operators>(
+    unsafe fn register<O: Operators>(
         &mut self,
         token: Token,
         fd: RawFd,
         kind: Kind,
         operators: &mut O,
     ) -> io::Result<()> {
-        on_engine!(self, poll => poll.register(token, fd, kind, operators))
+        // SAFETY: promised by the caller.
+        on_engine!(self, poll => unsafe { poll.register(token, fd, kind, operators) })
     }
 
     fn receive<O: Operators>(&mut self, token: Token, operators: &mut O) {
@@ -216,8 +219,8 @@ impl Poll for AnyPoll {
         on_engine!(self, poll => poll.wait(timeout, operators))
     }
 
-    fn unread_bytes(&mut self, token: Token) -> usize {
-        on_engine!(self, poll => poll.unread_bytes(token))
+    fn pending(&mut self, token: Token) -> Pending {
+        on_engine!(self, poll => poll.pending(token))
     }
 
     fn waker(&self) -> Arc<dyn Notify> {

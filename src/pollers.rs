@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
 
-use duopoll_core::{Limits, Mailbox};
+use duopoll_core::Limits;
 #[cfg(feature = "uring")]
 use duopoll_uring::Features;
 use socket2::{Socket, Type};
@@ -125,8 +125,6 @@ impl PollerOptions {
         if count == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "0 pollers do nothing"));
         }
-        // Now, as long as the process may have a single thread.
-        Mailbox::prepare();
         let shared =
             Shared { options: self, handles: RwLock::default(), turn: AtomicUsize::new(0) };
         Ok((Pollers { shared: Arc::new(shared) }, count))

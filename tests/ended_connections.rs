@@ -100,7 +100,7 @@ fn call_everything(mut connection: Connection, reads_fail: bool, writes_fail: bo
 }
 
 fn every_call_after_a_close_returns(setup: Setup) {
-    let (_pollers, connection, _peer) = connected(setup, Limits::default());
+    let (_pollers, mut connection, _peer) = connected(setup, Limits::default());
     connection.close();
     call_everything(connection, true, true);
 }
@@ -151,7 +151,7 @@ fn descriptor_of(connection: &Connection) -> (i32, PathBuf) {
 }
 
 fn a_broken_connection_keeps_its_descriptor(setup: Setup) {
-    let (_pollers, connection, peer) = connected(setup, Limits::default());
+    let (_pollers, mut connection, peer) = connected(setup, Limits::default());
     let (number, socket) = descriptor_of(&connection);
     peer.reset();
     eventually("it is noticed", || !connection.is_active());

@@ -161,7 +161,7 @@ fn told_of_the_end(control: &Control) -> mpsc::Receiver<u8> {
 
 fn the_end_is_told_once(setup: Setup) {
     let server = setup.serve_echo();
-    let connection = dial(&server);
+    let mut connection = dial(&server);
     let told = told_of_the_end(&connection.control());
     assert!(told.try_recv().is_err());
     connection.close();

@@ -477,7 +477,8 @@ impl Poll for Epoll {
         self.stats.syscalls += 1;
         let ready = sys::ready(socket.fd);
         let hung_up = ready & (libc::POLLHUP | libc::POLLRDHUP) != 0;
-        let mut pending = Pending { room: ready & libc::POLLOUT != 0 || hung_up, ..Pending::default() };
+        let mut pending =
+            Pending { room: ready & libc::POLLOUT != 0 || hung_up, ..Pending::default() };
         if socket.kind == Kind::Connecting {
             pending.room |= ready & libc::POLLERR != 0;
             return pending;

@@ -871,7 +871,8 @@ impl Poll for Uring {
         self.stats.syscalls += 1;
         let ready = sys::ready(fd);
         let hung_up = ready & HAS_ENDED != 0;
-        let mut pending = Pending { room: ready & libc::POLLOUT != 0 || hung_up, ..Pending::default() };
+        let mut pending =
+            Pending { room: ready & libc::POLLOUT != 0 || hung_up, ..Pending::default() };
         if kind == Kind::Connecting {
             pending.room |= ready & libc::POLLERR != 0;
             return pending;

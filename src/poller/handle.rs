@@ -15,7 +15,7 @@ use crate::affinity;
 use crate::connection::Connection;
 use crate::engine::{Choice, EngineReport};
 use crate::poller::shutdown::{GroupShutdown, Outstanding};
-use crate::poller::{CURRENT, Handle, Poller, lock};
+use crate::poller::{CURRENT, Call, Handle, Poller, lock};
 use crate::stats::Stats;
 
 impl Handle {
@@ -49,10 +49,15 @@ impl Handle {
 
     /// Has the poller do something, soon. False if it has ended.
     pub(crate) fn call(&self, call: impl FnOnce(&mut Poller) + Send + 'static) -> bool {
-        let left = lock(&self.calls).as_mut().map(|calls| calls.push(Box::new(call))).is_some();
+        let mut call: Option<Call> = Some(Box::new(call));
+        if let Some(calls) = &mut *lock(&self.calls) {
+            calls.extend(call.take());
+        }
+        let left = call.is_none();
         if left {
             self.mailbox.wake();
         }
+        // One that comes too late is dropped here, without the lock: what it carries may call, too.
         left
     }
 
@@ -161,16 +166,12 @@ impl Handle {
     ) -> io::Result<Connection> {
         let (reply, answer) = oneshot::channel();
         self.check(&limits)?;
-        let leaves = !self.is_local();
         self.call(move |poller| {
             let group = Group::default();
             let result = match connecting {
                 true => poller.connect(socket, limits, group),
                 false => poller.open(socket, limits, group),
             };
-            if let (Ok(connection), true) = (&result, leaves) {
-                connection.share();
-            }
             // If nobody waits any more, the connection is dropped, and with it closed.
             let _ = reply.send(result);
         });

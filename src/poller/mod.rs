@@ -25,6 +25,10 @@ use crate::executor::Executor;
 use crate::poller::shutdown::{Shutdowns, TEARDOWN};
 use crate::stats::Stats;
 
+/// How long a poller that ends goes on sending what was flushed before. What the kernel has not taken by then ends with a
+/// reset.
+const END_SEND: Duration = Duration::from_secs(1);
+
 /// What another thread has a poller do.
 type Call = Box<dyn FnOnce(&mut Poller) + Send>;
 
@@ -154,6 +158,8 @@ impl Poller {
     fn turn(&mut self) -> io::Result<()> {
         let timeout = self.timeout();
         self.engine.wait(timeout, &mut self.driver)?;
+        // Before the timers: somebody may have changed what is due.
+        self.take_commands();
         self.driver.begin_turn(&mut self.engine);
         if self.driver.stats().accept_backoffs > 0 && !self.backoff_logged {
             self.backoff_logged = true;
@@ -162,7 +168,6 @@ impl Poller {
             );
         }
         self.take_accepted();
-        self.take_commands();
 
         let executor = self.handle.executor.clone();
         let ran = executor.run(|| {
@@ -311,15 +316,27 @@ impl Poller {
         let late_calls = lock(&self.handle.calls).take();
         drop(late_calls);
         self.handle.executor.cancel_all();
+        self.take_commands();
+        self.driver.wind_up(&mut self.engine);
+        self.go_on_until(END_SEND, |driver| !driver.is_sending());
         self.driver.abort_all(&mut self.engine);
-        let deadline = Instant::now() + TEARDOWN;
-        while !self.driver.is_empty() && Instant::now() < deadline {
-            self.take_commands();
-            if self.engine.wait(Some(Duration::from_millis(10)), &mut self.driver).is_err() {
+        self.go_on_until(TEARDOWN, Driver::is_empty);
+        self.handle.mailbox.close();
+        *lock(&self.handle.last_stats) = self.snapshot();
+    }
+
+    /// Takes turns without tasks until that is so, or the time is over.
+    fn go_on_until(&mut self, time: Duration, done: impl Fn(&Driver) -> bool) {
+        let deadline = Instant::now() + time;
+        while !done(&self.driver) && Instant::now() < deadline {
+            let turn = Some(Duration::from_millis(10));
+            if self.engine.wait(turn, &mut self.driver).is_err() {
                 break;
             }
+            self.take_commands();
+            self.driver.begin_turn(&mut self.engine);
+            self.driver.end_turn(&mut self.engine);
         }
-        *lock(&self.handle.last_stats) = self.snapshot();
     }
 
     fn snapshot(&self) -> Stats {

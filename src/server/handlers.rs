@@ -78,7 +78,6 @@ impl Builder {
     {
         let refused = self.callbacks.connect.is_some() || self.callbacks.disconnect.is_some();
         let mut service = Service::new(self, move |_, connection, permit| {
-            connection.share();
             let served = handler(connection);
             spawn(Box::pin(async move {
                 if let Err(error) = served.await {

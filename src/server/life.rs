@@ -83,7 +83,6 @@ where
 {
     async fn handle(&self, slot: &mut Option<Connection>) -> io::Result<()> {
         let connection = slot.take().ok_or_else(lost)?;
-        connection.share();
         let handler = self.handler.clone();
         let (reply, answer) = oneshot::channel();
         (self.spawn)(Box::new(move || {
@@ -140,6 +139,7 @@ pub(super) fn live<H: Handler>(
 
 /// Handles requests until the connection ends.
 async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>) -> io::Result<()> {
+    there(slot)?.reader().serve();
     if let Some(connect) = &service.callbacks.connect {
         connect(there(slot)?).await?;
         flush_staged(there(slot)?).await?;

@@ -2,9 +2,9 @@
 
 mod adapters;
 mod chain;
-mod recv;
 mod nocopy;
 mod read;
+mod recv;
 mod write;
 
 use std::fmt;
@@ -12,10 +12,10 @@ use std::fmt;
 use libc::iovec;
 
 pub use chain::{Chain, IO_BYTES_MAX, IO_VECTORS_MAX, Iter as ChainIter};
-pub(crate) use recv::vector;
-pub use recv::RecvBuffer;
 pub use nocopy::{LinkReader, LinkWriter};
 pub use read::Chunks;
+pub use recv::RecvBuffer;
+pub(crate) use recv::vector;
 
 use crate::error::Error;
 use crate::memory::{Pool, Slice, Tail};

@@ -1023,7 +1023,12 @@ impl Lifecycle {
 
     /// Ends what is due, but not before what had come by then. Without an answer to what that is, asks for it.
     /// `gives_up`: it was waited for long enough.
-    pub(super) fn expire(&mut self, now: Tick, pending: Option<Pending>, gives_up: bool) -> Expired {
+    pub(super) fn expire(
+        &mut self,
+        now: Tick,
+        pending: Option<Pending>,
+        gives_up: bool,
+    ) -> Expired {
         let (read_due, idle_due) = (self.reading.until() <= now, self.idle.until() <= now);
         let mut write_due = self.writing.until() <= now;
         if self.due() > now {

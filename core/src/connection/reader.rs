@@ -99,11 +99,7 @@ impl Reader {
         self.poll_more_wanted(cx, Wanted::Bytes(Owner::Poll))
     }
 
-    fn poll_more_wanted(
-        &mut self,
-        cx: &mut Context<'_>,
-        wanted: Wanted,
-    ) -> Poll<io::Result<bool>> {
+    fn poll_more_wanted(&mut self, cx: &mut Context<'_>, wanted: Wanted) -> Poll<io::Result<bool>> {
         let min_bytes = self.buffer.len() + 1;
         match ready!(self.poll_wanted(cx, min_bytes, wanted)) {
             Ok(()) => Poll::Ready(Ok(true)),
@@ -265,9 +261,9 @@ impl Reader {
     /// [`NotConnected`](io::ErrorKind::NotConnected) if it was closed before, the errno of the kernel if it broke.
     pub fn poll_detach(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let buffer = &mut self.buffer;
-        let (result, taken) = self.shared.poll(cx, !self.waiting, |life, offer, clock| {
-            life.detach(buffer, offer, clock)
-        });
+        let (result, taken) = self
+            .shared
+            .poll(cx, !self.waiting, |life, offer, clock| life.detach(buffer, offer, clock));
         self.handed_over += taken as u64;
         self.waiting = result.is_pending();
         result.map_err(io::Error::from)

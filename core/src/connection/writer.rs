@@ -162,9 +162,9 @@ impl Writer {
     ) -> Poll<io::Result<()>> {
         let staged = &mut self.staged;
         // A flush seldom waits, and a wait that is under way mostly ends with the next poll.
-        let (result, _) = self.shared.poll(cx, false, |life, offer, clock| {
-            life.flush(staged, marks, owner, offer, clock)
-        });
+        let (result, _) = self
+            .shared
+            .poll(cx, false, |life, offer, clock| life.flush(staged, marks, owner, offer, clock));
         self.waiting = result.is_pending();
         self.put_block();
         result.map_err(io::Error::from)

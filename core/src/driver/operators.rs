@@ -236,8 +236,7 @@ impl Driver {
             Ok(n) => {
                 stream.sending.advance(n);
                 let at = || at.unwrap_or_else(|| mailbox.clock().now());
-                let Moved { waker, next, closing } =
-                    stream.shared.sent(n, &mut stream.sending, at);
+                let Moved { waker, next, closing } = stream.shared.sent(n, &mut stream.sending, at);
                 wake(waker);
                 stream.prolonged &= n == 0;
                 (next, closing)

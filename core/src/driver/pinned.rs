@@ -129,12 +129,7 @@ impl Drop for Sends {
 
 impl Default for Pinned {
     fn default() -> Pinned {
-        Pinned {
-            bytes: 0,
-            bytes_max: PINNED_BYTES_MAX,
-            orphans: HashMap::new(),
-            due: Tick::MAX,
-        }
+        Pinned { bytes: 0, bytes_max: PINNED_BYTES_MAX, orphans: HashMap::new(), due: Tick::MAX }
     }
 }
 
