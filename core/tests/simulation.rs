@@ -8,8 +8,10 @@
 //! `DUOPOLL_SEED` runs one seed, and tells what happens in it. `DUOPOLL_SEEDS` says how many are run otherwise,
 //! `DUOPOLL_FIRST_SEED` from which one on, and `DUOPOLL_FAILURES` after how many failures to give up.
 
+use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use world::World;
 
@@ -26,6 +28,21 @@ macro_rules! note {
             println!($($what)*);
         }
     };
+}
+
+/// Rare paths that a run has reached, and how often.
+static MARKS: Mutex<BTreeMap<&str, u64>> = Mutex::new(BTreeMap::new());
+
+/// Notes that a rare path was reached.
+macro_rules! mark {
+    ($what:literal) => {
+        $crate::reached($what)
+    };
+}
+
+fn reached(what: &'static str) {
+    let mut marks = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
+    *marks.entry(what).or_default() += 1;
 }
 
 #[path = "simulation/clock.rs"]

@@ -120,7 +120,7 @@ impl Control {
     /// Ends the connection at once, on TCP with a reset: what was flushed and not sent is dropped. Whoever waits is
     /// woken with `ECONNABORTED`.
     pub fn abort(&self) {
-        self.shared.change(|life| life.abort());
+        self.shared.change(|life| life.abort(self.shared.clock()));
     }
 
     /// Changes a limit, and sees to it that a wait that is under way keeps the new one.

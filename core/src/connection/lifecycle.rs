@@ -69,6 +69,8 @@ pub(crate) struct Lifecycle {
     // The life.
     phase: Phase,
     todo: Todo,
+    /// The poller was told that there is something to do.
+    told: bool,
     /// Its poller counts it among those that are open.
     counted: bool,
     reader_gone: bool,
@@ -81,8 +83,8 @@ pub(crate) struct Lifecycle {
     idle: Idle,
     /// When the poller's timer for this connection fires; `NEVER` if it is not set.
     armed: Tick,
-    /// What had come when a deadline was found to be over: bytes, and one for the end. They come first. `None` if nobody has
-    /// asked.
+    /// What had come when a wait of the reader was found to be over time: bytes, and one for the end. They come first. `None`
+    /// if nobody has asked.
     late: Option<u32>,
     /// A flush was found to be over time while there was room: what can be sent is sent first.
     late_send: bool,
@@ -230,8 +232,6 @@ pub(super) struct Polled {
     pub(super) retry: bool,
     /// Bytes that were handed over.
     pub(super) taken: usize,
-    /// The poller is to look.
-    pub(super) look: bool,
     /// There is something to send.
     pub(super) send: Option<Amount>,
     /// The waker of a wait that is over.
@@ -244,7 +244,6 @@ impl Polled {
             result: Poll::Pending,
             retry: false,
             taken: 0,
-            look: false,
             send: None,
             unused: None,
         }
@@ -266,6 +265,8 @@ pub(crate) struct Moved {
 pub(crate) enum Expired {
     /// Something is due: what has come that was not harvested?
     Ask,
+    /// It is closing, and its timer is for that.
+    Closing,
     Looked {
         effects: Effects,
         /// No byte has moved for too long.
@@ -339,6 +340,7 @@ impl Lifecycle {
             finish_connected: false,
             phase: Phase::Open,
             todo: Todo::default(),
+            told: false,
             counted: true,
             reader_gone: false,
             writer_gone: false,
@@ -367,7 +369,7 @@ impl Lifecycle {
         let mut polled = Polled { taken: self.inbox.len(), ..Polled::new() };
         buffer.adopt_chain(&mut self.inbox);
         if mem::take(&mut self.stopped) {
-            polled.look = self.ask(Todo::RECEIVE);
+            self.ask(Todo::RECEIVE);
         }
         let is_request = matches!(wanted, Wanted::Request);
         let refused = if buffer.len() >= min_bytes {
@@ -393,9 +395,7 @@ impl Lifecycle {
                     self.serving = Serving::Between;
                 }
                 self.recount(clock);
-                if self.reading.until().min(self.idle.until()) < self.armed {
-                    polled.look |= self.ask(Todo::ARM);
-                }
+                self.arm();
                 return polled;
             }
             Some(if ends { Refusal::Ended } else { Refusal::TimedOut })
@@ -458,9 +458,7 @@ impl Lifecycle {
                 polled.send = Some(self.amount());
             }
             self.wake_at = low;
-            if self.writing.until() < self.armed {
-                polled.look |= self.ask(Todo::ARM);
-            }
+            self.arm();
             return polled;
         } else {
             Err(Refusal::TimedOut)
@@ -491,9 +489,7 @@ impl Lifecycle {
             self.unsent += bytes;
             polled.send = self.ask_to_send();
             self.recount(clock);
-            if self.idle.until() < self.armed {
-                polled.look |= self.ask(Todo::ARM);
-            }
+            self.arm();
         }
         Ok(())
     }
@@ -519,9 +515,7 @@ impl Lifecycle {
                         return polled;
                     }
                     self.wake_at = 0;
-                    if self.writing.until() < self.armed {
-                        polled.look = self.ask(Todo::ARM);
-                    }
+                    self.arm();
                     return polled;
                 }
                 Err(Refusal::TimedOut)
@@ -568,10 +562,10 @@ impl Lifecycle {
         &mut self,
         staged: Option<&mut LinkBuffer>,
         clock: &dyn Clock,
-    ) -> (Effects, bool) {
+    ) -> Effects {
         let mut effects = Effects::default();
         if !matches!(self.phase, Phase::Open | Phase::Leaving) {
-            return (effects, false);
+            return effects;
         }
         self.phase = Phase::Sending;
         // Whoever was taking the socket away has thought better of it.
@@ -581,7 +575,7 @@ impl Lifecycle {
             self.input = Input::Closed;
         }
         if self.output == Output::Connecting {
-            self.fail(libc::ECANCELED, &mut effects);
+            self.fail(libc::ECANCELED, &mut effects, clock);
             self.input = Input::Failed(libc::ECANCELED);
         } else {
             self.finish(staged, clock);
@@ -589,13 +583,13 @@ impl Lifecycle {
         let reader = self.end_reading(clock);
         effects.reader = effects.reader.take().or(reader);
         effects.closers = effects.closers.take().or(self.closers.take());
-        (effects, self.ask(Todo::CLOSE))
+        self.ask(Todo::CLOSE);
+        effects
     }
 
     /// A half is gone. What is left of the connection is closed when the other one is, too.
-    pub(super) fn half_gone(&mut self, half: Half, clock: &dyn Clock) -> (Effects, bool) {
+    pub(super) fn half_gone(&mut self, half: Half, clock: &dyn Clock) -> Effects {
         let mut effects = Effects::default();
-        let mut look = false;
         match half {
             Half::Reader => {
                 self.reader_gone = true;
@@ -603,7 +597,7 @@ impl Lifecycle {
                 effects.unused[0] = self.end_reading(clock);
                 if mem::take(&mut self.stopped) {
                     // Above the watermark the engine had stopped; now what comes is dropped.
-                    look = self.ask(Todo::RECEIVE);
+                    self.ask(Todo::RECEIVE);
                 }
             }
             Half::Writer => {
@@ -613,23 +607,22 @@ impl Lifecycle {
         }
         if self.reader_gone && self.writer_gone {
             let unused = mem::take(&mut effects.unused);
-            let (mut closed, also) = self.close(None, clock);
+            let mut closed = self.close(None, clock);
             closed.dropped.append(&mut effects.dropped);
             closed.unused = unused;
-            return (closed, look || also);
+            return closed;
         }
-        (effects, look)
+        effects
     }
 
     /// Ends the connection at once with a reset: what was flushed is dropped.
-    pub(super) fn abort(&mut self) -> (Effects, bool) {
+    pub(super) fn abort(&mut self, clock: &dyn Clock) -> Effects {
         let mut effects = Effects::default();
-        if matches!(self.phase, Phase::Deregistered { .. } | Phase::Released { .. }) {
-            return (effects, false);
+        if !matches!(self.phase, Phase::Deregistered { .. } | Phase::Released { .. }) {
+            self.fail(libc::ECONNABORTED, &mut effects, clock);
+            self.ask(Todo::ABORT);
         }
-        self.fail(libc::ECONNABORTED, &mut effects);
-        let look = self.ask(Todo::ABORT);
-        (effects, look)
+        effects
     }
 
     /// Has the socket taken away from its poller, and waits for that.
@@ -660,7 +653,7 @@ impl Lifecycle {
                 self.need = 0;
                 if begins {
                     self.detaching = true;
-                    polled.look = self.ask(Todo::DETACH);
+                    self.ask(Todo::DETACH);
                 }
                 return polled;
             }
@@ -677,8 +670,10 @@ impl Lifecycle {
     }
 
     /// Receives again.
-    pub(super) fn resume(&mut self) -> bool {
-        mem::take(&mut self.paused) && self.ask(Todo::RECEIVE)
+    pub(super) fn resume(&mut self) {
+        if mem::take(&mut self.paused) {
+            self.ask(Todo::RECEIVE);
+        }
     }
 
     /// Whether both directions can still be used, as far as this side knows.
@@ -703,7 +698,7 @@ impl Lifecycle {
     }
 
     /// Changes a limit, and sees to it that a wait that is under way keeps the new one.
-    pub(super) fn limit(&mut self, change: Limit, now: Tick) -> bool {
+    pub(super) fn limit(&mut self, change: Limit, now: Tick) {
         match change {
             Limit::ReadTimeout(timeout) => self.reading.set_timeout(timeout),
             Limit::WriteTimeout(timeout) => self.writing.set_timeout(timeout),
@@ -720,7 +715,7 @@ impl Lifecycle {
         if self.writer.is_some() {
             self.writing.began(now);
         }
-        self.due() < self.armed && self.ask(Todo::ARM)
+        self.arm();
     }
 
     // What the poller does.
@@ -791,18 +786,17 @@ impl Lifecycle {
             _ => Input::Ended,
         };
         let mut effects = Effects::default();
-        self.fail_input(how, &mut effects);
-        self.recount(clock);
+        self.fail_input(how, &mut effects, clock);
         effects
     }
 
     /// The connection is broken, for both directions.
-    pub(super) fn fail(&mut self, errno: i32, effects: &mut Effects) {
-        self.fail_input(Input::Failed(errno), effects);
-        self.fail_output(errno, effects);
+    pub(super) fn fail(&mut self, errno: i32, effects: &mut Effects, clock: &dyn Clock) {
+        self.fail_input(Input::Failed(errno), effects, clock);
+        self.fail_output(errno, effects, clock);
     }
 
-    fn fail_input(&mut self, how: Input, effects: &mut Effects) {
+    fn fail_input(&mut self, how: Input, effects: &mut Effects, clock: &dyn Clock) {
         self.peer_done = true;
         if self.input == Input::Open {
             self.input = how;
@@ -812,10 +806,11 @@ impl Lifecycle {
         self.late = self.late.map(|_| 0);
         effects.reader = self.reader.take();
         effects.closers = self.closers.take().or(effects.closers.take());
+        self.recount(clock);
     }
 
     /// Nothing can be sent any more; what was queued is dropped.
-    pub(super) fn fail_output(&mut self, errno: i32, effects: &mut Effects) {
+    pub(super) fn fail_output(&mut self, errno: i32, effects: &mut Effects, clock: &dyn Clock) {
         if !matches!(self.output, Output::Failed(_)) {
             self.output = Output::Failed(errno);
         }
@@ -824,6 +819,7 @@ impl Lifecycle {
         self.writing.end();
         effects.writer = self.writer.take();
         effects.closers = self.closers.take().or(effects.closers.take());
+        self.recount(clock);
     }
 
     /// Moves the outbox to the end of `sending`, and says whether something waits for that to be taken. If there is nothing
@@ -884,11 +880,13 @@ impl Lifecycle {
         }
         let effects = Effects { writer: self.end_writing(), ..Effects::default() };
         self.recount(clock);
+        self.arm();
         (effects, send)
     }
 
     /// What is to be done, once.
     pub(super) fn take_todo(&mut self) -> Todo {
+        self.told = false;
         mem::take(&mut self.todo)
     }
 
@@ -953,8 +951,8 @@ impl Lifecycle {
         let mut effects = Effects::default();
         match reason {
             Reason::Closed | Reason::Detached => {}
-            Reason::Unsent | Reason::Idle => self.fail(libc::ETIMEDOUT, &mut effects),
-            Reason::Forced | Reason::Aborted => self.fail(libc::ECONNABORTED, &mut effects),
+            Reason::Unsent | Reason::Idle => self.fail(libc::ETIMEDOUT, &mut effects, clock),
+            Reason::Forced | Reason::Aborted => self.fail(libc::ECONNABORTED, &mut effects, clock),
         }
         self.phase = Phase::Deregistered { leaves: how == Deregister::Leave };
         self.recount(clock);
@@ -976,7 +974,7 @@ impl Lifecycle {
         }
         self.phase = Phase::Sending;
         self.detaching = false;
-        self.fail_input(Input::Failed(libc::ECONNABORTED), &mut effects);
+        self.fail_input(Input::Failed(libc::ECONNABORTED), &mut effects, clock);
         self.peer_done = false;
         self.refusal = Errno::new(libc::ECONNABORTED);
         self.finish(None, clock);
@@ -1006,9 +1004,9 @@ impl Lifecycle {
     }
 
     /// The poller ends, and the engine has not let go.
-    pub(super) fn abandoned(&mut self) -> Effects {
+    pub(super) fn abandoned(&mut self, clock: &dyn Clock) -> Effects {
         let mut effects = Effects::default();
-        self.fail(libc::ECONNABORTED, &mut effects);
+        self.fail(libc::ECONNABORTED, &mut effects, clock);
         self.phase = Phase::Released { detached: false };
         effects
     }
@@ -1029,63 +1027,60 @@ impl Lifecycle {
         pending: Option<Pending>,
         gives_up: bool,
     ) -> Expired {
-        let (read_due, idle_due) = (self.reading.until() <= now, self.idle.until() <= now);
-        let mut write_due = self.writing.until() <= now;
-        if self.due() > now {
-            return self.look_again(Effects::default(), false, NEVER);
+        if self.phase != Phase::Open {
+            return Expired::Closing;
+        }
+        let is_due = |until: Tick| until <= now;
+        let read_due = is_due(self.reading.until());
+        let (mut write_due, mut idle_due) =
+            (is_due(self.writing.until()), is_due(self.idle.until()));
+        if idle_due && now - self.idle.until() >= LATE && self.idle.prolong(now) {
+            idle_due = false;
         }
         let connecting = self.output == Output::Connecting;
-        let asks = (read_due || idle_due) && self.late.is_none();
-        let asks = asks || (write_due && (!self.late_send || connecting));
-        let mut held = false;
+        let asks = (read_due && self.late.is_none())
+            || (write_due && (!self.late_send || connecting))
+            || idle_due;
+        let receives = self.input == Input::Open && !self.paused && !self.stopped;
+        let (mut comes, mut room) = (false, false);
         if asks {
             let Some(pending) = pending else { return Expired::Ask };
-            if self.late.is_none() {
-                let receives = self.input == Input::Open && !self.paused && !self.stopped;
-                let came = few(pending.bytes).saturating_add(u32::from(pending.ended));
-                self.late = Some(if receives { came } else { 0 });
+            comes = receives && (pending.bytes > 0 || pending.ended);
+            if read_due && self.late.is_none() {
+                self.late = Some(few(pending.bytes).saturating_add(u32::from(pending.ended)));
             }
-            let room = pending.room && (self.unsent > 0 || connecting);
+            // What there is room for is sent, or a connect has ended: its event is on the way.
+            room = pending.room && (self.unsent > 0 || connecting);
             if write_due {
                 let late = now - self.writing.until() >= LATE;
-                if room && late && !connecting && self.writing.prolong(now) {
-                    write_due = false;
-                }
+                write_due = !(room && late && !connecting && self.writing.prolong(now));
                 self.late_send = true;
             }
-            // What there is room for is sent, or a connect has ended, and its event is on the way.
-            held = room && (write_due || idle_due);
         }
-        held |= (read_due || idle_due) && self.late.is_some_and(|late| late > 0);
-        if held && !gives_up {
-            return self.look_again(Effects::default(), true, now + 1);
-        }
+        // A wait is ended by what had come by the time that it was due, a connection is idle if nothing comes at all.
+        let awaited = receives && self.late.is_some_and(|late| late > 0);
+        let hold = |due: bool, held: bool| (due && (gives_up || !held), due && held && !gives_up);
+        let (read_ends, read_held) = hold(read_due, awaited);
+        let (write_ends, write_held) = hold(write_due, room);
+        let (idle, idle_held) = hold(idle_due, comes || room);
         let mut effects = Effects::default();
-        if read_due {
+        if read_ends {
             self.need = 0;
             self.reading.expire(now);
             effects.reader = self.reader.take();
         }
-        if write_due {
+        if write_ends {
             self.writing.expire(now);
             effects.writer = self.writer.take();
         }
-        let idle = idle_due;
-        match self.look_again(effects, false, NEVER) {
-            Expired::Looked { effects, next, held, .. } => {
-                Expired::Looked { effects, idle, next, held }
-            }
-            ask @ Expired::Ask => ask,
+        if !read_held {
+            self.late = None;
         }
-    }
-
-    fn look_again(&mut self, effects: Effects, held: bool, at: Tick) -> Expired {
-        if !held {
-            (self.late, self.late_send) = (None, false);
-        }
-        let next = if held { at } else { self.due() };
+        self.late_send &= write_held;
+        let held = read_held || write_held || idle_held;
+        let next = if held { now + 1 } else { self.due() };
         self.armed = next;
-        Expired::Looked { effects, idle: false, next, held }
+        Expired::Looked { effects, idle, next, held }
     }
 
     #[cfg(feature = "zerocopy")]
@@ -1100,11 +1095,23 @@ impl Lifecycle {
 
     // What follows from the state.
 
-    /// Notes what the poller is to do. Says whether it has to be told: not if it will look anyway.
-    fn ask(&mut self, what: Todo) -> bool {
-        let told = !self.todo.is_empty();
+    /// Notes what the poller is to do.
+    fn ask(&mut self, what: Todo) {
         self.todo.0 |= what.0;
-        !told
+    }
+
+    /// Sees to it that the poller's timer is set for the earliest deadline.
+    #[inline]
+    fn arm(&mut self) {
+        if self.due() < self.armed {
+            self.ask(Todo::ARM);
+        }
+    }
+
+    /// Whether the poller has to be told to look, after a transition: not if it was told before and has not looked yet.
+    #[inline]
+    pub(super) fn must_tell(&mut self) -> bool {
+        !self.todo.is_empty() && !mem::replace(&mut self.told, true)
     }
 
     /// Has the poller send what there is, unless it knows already.
@@ -1150,8 +1157,8 @@ impl Lifecycle {
     /// Whether somebody waits for the peer to send, or to make room.
     fn waits_for_peer(&self) -> bool {
         let reads = self.need > 0 && self.reader.is_some();
-        let sends = self.unsent > 0 && self.output != Output::Connecting;
-        (reads || sends) && self.phase == Phase::Open
+        let established = self.phase == Phase::Open && self.output != Output::Connecting;
+        (reads || self.unsent > 0) && established
     }
 
     #[inline]

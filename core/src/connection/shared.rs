@@ -99,23 +99,23 @@ impl Shared {
         unsafe { self.socket.borrow() }
     }
 
-    fn post(&self, look: bool) {
-        if look {
-            self.mailbox.post(Command::Look(self.token));
-        }
-    }
-
-    /// Makes a transition of which effects follow, and whether the poller is to look.
-    pub(super) fn change(&self, transition: impl FnOnce(&mut Lifecycle) -> (Effects, bool)) {
-        let (effects, look) = transition(&mut self.life());
-        self.post(look);
+    /// Makes a transition, and what follows from it.
+    pub(super) fn change(&self, transition: impl FnOnce(&mut Lifecycle) -> Effects) {
+        let (effects, look) = {
+            let mut life = self.life();
+            let effects = transition(&mut life);
+            (effects, life.must_tell())
+        };
+        self.tell(None, look);
         effects.perform(&self.mailbox);
     }
 
-    /// Makes a transition of which nothing follows but that the poller is to look.
-    pub(super) fn adjust(&self, transition: impl FnOnce(&mut Lifecycle) -> bool) {
-        let look = transition(&mut self.life());
-        self.post(look);
+    /// Makes a transition of which nothing follows but what the poller has to do.
+    pub(super) fn adjust(&self, transition: impl FnOnce(&mut Lifecycle)) {
+        self.change(|life| {
+            transition(life);
+            Effects::default()
+        });
     }
 
     /// Polls a wait; `begins`: it was not under way. Gives how many bytes were handed over, too.
@@ -130,9 +130,13 @@ impl Shared {
         let mut offer = Offer::new(cx.waker(), begins);
         let mut taken = 0;
         loop {
-            let polled = poll(&mut self.life(), &mut offer, clock);
+            let (polled, look) = {
+                let mut life = self.life();
+                let polled = poll(&mut life, &mut offer, clock);
+                (polled, life.must_tell())
+            };
             taken += polled.taken;
-            self.tell(polled.send, polled.look);
+            self.tell(polled.send, look);
             if polled.retry {
                 offer.renew();
                 continue;
@@ -145,8 +149,11 @@ impl Shared {
     /// Hands over what is staged, and waits for nothing.
     pub(super) fn submit(&self, staged: &mut LinkBuffer) -> Result<(), Refusal> {
         let mut polled = Polled::new();
-        let result = self.life().submit(staged, &mut polled, self.clock());
-        self.tell(polled.send, polled.look);
+        let (result, look) = {
+            let mut life = self.life();
+            (life.submit(staged, &mut polled, self.clock()), life.must_tell())
+        };
+        self.tell(polled.send, look);
         result
     }
 
@@ -156,12 +163,17 @@ impl Shared {
             Some(Amount::Much) => self.mailbox.post(Command::SendNow(self.token)),
             None => {}
         }
-        self.post(look);
+        if look {
+            self.mailbox.post(Command::Look(self.token));
+        }
     }
 
     pub(super) fn finish(&self, staged: Option<&mut LinkBuffer>) {
-        let send = self.life().finish(staged, self.clock());
-        self.tell(send, false);
+        let (send, look) = {
+            let mut life = self.life();
+            (life.finish(staged, self.clock()), life.must_tell())
+        };
+        self.tell(send, look);
     }
 
     pub(super) fn close(&self, staged: Option<&mut LinkBuffer>) {
@@ -201,13 +213,13 @@ impl Shared {
 
     pub(crate) fn fail(&self, errno: i32) {
         let mut effects = Effects::default();
-        self.life().fail(errno, &mut effects);
+        self.life().fail(errno, &mut effects, self.clock());
         effects.perform(&self.mailbox);
     }
 
     pub(crate) fn fail_output(&self, errno: i32) {
         let mut effects = Effects::default();
-        self.life().fail_output(errno, &mut effects);
+        self.life().fail_output(errno, &mut effects, self.clock());
         effects.perform(&self.mailbox);
     }
 
@@ -222,8 +234,12 @@ impl Shared {
     }
 
     pub(crate) fn connected(&self) {
-        let (effects, send) = self.life().connected(self.clock());
-        self.tell(send, false);
+        let (effects, send, look) = {
+            let mut life = self.life();
+            let (effects, send) = life.connected(self.clock());
+            (effects, send, life.must_tell())
+        };
+        self.tell(send, look);
         effects.perform(&self.mailbox);
     }
 
@@ -268,7 +284,7 @@ impl Shared {
     }
 
     pub(crate) fn abandoned(&self) {
-        let effects = self.life().abandoned();
+        let effects = self.life().abandoned(self.clock());
         effects.perform(&self.mailbox);
     }
 

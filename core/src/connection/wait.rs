@@ -173,6 +173,8 @@ pub(super) struct Idle {
     /// In ticks; `NO_TIMEOUT` for none.
     timeout: u32,
     counts: bool,
+    /// It was begun anew, since the poller was late.
+    prolonged: bool,
     /// When a byte last moved, and later by what did not count since.
     from: Tick,
     /// Since when it does not count.
@@ -181,7 +183,7 @@ pub(super) struct Idle {
 
 impl Idle {
     pub(super) fn new(timeout: Option<Duration>, now: Tick) -> Idle {
-        Idle { timeout: few_ticks(timeout), counts: false, from: now, stopped: now }
+        Idle { timeout: few_ticks(timeout), counts: false, prolonged: false, from: now, stopped: now }
     }
 
     #[inline]
@@ -193,6 +195,17 @@ impl Idle {
     pub(super) fn moved(&mut self, now: Tick) {
         self.from = self.from.max(now);
         self.stopped = self.stopped.max(now);
+        self.prolonged = false;
+    }
+
+    /// The poller has looked too late, and does not know when bytes have moved that went out meanwhile: begins the period
+    /// once more, unless that was done already. Says whether it did.
+    pub(super) fn prolong(&mut self, now: Tick) -> bool {
+        let may = !self.prolonged;
+        if may {
+            (self.prolonged, self.from) = (true, now);
+        }
+        may
     }
 
     /// Whether the connection waits for its peer, from now on.

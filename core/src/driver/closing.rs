@@ -22,7 +22,7 @@ impl Driver {
     pub(super) fn begin_closing<P: Poll>(&mut self, engine: &mut P, token: Token) {
         let now = self.mailbox.clock().now();
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
-        if stream.shared.phase() != Phase::Sending || stream.due != 0 {
+        if stream.shared.phase() != Phase::Sending || std::mem::replace(&mut stream.closing, true) {
             return;
         }
         self.open -= usize::from(stream.shared.uncount());

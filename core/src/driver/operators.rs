@@ -95,7 +95,7 @@ unsafe impl Operators for Driver {
     fn donate(&mut self, token: Token, slice: Slice) -> Next {
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return Next::Stop };
         if stream.receiving != Receiving::No {
-            return refuse(stream);
+            return self.refuse(token);
         }
         let Stream { shared, recv, .. } = stream;
         let Moved { waker, next, closing } = shared.deliver(|inbox, lags| {
@@ -120,7 +120,7 @@ unsafe impl Operators for Driver {
     fn copy_in(&mut self, token: Token, bytes: &[u8]) -> Option<Next> {
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return Some(Next::Stop) };
         if stream.receiving != Receiving::No {
-            return Some(refuse(stream));
+            return Some(self.refuse(token));
         }
         let Stream { shared, recv, .. } = stream;
         let mut copied = true;
@@ -218,14 +218,17 @@ unsafe impl Operators for Driver {
     }
 }
 
-/// Bytes have come another way while memory was lent for them: nobody knows their place.
-#[cold]
-fn refuse(stream: &Stream) -> Next {
-    stream.shared.fail(libc::EIO);
-    Next::Stop
-}
-
 impl Driver {
+    /// Bytes have come another way while memory was lent for them: nobody knows their place.
+    #[cold]
+    fn refuse(&mut self, token: Token) -> Next {
+        if let Some(stream) = self.stream(token) {
+            stream.shared.fail(libc::EIO);
+        }
+        self.touch(token);
+        Next::Stop
+    }
+
     /// A send is over, as of now or as of an earlier time.
     #[inline]
     fn acknowledge(&mut self, token: Token, result: io::Result<usize>, at: Option<Tick>) -> Next {

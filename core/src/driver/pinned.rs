@@ -153,6 +153,7 @@ impl Pinned {
         let bytes = orphans.sends.notice(first, last, copied);
         if orphans.sends.is_empty() {
             self.orphans.remove(&token);
+            self.due = self.next_due();
         }
         Some(bytes)
     }
@@ -176,7 +177,11 @@ impl Pinned {
             !due
         });
         self.bytes -= bytes;
-        self.due = self.orphans.values().map(|orphans| orphans.due).min().unwrap_or(Tick::MAX);
+        self.due = self.next_due();
+    }
+
+    fn next_due(&self) -> Tick {
+        self.orphans.values().map(|orphans| orphans.due).min().unwrap_or(Tick::MAX)
     }
 }
 

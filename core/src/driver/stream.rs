@@ -32,7 +32,9 @@ pub(super) struct Stream {
     pub(super) starved: bool,
     /// Times in a row that a deadline waited for what had come before it.
     pub(super) holds: u16,
-    /// When the phase that it is in as one that closes is over.
+    /// The poller knows that it is closed.
+    pub(super) closing: bool,
+    /// When the phase that it is in then, or in which it waits to be detached, is over; 0 if it is in none of them.
     pub(super) due: Tick,
     /// That was put off, since the poller had been held up.
     pub(super) prolonged: bool,
@@ -67,6 +69,7 @@ impl Stream {
             touched: false,
             starved: false,
             holds: 0,
+            closing: false,
             due: 0,
             prolonged: false,
             released: false,

@@ -43,6 +43,10 @@ pub(crate) struct SimEngine {
     pub(crate) at_rest: bool,
     /// Everything is being ended.
     pub(crate) by_force: bool,
+    /// The driver is told to drain.
+    pub(crate) drains: bool,
+    /// Nothing goes wrong any more.
+    pub(crate) calm: bool,
     /// Sends without a copy, of which no notice was given.
     #[cfg(feature = "zerocopy")]
     zero_copies: Vec<ZeroCopy>,
@@ -118,6 +122,8 @@ enum Event {
     Lend,
     Receive,
     Donate,
+    /// Bytes of the engine's own, while memory is lent: a mistake.
+    DonateWrongly,
     Received,
     Ask,
     Sent,
@@ -147,6 +153,8 @@ impl SimEngine {
             horizon: None,
             at_rest: false,
             by_force: false,
+            drains: false,
+            calm: false,
             #[cfg(feature = "zerocopy")]
             zero_copies: Vec::new(),
             stats: EngineStats::default(),
@@ -278,6 +286,9 @@ impl SimEngine {
                 if has_input || (socket.closing && now >= socket.receive_at) {
                     add(Event::Received);
                 }
+                if link.mistaken && !socket.closing && !self.calm && link.state().failed.is_none() {
+                    add(Event::DonateWrongly);
+                }
             } else if !socket.stopped && !socket.ended && !socket.closing {
                 if socket.lends_early {
                     add(Event::Lend);
@@ -351,6 +362,7 @@ impl SimEngine {
                 }
             }
             Event::Donate => self.donate(index, operators),
+            Event::DonateWrongly => self.donate_wrongly(index, operators),
             Event::Received => self.received(index, operators),
             Event::Ask => self.ask(index, operators),
             Event::Sent => self.sent(index, operators),
@@ -386,7 +398,7 @@ impl SimEngine {
 
     /// A receive is over: with bytes, the end or an error, whatever has come, or with nothing.
     fn received<O: Operators>(&mut self, index: usize, operators: &mut O) {
-        let now = self.clock.micros();
+        let (now, calm) = (self.clock.micros(), self.calm);
         let rng = &mut self.rng;
         let socket = &mut self.sockets[index];
         let Some(lent) = socket.lent.take() else { return };
@@ -398,7 +410,7 @@ impl SimEngine {
         let may_end = matches!(state.deregistered, Some(how) if how != Deregister::Leave);
         let result = if rng.one_in(8) || (socket.closing && rng.one_in(3)) {
             Err(io::ErrorKind::WouldBlock.into())
-        } else if link.faulty && rng.one_in(40) {
+        } else if link.faulty && !calm && rng.one_in(40) {
             Err(io::Error::from_raw_os_error(rng.pick(&ERRNOS)))
         } else if waiting > 0 {
             Ok(some(rng, waiting.min(lent.len() as u64)))
@@ -455,6 +467,19 @@ impl SimEngine {
             _ => operators.donate(socket.token, Slice::from(bytes)),
         };
         socket.stopped = next == Next::Stop;
+    }
+
+    /// The lent memory must stay as it is, and bytes whose place nobody knows must not become part of the stream.
+    fn donate_wrongly<O: Operators>(&mut self, index: usize, operators: &mut O) {
+        mark!("a donation while memory is lent");
+        let socket = &mut self.sockets[index];
+        let next = match self.rng.below(2) {
+            0 => operators.copy_in(socket.token, b"nowhere").expect("refused"),
+            _ => operators.donate(socket.token, Slice::from_static(b"nowhere")),
+        };
+        assert_eq!(next, Next::Stop);
+        socket.stopped = true;
+        socket.link.state().fail(libc::EIO);
     }
 
     /// Asks what to send.
@@ -532,7 +557,7 @@ impl SimEngine {
     /// A send is over: as much was taken as there was room for, or less, or nothing.
     fn sent<O: Operators>(&mut self, index: usize, operators: &mut O) {
         let room = self.sockets[index].link.room();
-        let now = self.clock.micros();
+        let (now, calm) = (self.clock.micros(), self.calm);
         let rng = &mut self.rng;
         let socket = &mut self.sockets[index];
         let Some(sending) = socket.sending.take() else { return };
@@ -553,7 +578,7 @@ impl SimEngine {
             Err(io::Error::from_raw_os_error(libc::EPIPE))
         } else if room == 0 || rng.one_in(8) {
             Err(io::ErrorKind::WouldBlock.into())
-        } else if link.faulty && !sending.is_without_copy() && rng.one_in(40) {
+        } else if link.faulty && !calm && !sending.is_without_copy() && rng.one_in(40) {
             Err(io::Error::from_raw_os_error(rng.pick(&ERRNOS)))
         } else {
             Ok(some(rng, sending.bytes.min(room)))
@@ -642,9 +667,11 @@ impl SimEngine {
     }
 
     fn connected<O: Operators>(&mut self, index: usize, operators: &mut O) {
+        let now = self.clock.micros();
         let socket = &mut self.sockets[index];
         let mut state = socket.link.state();
         let Some(connect) = state.connect.take() else { return };
+        state.count(now);
         if let Some(errno) = connect.errno {
             socket.ended = true;
             state.fail(errno);
@@ -701,24 +728,35 @@ impl Poll for SimEngine {
     }
 
     fn pending(&mut self, token: Token) -> Pending {
+        let (now, drains) = (self.clock.micros(), self.drains);
         let Some(socket) = self.open(token) else { return Pending::default() };
-        let link = &socket.link;
-        let broken = link.state().reset.is_some();
-        let connect = link.state().connect.as_ref().map(|connect| connect.at);
-        let now = self.clock.micros();
+        let link = socket.link.clone();
         link.run_peer(now);
-        let state = link.state();
-        if let Some(at) = connect {
-            return Pending { room: at <= now, ..Pending::default() };
+        let mut room = link.room() > 0 || socket.kept == Kept::Taken;
+        let mut state = link.state();
+        if let Some(connect) = &state.connect {
+            return Pending { room: connect.at <= now, ..Pending::default() };
         }
-        drop(state);
-        let room = link.room() > 0 || broken || socket.kept == Kept::Taken;
-        let state = link.state();
-        Pending {
+        if drains {
+            state.due = state.arrived;
+        }
+        room |= state.reset.is_some();
+        let pending = Pending {
             bytes: (state.arrived - state.delivered) as usize,
             ended: !socket.ended && (state.fin || state.reset.is_some()),
             room,
+        };
+        if room {
+            state.told_of_room = now;
         }
+        note!("{now} link {}: {pending:?}", link.id);
+        if pending.bytes > 0 || pending.ended {
+            mark!("asked for what was not harvested");
+            state.told = now;
+            // What is reported is told soon.
+            socket.receive_at = socket.receive_at.min(now);
+        }
+        pending
     }
 
     fn receive<O: Operators>(&mut self, token: Token, _operators: &mut O) {

@@ -16,6 +16,8 @@ pub(crate) const CLOSE_PATIENCE: Micros = 10_000_000;
 const CLOSE_LINGERS: Micros = 1_000_000;
 /// How late the poller may learn of a close, or wake for what it has to do then.
 const LATE: Micros = 70_000;
+/// For how long the poller may be held up.
+pub(crate) const STALL_MAX: Micros = 2_000_000;
 const TICK: Micros = 1_000;
 const NEVER: Micros = Micros::MAX;
 
@@ -53,6 +55,8 @@ pub(crate) struct Link {
     pub(crate) answers: Option<Micros>,
     /// Operations fail now and then for no reason of the peer's.
     pub(crate) faulty: bool,
+    /// The engine makes a mistake with it.
+    pub(crate) mistaken: bool,
     state: RefCell<State>,
 }
 
@@ -62,18 +66,27 @@ pub(crate) struct State {
     pub(crate) pinned: u32,
     /// Since it was seen to be closed, with some of them.
     pub(crate) pinned_since: Option<Micros>,
-    /// There were some when it was ended.
-    pub(crate) reset_pinned: bool,
+    /// It was ended by a reset that its user had not asked for.
+    pub(crate) cut: bool,
     pub(crate) script: VecDeque<(Micros, PeerAction)>,
     pub(crate) connect: Option<Connect>,
 
     // The receiving direction. Offsets count from the beginning of the stream.
     /// The peer has sent up to here.
     pub(crate) arrived: u64,
+    /// When, and up to where.
+    arrivals: Vec<(Micros, u64)>,
     /// What had arrived when the server began to shut down.
     pub(crate) due: u64,
     pub(crate) fin: bool,
     pub(crate) reset: Option<i32>,
+    /// When the peer ended, or broke it.
+    ended_at: Option<Micros>,
+    pub(crate) paused: bool,
+    /// When it was last told to go on.
+    pub(crate) resumed: Micros,
+    /// A request is being handled.
+    pub(crate) within: bool,
     /// Acknowledged to the driver up to here, and in the end the FIN or an error.
     pub(crate) delivered: u64,
     pub(crate) ended: bool,
@@ -110,6 +123,8 @@ pub(crate) struct State {
     /// It was closed before the connect had ended.
     pub(crate) cancelled: bool,
     pub(crate) aborted: bool,
+    /// Its poller ends.
+    pub(crate) wound_up: bool,
     pub(crate) deregistered: Option<Deregister>,
     pub(crate) released: bool,
 
@@ -118,8 +133,16 @@ pub(crate) struct State {
     pub(crate) active: Micros,
     pub(crate) idle: Option<Micros>,
     pub(crate) idle_shortest: Option<Micros>,
-    idle_changed: Micros,
+    /// How long it has waited for its peer since, in how many pieces, and up to when that was counted.
+    waited: Micros,
+    waits: u64,
+    counted: Micros,
+    was_waiting: bool,
     pub(crate) idle_ended: bool,
+    /// When the driver was told that there is room.
+    pub(crate) told_of_room: Micros,
+    /// When it was told of bytes, or an end.
+    pub(crate) told: Micros,
     pub(crate) reading: Direction,
     pub(crate) writing: Direction,
 }
@@ -153,6 +176,9 @@ pub(crate) struct Wait {
     pub(crate) task: usize,
     pub(crate) goal: Goal,
     began: Micros,
+    /// The last poll, and what had been delivered by then.
+    polled: Micros,
+    seen: u64,
     /// The earliest time at which any limit that was in force since could have ended it.
     earliest: Micros,
 }
@@ -164,19 +190,29 @@ impl Direction {
     }
 
     /// When the wait must be over, if that is so.
-    fn latest(&self, wait: &Wait, active: Micros) -> Micros {
-        // A timeout that is set meanwhile may count from then.
-        let mut from = wait.began.max(self.changed);
+    fn latest(&self, wait: &Wait, active: Micros, prolonged: Micros, held: Micros) -> Micros {
+        // A timeout that is set meanwhile may count from then, and one that a poller looked at too late from that time.
+        let mut from = wait.began.max(self.changed).max(prolonged);
         if matches!(wait.goal, Goal::Delimiter(_)) {
             from = from.max(active);
         }
+        if matches!(wait.goal, Goal::Connected) {
+            // Left behind for too long, and begun anew.
+            from = from.max(wait.polled);
+        }
         let timeout = self.timeout.map_or(NEVER, |timeout| from + timeout + 2 * TICK);
-        timeout.min(self.deadline.map_or(NEVER, |deadline| deadline + TICK))
+        // Of a deadline that had passed when the wait began, the poller learns in its next turn.
+        let deadline = self.deadline.map_or(NEVER, |deadline| (deadline + TICK).max(wait.began + 1));
+        // What had come before is waited for, and then it is looked at again.
+        timeout.min(deadline).max(held + 2 * TICK)
     }
 
-    pub(crate) fn begin(&mut self, task: usize, goal: Goal, now: Micros) -> Wait {
+    pub(crate) fn begin(&mut self, task: usize, goal: Goal, now: Micros, seen: u64) -> Wait {
         let earliest = if matches!(goal, Goal::Request(_)) { NEVER } else { self.earliest(now) };
-        *self.wait.get_or_insert(Wait { task, goal, began: now, earliest })
+        let wait = Wait { task, goal, began: now, polled: now, seen, earliest };
+        let wait = self.wait.get_or_insert(wait);
+        (wait.polled, wait.seen) = (now, seen);
+        *wait
     }
 
     /// After a limit was changed.
@@ -218,6 +254,7 @@ impl Link {
             room_bytes: plan.room_bytes,
             answers: plan.answers,
             faulty: plan.faulty,
+            mistaken: plan.mistaken,
             state: RefCell::new(state),
         }
     }
@@ -230,8 +267,10 @@ impl Link {
     pub(crate) fn run_peer(&self, now: Micros) {
         let mut state = self.state();
         while state.script.front().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, action)) = state.script.pop_front() else { return };
-            state.act(action);
+            let Some((at, action)) = state.script.pop_front() else { return };
+            // Before the connect has ended nothing arrives.
+            let at = state.connect.map_or(at, |connect| at.max(connect.at));
+            state.act(action, at);
         }
     }
 
@@ -251,7 +290,14 @@ impl Link {
 
     /// Bytes that could be sent now.
     pub(crate) fn room(&self) -> u64 {
-        let state = self.state();
+        self.room_in(&self.state())
+    }
+
+    fn has_room(&self, state: &State) -> bool {
+        self.room_in(state) > 0
+    }
+
+    fn room_in(&self, state: &State) -> u64 {
         if state.peer_reads_all {
             return u64::MAX;
         }
@@ -261,7 +307,8 @@ impl Link {
     /// A flush would be taken over.
     pub(crate) fn output_is_open(&self) -> bool {
         let state = self.state();
-        !state.output_is_over() && !state.finished && state.closed.is_none()
+        let ended = state.output_is_over() || state.wound_up;
+        !ended && !state.finished && state.closed.is_none()
     }
 
     /// Both halves are gone, or somebody has closed it.
@@ -273,16 +320,27 @@ impl Link {
             state.patience = state.writing.timeout.unwrap_or(CLOSE_PATIENCE);
             state.patience_most = state.patience;
         }
+        state.count(now);
     }
 
     /// What the end of a registration may be for.
     pub(crate) fn deregistered(&self, how: Deregister, by_force: bool, now: Micros) {
         let mut state = self.state();
         assert_eq!(state.deregistered, None, "link {}: ended twice", self.id);
-        state.reset_pinned = how == Deregister::Abort && state.pinned > 0;
+        state.count(now);
+        let unsent = state.flushed > state.sent - state.kept && !state.fin_out;
+        let over = state.fin_out || state.output_is_over() || state.connect.is_some();
+        let cut = !over && (unsent || (state.within && state.closed.is_none()));
+        state.cut = how == Deregister::Abort && !state.aborted && (cut || state.pinned > 0);
+        if cut && matches!(how, Deregister::Shutdown | Deregister::Close) {
+            panic!("link {}: a cut that looks like the end: {state:?}", self.id);
+        }
+        if state.cut {
+            mark!("cut off with a reset");
+        }
         let how = match how {
-            // What the kernel still reads from is ended by a reset.
-            Deregister::Abort if !state.aborted && state.pinned > 0 => {
+            // What is cut off, or still read from by the kernel, is ended by a reset.
+            Deregister::Abort if state.cut => {
                 // Idle, unless it was closed and has used up its patience.
                 let late = |closed| now + TICK > closed + state.patience;
                 if state.closed.is_some_and(late) {
@@ -300,12 +358,14 @@ impl Link {
                 let Some(idle) = state.idle_shortest else {
                     panic!("link {}: ended as idle without an idle timeout", self.id);
                 };
-                assert!(
-                    now >= state.active + idle,
-                    "link {}: a byte had moved: {state:?}",
-                    self.id
-                );
+                let waited = state.waited + state.waits * TICK;
+                assert!(waited >= idle, "link {}: it was not idle: {state:?}", self.id);
+                let late = state.arrived > state.delivered && !state.paused;
+                let late = late && state.resumed < now;
+                let full = state.delivered - state.read >= self.limits.input_high_bytes as u64;
+                assert!(!late || full || state.reader_gone, "link {}: bytes had come: {state:?}", self.id);
                 state.idle_ended = true;
+                mark!("ended as idle");
             }
             Deregister::Close if !by_force => {
                 let Some(closed) = state.closed else { panic!("link {}: never closed", self.id) };
@@ -335,6 +395,13 @@ impl Link {
                     "link {}: {wait:?} timed out early: {state:?}",
                     self.id
                 );
+                // What had come before the deadline counts, however late anybody looked.
+                let had = state.arrived_by(wait.earliest);
+                let came = wanted.is_some_and(|wanted| had >= wanted);
+                let ended = state.ended_at.is_some_and(|at| at <= wait.earliest);
+                let paused = state.paused || state.resumed >= wait.earliest;
+                let good = paused || state.connect.is_some() || (!came && !ended);
+                assert!(good, "link {}: {wait:?} timed out over what had come: {state:?}", self.id);
                 return;
             }
             (io::ErrorKind::UnexpectedEof, None) => {
@@ -351,7 +418,8 @@ impl Link {
             }
             _ => panic!("link {}: an unexpected error: {error:?}", self.id),
         }
-        if state.closed.is_none() {
+        let by_us = state.closed.is_some() || state.wound_up || state.aborted;
+        if !by_us && state.deregistered.is_none() {
             // Everything that came before the end is there.
             assert_eq!(have, state.delivered, "link {}: lost at the end: {state:?}", self.id);
         }
@@ -379,6 +447,8 @@ impl Link {
     pub(crate) fn check_sleepers(
         &self,
         turn: Micros,
+        now: Micros,
+        longest: Micros,
         draining: bool,
         asleep: impl Fn(usize) -> bool,
     ) {
@@ -386,25 +456,37 @@ impl Link {
         let over = state.fin_out || state.output_is_over();
         let pinned = state.pinned > 0 && state.closed.is_some() && {
             let since = *state.pinned_since.get_or_insert(turn);
-            turn < since + state.patience_most + LATE
+            turn < since + 2 * state.patience_most + LATE + 2 * longest
         };
         if state.closed.is_some() && state.deregistered.is_none() && over && !pinned {
             let peer_is_done = state.ended || state.failed.is_some();
             assert!(!peer_is_done, "link {}: both have ended, and it stays: {state:?}", self.id);
             let since = *state.lingers.get_or_insert(turn);
-            let latest = since + CLOSE_LINGERS + 2 * TICK;
+            // Once more, if the poller was held up.
+            let latest = since + 2 * CLOSE_LINGERS + 2 * TICK + 2 * longest;
             assert!(turn < latest, "link {}: closed, and it stays: {state:?}", self.id);
         }
         // A socket that is given away waits for notices, and for nothing else.
         let leaves = state.pinned > 0
             && state.reading.wait.is_some_and(|wait| matches!(wait.goal, Goal::Detached));
+        // What had come, or could go, goes first.
+        let unread = state.arrived > state.delivered
+            || (state.ended_at.is_some() && !state.ended && state.failed.is_none());
+        let unsent = state.flushed > state.sent - state.kept;
+        let room = unsent && (self.has_room(&state) || state.kept > 0 || state.reset.is_some());
+        let room = room || state.connect.is_some_and(|connect| connect.at <= now);
+        state.count(now);
         if let (Some(idle), None, None, false) =
-            (state.idle, state.closed, state.deregistered, leaves)
+            (state.idle, state.closed, state.deregistered, leaves || unread || room)
         {
-            let latest = state.active.max(state.idle_changed) + idle + 2 * TICK;
-            assert!(turn < latest, "link {}: idle at {turn}: {state:?}", self.id);
+            // Once more, if the poller was held up.
+            let periods = if longest >= 10 * TICK { 2 } else { 1 };
+            let latest = periods * idle + 2 * TICK + state.waits * TICK + (now - turn) + longest;
+            let over = state.was_waiting && state.waited >= latest;
+            let held = turn < state.told.max(state.told_of_room) + 2 * TICK;
+            assert!(!over || held, "link {}: idle at {turn}: {state:?}", self.id);
         }
-        for direction in [&state.reading, &state.writing] {
+        for (direction, reads) in [(&state.reading, true), (&state.writing, false)] {
             let Some(wait) = direction.wait.filter(|wait| asleep(wait.task)) else { continue };
             let over = match wait.goal {
                 Goal::Bytes(to) | Goal::Delimiter(to) | Goal::Request(to) => {
@@ -430,8 +512,14 @@ impl Link {
             assert!(!over, "link {}: nobody woke {wait:?}: {state:?}", self.id);
             // What is closed has a patience of its own.
             let limited = !matches!(wait.goal, Goal::Request(_) | Goal::Detached);
-            if limited && state.closed.is_none() {
-                let latest = direction.latest(&wait, state.active);
+            let held = if reads { unread && !state.paused } else { room };
+            if limited && state.closed.is_none() && !held {
+                let (prolonged, held) = if reads {
+                    (0, if state.told > 0 { state.told.max(state.active) } else { 0 })
+                } else {
+                    (state.told_of_room, state.told_of_room)
+                };
+                let latest = direction.latest(&wait, state.active, prolonged, held);
                 assert!(
                     turn < latest,
                     "link {}: {wait:?} is over time at {turn}: {state:?}",
@@ -456,6 +544,7 @@ impl Link {
         if has_input {
             let full = state.delivered - state.read >= self.limits.input_high_bytes as u64;
             let good = full && !state.reader_gone && state.reading.wait.is_none();
+            let good = good || (state.paused && state.closed.is_none());
             assert!(good, "link {}: nobody receives what has come: {state:?}", self.id);
         }
         if room > 0 && !state.output_is_over() {
@@ -479,18 +568,25 @@ impl Link {
 }
 
 impl State {
-    fn act(&mut self, action: PeerAction) {
+    fn act(&mut self, action: PeerAction, at: Micros) {
         if self.reset.is_some() {
             return;
         }
         match action {
-            PeerAction::Send(n) if !self.fin => self.arrived += n,
+            PeerAction::Send(n) if !self.fin => {
+                self.arrived += n;
+                self.arrivals.push((at, self.arrived));
+            }
             PeerAction::Send(_) => {}
             PeerAction::Read(n) => self.peer_read = self.sent.min(self.peer_read + n),
             PeerAction::ReadAll => self.peer_reads_all = true,
-            PeerAction::Fin => self.fin = true,
+            PeerAction::Fin => {
+                self.fin = true;
+                self.ended_at.get_or_insert(at);
+            }
             PeerAction::Reset { errno, keep } => {
                 self.reset = Some(errno);
+                self.ended_at.get_or_insert(at);
                 if !keep {
                     self.arrived = self.delivered;
                 }
@@ -498,9 +594,34 @@ impl State {
         }
     }
 
+    /// What had arrived by a time.
+    fn arrived_by(&self, at: Micros) -> u64 {
+        let before = self.arrivals.iter().rev().find(|(when, _)| *when <= at);
+        before.map_or(0, |(_, arrived)| *arrived)
+    }
+
+    /// Counts how long it has waited for its peer, for what is true from now on.
+    pub(crate) fn count(&mut self, now: Micros) {
+        if self.was_waiting {
+            self.waited += now - self.counted;
+        }
+        self.counted = now;
+        let reads = self.reading.wait.is_some_and(|wait| match wait.goal {
+            Goal::Bytes(to) | Goal::Request(to) => self.delivered < to,
+            Goal::Delimiter(_) => self.delivered == wait.seen,
+            Goal::Unsent(_) | Goal::Connected | Goal::Detached => false,
+        });
+        let reads = reads && !self.ended && self.failed.is_none();
+        let sends = self.flushed > self.sent - self.kept;
+        let sends = sends && !self.output_is_over();
+        let waits = (reads || sends) && self.connect.is_none() && self.closed.is_none() && self.deregistered.is_none();
+        self.waits += u64::from(waits && !self.was_waiting);
+        self.was_waiting = waits;
+    }
+
     /// Nothing goes either way any more.
     fn is_broken(&self) -> bool {
-        matches!(self.deregistered, Some(Deregister::Abort | Deregister::Shutdown))
+        matches!(self.deregistered, Some(Deregister::Abort | Deregister::Shutdown)) || self.aborted
     }
 
     /// Nothing is sent any more.
@@ -510,14 +631,14 @@ impl State {
 
     /// It was closed, and what was flushed could not be sent in time.
     fn is_forced(&self) -> bool {
-        self.deregistered == Some(Deregister::Close) && (!self.fin_out || self.reset_pinned)
+        self.deregistered == Some(Deregister::Close) && (!self.fin_out || self.cut)
     }
 
     fn check_errno(&self, errno: i32, reported: Option<i32>) {
         let good = Some(errno) == reported
-            || (errno == libc::ECONNABORTED && self.deregistered.is_some())
-            || (errno == libc::ETIMEDOUT
-                && (self.idle_ended || self.is_forced() || self.reset_pinned))
+            || (errno == libc::ECONNABORTED
+                && (self.deregistered.is_some() || self.aborted || self.wound_up))
+            || (errno == libc::ETIMEDOUT && (self.idle_ended || self.is_forced() || self.cut))
             || (errno == libc::ECANCELED && self.cancelled);
         assert!(good, "errno {errno} out of nowhere: {self:?}");
     }
@@ -532,11 +653,16 @@ impl State {
     pub(crate) fn moved(&mut self, now: Micros) {
         self.active = now;
         self.idle_shortest = self.idle;
+        self.count(now);
+        (self.waited, self.waits) = (0, 1);
     }
 
     pub(crate) fn set_idle(&mut self, idle: Option<Micros>, now: Micros) {
+        self.count(now);
+        if self.idle.is_none() {
+            (self.waited, self.waits) = (0, 1);
+        }
         self.idle = idle;
-        self.idle_changed = now;
         self.idle_shortest = match (self.idle_shortest, idle) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
@@ -553,4 +679,5 @@ pub(crate) struct Plan {
     pub(crate) room_bytes: u64,
     pub(crate) answers: Option<Micros>,
     pub(crate) faulty: bool,
+    pub(crate) mistaken: bool,
 }

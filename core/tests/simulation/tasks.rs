@@ -76,7 +76,7 @@ impl Env {
         call: impl Future<Output = T>,
     ) -> (Option<T>, Wait) {
         /// The wait is over, also if the task itself is dropped.
-        struct Waiting<'a>(&'a Link, Half);
+        struct Waiting<'a>(&'a Link, Half, Arc<SimClock>);
         impl Drop for Waiting<'_> {
             fn drop(&mut self) {
                 let mut state = self.0.state();
@@ -84,11 +84,13 @@ impl Env {
                     Half::Reading => state.reading.wait = None,
                     Half::Writing => state.writing.wait = None,
                 }
+                state.count(self.2.micros());
             }
         }
 
         let patience = self.patience();
-        let waiting = Waiting(link, half);
+        let clock = self.clock.clone();
+        let waiting = Waiting(link, half, clock);
         let mut call = pin!(call);
         let mut polls = 0;
         note!("{} link {}: {half:?} {goal:?}, {patience:?}", self.now(), link.id);
@@ -96,10 +98,12 @@ impl Env {
             let now = self.now();
             {
                 let mut state = link.state();
+                let seen = state.delivered;
                 match half {
-                    Half::Reading => state.reading.begin(self.task, goal, now),
-                    Half::Writing => state.writing.begin(self.task, goal, now),
+                    Half::Reading => state.reading.begin(self.task, goal, now, seen),
+                    Half::Writing => state.writing.begin(self.task, goal, now, seen),
                 };
+                state.count(now);
             }
             if let Poll::Ready(output) = call.as_mut().poll(cx) {
                 return Poll::Ready(Some(output));
@@ -289,7 +293,13 @@ impl ReadSide {
         };
         note!("{} link {}: {op:?} {n}", env.now(), self.link.id);
         let call = op.call(&mut self.reader, n);
+        if matches!(op, ReadOp::Request) {
+            self.link.state().within = false;
+        }
         let (got, wait) = env.call(&self.link, Half::Reading, goal, call).await;
+        if matches!(op, ReadOp::Request) {
+            self.link.state().within = got.is_some();
+        }
         let have = at + self.reader.buffer().len() as u64;
         let result = match got {
             None => Ok(()),
@@ -437,6 +447,7 @@ impl WriteSide {
             let mut state = self.link.state();
             if open {
                 state.flushed = state.staged;
+                state.count(env.now());
             }
             assert!(self.writer.staged_len() as u64 <= state.staged);
         }
@@ -488,10 +499,15 @@ impl WriteSide {
 
     fn finish(&mut self) {
         {
+            let open = self.link.output_is_open();
             let mut state = self.link.state();
             state.finished = true;
-            // Staged and not flushed: dropped.
+            // What is staged goes along, or is dropped.
+            if open {
+                state.flushed = state.staged;
+            }
             state.staged = state.flushed;
+            state.count(self.clock.micros());
         }
         self.writer.finish();
         assert_eq!(self.writer.staged_len(), 0);
@@ -586,8 +602,16 @@ async fn end_writing(side: &mut WriteSide, env: &mut Env) {
     match env.rng.below(6) {
         0 => {}
         1 => {
-            side.flush(env).await;
-            close(&side.link, env, || side.writer.close());
+            if env.rng.one_in(2) {
+                side.flush(env).await;
+            }
+            if side.link.output_is_open() && side.link.state().connect.is_none() {
+                // What is staged goes along.
+                let mut state = side.link.state();
+                state.flushed = state.staged;
+            }
+            let link = side.link.clone();
+            close(&link, env, || side.writer.close());
         }
         2 => {
             side.drain(env).await;
@@ -661,11 +685,26 @@ fn close(link: &Link, env: &Env, close: impl FnOnce()) {
 pub(crate) async fn control(control: Control, link: Rc<Link>, mut env: Env) {
     for _ in 0..env.rng.below(6) {
         env.sleep().await;
-        match env.rng.below(8) {
+        match env.rng.below(10) {
             0 => close(&link, &env, || control.close()),
             1 => {
-                link.state().aborted = true;
+                let mut state = link.state();
+                state.aborted = true;
+                state.count(env.now());
+                drop(state);
                 control.abort();
+            }
+            3 => {
+                mark!("paused");
+                note!("{} link {}: pause", env.now(), link.id);
+                link.state().paused = true;
+                control.pause();
+            }
+            4 | 5 => {
+                link.state().paused = false;
+                link.state().resumed = env.now();
+                note!("{} link {}: resume", env.now(), link.id);
+                control.resume();
             }
             2 => {
                 // As far as this side knows: an abort is known when the poller has seen it.

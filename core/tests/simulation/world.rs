@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
-use duopoll_core::{Command, Deregister, Driver, Entered, Group, Limits, Mailbox, Poll, Pool};
+use duopoll_core::{Command, Control, Deregister, Driver, Entered, Group, Limits, Mailbox, Poll, Pool};
 
 use crate::clock::{Alarms, Micros, SimClock};
 use crate::engine::SimEngine;
-use crate::link::{Connect, Goal, Link, PeerAction, Plan};
+use crate::link::{Connect, Goal, Link, PeerAction, Plan, STALL_MAX};
 use crate::rng::Rng;
 use crate::tasks::{self, Env, ReadSide, WriteSide};
 
@@ -34,8 +34,12 @@ pub(crate) struct World {
     tasks: Vec<Task>,
     woken: Arc<Woken>,
     links: Vec<Rc<Link>>,
+    controls: Vec<Control>,
     schedule: VecDeque<(Micros, Request)>,
     draining: Rc<Cell<bool>>,
+    /// When the last turn began, and the longest time between two.
+    began: Micros,
+    longest: Micros,
     opened: u64,
     forced: u64,
     blocks_before: usize,
@@ -47,7 +51,8 @@ enum Request {
     Open,
     Drain,
     AbortAll,
-    /// The poller ends as one that is broken does: by force, and without waiting for the engine for long.
+    /// The poller ends: what was flushed still goes out. Or it is broken, and ends by force, and without waiting for the
+    /// engine for long.
     TearDown,
 }
 
@@ -95,8 +100,11 @@ impl World {
             tasks: Vec::new(),
             woken: Arc::default(),
             links: Vec::new(),
+            controls: Vec::new(),
             schedule: VecDeque::new(),
             draining: Rc::default(),
+            began: 0,
+            longest: 0,
             opened: 0,
             forced: 0,
             blocks_before,
@@ -161,13 +169,23 @@ impl World {
         };
         let planned = self.schedule.front().map(|(at, _)| *at);
         self.engine.horizon = self.alarms.next().into_iter().chain(planned).min();
+        note!("{now} turn, timeout {timeout:?}");
+        if self.rng.one_in(60) && !self.engine.calm {
+            // The process is stopped, or the machine.
+            mark!("a turn that comes late");
+            self.clock.advance_to(self.clock.micros() + self.rng.below(STALL_MAX));
+        }
         let waited = self.engine.wait(timeout.map(Duration::from_micros), &mut self.driver);
         waited.expect("a simulation does not break");
         self.alarms.ring(self.clock.micros());
-        self.driver.begin_turn(&mut self.engine);
-        let began = self.clock.micros();
         let left = self.take_commands();
         assert!(left == 0 || !self.engine.at_rest, "the poller slept over a command");
+        self.driver.begin_turn(&mut self.engine);
+        let began = self.clock.micros();
+        if self.began > 0 {
+            self.longest = self.longest.max(began - self.began);
+        }
+        self.began = began;
         while self.schedule.front().is_some_and(|(at, _)| *at <= began) {
             let Some((_, request)) = self.schedule.pop_front() else { break };
             note!("{began} {request:?}");
@@ -175,7 +193,9 @@ impl World {
                 Request::Open => self.open(),
                 Request::Drain => {
                     self.draining.set(true);
+                    self.engine.drains = true;
                     self.driver.drain(&mut self.engine, Group::default());
+                    self.engine.drains = false;
                 }
                 Request::AbortAll => self.abort_all(),
                 Request::TearDown => return false,
@@ -257,6 +277,10 @@ impl World {
         }
         if remote {
             self.entered = Some(self.mailbox.enter());
+        } else if self.rng.one_in(12) && !self.engine.calm {
+            mark!("a handler that takes time");
+            let took = self.rng.pick(&[900, 20_000, 400_000, 1_500_000]);
+            self.clock.advance_to(self.clock.micros() + took);
         }
     }
 
@@ -271,11 +295,13 @@ impl World {
         let link = Rc::new(Link::new(id, rng.next(), limits, now, plan));
         let errno = if rng.one_in(40) { Some(libc::ENOMEM) } else { None };
         self.engine.next = Some((link.clone(), errno));
+        self.engine.drains = self.draining.get();
         let opened = if connects {
             self.driver.connect(&mut self.engine, None, limits, Group::default())
         } else {
             self.driver.open(&mut self.engine, None, limits, Group::default())
         };
+        self.engine.drains = false;
         let (reader, writer) = match (opened, errno) {
             (Ok(halves), None) => halves,
             (Err(error), Some(errno)) => {
@@ -287,6 +313,7 @@ impl World {
         self.opened += 1;
         self.links.push(link.clone());
         let control = reader.control();
+        self.controls.push(control.clone());
         let clock = self.clock.clone();
         let read = ReadSide { reader, link: link.clone(), clock: clock.clone() };
         let write = WriteSide { writer, link: link.clone(), clock };
@@ -324,9 +351,10 @@ impl World {
 
     fn check_sleepers(&mut self, began: Micros) {
         self.collect();
+        let now = self.clock.micros();
         let asleep = |task: usize| !self.tasks[task].ready && self.tasks[task].future.is_some();
         for link in &self.links {
-            link.check_sleepers(began, self.draining.get(), asleep);
+            link.check_sleepers(began, now, self.longest, self.draining.get(), asleep);
         }
     }
 
@@ -346,7 +374,12 @@ impl World {
     /// Ends waits that were right to last: the peers go on, then end, then break.
     fn nudge(&mut self, times: usize) {
         note!("{} at rest, {times} times", self.clock.micros());
-        for link in &self.links {
+        self.engine.calm = true;
+        // As another thread: what is left on the poller's own goes with it.
+        self.entered = None;
+        for (link, control) in self.links.iter().zip(&self.controls) {
+            link.state().paused = false;
+            control.resume();
             let mut state = link.state();
             match times {
                 0 | 1 => state.peer_reads_all = true,
@@ -355,6 +388,7 @@ impl World {
                 _ => {}
             }
         }
+        self.entered = Some(self.mailbox.enter());
         match times {
             0..=4 => {}
             5 => self.abort_all(),
@@ -375,19 +409,19 @@ impl World {
         let count = |what: fn(&Link) -> bool| self.links.iter().filter(|link| what(link)).count();
         let closed = count(|link| {
             let state = link.state();
-            state.deregistered == Some(Deregister::Close) || state.reset_pinned
+            state.deregistered == Some(Deregister::Close) || state.cut
         });
         let idle = count(|link| link.state().idle_ended);
         let stats = self.driver.stats();
         assert_eq!((stats.connections, stats.closed), (self.opened, self.opened));
         // Of a reset, nobody can say whether it was idle or out of patience, if it was both.
-        let reset = count(|link| link.state().reset_pinned);
+        let reset = count(|link| link.state().cut);
         let idle = idle as u64..=(idle + reset) as u64;
         assert!(idle.contains(&stats.idle_timeouts), "{idle:?} were idle: {stats:?}");
         let late = stats.forced - self.forced + stats.close_timeouts;
         assert!(late <= closed as u64, "{late} of {closed} closed late: {stats:?}");
-        let World { driver, entered, engine, tasks, blocks_before, .. } = self;
-        drop((driver, engine, tasks));
+        let World { driver, entered, engine, tasks, controls, blocks_before, .. } = self;
+        drop((driver, engine, tasks, controls));
         drop(entered);
         assert_eq!(Pool::global().stats().live_blocks, blocks_before, "blocks are left");
     }
@@ -398,6 +432,9 @@ impl World {
             for task in self.tasks.iter_mut().filter(|task| !task.remote) {
                 task.future = None;
             }
+        }
+        if self.rng.one_in(2) {
+            self.wind_up();
         }
         self.abort_all();
         for _ in 0..self.rng.below(20) {
@@ -426,11 +463,47 @@ impl World {
             self.alarms.ring(self.clock.micros());
         }
         assert!(self.tasks.iter().all(|task| task.future.is_none()), "a wait that never ends");
-        let World { driver, entered, engine, tasks, blocks_before, .. } = self;
-        drop((driver, tasks));
+        let World { driver, entered, engine, tasks, controls, blocks_before, .. } = self;
+        drop((driver, tasks, controls));
         drop(entered);
         if engine.in_flight() == 0 {
             assert_eq!(Pool::global().stats().live_blocks, blocks_before, "blocks are left");
+        }
+    }
+}
+
+impl World {
+    /// Everything that was flushed goes out, as far as the peers take it.
+    fn wind_up(&mut self) {
+        self.take_commands();
+        self.engine.by_force = true;
+        for link in &self.links {
+            let within = link.state().within;
+            let mut state = link.state();
+            if state.closed.is_none() && state.deregistered.is_none() && !within {
+                state.wound_up = true;
+            }
+            if state.flushed > state.sent {
+                mark!("flushed, and unsent when the poller ends");
+            }
+        }
+        self.driver.wind_up(&mut self.engine);
+        let mut turns = 0;
+        while self.driver.is_sending() && turns < 1_000 {
+            turns += 1;
+            let waited = self.engine.wait(Some(Duration::from_millis(10)), &mut self.driver);
+            waited.expect("a simulation does not break");
+            self.take_commands();
+            self.driver.begin_turn(&mut self.engine);
+            self.driver.end_turn(&mut self.engine);
+        }
+        self.engine.by_force = false;
+        for link in &self.links {
+            let room = link.room() > 0;
+            let state = link.state();
+            if !self.driver.is_sending() && state.wound_up && room && !state.output_is_over() && state.connect.is_none() {
+                assert_eq!(state.sent, state.flushed, "link {}: lost at the end: {state:?}", link.id);
+            }
         }
     }
 }
@@ -485,5 +558,6 @@ fn some_plan(rng: &mut Rng, now: Micros) -> Plan {
         room_bytes: rng.pick(&[1, 50, 1_000, 20_000]),
         answers: if rng.one_in(3) { None } else { Some(rng.span()) },
         faulty: rng.one_in(8),
+        mistaken: rng.one_in(60),
     }
 }
