@@ -240,13 +240,7 @@ pub(super) struct Polled {
 
 impl Polled {
     pub(super) fn new() -> Polled {
-        Polled {
-            result: Poll::Pending,
-            retry: false,
-            taken: 0,
-            send: None,
-            unused: None,
-        }
+        Polled { result: Poll::Pending, retry: false, taken: 0, send: None, unused: None }
     }
 }
 
@@ -418,6 +412,7 @@ impl Lifecycle {
     pub(super) fn end_reading(&mut self, clock: &dyn Clock) -> Option<std::task::Waker> {
         self.need = 0;
         self.reading.end();
+        self.late = None;
         let waker = self.reader.take();
         self.recount(clock);
         waker
@@ -530,6 +525,7 @@ impl Lifecycle {
     /// The writer waits no more.
     pub(super) fn end_writing(&mut self) -> Option<std::task::Waker> {
         self.writing.end();
+        self.late_send = false;
         self.writer.take()
     }
 
@@ -558,11 +554,7 @@ impl Lifecycle {
 
     /// Ends both directions from this side: what was flushed still goes out, and what is staged if that is said; what
     /// arrives is dropped.
-    pub(super) fn close(
-        &mut self,
-        staged: Option<&mut LinkBuffer>,
-        clock: &dyn Clock,
-    ) -> Effects {
+    pub(super) fn close(&mut self, staged: Option<&mut LinkBuffer>, clock: &dyn Clock) -> Effects {
         let mut effects = Effects::default();
         if !matches!(self.phase, Phase::Open | Phase::Leaving) {
             return effects;
@@ -678,7 +670,8 @@ impl Lifecycle {
 
     /// Whether both directions can still be used, as far as this side knows.
     pub(super) fn is_active(&self) -> bool {
-        self.input == Input::Open && self.output == Output::Open
+        let open = self.input == Input::Open && self.output == Output::Open;
+        open && self.phase == Phase::Open
     }
 
     /// Whether this side has closed or aborted it, or nothing else can be done with it.
@@ -760,6 +753,7 @@ impl Lifecycle {
         if self.need > 0 && self.inbox.len() >= self.need {
             self.need = 0;
             self.reading.end();
+            self.late = None;
             waker = self.reader.take();
             self.recount(clock);
         }
@@ -803,7 +797,7 @@ impl Lifecycle {
         }
         self.need = 0;
         self.reading.end();
-        self.late = self.late.map(|_| 0);
+        self.late = None;
         effects.reader = self.reader.take();
         effects.closers = self.closers.take().or(effects.closers.take());
         self.recount(clock);
@@ -817,6 +811,7 @@ impl Lifecycle {
         effects.dropped.append(&mut self.outbox);
         self.unsent = 0;
         self.writing.end();
+        self.late_send = false;
         effects.writer = self.writer.take();
         effects.closers = self.closers.take().or(effects.closers.take());
         self.recount(clock);
@@ -861,6 +856,7 @@ impl Lifecycle {
         if self.writer.is_some() {
             if self.unsent <= self.wake_at {
                 self.writing.end();
+                self.late_send = false;
                 waker = self.writer.take();
             } else if n > 0 {
                 self.writing.progressed();
@@ -1034,11 +1030,13 @@ impl Lifecycle {
         let read_due = is_due(self.reading.until());
         let (mut write_due, mut idle_due) =
             (is_due(self.writing.until()), is_due(self.idle.until()));
-        if idle_due && now - self.idle.until() >= LATE && self.idle.prolong(now) {
+        // Not if the timeout was shortened to what has passed already.
+        let held_up = self.armed <= now && now - self.armed >= LATE;
+        if idle_due && held_up && self.idle.prolong(now) {
             idle_due = false;
         }
         let connecting = self.output == Output::Connecting;
-        let asks = (read_due && self.late.is_none())
+        let asks = (read_due && (self.late.is_none() || connecting))
             || (write_due && (!self.late_send || connecting))
             || idle_due;
         let receives = self.input == Input::Open && !self.paused && !self.stopped;
@@ -1046,7 +1044,7 @@ impl Lifecycle {
         if asks {
             let Some(pending) = pending else { return Expired::Ask };
             comes = receives && (pending.bytes > 0 || pending.ended);
-            if read_due && self.late.is_none() {
+            if read_due && self.late.is_none() && !connecting {
                 self.late = Some(few(pending.bytes).saturating_add(u32::from(pending.ended)));
             }
             // What there is room for is sent, or a connect has ended: its event is on the way.
@@ -1058,7 +1056,10 @@ impl Lifecycle {
             }
         }
         // A wait is ended by what had come by the time that it was due, a connection is idle if nothing comes at all.
-        let awaited = receives && self.late.is_some_and(|late| late > 0);
+        let awaited = match connecting {
+            true => room,
+            false => receives && self.late.is_some_and(|late| late > 0),
+        };
         let hold = |due: bool, held: bool| (due && (gives_up || !held), due && held && !gives_up);
         let (read_ends, read_held) = hold(read_due, awaited);
         let (write_ends, write_held) = hold(write_due, room);

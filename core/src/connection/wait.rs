@@ -183,7 +183,13 @@ pub(super) struct Idle {
 
 impl Idle {
     pub(super) fn new(timeout: Option<Duration>, now: Tick) -> Idle {
-        Idle { timeout: few_ticks(timeout), counts: false, prolonged: false, from: now, stopped: now }
+        Idle {
+            timeout: few_ticks(timeout),
+            counts: false,
+            prolonged: false,
+            from: now,
+            stopped: now,
+        }
     }
 
     #[inline]

@@ -62,7 +62,6 @@ impl Driver {
         if let Expired::Ask = expired {
             expired = shared.expire(now, Some(engine.pending(token)), gives_up);
         }
-        if std::env::var("DUOPOLL_SEED").is_ok() { let k = match &expired { Expired::Ask => "ask".into(), Expired::Closing => "closing".into(), Expired::Looked { effects, idle, next, held } => format!("{effects:?} idle {idle} next {next} held {held}") }; println!("   look {token:?} at {now}: {k}"); }
         let Expired::Looked { effects, idle, next, held } = expired else { return };
         let Some(stream) = self.stream(token) else { return };
         stream.holds = if held { stream.holds.saturating_add(1) } else { 0 };

@@ -156,7 +156,6 @@ impl Driver {
     fn look<P: Poll>(&mut self, engine: &mut P, token: Token) {
         let Some(stream) = self.stream(token) else { return };
         let todo = stream.shared.take_todo();
-        if std::env::var("DUOPOLL_SEED").is_ok() { println!("     todo {token:?} {todo:?} {:?} {:?} {:?}", stream.shared, stream.shared.receives(), stream.shared.phase()); }
         if todo.has(Todo::ABORT) {
             return self.deregister(engine, token, connection::Reason::Aborted);
         }

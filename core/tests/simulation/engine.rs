@@ -671,6 +671,7 @@ impl SimEngine {
         let socket = &mut self.sockets[index];
         let mut state = socket.link.state();
         let Some(connect) = state.connect.take() else { return };
+        state.connected_at = now;
         state.count(now);
         if let Some(errno) = connect.errno {
             socket.ended = true;

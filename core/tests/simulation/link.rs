@@ -70,6 +70,8 @@ pub(crate) struct State {
     pub(crate) cut: bool,
     pub(crate) script: VecDeque<(Micros, PeerAction)>,
     pub(crate) connect: Option<Connect>,
+    /// When the driver was told of the end of the connect.
+    pub(crate) connected_at: Micros,
 
     // The receiving direction. Offsets count from the beginning of the stream.
     /// The peer has sent up to here.
@@ -83,6 +85,7 @@ pub(crate) struct State {
     /// When the peer ended, or broke it.
     ended_at: Option<Micros>,
     pub(crate) paused: bool,
+    pub(crate) paused_at: Micros,
     /// When it was last told to go on.
     pub(crate) resumed: Micros,
     /// A request is being handled.
@@ -135,6 +138,8 @@ pub(crate) struct State {
     pub(crate) idle_shortest: Option<Micros>,
     /// How long it has waited for its peer since, in how many pieces, and up to when that was counted.
     waited: Micros,
+    /// The same since the last turn before which the poller was held up: the period may have begun once more then.
+    waited_since_late: Micros,
     waits: u64,
     counted: Micros,
     was_waiting: bool,
@@ -194,7 +199,7 @@ impl Direction {
         // A timeout that is set meanwhile may count from then, and one that a poller looked at too late from that time.
         let mut from = wait.began.max(self.changed).max(prolonged);
         if matches!(wait.goal, Goal::Delimiter(_)) {
-            from = from.max(active);
+            from = from.max(active).max(wait.polled);
         }
         if matches!(wait.goal, Goal::Connected) {
             // Left behind for too long, and begun anew.
@@ -202,7 +207,8 @@ impl Direction {
         }
         let timeout = self.timeout.map_or(NEVER, |timeout| from + timeout + 2 * TICK);
         // Of a deadline that had passed when the wait began, the poller learns in its next turn.
-        let deadline = self.deadline.map_or(NEVER, |deadline| (deadline + TICK).max(wait.began + 1));
+        let deadline =
+            self.deadline.map_or(NEVER, |deadline| (deadline + TICK).max(wait.began + 1));
         // What had come before is waited for, and then it is looked at again.
         timeout.min(deadline).max(held + 2 * TICK)
     }
@@ -363,7 +369,11 @@ impl Link {
                 let late = state.arrived > state.delivered && !state.paused;
                 let late = late && state.resumed < now;
                 let full = state.delivered - state.read >= self.limits.input_high_bytes as u64;
-                assert!(!late || full || state.reader_gone, "link {}: bytes had come: {state:?}", self.id);
+                assert!(
+                    !late || full || state.reader_gone,
+                    "link {}: bytes had come: {state:?}",
+                    self.id
+                );
                 state.idle_ended = true;
                 mark!("ended as idle");
             }
@@ -449,6 +459,7 @@ impl Link {
         turn: Micros,
         now: Micros,
         longest: Micros,
+        late: Option<Micros>,
         draining: bool,
         asleep: impl Fn(usize) -> bool,
     ) {
@@ -476,13 +487,14 @@ impl Link {
         let room = unsent && (self.has_room(&state) || state.kept > 0 || state.reset.is_some());
         let room = room || state.connect.is_some_and(|connect| connect.at <= now);
         state.count(now);
+        if late == Some(turn) {
+            state.waited_since_late = 0;
+        }
         if let (Some(idle), None, None, false) =
             (state.idle, state.closed, state.deregistered, leaves || unread || room)
         {
-            // Once more, if the poller was held up.
-            let periods = if longest >= 10 * TICK { 2 } else { 1 };
-            let latest = periods * idle + 2 * TICK + state.waits * TICK + (now - turn) + longest;
-            let over = state.was_waiting && state.waited >= latest;
+            let latest = idle + 2 * TICK + state.waits * TICK + (now - turn);
+            let over = state.was_waiting && state.waited_since_late >= latest;
             let held = turn < state.told.max(state.told_of_room) + 2 * TICK;
             assert!(!over || held, "link {}: idle at {turn}: {state:?}", self.id);
         }
@@ -512,12 +524,19 @@ impl Link {
             assert!(!over, "link {}: nobody woke {wait:?}: {state:?}", self.id);
             // What is closed has a patience of its own.
             let limited = !matches!(wait.goal, Goal::Request(_) | Goal::Detached);
-            let held = if reads { unread && !state.paused } else { room };
+            let connects = state.connect.is_some_and(|connect| connect.at <= now);
+            let connects = connects || state.paused_at >= turn;
+            let held = connects || if reads { unread && !state.paused } else { room };
             if limited && state.closed.is_none() && !held {
                 let (prolonged, held) = if reads {
-                    (0, if state.told > 0 { state.told.max(state.active) } else { 0 })
+                    (
+                        state.connected_at,
+                        if state.told > 0 { state.told.max(state.active) } else { 0 },
+                    )
                 } else {
-                    (state.told_of_room, state.told_of_room)
+                    // The end of the connect begins a wait once more.
+                    let anew = if state.connected_at >= wait.began { wait.polled } else { 0 };
+                    (state.told_of_room.max(anew), state.told_of_room)
                 };
                 let latest = direction.latest(&wait, state.active, prolonged, held);
                 assert!(
@@ -604,6 +623,7 @@ impl State {
     pub(crate) fn count(&mut self, now: Micros) {
         if self.was_waiting {
             self.waited += now - self.counted;
+            self.waited_since_late += now - self.counted;
         }
         self.counted = now;
         let reads = self.reading.wait.is_some_and(|wait| match wait.goal {
@@ -614,7 +634,10 @@ impl State {
         let reads = reads && !self.ended && self.failed.is_none();
         let sends = self.flushed > self.sent - self.kept;
         let sends = sends && !self.output_is_over();
-        let waits = (reads || sends) && self.connect.is_none() && self.closed.is_none() && self.deregistered.is_none();
+        let waits = (reads || sends)
+            && self.connect.is_none()
+            && self.closed.is_none()
+            && self.deregistered.is_none();
         self.waits += u64::from(waits && !self.was_waiting);
         self.was_waiting = waits;
     }
@@ -654,13 +677,13 @@ impl State {
         self.active = now;
         self.idle_shortest = self.idle;
         self.count(now);
-        (self.waited, self.waits) = (0, 1);
+        (self.waited, self.waited_since_late, self.waits) = (0, 0, 1);
     }
 
     pub(crate) fn set_idle(&mut self, idle: Option<Micros>, now: Micros) {
         self.count(now);
         if self.idle.is_none() {
-            (self.waited, self.waits) = (0, 1);
+            (self.waited, self.waited_since_late, self.waits) = (0, 0, 1);
         }
         self.idle = idle;
         self.idle_shortest = match (self.idle_shortest, idle) {

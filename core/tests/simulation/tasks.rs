@@ -689,7 +689,8 @@ pub(crate) async fn control(control: Control, link: Rc<Link>, mut env: Env) {
             0 => close(&link, &env, || control.close()),
             1 => {
                 let mut state = link.state();
-                state.aborted = true;
+                // If it is over already, nothing happens.
+                state.aborted |= state.deregistered.is_none();
                 state.count(env.now());
                 drop(state);
                 control.abort();
@@ -698,6 +699,7 @@ pub(crate) async fn control(control: Control, link: Rc<Link>, mut env: Env) {
                 mark!("paused");
                 note!("{} link {}: pause", env.now(), link.id);
                 link.state().paused = true;
+                link.state().paused_at = env.now();
                 control.pause();
             }
             4 | 5 => {

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
-use duopoll_core::{Command, Control, Deregister, Driver, Entered, Group, Limits, Mailbox, Poll, Pool};
+use duopoll_core::{
+    Command, Control, Deregister, Driver, Entered, Group, Limits, Mailbox, Poll, Pool,
+};
 
 use crate::clock::{Alarms, Micros, SimClock};
 use crate::engine::SimEngine;
@@ -40,6 +42,8 @@ pub(crate) struct World {
     /// When the last turn began, and the longest time between two.
     began: Micros,
     longest: Micros,
+    /// The last turn that began when the poller had been held up.
+    late: Option<Micros>,
     opened: u64,
     forced: u64,
     blocks_before: usize,
@@ -105,6 +109,7 @@ impl World {
             draining: Rc::default(),
             began: 0,
             longest: 0,
+            late: None,
             opened: 0,
             forced: 0,
             blocks_before,
@@ -184,6 +189,9 @@ impl World {
         let began = self.clock.micros();
         if self.began > 0 {
             self.longest = self.longest.max(began - self.began);
+            if began - self.began >= 10_000 {
+                self.late = Some(began);
+            }
         }
         self.began = began;
         while self.schedule.front().is_some_and(|(at, _)| *at <= began) {
@@ -354,7 +362,7 @@ impl World {
         let now = self.clock.micros();
         let asleep = |task: usize| !self.tasks[task].ready && self.tasks[task].future.is_some();
         for link in &self.links {
-            link.check_sleepers(began, now, self.longest, self.draining.get(), asleep);
+            link.check_sleepers(began, now, self.longest, self.late, self.draining.get(), asleep);
         }
     }
 
@@ -501,8 +509,17 @@ impl World {
         for link in &self.links {
             let room = link.room() > 0;
             let state = link.state();
-            if !self.driver.is_sending() && state.wound_up && room && !state.output_is_over() && state.connect.is_none() {
-                assert_eq!(state.sent, state.flushed, "link {}: lost at the end: {state:?}", link.id);
+            if !self.driver.is_sending()
+                && state.wound_up
+                && room
+                && !state.output_is_over()
+                && state.connect.is_none()
+            {
+                assert_eq!(
+                    state.sent, state.flushed,
+                    "link {}: lost at the end: {state:?}",
+                    link.id
+                );
             }
         }
     }
