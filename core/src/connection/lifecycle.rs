@@ -631,7 +631,7 @@ impl Lifecycle {
             _ => (false, false),
         };
         let result = match (self.phase, self.input) {
-            (Phase::Released { detached: true }, _) => {
+            (Phase::Released { detached: true }, input) if !matches!(input, Input::Failed(_)) => {
                 polled.taken = self.inbox.len();
                 buffer.adopt_chain(&mut self.inbox);
                 Ok(())

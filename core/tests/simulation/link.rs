@@ -467,7 +467,7 @@ impl Link {
         let over = state.fin_out || state.output_is_over();
         let pinned = state.pinned > 0 && state.closed.is_some() && {
             let since = *state.pinned_since.get_or_insert(turn);
-            turn < since + 2 * state.patience_most + LATE + 2 * longest
+            turn < since.max(state.active) + 2 * state.patience_most + LATE + 2 * longest
         };
         if state.closed.is_some() && state.deregistered.is_none() && over && !pinned {
             let peer_is_done = state.ended || state.failed.is_some();
@@ -487,7 +487,7 @@ impl Link {
         let room = unsent && (self.has_room(&state) || state.kept > 0 || state.reset.is_some());
         let room = room || state.connect.is_some_and(|connect| connect.at <= now);
         state.count(now);
-        if late == Some(turn) {
+        if late == Some(turn) || now - turn >= 10 * TICK {
             state.waited_since_late = 0;
         }
         if let (Some(idle), None, None, false) =
@@ -525,7 +525,7 @@ impl Link {
             // What is closed has a patience of its own.
             let limited = !matches!(wait.goal, Goal::Request(_) | Goal::Detached);
             let connects = state.connect.is_some_and(|connect| connect.at <= now);
-            let connects = connects || state.paused_at >= turn;
+            let connects = connects || (state.paused && state.paused_at + 2 * TICK > turn);
             let held = connects || if reads { unread && !state.paused } else { room };
             if limited && state.closed.is_none() && !held {
                 let (prolonged, held) = if reads {
