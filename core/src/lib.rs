@@ -22,8 +22,11 @@ mod models;
 mod poll;
 mod stash;
 mod sync;
+#[doc(hidden)]
+pub mod syscalls;
 mod timer;
 mod token;
+mod token_table;
 
 pub use buffer::{
     BlockSource, Chain, ChainIter, Chunks, IO_BYTES_MAX, IO_VECTORS_MAX, Intake, LinkBuffer,
@@ -40,3 +43,4 @@ pub use poll::{
 };
 pub use timer::{Tick, Wheel};
 pub use token::{Token, TokenSlab};
+pub use token_table::TokenTable;

@@ -1,25 +1,29 @@
 //! The engine: one epoll instance, and the handler of its events.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::mem;
 use std::ops::Range;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(duopoll_faults)]
 use duopoll_core::faults;
+use duopoll_core::syscalls::{self, EventFd, uninterrupted};
 use duopoll_core::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
     Poll, SEND_VECTORS_MAX, Token,
 };
-use libc::{epoll_event, iovec};
+use libc::iovec;
+use rustix::event::Timespec;
+use rustix::event::epoll::{Event, EventData, EventFlags};
 
-use crate::socket::{Socket, Sockets};
-use crate::sys::{self, uninterrupted};
 #[cfg(feature = "zerocopy")]
-use crate::zerocopy::{self, Notice};
+use crate::notices::{self, Notice};
+use crate::sockets::{Socket, Sockets};
+use crate::sys;
 
 /// Events harvested in one turn, at most. Few enough that what they bring is still in the cache when it is handled.
 pub const EVENTS_PER_TURN: usize = 64;
@@ -38,17 +42,28 @@ const NOTICES_MAX: usize = 64;
 const WAKER: u64 = u64::MAX;
 
 /// What a stream is watched for, once and for all.
-const STREAM_EVENTS: i32 =
-    libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+const STREAM_EVENTS: EventFlags = EventFlags::IN
+    .union(EventFlags::PRI)
+    .union(EventFlags::OUT)
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
 /// The same for a Unix socket, until it is full for the first time: the kernel would tell of every message that the peer
 /// takes.
-const UNIX_EVENTS: i32 = STREAM_EVENTS & !libc::EPOLLOUT;
-const LISTENER_EVENTS: i32 = libc::EPOLLIN | libc::EPOLLET;
+const UNIX_EVENTS: EventFlags = STREAM_EVENTS.difference(EventFlags::OUT);
+const LISTENER_EVENTS: EventFlags = EventFlags::IN.union(EventFlags::ET);
 
+/// No more bytes follow.
+const ENDS: EventFlags = EventFlags::HUP.union(EventFlags::RDHUP);
+/// A read stops short of what may follow: at the end, at an error, which is read like bytes behind those that came before
+/// it, and at an urgent byte.
+const STOPS: EventFlags = ENDS.union(EventFlags::ERR).union(EventFlags::PRI);
+/// A send may go on, or fails.
+const SENDS: EventFlags = EventFlags::OUT.union(EventFlags::HUP).union(EventFlags::ERR);
+
+const NO_EVENT: Event = Event { flags: EventFlags::empty(), data: EventData::new_u64(0) };
 const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 /// [`Poll`] on epoll.
-#[derive(Debug)]
 pub struct Epoll {
     epoll: OwnedFd,
     waker: Arc<EventFd>,
@@ -57,7 +72,7 @@ pub struct Epoll {
     again: VecDeque<Token>,
     /// Those of the last turn, while they are served.
     serving: VecDeque<Token>,
-    events: [epoll_event; EVENTS_PER_TURN],
+    events: [Event; EVENTS_PER_TURN],
     /// Those of the events that have not been handled yet.
     left: Range<usize>,
     /// What a send is described by. Here, since it would have to be zeroed for each.
@@ -67,13 +82,13 @@ pub struct Epoll {
     stats: EngineStats,
 }
 
-#[derive(Debug)]
-struct EventFd(OwnedFd);
-
-impl Notify for EventFd {
-    fn notify(&self) {
-        // EAGAIN: the counter is at its end, 2^64 - 2, so the event is pending. Nothing else can happen.
-        let _ = uninterrupted(|| sys::eventfd_write(&self.0));
+impl fmt::Debug for Epoll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Epoll")
+            .field("epoll", &self.epoll)
+            .field("left", &self.left)
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
     }
 }
 
@@ -84,16 +99,16 @@ impl Epoll {
     /// `EMFILE`, `ENFILE` or `ENOMEM`.
     pub fn new() -> io::Result<Epoll> {
         let epoll = sys::epoll_create()?;
-        let waker = Arc::new(EventFd(sys::eventfd()?));
+        let waker = Arc::new(EventFd::new()?);
         // Edge-triggered: each write is an event, so the counter need never be read.
-        sys::epoll_add(&epoll, fd_of(&waker.0), libc::EPOLLIN | libc::EPOLLET, WAKER)?;
+        sys::epoll_add(&epoll, waker.as_fd(), EventFlags::IN | EventFlags::ET, WAKER)?;
         Ok(Epoll {
             epoll,
             waker,
             sockets: Sockets::default(),
             again: VecDeque::new(),
             serving: VecDeque::new(),
-            events: [epoll_event { events: 0, u64: 0 }; EVENTS_PER_TURN],
+            events: [NO_EVENT; EVENTS_PER_TURN],
             left: 0..0,
             vectors: [NO_VECTOR; SEND_VECTORS_MAX],
             has_accept4: true,
@@ -104,27 +119,28 @@ impl Epoll {
     /// Asks the kernel for events, and takes those up again that the turn before has left.
     fn harvest(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         mem::swap(&mut self.again, &mut self.serving);
-        let timeout_ms = if self.serving.is_empty() { timeout_ms(timeout) } else { 0 };
+        let timeout = if self.serving.is_empty() { timeout } else { Some(Duration::ZERO) };
         self.stats.syscalls += 1;
         self.stats.waits += 1;
-        let count = match sys::epoll_wait(&self.epoll, &mut self.events[..], timeout_ms) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error),
-        };
+        let count =
+            match sys::epoll_wait(&self.epoll, &mut self.events, timeout.map(timespec).as_ref()) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => return Err(error),
+            };
         self.left = 0..count;
         Ok(())
     }
 
     #[inline]
-    fn handle<O: Operators>(&mut self, event: epoll_event, operators: &mut O) {
-        if event.u64 == WAKER {
+    fn handle<O: Operators>(&mut self, event: Event, operators: &mut O) {
+        let (data, events) = (event.data.u64(), event.flags);
+        if data == WAKER {
             self.stats.wakeups += 1;
             return;
         }
-        let token = Token::from_bits(event.u64);
-        let events = event.events as i32;
-        let Some(socket) = self.sockets.get(token) else {
+        let token = Token::from_bits(data);
+        let Some(socket) = self.sockets.get_mut(token) else {
             self.stats.stale_events += 1;
             return;
         };
@@ -136,23 +152,23 @@ impl Epoll {
             return;
         }
         let mut events = events;
-        if events & libc::EPOLLERR != 0 && self.drain_error_queue(token, operators) {
+        if events.intersects(EventFlags::ERR)
+            && self.drain_error_queue(token, operators)
+            && !events.intersects(ENDS)
+        {
             // It was for the notices. A connection that is broken has ended, too.
-            let ends = libc::EPOLLHUP | libc::EPOLLRDHUP;
-            events &= if events & ends == 0 { !libc::EPOLLERR } else { !0 };
+            events.remove(EventFlags::ERR);
         }
-        let Some(socket) = self.sockets.get(token) else { return };
-        // An error is read like bytes, behind those that came before it. A read stops at an urgent byte.
-        let stops = libc::EPOLLHUP | libc::EPOLLRDHUP | libc::EPOLLERR | libc::EPOLLPRI;
-        if events & (libc::EPOLLIN | stops) != 0 {
-            socket.stops_short |= events & stops != 0;
+        let Some(socket) = self.sockets.get_mut(token) else { return };
+        if events.intersects(STOPS | EventFlags::IN) {
+            socket.stops_short |= events.intersects(STOPS);
             socket.readable = true;
             if !socket.listed && !socket.stopped {
                 self.read(token, operators);
             }
         }
-        if events & (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) != 0 {
-            if let Some(socket) = self.sockets.get(token) {
+        if events.intersects(SENDS) {
+            if let Some(socket) = self.sockets.get_mut(token) {
                 if mem::take(&mut socket.blocked) {
                     self.send(token, operators);
                 }
@@ -164,15 +180,15 @@ impl Epoll {
     fn has_connected<O: Operators>(
         &mut self,
         token: Token,
-        events: i32,
+        events: EventFlags,
         operators: &mut O,
     ) -> bool {
-        let Some(socket) = self.sockets.get(token) else { return false };
-        if events & (libc::EPOLLOUT | libc::EPOLLERR | libc::EPOLLHUP) == 0 {
+        let Some(socket) = self.sockets.get_mut(token) else { return false };
+        if !events.intersects(SENDS) {
             return false;
         }
         self.stats.syscalls += 1;
-        let result = sys::connect_result(socket.fd);
+        let result = syscalls::connect_result(socket.fd);
         let connected = result.is_ok();
         if connected {
             socket.kind = Kind::Stream;
@@ -186,7 +202,7 @@ impl Epoll {
     /// Takes the notices from the error queue: they raise `EPOLLERR`, and are not errors. Says whether there were any.
     fn drain_error_queue<O: Operators>(&mut self, token: Token, operators: &mut O) -> bool {
         // A Unix socket has no such queue, and would give its error instead.
-        let Some(socket) = self.sockets.get(token).filter(|socket| !socket.is_unix) else {
+        let Some(socket) = self.sockets.get_mut(token).filter(|socket| !socket.is_unix) else {
             return false;
         };
         let fd = socket.fd;
@@ -198,7 +214,7 @@ impl Epoll {
             }
             taken += 1;
         }
-        socket.notices = true;
+        socket.more_notices = true;
         self.serve_again(token);
         true
     }
@@ -208,7 +224,7 @@ impl Epoll {
     fn read<O: Operators>(&mut self, token: Token, operators: &mut O) {
         let mut vectors = [NO_VECTOR; 2];
         let mut budget = READ_BUDGET_BYTES;
-        while let Some(socket) = self.sockets.get(token) {
+        while let Some(socket) = self.sockets.get_mut(token) {
             if !socket.readable || socket.ended {
                 return;
             }
@@ -259,13 +275,13 @@ impl Epoll {
     }
 
     fn stop(&mut self, token: Token) {
-        if let Some(socket) = self.sockets.get(token) {
+        if let Some(socket) = self.sockets.get_mut(token) {
             socket.stopped = true;
         }
     }
 
     fn serve_again(&mut self, token: Token) {
-        if let Some(socket) = self.sockets.get(token) {
+        if let Some(socket) = self.sockets.get_mut(token) {
             if !mem::replace(&mut socket.listed, true) {
                 self.again.push_back(token);
             }
@@ -274,7 +290,7 @@ impl Epoll {
 
     fn accept<O: Operators>(&mut self, token: Token, operators: &mut O) {
         for _ in 0..ACCEPT_BATCH_MAX {
-            let Some(socket) = self.sockets.get(token) else { return };
+            let Some(socket) = self.sockets.get_mut(token) else { return };
             if socket.stopped {
                 return;
             }
@@ -304,12 +320,12 @@ impl Epoll {
     }
 
     fn serve<O: Operators>(&mut self, token: Token, operators: &mut O) {
-        let Some(socket) = self.sockets.get(token) else { return };
+        let Some(socket) = self.sockets.get_mut(token) else { return };
         socket.listed = false;
-        if mem::take(&mut socket.notices) {
+        if mem::take(&mut socket.more_notices) {
             self.drain_error_queue(token, operators);
         }
-        let Some(socket) = self.sockets.get(token) else { return };
+        let Some(socket) = self.sockets.get_mut(token) else { return };
         let (kind, receives) = (socket.kind, socket.readable && !socket.stopped);
         if mem::take(&mut socket.unsent) {
             self.send(token, operators);
@@ -330,6 +346,8 @@ impl Poll for Epoll {
         kind: Kind,
         _operators: &mut O,
     ) -> io::Result<()> {
+        // SAFETY: it stays open until it is released, as the trait says.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         let is_unix = kind == Kind::Stream && {
             self.stats.syscalls += 1;
             sys::is_unix(fd)
@@ -341,12 +359,12 @@ impl Poll for Epoll {
         };
         self.stats.syscalls += 1;
         sys::epoll_add(&self.epoll, fd, events, token.to_bits())?;
-        self.sockets.insert(Socket::new(fd, token, kind, is_unix));
+        self.sockets.insert(token, Socket::new(fd, kind, is_unix));
         Ok(())
     }
 
     fn receive<O: Operators>(&mut self, token: Token, _operators: &mut O) {
-        let Some(socket) = self.sockets.get(token) else { return };
+        let Some(socket) = self.sockets.get_mut(token) else { return };
         socket.stopped = false;
         if socket.readable && !socket.ended {
             // In the next turn, like everything else that is read: a reader that resumes itself must not starve
@@ -358,7 +376,7 @@ impl Poll for Epoll {
     #[inline(always)]
     fn send<O: Operators>(&mut self, token: Token, operators: &mut O) {
         let mut budget = SEND_BUDGET_BYTES;
-        while let Some(socket) = self.sockets.get(token) {
+        while let Some(socket) = self.sockets.get_mut(token) {
             if socket.blocked {
                 return;
             }
@@ -368,16 +386,15 @@ impl Poll for Epoll {
                 Outputs::Nothing => return,
                 Outputs::Finish => {
                     self.stats.syscalls += 1;
-                    // ENOTCONN: the peer was faster, and there is nothing left to shut down.
-                    let _ = sys::shutdown(fd, libc::SHUT_WR);
+                    syscalls::finish(fd);
                     return;
                 }
             };
             #[cfg(feature = "zerocopy")]
-            if flags & libc::MSG_ZEROCOPY != 0 && !mem::replace(&mut socket.zero_copy, true) {
+            if flags & libc::MSG_ZEROCOPY != 0 && !mem::replace(&mut socket.sends_zero_copy, true) {
                 self.stats.syscalls += 2;
-                if let Err(error) = zerocopy::enable(fd) {
-                    socket.zero_copy = false;
+                if let Err(error) = notices::enable(fd) {
+                    socket.sends_zero_copy = false;
                     match operators.zerocopy_ack(token, Err(error)) {
                         Next::More => continue,
                         Next::Stop => return,
@@ -398,7 +415,7 @@ impl Poll for Epoll {
             let would_block = is_would_block(&result);
             if would_block || (result.is_ok() && taken < bytes) {
                 self.stats.short_sends += 1;
-                if let Some(socket) = self.sockets.get(token) {
+                if let Some(socket) = self.sockets.get_mut(token) {
                     socket.blocked = true;
                     if !mem::replace(&mut socket.watches_room, true) {
                         self.stats.syscalls += 1;
@@ -414,7 +431,7 @@ impl Poll for Epoll {
             }
             if budget == 0 {
                 // The rest goes out when the others have had their turn.
-                if let Some(socket) = self.sockets.get(token) {
+                if let Some(socket) = self.sockets.get_mut(token) {
                     socket.unsent = true;
                 }
                 return self.serve_again(token);
@@ -431,16 +448,15 @@ impl Poll for Epoll {
             Deregister::Close | Deregister::Leave => {}
             Deregister::Shutdown => {
                 self.stats.syscalls += 1;
-                // ENOTCONN: the peer was faster.
-                let _ = sys::shutdown(socket.fd, libc::SHUT_RDWR);
+                syscalls::shut_down(socket.fd);
             }
             Deregister::Abort => {
                 self.stats.syscalls += 1;
-                sys::reset(socket.fd);
+                syscalls::reset(socket.fd);
             }
         }
         #[cfg(feature = "zerocopy")]
-        if socket.zero_copy {
+        if socket.sends_zero_copy {
             // The last chance to hear of them. A reset has the kernel give up what it held.
             while take_notice(token, socket.fd, operators) {}
         }
@@ -472,9 +488,9 @@ impl Poll for Epoll {
     }
 
     fn unread_bytes(&mut self, token: Token) -> usize {
-        let Some(socket) = self.sockets.get(token) else { return 0 };
+        let Some(socket) = self.sockets.get_mut(token) else { return 0 };
         self.stats.syscalls += 1;
-        sys::unread_bytes(socket.fd)
+        syscalls::unread_bytes(socket.fd)
     }
 
     fn waker(&self) -> Arc<dyn Notify> {
@@ -484,7 +500,7 @@ impl Poll for Epoll {
     fn capabilities(&self) -> Capabilities {
         let capabilities = Capabilities::new("epoll", "edge-triggered");
         #[cfg(feature = "zerocopy")]
-        let capabilities = capabilities.with_zerocopy_refusal(zerocopy::refusal());
+        let capabilities = capabilities.with_zerocopy_refusal(notices::refusal());
         capabilities
     }
 
@@ -494,9 +510,9 @@ impl Poll for Epoll {
 }
 
 /// Takes one notice from the error queue of a socket, and tells of it. False if there is none.
-fn take_notice<O: Operators>(token: Token, fd: RawFd, operators: &mut O) -> bool {
+fn take_notice<O: Operators>(token: Token, fd: BorrowedFd<'_>, operators: &mut O) -> bool {
     #[cfg(feature = "zerocopy")]
-    match zerocopy::take_notice(fd) {
+    match notices::take_notice(fd) {
         Ok(Some(Some(Notice { first, last, copied }))) => {
             operators.zerocopy_notice(token, first, last, copied);
             true
@@ -526,21 +542,15 @@ fn acknowledge<O: Operators>(
     operators.output_ack(token, result)
 }
 
-/// Milliseconds for epoll_wait, rounded up, so that a timer is never looked at before it is due.
-fn timeout_ms(timeout: Option<Duration>) -> i32 {
-    match timeout {
-        None => -1,
-        Some(timeout) => i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX),
-    }
+/// For epoll_wait, which takes no more than so many milliseconds, and rounds up.
+fn timespec(timeout: Duration) -> Timespec {
+    let timeout = timeout.min(Duration::from_millis(i32::MAX as u64));
+    Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() }
 }
 
 #[inline]
 fn is_would_block(result: &io::Result<usize>) -> bool {
     matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-}
-
-fn fd_of(fd: &OwnedFd) -> RawFd {
-    std::os::fd::AsRawFd::as_raw_fd(fd)
 }
 
 #[cfg(all(test, not(duopoll_faults)))]

@@ -18,9 +18,9 @@
 #![cfg(target_os = "linux")]
 
 mod engine;
-mod socket;
-mod sys;
 #[cfg(feature = "zerocopy")]
-mod zerocopy;
+mod notices;
+mod sockets;
+mod sys;
 
 pub use engine::{EVENTS_PER_TURN, Epoll, READ_BUDGET_BYTES, TURN_BYTES};
