@@ -4,13 +4,12 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use duopoll_core::SEND_VECTORS_MAX;
+use duopoll_core::{SEND_VECTORS_MAX, fault};
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Submitter, cqueue, squeue};
 use libc::{iovec, msghdr};
 
 use crate::features::Feature;
-use crate::sys::fault;
 
 /// Submission queue entries; halved as often as it takes if the kernel has no memory for them.
 const ENTRIES: u32 = 256;
@@ -53,6 +52,10 @@ impl Setup {
         }
     }
 }
+
+/// An entry was not queued, since the submission queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom;
 
 /// Vectors and header of one submission. The kernel copies them when the submission is consumed
 /// (`IORING_FEAT_SUBMIT_STABLE`), so there is one for each place in the queue.
@@ -173,7 +176,7 @@ impl Ring {
         flags: u16,
     ) -> io::Result<()> {
         let submitter = self.ring.submitter();
-        // SAFETY: promised by the caller.
+        // SAFETY: the memory stays until the last operation that uses the buffers, as the caller promises.
         unsafe { submitter.register_buf_ring_with_flags(address, entries, group, flags) }
     }
 
@@ -211,17 +214,26 @@ impl Ring {
         header
     }
 
-    /// Queues an entry. There must be room.
+    /// Queues an entry.
+    ///
+    /// # Errors
+    /// There is no room: the kernel learns nothing of the entry, and [`make_room`](Ring::make_room) says when there is.
     ///
     /// # Safety
     /// What the entry points to stays valid until its completion, but for vectors and header of this ring.
-    pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) {
+    pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) -> Result<(), NoRoom> {
+        #[cfg(test)]
+        testing::refuses_push()?;
         #[cfg(duopoll_faults)]
-        let entry = &self.faults.submitted(entry);
-        // SAFETY: promised by the caller.
-        let pushed = unsafe { self.ring.submission().push(entry) };
-        debug_assert!(pushed.is_ok(), "there must be room");
-        self.pushed += usize::from(pushed.is_ok());
+        let entry = &if self.ring.submission().is_full() {
+            return Err(NoRoom);
+        } else {
+            self.faults.submitted(entry)
+        };
+        // SAFETY: what the entry points to stays valid until its completion, as the caller promises.
+        unsafe { self.ring.submission().push(entry) }.map_err(|_| NoRoom)?;
+        self.pushed += 1;
+        Ok(())
     }
 
     /// Submits what is queued and, unless `want` is 0, waits until so many completions are there or the time is
@@ -324,11 +336,36 @@ pub(crate) mod testing {
     use io_uring::register::Restriction;
     use io_uring::{Builder, IoUring, Probe, cqueue, squeue};
 
+    use super::NoRoom;
+
     thread_local! {
+        /// Which pushes find no room, though there is some.
+        pub(crate) static PUSHES: Cell<Pushes> = const { Cell::new(Pushes::Accepted) };
         /// Submissions that the rings of engines have room for.
         pub(crate) static ENTRIES: Cell<Option<u32>> = const { Cell::new(None) };
         /// What rings refuse, if they are restricted at all (`IORING_REGISTER_RESTRICTIONS`).
         pub(crate) static REFUSED: RefCell<Option<Refused>> = const { RefCell::new(None) };
+    }
+
+    /// What becomes of pushes.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) enum Pushes {
+        Accepted,
+        Refused,
+        /// This one, and then every other one.
+        RefusedInTurn,
+        AcceptedInTurn,
+    }
+
+    pub(super) fn refuses_push() -> Result<(), NoRoom> {
+        let (result, then) = match PUSHES.get() {
+            Pushes::Accepted => (Ok(()), Pushes::Accepted),
+            Pushes::Refused => (Err(NoRoom), Pushes::Refused),
+            Pushes::RefusedInTurn => (Err(NoRoom), Pushes::AcceptedInTurn),
+            Pushes::AcceptedInTurn => (Ok(()), Pushes::RefusedInTurn),
+        };
+        PUSHES.set(then);
+        result
     }
 
     /// What a restricted ring answers with EACCES.
@@ -367,5 +404,29 @@ pub(crate) mod testing {
         restricted.ok_or(io::ErrorKind::Unsupported)?;
         ring.submitter().register_enable_rings()?;
         Ok(ring)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_without_room_changes_nothing() {
+        let mut ring = Ring::with_entries(Setup::Plain, 2).expect("io_uring");
+        let nop = |user_data| io_uring::opcode::Nop::new().build().user_data(user_data);
+        // SAFETY: a Nop points to no memory.
+        let push = |ring: &mut Ring, user_data| unsafe { ring.push(&nop(user_data)) };
+        assert_eq!([1, 2].map(|user_data| push(&mut ring, user_data)), [Ok(()); 2]);
+        let next = ring.next_vectors().as_ptr();
+        assert_eq!(push(&mut ring, 3), Err(NoRoom));
+        assert_eq!((ring.pushed, ring.next_vectors().as_ptr()), (2, next));
+        assert!(ring.make_room());
+        assert_eq!(push(&mut ring, 4), Ok(()));
+        ring.enter(3, None).expect("entered");
+        let mut completions = Vec::new();
+        ring.completions(&mut completions, usize::MAX);
+        completions.sort_by_key(cqueue::Entry::user_data);
+        assert_eq!(completions.iter().map(cqueue::Entry::user_data).collect::<Vec<_>>(), [1, 2, 4]);
     }
 }
