@@ -18,9 +18,10 @@
 #![cfg(target_os = "linux")]
 
 mod engine;
-#[cfg(feature = "zerocopy")]
 mod notices;
 mod sockets;
 mod sys;
+#[cfg(feature = "zerocopy")]
+mod zerocopy;
 
 pub use engine::{EVENTS_PER_TURN, Epoll, READ_BUDGET_BYTES, TURN_BYTES};

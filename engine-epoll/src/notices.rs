@@ -1,101 +1,43 @@
-//! Sends without a copy (`MSG_ZEROCOPY`): turning them on, and the notices that the kernel gives of them through the
-//! error queue of their socket.
+//! What comes through the error queue of a socket: the notices that the kernel gives of sends without a copy
+//! (`MSG_ZEROCOPY`).
 
 use std::io;
-use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use libc::{c_int, sock_extended_err};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use duopoll_core::{Operators, Token};
 
-use crate::sys::{self, Control};
+use crate::sys;
+#[cfg(feature = "zerocopy")]
+use crate::zerocopy::{self, Notice};
 
-/// `SO_EE_ORIGIN_ZEROCOPY` of linux/errqueue.h.
-const ORIGIN_ZEROCOPY: u8 = 5;
-/// `SO_EE_CODE_ZEROCOPY_COPIED` of linux/errqueue.h.
-const CODE_COPIED: u8 = 1;
-
-/// The kernel reads no more from the memory of some sends of a socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Notice {
-    /// From this one, counted from 0 and wrapping among the sends of the socket that were to go without a copy.
-    pub(crate) first: u32,
-    /// To this one.
-    pub(crate) last: u32,
-    /// It has copied them all the same.
-    pub(crate) copied: bool,
-}
-
-/// Lets the socket send without a copy.
-///
-/// # Errors
-/// Those of setsockopt(2), such as `ENOTSUPP` on a Unix socket; `EOPNOTSUPP` if somebody has done so before: then the
-/// number of its first notice is not known.
-pub(crate) fn enable(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let mut value: c_int = 0;
-    let mut len = size_of::<c_int>() as libc::socklen_t;
-    let (fd, value_ptr) = (fd.as_raw_fd(), (&raw mut value).cast());
-    let (level, name) = (libc::SOL_SOCKET, libc::SO_ZEROCOPY);
-    // SAFETY: `len` bytes of `value` can be written.
-    if unsafe { libc::getsockopt(fd, level, name, value_ptr, &raw mut len) } == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    if mem::replace(&mut value, 1) != 0 {
-        return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-    }
-    // SAFETY: `len` bytes of `value` can be read.
-    if unsafe { libc::setsockopt(fd, level, name, value_ptr, len) } == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Why no socket can send without a copy here, if none can.
-pub(crate) fn refusal() -> Option<String> {
-    let tcp = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None);
-    let tried = tcp.map_err(io::Error::from).and_then(|socket| enable(socket.as_fd()));
-    tried.err().map(|error| {
-        format!("this kernel refuses to send without a copy: {error} from setsockopt(SO_ZEROCOPY)")
-    })
-}
-
-/// Takes one notice from the socket's error queue; none if there is none. One that is of something else is `Some(None)`.
-pub(crate) fn take_notice(fd: BorrowedFd<'_>) -> io::Result<Option<Option<Notice>>> {
+/// Takes one message from the error queue of a socket, and tells of the notice in it, if it is one. False if there is none.
+pub(crate) fn take<O: Operators>(token: Token, fd: BorrowedFd<'_>, operators: &mut O) -> bool {
     let mut control = Control::default();
-    let Some(message) = sys::take_error_notice(fd, &mut control)? else { return Ok(None) };
+    let Ok(Some(message)) = take_message(fd, &mut control) else { return false };
+    #[cfg(feature = "zerocopy")]
     // SAFETY: the kernel has filled the control buffer in, and its length.
-    Ok(Some(unsafe { parse(&message) }))
+    if let Some(Notice { first, last, copied }) = unsafe { zerocopy::notice_in(&message) } {
+        operators.zerocopy_notice(token, first, last, copied);
+    }
+    let _ = (token, message, operators);
+    true
 }
 
-/// # Safety
-/// The message's control buffer is filled in as its length says.
-unsafe fn parse(message: &libc::msghdr) -> Option<Notice> {
-    // SAFETY: the control buffer is filled in as its length says, as the caller promises.
-    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
-    while !header.is_null() {
-        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give headers that lie within the buffer whole.
-        let (level, kind, len) =
-            unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len as usize) };
-        let of_errors = matches!(
-            (level, kind),
-            (libc::SOL_IP, libc::IP_RECVERR) | (libc::SOL_IPV6, libc::IPV6_RECVERR)
-        );
-        // SAFETY: CMSG_LEN reads nothing: it computes a length.
-        let whole = unsafe { libc::CMSG_LEN(size_of::<sock_extended_err>() as u32) } as usize;
-        if of_errors && len >= whole {
-            // SAFETY: the data of this kind of message begins with this, and is there, as its length says.
-            let error =
-                unsafe { libc::CMSG_DATA(header).cast::<sock_extended_err>().read_unaligned() };
-            if error.ee_errno == 0 && error.ee_origin == ORIGIN_ZEROCOPY {
-                return Some(Notice {
-                    first: error.ee_info,
-                    last: error.ee_data,
-                    copied: error.ee_code & CODE_COPIED != 0,
-                });
-            }
-        }
-        // SAFETY: the header is one of the control buffer, which is filled in as its length says.
-        header = unsafe { libc::CMSG_NXTHDR(message, header) };
+/// Room for the control messages of one notice.
+type Control = [u64; 16];
+
+/// One message of the error queue, with its control messages in the buffer.
+fn take_message(fd: BorrowedFd<'_>, control: &mut Control) -> io::Result<Option<libc::msghdr>> {
+    let mut message = sys::empty_message();
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(control) as _;
+    let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+    // SAFETY: the control buffer is as long as the message says, which has no vectors.
+    if unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) } >= 0 {
+        return Ok(Some(message));
     }
-    None
+    match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        error => Err(error),
+    }
 }

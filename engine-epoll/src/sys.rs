@@ -1,8 +1,8 @@
 //! The system calls of this engine, each with the hook by which a test makes it fail.
 //!
 //! Those of the hot path are instructions where they are called, since `rustix` is inlined: nothing returns but the kernel,
-//! which has used up the processor's stack of return addresses. Whatever is handed to the C library instead is so because
-//! its memory need not be initialised, or for control messages.
+//! which has used up the processor's stack of return addresses. A receive into several vectors goes through the C library,
+//! since their memory need not be initialised.
 
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
@@ -108,7 +108,7 @@ pub(crate) unsafe fn receive_message(
     Ok(received)
 }
 
-fn empty_message() -> libc::msghdr {
+pub(crate) fn empty_message() -> libc::msghdr {
     // SAFETY: a msghdr may be all zero.
     unsafe { mem::zeroed() }
 }
@@ -162,29 +162,6 @@ fn accept_without_flags(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     rustix::io::fcntl_setfd(&accepted, FdFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&accepted, true)?;
     Ok(accepted)
-}
-
-/// Room for the control messages of one notice.
-pub(crate) type Control = [u64; 16];
-
-/// Takes one notice from the socket's error queue, and gives the control message that it came in; none if there is no
-/// notice.
-pub(crate) fn take_error_notice(
-    fd: BorrowedFd<'_>,
-    control: &mut Control,
-) -> io::Result<Option<libc::msghdr>> {
-    let mut message = empty_message();
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(control) as _;
-    let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
-    // SAFETY: the control buffer is as long as the message says, which has no vectors.
-    if unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) } >= 0 {
-        return Ok(Some(message));
-    }
-    match io::Error::last_os_error() {
-        error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        error => Err(error),
-    }
 }
 
 /// What a test's faults do to sockets.

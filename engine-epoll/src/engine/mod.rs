@@ -1,4 +1,4 @@
-//! The engine: one epoll instance, and the handler of its events.
+//! The engine: one epoll instance, its turns, and what is sent.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,17 +13,21 @@ use std::time::Duration;
 use duopoll_core::faults;
 use duopoll_core::syscalls::{self, EventFd, uninterrupted};
 use duopoll_core::{
-    Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
-    Poll, SEND_VECTORS_MAX, Token,
+    Capabilities, Deregister, EngineStats, Kind, Next, Notify, Operators, Outputs, Poll,
+    SEND_VECTORS_MAX, Token,
 };
 use libc::iovec;
 use rustix::event::Timespec;
 use rustix::event::epoll::{Event, EventData, EventFlags};
 
 #[cfg(feature = "zerocopy")]
-use crate::notices::{self, Notice};
+use crate::notices;
 use crate::sockets::{Socket, Sockets};
 use crate::sys;
+#[cfg(feature = "zerocopy")]
+use crate::zerocopy;
+
+mod serve;
 
 /// Events harvested in one turn, at most. Few enough that what they bring is still in the cache when it is handled.
 pub const EVENTS_PER_TURN: usize = 64;
@@ -33,10 +37,6 @@ pub const READ_BUDGET_BYTES: usize = 512 << 10;
 pub const TURN_BYTES: u64 = 64 << 10;
 /// Bytes sent to one socket in one turn before others get theirs.
 const SEND_BUDGET_BYTES: usize = 4 << 20;
-/// Connections accepted from one listener in one turn.
-const ACCEPT_BATCH_MAX: usize = 64;
-/// Notices taken from an error queue before the rest is left for the next event.
-const NOTICES_MAX: usize = 64;
 
 /// The data of the waker's event; no token has these bits.
 const WAKER: u64 = u64::MAX;
@@ -51,14 +51,6 @@ const STREAM_EVENTS: EventFlags = EventFlags::IN
 /// takes.
 const UNIX_EVENTS: EventFlags = STREAM_EVENTS.difference(EventFlags::OUT);
 const LISTENER_EVENTS: EventFlags = EventFlags::IN.union(EventFlags::ET);
-
-/// No more bytes follow.
-const ENDS: EventFlags = EventFlags::HUP.union(EventFlags::RDHUP);
-/// A read stops short of what may follow: at the end, at an error, which is read like bytes behind those that came before
-/// it, and at an urgent byte.
-const STOPS: EventFlags = ENDS.union(EventFlags::ERR).union(EventFlags::PRI);
-/// A send may go on, or fails.
-const SENDS: EventFlags = EventFlags::OUT.union(EventFlags::HUP).union(EventFlags::ERR);
 
 const NO_EVENT: Event = Event { flags: EventFlags::empty(), data: EventData::new_u64(0) };
 const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
@@ -131,211 +123,6 @@ impl Epoll {
         self.left = 0..count;
         Ok(())
     }
-
-    #[inline]
-    fn handle<O: Operators>(&mut self, event: Event, operators: &mut O) {
-        let (data, events) = (event.data.u64(), event.flags);
-        if data == WAKER {
-            self.stats.wakeups += 1;
-            return;
-        }
-        let token = Token::from_bits(data);
-        let Some(socket) = self.sockets.get_mut(token) else {
-            self.stats.stale_events += 1;
-            return;
-        };
-        if socket.kind == Kind::Listener {
-            socket.readable = true;
-            return self.accept(token, operators);
-        }
-        if socket.kind == Kind::Connecting && !self.has_connected(token, events, operators) {
-            return;
-        }
-        let mut events = events;
-        if events.intersects(EventFlags::ERR)
-            && self.drain_error_queue(token, operators)
-            && !events.intersects(ENDS)
-        {
-            // It was for the notices. A connection that is broken has ended, too.
-            events.remove(EventFlags::ERR);
-        }
-        let Some(socket) = self.sockets.get_mut(token) else { return };
-        if events.intersects(STOPS | EventFlags::IN) {
-            socket.stops_short |= events.intersects(STOPS);
-            socket.readable = true;
-            if !socket.listed && !socket.stopped {
-                self.read(token, operators);
-            }
-        }
-        if events.intersects(SENDS) {
-            if let Some(socket) = self.sockets.get_mut(token) {
-                if mem::take(&mut socket.blocked) {
-                    self.send(token, operators);
-                }
-            }
-        }
-    }
-
-    /// Reports how a connect has ended, if it has. Says whether the socket is a stream now.
-    fn has_connected<O: Operators>(
-        &mut self,
-        token: Token,
-        events: EventFlags,
-        operators: &mut O,
-    ) -> bool {
-        let Some(socket) = self.sockets.get_mut(token) else { return false };
-        if !events.intersects(SENDS) {
-            return false;
-        }
-        self.stats.syscalls += 1;
-        let result = syscalls::connect_result(socket.fd);
-        let connected = result.is_ok();
-        if connected {
-            socket.kind = Kind::Stream;
-        } else {
-            socket.ended = true;
-        }
-        operators.connected(token, result);
-        connected
-    }
-
-    /// Takes the notices from the error queue: they raise `EPOLLERR`, and are not errors. Says whether there were any.
-    fn drain_error_queue<O: Operators>(&mut self, token: Token, operators: &mut O) -> bool {
-        // A Unix socket has no such queue, and would give its error instead.
-        let Some(socket) = self.sockets.get_mut(token).filter(|socket| !socket.is_unix) else {
-            return false;
-        };
-        let fd = socket.fd;
-        let mut taken = 0;
-        while taken < NOTICES_MAX {
-            self.stats.syscalls += 1;
-            if !take_notice(token, fd, operators) {
-                return taken > 0;
-            }
-            taken += 1;
-        }
-        socket.more_notices = true;
-        self.serve_again(token);
-        true
-    }
-
-    /// Reads until the socket is empty, the operators say stop, or the budget is spent.
-    #[inline]
-    fn read<O: Operators>(&mut self, token: Token, operators: &mut O) {
-        let mut vectors = [NO_VECTOR; 2];
-        let mut budget = READ_BUDGET_BYTES;
-        while let Some(socket) = self.sockets.get_mut(token) {
-            if !socket.readable || socket.ended {
-                return;
-            }
-            if budget == 0 {
-                return self.serve_again(token);
-            }
-            let (fd, is_unix) = (socket.fd, socket.is_unix);
-            let lent = operators.inputs(token, Lease::Brief, &mut vectors);
-            let Inputs::Vectors(count) = lent else { return self.stop(token) };
-            #[cfg(duopoll_faults)]
-            let count = faults::shorten_inputs(&mut vectors[..count]);
-            let vectors = &vectors[..count];
-            let lent: usize = vectors.iter().map(|vector| vector.iov_len).sum();
-            self.stats.syscalls += 1;
-            let mut stopped_short = false;
-            let result = uninterrupted(|| {
-                // SAFETY: the operators lend the vectors until the acknowledgement.
-                unsafe {
-                    if is_unix {
-                        sys::receive_message(fd, vectors, &mut stopped_short)
-                    } else {
-                        sys::receive(fd, vectors)
-                    }
-                }
-            });
-            #[cfg(duopoll_faults)]
-            sys::faults::report_again(&self.epoll, fd, STREAM_EVENTS, token.to_bits());
-            let received = *result.as_ref().unwrap_or(&0);
-            let would_block = is_would_block(&result);
-            socket.ended = received == 0 && !would_block;
-            stopped_short |= socket.stops_short;
-            let empty = would_block || (received < lent && !stopped_short);
-            if empty {
-                socket.readable = false;
-                socket.stops_short = false;
-            }
-            self.stats.receives += 1;
-            self.stats.received_bytes += received as u64;
-            budget = budget.saturating_sub(received);
-            // SAFETY: the kernel wrote so many bytes, or none.
-            if unsafe { operators.input_ack(token, result) } == Next::Stop {
-                return self.stop(token);
-            }
-            if empty {
-                return;
-            }
-        }
-    }
-
-    fn stop(&mut self, token: Token) {
-        if let Some(socket) = self.sockets.get_mut(token) {
-            socket.stopped = true;
-        }
-    }
-
-    fn serve_again(&mut self, token: Token) {
-        if let Some(socket) = self.sockets.get_mut(token) {
-            if !mem::replace(&mut socket.listed, true) {
-                self.again.push_back(token);
-            }
-        }
-    }
-
-    fn accept<O: Operators>(&mut self, token: Token, operators: &mut O) {
-        for _ in 0..ACCEPT_BATCH_MAX {
-            let Some(socket) = self.sockets.get_mut(token) else { return };
-            if socket.stopped {
-                return;
-            }
-            let fd = socket.fd;
-            self.stats.syscalls += 1;
-            let result = uninterrupted(|| sys::accept(fd, &mut self.has_accept4));
-            #[cfg(duopoll_faults)]
-            sys::faults::report_again(&self.epoll, fd, LISTENER_EVENTS, token.to_bits());
-            if let Err(error) = &result {
-                if error.kind() == io::ErrorKind::WouldBlock {
-                    socket.readable = false;
-                    return;
-                }
-                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK))
-                {
-                    // Not a listening socket any more: asking again would spin.
-                    socket.stopped = true;
-                    socket.readable = false;
-                }
-            }
-            self.stats.accepts += u64::from(result.is_ok());
-            if operators.accepted(token, result) == Next::Stop {
-                return self.stop(token);
-            }
-        }
-        self.serve_again(token);
-    }
-
-    fn serve<O: Operators>(&mut self, token: Token, operators: &mut O) {
-        let Some(socket) = self.sockets.get_mut(token) else { return };
-        socket.listed = false;
-        if mem::take(&mut socket.more_notices) {
-            self.drain_error_queue(token, operators);
-        }
-        let Some(socket) = self.sockets.get_mut(token) else { return };
-        let (kind, receives) = (socket.kind, socket.readable && !socket.stopped);
-        if mem::take(&mut socket.unsent) {
-            self.send(token, operators);
-        }
-        match kind {
-            Kind::Stream if receives => self.read(token, operators),
-            Kind::Listener if receives => self.accept(token, operators),
-            _ => {}
-        }
-    }
 }
 
 impl Poll for Epoll {
@@ -393,7 +180,7 @@ impl Poll for Epoll {
             #[cfg(feature = "zerocopy")]
             if flags & libc::MSG_ZEROCOPY != 0 && !mem::replace(&mut socket.sends_zero_copy, true) {
                 self.stats.syscalls += 2;
-                if let Err(error) = notices::enable(fd) {
+                if let Err(error) = zerocopy::enable(fd) {
                     socket.sends_zero_copy = false;
                     match operators.zerocopy_ack(token, Err(error)) {
                         Next::More => continue,
@@ -458,7 +245,7 @@ impl Poll for Epoll {
         #[cfg(feature = "zerocopy")]
         if socket.sends_zero_copy {
             // The last chance to hear of them. A reset has the kernel give up what it held.
-            while take_notice(token, socket.fd, operators) {}
+            while notices::take(token, socket.fd, operators) {}
         }
         operators.released(token);
     }
@@ -500,30 +287,12 @@ impl Poll for Epoll {
     fn capabilities(&self) -> Capabilities {
         let capabilities = Capabilities::new("epoll", "edge-triggered");
         #[cfg(feature = "zerocopy")]
-        let capabilities = capabilities.with_zerocopy_refusal(notices::refusal());
+        let capabilities = capabilities.with_zerocopy_refusal(zerocopy::refusal());
         capabilities
     }
 
     fn stats(&self) -> EngineStats {
         self.stats
-    }
-}
-
-/// Takes one notice from the error queue of a socket, and tells of it. False if there is none.
-fn take_notice<O: Operators>(token: Token, fd: BorrowedFd<'_>, operators: &mut O) -> bool {
-    #[cfg(feature = "zerocopy")]
-    match notices::take_notice(fd) {
-        Ok(Some(Some(Notice { first, last, copied }))) => {
-            operators.zerocopy_notice(token, first, last, copied);
-            true
-        }
-        Ok(Some(None)) => true,
-        Ok(None) | Err(_) => false,
-    }
-    #[cfg(not(feature = "zerocopy"))]
-    {
-        let _ = (token, operators);
-        matches!(sys::take_error_notice(fd, &mut sys::Control::default()), Ok(Some(_)))
     }
 }
 
