@@ -11,6 +11,9 @@ use libc::{iovec, msghdr};
 
 use crate::features::Feature;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 /// Submission queue entries; halved as often as it takes if the kernel has no memory for them.
 const ENTRIES: u32 = 256;
 const ENTRIES_MIN: u32 = 16;
@@ -223,7 +226,9 @@ impl Ring {
     /// What the entry points to stays valid until its completion, but for vectors and header of this ring.
     pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) -> Result<(), NoRoom> {
         #[cfg(test)]
-        testing::refuses_push()?;
+        if testing::refuses_push() {
+            return Err(NoRoom);
+        }
         #[cfg(duopoll_faults)]
         let entry = &if self.ring.submission().is_full() {
             return Err(NoRoom);
@@ -324,86 +329,6 @@ impl fmt::Debug for Ring {
             .field("entries", &self.messages.len())
             .field("enters", &self.enters)
             .finish_non_exhaustive()
-    }
-}
-
-/// What tests do to the rings of their thread.
-#[cfg(test)]
-pub(crate) mod testing {
-    use std::cell::{Cell, RefCell};
-    use std::io;
-
-    use io_uring::register::Restriction;
-    use io_uring::{Builder, IoUring, Probe, cqueue, squeue};
-
-    use super::NoRoom;
-
-    thread_local! {
-        /// Which pushes find no room, though there is some.
-        pub(crate) static PUSHES: Cell<Pushes> = const { Cell::new(Pushes::Accepted) };
-        /// Submissions that the rings of engines have room for.
-        pub(crate) static ENTRIES: Cell<Option<u32>> = const { Cell::new(None) };
-        /// What rings refuse, if they are restricted at all (`IORING_REGISTER_RESTRICTIONS`).
-        pub(crate) static REFUSED: RefCell<Option<Refused>> = const { RefCell::new(None) };
-    }
-
-    /// What becomes of pushes.
-    #[derive(Clone, Copy, Debug)]
-    pub(crate) enum Pushes {
-        Accepted,
-        Refused,
-        /// This one, and then every other one.
-        RefusedInTurn,
-        AcceptedInTurn,
-    }
-
-    pub(super) fn refuses_push() -> Result<(), NoRoom> {
-        let (result, then) = match PUSHES.get() {
-            Pushes::Accepted => (Ok(()), Pushes::Accepted),
-            Pushes::Refused => (Err(NoRoom), Pushes::Refused),
-            Pushes::RefusedInTurn => (Err(NoRoom), Pushes::AcceptedInTurn),
-            Pushes::AcceptedInTurn => (Ok(()), Pushes::RefusedInTurn),
-        };
-        PUSHES.set(then);
-        result
-    }
-
-    /// What a restricted ring answers with EACCES.
-    #[derive(Clone, Debug, Default)]
-    pub(crate) struct Refused {
-        /// Operations, by opcode.
-        pub(crate) operations: Vec<u8>,
-        /// Registrations, by opcode.
-        pub(crate) registrations: Vec<u8>,
-    }
-
-    type AnyBuilder = Builder<squeue::Entry, cqueue::Entry>;
-
-    pub(super) fn build(builder: &mut AnyBuilder, entries: u32) -> io::Result<IoUring> {
-        let Some(refused) = REFUSED.with_borrow(Clone::clone) else {
-            return builder.build(entries);
-        };
-        let mut probe = Probe::new();
-        IoUring::new(entries)?.submitter().register_probe(&mut probe)?;
-        let ring = builder.setup_r_disabled().build(entries)?;
-        let allowed = |known: &[u8], refused: &[u8]| -> Vec<u8> {
-            known.iter().copied().filter(|code| !refused.contains(code)).collect()
-        };
-        let known: Vec<u8> = (0..64).filter(|code| probe.is_supported(*code)).collect();
-        let operations = allowed(&known, &refused.operations);
-        // REGISTER_PROBE and REGISTER_PBUF_RING; an older kernel does not know the second one.
-        let registrations =
-            [&[8, 22][..], &[8]].map(|known| allowed(known, &refused.registrations));
-        let restricted = registrations.into_iter().find_map(|registrations| {
-            let operations = operations.iter().copied().map(Restriction::sqe_op);
-            let registrations = registrations.into_iter().map(Restriction::register_op);
-            let flags = [Restriction::sqe_flags_allowed(u8::MAX >> 1)];
-            let mut all: Vec<_> = operations.chain(registrations).chain(flags).collect();
-            ring.submitter().register_restrictions(&mut all).ok()
-        });
-        restricted.ok_or(io::ErrorKind::Unsupported)?;
-        ring.submitter().register_enable_rings()?;
-        Ok(ring)
     }
 }
 

@@ -25,11 +25,11 @@ mod submit;
 
 /// Completions handled in one turn, at most. What is left is handled in the next, before it waits.
 pub const COMPLETIONS_PER_TURN: usize = 128;
+
 /// When an operation has not completed so long after its socket was shut down, it is cancelled.
 const CLOSE_GUARD: Duration = Duration::from_secs(5);
-
-/// How long a wait may last that leaves out the completions of sends that nobody waits for: one of the sends may have been taken in part, and the rest is to be sent. Longer than
-/// the kernel's tick, for which it has set its timer anyway: one of a millisecond cost 5 us a wait in a virtual machine.
+/// How long a wait may last that leaves out the completions of sends that nobody waits for: one of them may have been taken
+/// in part, and the rest is to be sent. Longer than the kernel's tick, for which it has set its timer anyway.
 const QUICK_PATIENCE: Duration = Duration::from_millis(10);
 /// When buffers for which there was no memory are tried again.
 const NO_MEMORY_RETRY: Duration = Duration::from_millis(10);
@@ -125,8 +125,8 @@ impl Uring {
         })
     }
 
-    #[cfg(feature = "zerocopy")]
     /// Why nothing can be sent without a copy, if nothing can.
+    #[cfg(feature = "zerocopy")]
     fn zerocopy_refusal(&self) -> Option<String> {
         if self.features.contains(Feature::ZeroCopySend) {
             return None;
