@@ -634,6 +634,16 @@ fn what_finds_no_room_is_not_in_flight_and_is_queued_later() {
                 && harness.uring.stats.wakeups > 0
         });
         peer.read_exact(&mut [0; 5]).expect("it was sent");
+
+        // A cancellation is kept, too.
+        harness.turn();
+        PUSHES.set(Pushes::Refused);
+        harness.deregister(token, Deregister::Leave);
+        (0..5).for_each(|_| harness.turn());
+        assert_eq!(harness.uring.to_cancel.len(), 1, "{tier}");
+        assert!(!harness.seen(token).released, "{tier}");
+        PUSHES.set(Pushes::Accepted);
+        harness.until("it is released", |harness| harness.seen(token).released);
     }
 }
 
