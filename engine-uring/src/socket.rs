@@ -85,14 +85,14 @@ pub(crate) struct Socket {
     /// Waits in the list of those that receive again with the next submission.
     pub(crate) listed: bool,
     /// There was no room in the submission queue for a send.
-    pub(crate) send_later: bool,
+    pub(crate) send_listed: bool,
     /// The stream has ended or failed: there is nothing to receive any more.
     pub(crate) ended: bool,
     /// Deregistered, and waiting for the last completion.
     pub(crate) closing: bool,
     /// Sends without a copy that the kernel has taken.
     #[cfg(feature = "zerocopy")]
-    pub(crate) zero_copies: u32,
+    pub(crate) zero_copies_taken: u32,
 }
 
 impl Socket {
@@ -111,11 +111,11 @@ impl Socket {
             slow: false,
             quick: false,
             listed: false,
-            send_later: false,
+            send_listed: false,
             ended: false,
             closing: false,
             #[cfg(feature = "zerocopy")]
-            zero_copies: 0,
+            zero_copies_taken: 0,
         }
     }
 

@@ -346,8 +346,8 @@ impl Uring {
         if let Some(socket) = self.sockets.get_mut(token) {
             socket.outbound = None;
             if result > 0 {
-                taken = Some(socket.zero_copies);
-                socket.zero_copies = socket.zero_copies.wrapping_add(1);
+                taken = Some(socket.zero_copies_taken);
+                socket.zero_copies_taken = socket.zero_copies_taken.wrapping_add(1);
             }
         }
         let notified = !cqueue::more(flags);

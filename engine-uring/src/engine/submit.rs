@@ -59,7 +59,7 @@ impl Uring {
         for _ in 0..self.to_send.len() {
             let Some(token) = self.to_send.pop_front() else { break };
             if let Some(socket) = self.sockets.get_mut(token) {
-                socket.send_later = false;
+                socket.send_listed = false;
                 self.queue_send(token, operators);
             }
         }
@@ -203,7 +203,7 @@ impl Uring {
 
     pub(super) fn send_later(&mut self, token: Token) {
         if let Some(socket) = self.sockets.get_mut(token) {
-            if !mem::replace(&mut socket.send_later, true) {
+            if !mem::replace(&mut socket.send_listed, true) {
                 self.to_send.push_back(token);
             }
         }
