@@ -1,8 +1,9 @@
 //! The half of duopoll that knows no engine: [`LinkBuffer`] and the memory under it, the state of a connection,
 //! timers, and [`Poll`], the seam to the engines.
 //!
-//! Nothing in here reads a clock or makes a system call, but to map memory. Readiness, completions, bytes and the time come
-//! in as arguments, so that all of it can be driven by a test as well as by a kernel.
+//! Nothing in here reads a clock or makes a system call, but to map memory; what both engines ask of the kernel stands here
+//! too, and is called by them alone. Readiness, completions, bytes and the time come in as arguments, so that all of it can
+//! be driven by a test as well as by a kernel.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("duopoll runs on Linux only: it is built on epoll and io_uring");
@@ -22,9 +23,12 @@ mod memory;
 mod models;
 mod poll;
 mod sync;
+#[doc(hidden)]
+pub mod syscalls;
 mod thread;
 mod timer;
 mod token;
+mod token_table;
 
 pub use buffer::{
     Chain, ChainIter, Chunks, IO_BYTES_MAX, IO_VECTORS_MAX, LinkBuffer, LinkReader, LinkWriter,
@@ -44,3 +48,4 @@ pub use poll::{
 pub use thread::on_poller_thread;
 pub use timer::{Tick, Wheel};
 pub use token::{Token, TokenSlab};
+pub use token_table::TokenTable;

@@ -13,12 +13,13 @@
 //! read early, and are looked out for: an urgent byte, and on a Unix socket a message that carries descriptors.
 //!
 //! # Portability
-//! Linux 2.6.28 and later. On kernels without `accept4`, which need `fcntl`, accepting falls back to it.
+//! Linux 2.6.28 and later. On kernels without `accept4` an accepted socket is made close-on-exec and non-blocking afterwards.
 
 #![cfg(target_os = "linux")]
 
 mod engine;
-mod socket;
+mod notices;
+mod sockets;
 mod sys;
 #[cfg(feature = "zerocopy")]
 mod zerocopy;

@@ -1,11 +1,10 @@
-//! Sends without a copy (`MSG_ZEROCOPY`): turning them on, and the notices that the kernel gives of them.
+//! Sends without a copy (`MSG_ZEROCOPY`): turning them on, and what the notices of them say.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use libc::sock_extended_err;
-
-use crate::sys::{self, Control};
+use libc::{c_int, sock_extended_err};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// `SO_EE_ORIGIN_ZEROCOPY` of linux/errqueue.h.
 const ORIGIN_ZEROCOPY: u8 = 5;
@@ -28,33 +27,39 @@ pub(crate) struct Notice {
 /// # Errors
 /// Those of setsockopt(2), such as `ENOTSUPP` on a Unix socket; `EOPNOTSUPP` if somebody has done so before: then the
 /// number of its first notice is not known.
-pub(crate) fn enable(fd: RawFd) -> io::Result<()> {
-    if sys::option(fd, libc::SO_ZEROCOPY)? != 0 {
+pub(crate) fn enable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let (fd, level, name) = (fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY);
+    let (mut enabled, on): (c_int, c_int) = (0, 1);
+    let mut len = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: `len` bytes of `enabled` can be written.
+    let asked =
+        unsafe { libc::getsockopt(fd, level, name, (&raw mut enabled).cast(), &raw mut len) };
+    if asked == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    if enabled != 0 {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
     }
-    sys::set_option(fd, libc::SO_ZEROCOPY, 1)
+    // SAFETY: `len` bytes of `on` can be read.
+    if unsafe { libc::setsockopt(fd, level, name, (&raw const on).cast(), len) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Why no socket can send without a copy here, if none can.
 pub(crate) fn refusal() -> Option<String> {
-    let tried = sys::tcp_socket().and_then(|socket| enable(socket.as_raw_fd()));
+    let tcp = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let tried = tcp.map_err(io::Error::from).and_then(|socket| enable(socket.as_fd()));
     tried.err().map(|error| {
         format!("this kernel refuses to send without a copy: {error} from setsockopt(SO_ZEROCOPY)")
     })
 }
 
-/// Takes one notice from the socket's error queue; none if there is none. One that is of something else is `Some(None)`.
-pub(crate) fn take_notice(fd: RawFd) -> io::Result<Option<Option<Notice>>> {
-    let mut control = Control::default();
-    let Some(message) = sys::take_error_notice(fd, &mut control)? else { return Ok(None) };
-    // SAFETY: the kernel has filled the control buffer in, which is still there.
-    Ok(Some(unsafe { parse(&message) }))
-}
-
 /// # Safety
 /// The message's control buffer is filled in as its length says.
-unsafe fn parse(message: &libc::msghdr) -> Option<Notice> {
-    // SAFETY: promised by the caller.
+pub(crate) unsafe fn notice_in(message: &libc::msghdr) -> Option<Notice> {
+    // SAFETY: the control buffer is filled in as its length says, as the caller promises.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !header.is_null() {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give headers that lie within the buffer whole.
@@ -64,7 +69,7 @@ unsafe fn parse(message: &libc::msghdr) -> Option<Notice> {
             (level, kind),
             (libc::SOL_IP, libc::IP_RECVERR) | (libc::SOL_IPV6, libc::IPV6_RECVERR)
         );
-        // SAFETY: computes a length.
+        // SAFETY: CMSG_LEN reads nothing: it computes a length.
         let whole = unsafe { libc::CMSG_LEN(size_of::<sock_extended_err>() as u32) } as usize;
         if of_errors && len >= whole {
             // SAFETY: the data of this kind of message begins with this, and is there, as its length says.
@@ -78,7 +83,7 @@ unsafe fn parse(message: &libc::msghdr) -> Option<Notice> {
                 });
             }
         }
-        // SAFETY: as for the first.
+        // SAFETY: the header is one of the control buffer, which is filled in as its length says.
         header = unsafe { libc::CMSG_NXTHDR(message, header) };
     }
     None

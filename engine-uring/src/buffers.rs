@@ -182,7 +182,7 @@ impl Buffers {
         let shortages = mem::take(&mut self.shortages);
         let used = mem::take(&mut self.used);
         if shortages > 0 {
-            self.wanted = more(self.wanted, shortages, self.block_bytes).min(self.range.1);
+            self.wanted = grown(self.wanted, shortages, self.block_bytes).min(self.range.1);
         }
         if shortages > 0 || used * 4 >= self.wanted {
             self.quiet_turns = 0;
@@ -199,7 +199,7 @@ impl Buffers {
 
 /// How many buffers the kernel shall have, after so many receives have found none in one turn. It walks through all of them:
 /// for one connection that receives much, more than the cache holds cost more than to receive in several turns.
-fn more(wanted: usize, shortages: usize, block_bytes: usize) -> usize {
+fn grown(wanted: usize, shortages: usize, block_bytes: usize) -> usize {
     let most = shortages.max(CACHED_BYTES / block_bytes);
     wanted.max(most.min(wanted * 2))
 }
@@ -233,7 +233,7 @@ impl Taken<'_> {
     /// The bytes, to be kept.
     pub(crate) fn into_slice(mut self) -> Slice {
         let n = mem::take(&mut self.n);
-        // SAFETY: as above.
+        // SAFETY: the kernel has written them, and writes only behind them.
         unsafe { self.buffers.tail(self.number).commit(n) }
     }
 }
@@ -265,13 +265,13 @@ mod tests {
     #[test]
     fn there_are_as_many_buffers_as_find_use() {
         let after = |turns, shortages, block_bytes| {
-            (0..turns).fold(LARGE_COUNT.0, |wanted, _| more(wanted, shortages, block_bytes))
+            (0..turns).fold(LARGE_COUNT.0, |wanted, _| grown(wanted, shortages, block_bytes))
         };
         // One connection that receives much: 1 MiB.
         assert_eq!([1, 2, 3, 9].map(|turns| after(turns, 1, 64 << 10)), [8, 16, 16, 16]);
         // Many at once: one each.
         assert_eq!([3, 4, 9].map(|turns| after(turns, 40, 64 << 10)), [32, 40, 40]);
         // Never fewer than before.
-        assert_eq!(more(64, 1, 64 << 10), 64);
+        assert_eq!(grown(64, 1, 64 << 10), 64);
     }
 }

@@ -1,10 +1,11 @@
 //! What a test's faults do to submissions.
 
 use std::collections::HashMap;
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 
 use duopoll_core::faults::{Call, breaks_socket, errno};
 use io_uring::{opcode, squeue};
+use rustix::net::Shutdown;
 
 use crate::socket::Op;
 
@@ -26,6 +27,8 @@ impl Faults {
             Some((Op::PollIn | Op::PollOut, _)) => Call::Poll,
             Some((Op::Connect, _)) => Call::ConnectPoll,
             Some((Op::Wake, _)) => Call::WakerPoll,
+            #[cfg(feature = "zerocopy")]
+            Some((Op::SendZeroCopy, _)) => Call::Send,
             Some((Op::Cancel, _)) | None => return entry.clone(),
         };
         match errno(call) {
@@ -38,11 +41,15 @@ impl Faults {
     }
 
     /// What is to be taken for the result of a completion.
-    pub(crate) fn completed(&mut self, user_data: u64, result: i32, fd: Option<RawFd>) -> i32 {
+    pub(crate) fn completed(
+        &mut self,
+        user_data: u64,
+        result: i32,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> i32 {
         let Some(errno) = self.errnos.remove(&user_data) else { return result };
         if let Some(fd) = fd.filter(|_| breaks_socket(errno)) {
-            // SAFETY: takes no memory.
-            unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+            let _ = rustix::net::shutdown(fd, Shutdown::Both);
         }
         -errno
     }

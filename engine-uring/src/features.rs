@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
-use crate::probe::Unavailable;
+use crate::unavailable::Unavailable;
 
 /// Something that not every kernel can do, and that the engine does without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,7 +3,6 @@
 //! What an entry names is not used on its kernels, though it passes its test. An entry has its source, and is
 //! for what does harm: what only ends an operation early, or fails, is handled where it happens.
 
-use std::ffi::CStr;
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -58,18 +57,8 @@ fn bug(feature: Feature, version: Version) -> Option<&'static Bug> {
 }
 
 fn running() -> Option<Version> {
-    // SAFETY: a utsname may be all zero, and uname(2) fills it with strings that end with a zero.
-    let name = unsafe {
-        let mut name: libc::utsname = std::mem::zeroed();
-        if libc::uname(&raw mut name) != 0 {
-            return None;
-        }
-        name
-    };
-    // SAFETY: as above.
-    let [release, build] = [&name.release, &name.version]
-        .map(|text| unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy());
-    Version::parse(&release, &build)
+    let name = rustix::system::uname();
+    Version::parse(&name.release().to_string_lossy(), &name.version().to_string_lossy())
 }
 
 impl Version {

@@ -26,14 +26,17 @@ mod engine;
 mod faults;
 mod features;
 mod known_bugs;
-mod probe;
+mod plan;
 mod ring;
+mod selftest;
 mod socket;
 mod sys;
+mod unavailable;
 mod unhandled;
 #[cfg(feature = "zerocopy")]
 mod zerocopy;
 
 pub use engine::{COMPLETIONS_PER_TURN, Uring};
 pub use features::{Feature, FeatureReport, Features, Report};
-pub use probe::{Unavailable, probe};
+pub use plan::probe;
+pub use unavailable::Unavailable;

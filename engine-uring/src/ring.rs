@@ -4,13 +4,15 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use duopoll_core::SEND_VECTORS_MAX;
+use duopoll_core::{SEND_VECTORS_MAX, fault};
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Submitter, cqueue, squeue};
 use libc::{iovec, msghdr};
 
 use crate::features::Feature;
-use crate::sys::fault;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// Submission queue entries; halved as often as it takes if the kernel has no memory for them.
 const ENTRIES: u32 = 256;
@@ -53,6 +55,10 @@ impl Setup {
         }
     }
 }
+
+/// An entry was not queued, since the submission queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom;
 
 /// Vectors and header of one submission. The kernel copies them when the submission is consumed
 /// (`IORING_FEAT_SUBMIT_STABLE`), so there is one for each place in the queue.
@@ -173,7 +179,7 @@ impl Ring {
         flags: u16,
     ) -> io::Result<()> {
         let submitter = self.ring.submitter();
-        // SAFETY: promised by the caller.
+        // SAFETY: the memory stays until the last operation that uses the buffers, as the caller promises.
         unsafe { submitter.register_buf_ring_with_flags(address, entries, group, flags) }
     }
 
@@ -211,17 +217,28 @@ impl Ring {
         header
     }
 
-    /// Queues an entry. There must be room.
+    /// Queues an entry.
+    ///
+    /// # Errors
+    /// There is no room: the kernel learns nothing of the entry, and [`make_room`](Ring::make_room) says when there is.
     ///
     /// # Safety
     /// What the entry points to stays valid until its completion, but for vectors and header of this ring.
-    pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) {
+    pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) -> Result<(), NoRoom> {
+        #[cfg(test)]
+        if testing::refuses_push() {
+            return Err(NoRoom);
+        }
         #[cfg(duopoll_faults)]
-        let entry = &self.faults.submitted(entry);
-        // SAFETY: promised by the caller.
-        let pushed = unsafe { self.ring.submission().push(entry) };
-        debug_assert!(pushed.is_ok(), "there must be room");
-        self.pushed += usize::from(pushed.is_ok());
+        let entry = &if self.ring.submission().is_full() {
+            return Err(NoRoom);
+        } else {
+            self.faults.submitted(entry)
+        };
+        // SAFETY: what the entry points to stays valid until its completion, as the caller promises.
+        unsafe { self.ring.submission().push(entry) }.map_err(|_| NoRoom)?;
+        self.pushed += 1;
+        Ok(())
     }
 
     /// Submits what is queued and, unless `want` is 0, waits until so many completions are there or the time is
@@ -315,57 +332,26 @@ impl fmt::Debug for Ring {
     }
 }
 
-/// What tests do to the rings of their thread.
 #[cfg(test)]
-pub(crate) mod testing {
-    use std::cell::{Cell, RefCell};
-    use std::io;
+mod tests {
+    use super::*;
 
-    use io_uring::register::Restriction;
-    use io_uring::{Builder, IoUring, Probe, cqueue, squeue};
-
-    thread_local! {
-        /// Submissions that the rings of engines have room for.
-        pub(crate) static ENTRIES: Cell<Option<u32>> = const { Cell::new(None) };
-        /// What rings refuse, if they are restricted at all (`IORING_REGISTER_RESTRICTIONS`).
-        pub(crate) static REFUSED: RefCell<Option<Refused>> = const { RefCell::new(None) };
-    }
-
-    /// What a restricted ring answers with EACCES.
-    #[derive(Clone, Debug, Default)]
-    pub(crate) struct Refused {
-        /// Operations, by opcode.
-        pub(crate) operations: Vec<u8>,
-        /// Registrations, by opcode.
-        pub(crate) registrations: Vec<u8>,
-    }
-
-    type AnyBuilder = Builder<squeue::Entry, cqueue::Entry>;
-
-    pub(super) fn build(builder: &mut AnyBuilder, entries: u32) -> io::Result<IoUring> {
-        let Some(refused) = REFUSED.with_borrow(Clone::clone) else {
-            return builder.build(entries);
-        };
-        let mut probe = Probe::new();
-        IoUring::new(entries)?.submitter().register_probe(&mut probe)?;
-        let ring = builder.setup_r_disabled().build(entries)?;
-        let allowed = |known: &[u8], refused: &[u8]| -> Vec<u8> {
-            known.iter().copied().filter(|code| !refused.contains(code)).collect()
-        };
-        let known: Vec<u8> = (0..64).filter(|code| probe.is_supported(*code)).collect();
-        let operations = allowed(&known, &refused.operations);
-        // REGISTER_PROBE and REGISTER_PBUF_RING; an older kernel does not know the second one.
-        let registrations =
-            [&[8, 22][..], &[8]].map(|known| allowed(known, &refused.registrations));
-        let restricted = registrations.into_iter().find_map(|registrations| {
-            let operations = operations.iter().copied().map(Restriction::sqe_op);
-            let registrations = registrations.into_iter().map(Restriction::register_op);
-            let flags = [Restriction::sqe_flags_allowed(u8::MAX >> 1)];
-            let mut all: Vec<_> = operations.chain(registrations).chain(flags).collect();
-            ring.submitter().register_restrictions(&mut all).ok()
-        });
-        restricted.ok_or(io::ErrorKind::Unsupported)?;
-        ring.submitter().register_enable_rings()?;
-        Ok(ring)
+    #[test]
+    fn a_push_without_room_changes_nothing() {
+        let mut ring = Ring::with_entries(Setup::Plain, 2).expect("io_uring");
+        let nop = |user_data| io_uring::opcode::Nop::new().build().user_data(user_data);
+        // SAFETY: a Nop points to no memory.
+        let push = |ring: &mut Ring, user_data| unsafe { ring.push(&nop(user_data)) };
+        assert_eq!([1, 2].map(|user_data| push(&mut ring, user_data)), [Ok(()); 2]);
+        let next = ring.next_vectors().as_ptr();
+        assert_eq!(push(&mut ring, 3), Err(NoRoom));
+        assert_eq!((ring.pushed, ring.next_vectors().as_ptr()), (2, next));
+        assert!(ring.make_room());
+        assert_eq!(push(&mut ring, 4), Ok(()));
+        ring.enter(3, None).expect("entered");
+        let mut completions = Vec::new();
+        ring.completions(&mut completions, usize::MAX);
+        completions.sort_by_key(cqueue::Entry::user_data);
+        assert_eq!(completions.iter().map(cqueue::Entry::user_data).collect::<Vec<_>>(), [1, 2, 4]);
     }
 }

@@ -1,8 +1,9 @@
 //! What the engine knows of one registration.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use duopoll_core::{Kind, Token};
+use duopoll_core::{Kind, Token, TokenTable};
+use io_uring::types::Fd;
 
 /// An operation, as it is named in the upper byte of a submission's user data; the token is in the lower seven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +59,8 @@ impl Op {
 /// One registered descriptor.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    pub(crate) fd: RawFd,
-    pub(crate) token: Token,
+    /// It stays open until the operators are told that it is released.
+    pub(crate) fd: BorrowedFd<'static>,
     pub(crate) kind: Kind,
     /// What is in flight in the receiving direction: anything but a send, its poll, the waker and a cancellation.
     pub(crate) inbound: Option<Op>,
@@ -84,21 +85,20 @@ pub(crate) struct Socket {
     /// Waits in the list of those that receive again with the next submission.
     pub(crate) listed: bool,
     /// There was no room in the submission queue for a send.
-    pub(crate) send_later: bool,
+    pub(crate) send_listed: bool,
     /// The stream has ended or failed: there is nothing to receive any more.
     pub(crate) ended: bool,
     /// Deregistered, and waiting for the last completion.
     pub(crate) closing: bool,
     /// Sends without a copy that the kernel has taken.
     #[cfg(feature = "zerocopy")]
-    pub(crate) zero_copies: u32,
+    pub(crate) zero_copies_taken: u32,
 }
 
 impl Socket {
-    pub(crate) fn new(fd: RawFd, token: Token, kind: Kind) -> Socket {
+    pub(crate) fn new(fd: BorrowedFd<'static>, kind: Kind) -> Socket {
         Socket {
             fd,
-            token,
             kind,
             inbound: None,
             outbound: None,
@@ -111,12 +111,17 @@ impl Socket {
             slow: false,
             quick: false,
             listed: false,
-            send_later: false,
+            send_listed: false,
             ended: false,
             closing: false,
             #[cfg(feature = "zerocopy")]
-            zero_copies: 0,
+            zero_copies_taken: 0,
         }
+    }
+
+    /// For an operation's entry.
+    pub(crate) fn fd(&self) -> Fd {
+        Fd(self.fd.as_raw_fd())
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -124,33 +129,5 @@ impl Socket {
     }
 }
 
-/// The registrations, by the index of their tokens.
-#[derive(Debug, Default)]
-pub(crate) struct Sockets {
-    entries: Vec<Option<Socket>>,
-}
-
-impl Sockets {
-    pub(crate) fn insert(&mut self, socket: Socket) {
-        let index = socket.token.index();
-        if index >= self.entries.len() {
-            self.entries.resize_with(index + 1, || None);
-        }
-        self.entries[index] = Some(socket);
-    }
-
-    #[inline]
-    pub(crate) fn get(&mut self, token: Token) -> Option<&mut Socket> {
-        self.entries.get_mut(token.index())?.as_mut().filter(|socket| socket.token == token)
-    }
-
-    /// Whether the kernel still has something of a registration that receives.
-    pub(crate) fn any_inbound(&self) -> bool {
-        self.entries.iter().flatten().any(|socket| socket.inbound.is_some())
-    }
-
-    pub(crate) fn remove(&mut self, token: Token) -> Option<Socket> {
-        self.get(token)?;
-        self.entries[token.index()].take()
-    }
-}
+/// The registrations.
+pub(crate) type Sockets = TokenTable<Socket>;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-use duopoll_core::Slice;
+use duopoll_core::{Inputs, Lease, Slice};
 
 use super::*;
 

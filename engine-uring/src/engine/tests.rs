@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::thread;
 
-use duopoll_core::{SEND_VECTORS_MAX, Slice};
+use duopoll_core::{Inputs, Lease, Next, Outputs, SEND_VECTORS_MAX, Slice};
+use libc::iovec;
 
 use super::*;
-use crate::ring::testing::ENTRIES;
+use crate::ring::testing::{ENTRIES, PUSHES, Pushes};
 
 /// How long anything may take before the test fails instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,6 +32,8 @@ struct Seen {
     /// Bytes that are still to be sent.
     unsent: usize,
     sending: bool,
+    /// Those of its sends.
+    flags: i32,
     send_failed: bool,
     accepted: Vec<OwnedFd>,
     /// Says stop after each receive.
@@ -98,7 +103,7 @@ unsafe impl Operators for Recorder {
         seen.sending = true;
         let iov_base = BYTES.as_ptr().cast_mut().cast();
         vectors[0] = iovec { iov_base, iov_len: seen.unsent };
-        Outputs::Vectors { count: 1, bytes: seen.unsent, flags: 0, awaited: true }
+        Outputs::Vectors { count: 1, bytes: seen.unsent, flags: seen.flags, awaited: true }
     }
 
     fn late_output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
@@ -145,23 +150,23 @@ unsafe impl Operators for Recorder {
 }
 
 /// An engine, and what came of it. The engine goes first.
-struct Bench {
+struct Harness {
     uring: Uring,
     recorder: Recorder,
 }
 
-impl Bench {
-    fn new(allowed: Features) -> Bench {
+impl Harness {
+    fn new(allowed: Features) -> Harness {
         let uring = Uring::new(allowed).expect("io_uring");
-        Bench { uring, recorder: Recorder::default() }
+        Harness { uring, recorder: Recorder::default() }
     }
 
     /// An engine with room for two submissions and 32 completions.
-    fn tiny(allowed: Features) -> Bench {
+    fn tiny(allowed: Features) -> Harness {
         ENTRIES.set(Some(2));
-        let bench = Bench::new(allowed);
+        let harness = Harness::new(allowed);
         ENTRIES.set(None);
-        bench
+        harness
     }
 
     /// Whether receives go on by themselves.
@@ -217,7 +222,7 @@ impl Bench {
     }
 
     /// Turns until it holds.
-    fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Bench) -> bool) {
+    fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Harness) -> bool) {
         let start = Instant::now();
         while !holds(self) {
             assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
@@ -227,7 +232,7 @@ impl Bench {
     }
 
     fn until_received(&mut self, token: Token, bytes: usize) {
-        self.until("bytes arrive", |bench| bench.seen(token).received.len() >= bytes);
+        self.until("bytes arrive", |harness| harness.seen(token).received.len() >= bytes);
         assert_eq!(self.seen(token).received.len(), bytes);
     }
 
@@ -258,33 +263,33 @@ const TIERS: [Features; 3] = [Features::BASE, Features::LINUX_6_1, Features::ALL
 fn a_receive_that_ends_with_its_bytes_is_armed_again() {
     const STREAMS: usize = 40;
     for tier in TIERS {
-        let (mut bench, listener) = (Bench::tiny(tier), listener());
-        if !bench.has_multishot() {
+        let (mut harness, listener) = (Harness::tiny(tier), listener());
+        if !harness.has_multishot() {
             continue;
         }
-        let mut streams: Vec<_> = (0..STREAMS).map(|_| bench.stream(&listener)).collect();
-        bench.until("all are armed", |bench| bench.uring.to_receive.is_empty());
-        bench.turn();
+        let mut streams: Vec<_> = (0..STREAMS).map(|_| harness.stream(&listener)).collect();
+        harness.until("all are armed", |harness| harness.uring.to_receive.is_empty());
+        harness.turn();
         for (_, peer) in &mut streams {
             peer.write_all(b"x").expect("sent");
         }
         // There is no room for all of it, so some receives end.
         let ended = |entry: &&cqueue::Entry| entry.result() > 0 && !cqueue::more(entry.flags());
         let start = Instant::now();
-        while bench.harvest().iter().filter(|entry| entry.result() > 0).count() < STREAMS {
+        while harness.harvest().iter().filter(|entry| entry.result() > 0).count() < STREAMS {
             assert!(start.elapsed() < PATIENCE, "not all have received");
         }
-        assert!(bench.uring.completions.iter().filter(ended).count() > 0, "none has ended");
+        assert!(harness.uring.completions.iter().filter(ended).count() > 0, "none has ended");
         for (token, _) in &streams {
-            bench.until_received(*token, 1);
+            harness.until_received(*token, 1);
         }
         for (_, peer) in &mut streams {
             peer.write_all(b"y").expect("sent");
         }
         for (token, _) in &streams {
-            bench.until_received(*token, 2);
-            assert_eq!(bench.seen(*token).received, b"xy");
-            assert!(bench.seen(*token).end.is_none());
+            harness.until_received(*token, 2);
+            assert_eq!(harness.seen(*token).received, b"xy");
+            assert!(harness.seen(*token).end.is_none());
         }
     }
 }
@@ -292,30 +297,30 @@ fn a_receive_that_ends_with_its_bytes_is_armed_again() {
 #[test]
 fn the_end_is_seen_though_the_socket_is_said_not_to_be_empty() {
     for tier in TIERS {
-        let (mut bench, listener) = (Bench::new(tier), listener());
-        let (token, peer) = bench.stream(&listener);
-        let (last, mut talker) = bench.stream(&listener);
+        let (mut harness, listener) = (Harness::new(tier), listener());
+        let (token, peer) = harness.stream(&listener);
+        let (last, mut talker) = harness.stream(&listener);
         // What had been received when it was looked at, and what comes with the end.
-        bench.turn();
+        harness.turn();
         peer.shutdown(Shutdown::Write).expect("connected");
         talker.write_all(b"bye").expect("sent");
         talker.shutdown(Shutdown::Write).expect("connected");
         let start = Instant::now();
         let said =
             |entry: &cqueue::Entry| entry.result() == 0 && cqueue::sock_nonempty(entry.flags());
-        while bench.has_multishot() && !bench.harvest().iter().any(said) {
+        while harness.has_multishot() && !harness.harvest().iter().any(said) {
             assert!(start.elapsed() < PATIENCE, "no end says that the socket is not empty");
         }
-        bench.until("both end", |bench| {
-            [token, last].into_iter().all(|token| bench.seen(token).end.is_some())
+        harness.until("both end", |harness| {
+            [token, last].into_iter().all(|token| harness.seen(token).end.is_some())
         });
-        assert!(matches!(bench.seen(token).end, Some(Ok(()))));
-        assert!(matches!(bench.seen(last).end, Some(Ok(()))));
-        assert_eq!(bench.seen(last).received, b"bye");
+        assert!(matches!(harness.seen(token).end, Some(Ok(()))));
+        assert!(matches!(harness.seen(last).end, Some(Ok(()))));
+        assert_eq!(harness.seen(last).received, b"bye");
         // It is not asked again.
-        let receives = bench.uring.stats.receives;
-        (0..10).for_each(|_| bench.turn());
-        assert_eq!(bench.uring.stats.receives, receives);
+        let receives = harness.uring.stats.receives;
+        (0..10).for_each(|_| harness.turn());
+        assert_eq!(harness.uring.stats.receives, receives);
     }
 }
 
@@ -323,18 +328,18 @@ fn the_end_is_seen_though_the_socket_is_said_not_to_be_empty() {
 fn completions_that_overflow_reach_everybody() {
     const STREAMS: usize = 100;
     for tier in TIERS {
-        let (mut bench, listener) = (Bench::tiny(tier), listener());
-        let mut streams: Vec<_> = (0..STREAMS).map(|_| bench.stream(&listener)).collect();
+        let (mut harness, listener) = (Harness::tiny(tier), listener());
+        let mut streams: Vec<_> = (0..STREAMS).map(|_| harness.stream(&listener)).collect();
         let accepting = self::listener();
         let address = accepting.local_addr().expect("bound");
         accepting.set_nonblocking(true).expect("a socket");
-        let accepting = bench.register(accepting, Kind::Listener);
-        bench.until("all are armed", |bench| bench.uring.to_receive.is_empty());
-        let waker = bench.uring.waker();
+        let accepting = harness.register(accepting, Kind::Listener);
+        harness.until("all are armed", |harness| harness.uring.to_receive.is_empty());
+        let waker = harness.uring.waker();
         let mut peers = Vec::new();
         for round in 1..=3 {
-            bench.turn();
-            let woken = bench.uring.stats.wakeups;
+            harness.turn();
+            let woken = harness.uring.stats.wakeups;
             let (leave, stay) = streams.split_at_mut(STREAMS / 10 * round);
             for (_, peer) in leave {
                 let _ = peer.shutdown(Shutdown::Both);
@@ -344,67 +349,67 @@ fn completions_that_overflow_reach_everybody() {
             }
             peers.extend((0..10).map(|_| TcpStream::connect(address).expect("connected")));
             waker.notify();
-            bench.complete();
-            bench.until("all is seen", |bench| {
+            harness.complete();
+            harness.until("all is seen", |harness| {
                 streams.iter().enumerate().all(|(at, (token, _))| {
-                    let seen = bench.seen(*token);
+                    let seen = harness.seen(*token);
                     let leaves = at < STREAMS / 10 * round;
                     if leaves { seen.end.is_some() } else { seen.received.len() == round }
-                }) && bench.seen(accepting).accepted.len() == peers.len()
-                    && bench.uring.stats.wakeups > woken
+                }) && harness.seen(accepting).accepted.len() == peers.len()
+                    && harness.uring.stats.wakeups > woken
             });
         }
-        assert!(bench.uring.stats.completion_overflows > 0, "{tier}: nothing has overflowed");
+        assert!(harness.uring.stats.completion_overflows > 0, "{tier}: nothing has overflowed");
     }
 }
 
 #[test]
 fn bytes_that_race_with_a_cancellation_arrive() {
     for tier in TIERS {
-        let (mut bench, listener) = (Bench::new(tier), listener());
-        let (token, mut peer) = bench.stream(&listener);
-        bench.turn();
+        let (mut harness, listener) = (Harness::new(tier), listener());
+        let (token, mut peer) = harness.stream(&listener);
+        harness.turn();
         // They are there first, and the cancellation is on its way when they are looked at.
         peer.write_all(b"a").expect("sent");
-        bench.harvest();
-        bench.uring.stop(token);
-        bench.turn();
-        bench.receive(token);
-        bench.until_received(token, 1);
+        harness.harvest();
+        harness.uring.stop(token);
+        harness.turn();
+        harness.receive(token);
+        harness.until_received(token, 1);
         // They come after it was asked for, and before it is submitted.
-        bench.uring.stop(token);
+        harness.uring.stop(token);
         peer.write_all(b"b").expect("sent");
-        bench.turn();
-        bench.receive(token);
-        bench.until_received(token, 2);
+        harness.turn();
+        harness.receive(token);
+        harness.until_received(token, 2);
         // Receiving goes on before the cancellation is over.
-        bench.turn();
-        bench.uring.stop(token);
-        bench.receive(token);
-        bench.turn();
+        harness.turn();
+        harness.uring.stop(token);
+        harness.receive(token);
+        harness.turn();
         peer.write_all(b"c").expect("sent");
-        bench.until_received(token, 3);
+        harness.until_received(token, 3);
         // Its user says stop with every byte, and goes on each time.
-        bench.seen(token).stops = true;
+        harness.seen(token).stops = true;
         for n in 4..40 {
             peer.write_all(b"d").expect("sent");
-            bench.until_received(token, n);
-            bench.receive(token);
+            harness.until_received(token, n);
+            harness.receive(token);
         }
         // When the cancellation is over, nothing comes any more, each time.
         for n in [40, 42] {
             peer.write_all(b"e").expect("sent");
-            bench.until_received(token, n);
-            (0..3).for_each(|_| bench.turn());
+            harness.until_received(token, n);
+            (0..3).for_each(|_| harness.turn());
             peer.write_all(b"f").expect("sent");
-            (0..3).for_each(|_| bench.turn());
-            assert_eq!(bench.seen(token).received.len(), n, "{tier}: it goes on");
-            bench.receive(token);
-            bench.until_received(token, n + 1);
-            bench.receive(token);
+            (0..3).for_each(|_| harness.turn());
+            assert_eq!(harness.seen(token).received.len(), n, "{tier}: it goes on");
+            harness.receive(token);
+            harness.until_received(token, n + 1);
+            harness.receive(token);
         }
-        assert!(bench.seen(token).end.is_none());
-        assert_eq!(bench.seen(token).received[..4], *b"abcd");
+        assert!(harness.seen(token).end.is_none());
+        assert_eq!(harness.seen(token).received[..4], *b"abcd");
     }
 }
 
@@ -412,22 +417,22 @@ fn bytes_that_race_with_a_cancellation_arrive() {
 fn bytes_that_race_with_leaving_are_received_or_left_in_the_socket() {
     for tier in TIERS {
         for early in [true, false] {
-            let (mut bench, listener) = (Bench::new(tier), listener());
-            let (token, mut peer) = bench.stream(&listener);
-            let socket = bench.seen(token).socket.as_ref().expect("open").try_clone();
+            let (mut harness, listener) = (Harness::new(tier), listener());
+            let (token, mut peer) = harness.stream(&listener);
+            let socket = harness.seen(token).socket.as_ref().expect("open").try_clone();
             let mut socket = TcpStream::from(socket.expect("a descriptor"));
-            bench.turn();
+            harness.turn();
             if early {
                 peer.write_all(b"abc").expect("sent");
-                bench.harvest();
+                harness.harvest();
             }
-            bench.deregister(token, Deregister::Leave);
+            harness.deregister(token, Deregister::Leave);
             if !early {
                 peer.write_all(b"abc").expect("sent");
             }
-            bench.until("it is left", |bench| bench.seen(token).released);
+            harness.until("it is left", |harness| harness.seen(token).released);
             peer.write_all(b"def").expect("still open");
-            let mut all = bench.seen(token).received.clone();
+            let mut all = harness.seen(token).received.clone();
             socket.set_nonblocking(false).expect("a socket");
             socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
             let received = all.len();
@@ -450,28 +455,28 @@ fn a_close_sends_the_fin_and_keeps_the_descriptor_while_operations_are_in_flight
         for how in [Deregister::Close, Deregister::Shutdown] {
             // What was not submitted yet is in flight, too.
             for submitted in [true, false] {
-                let (mut bench, listener) = (Bench::new(tier), listener());
-                let (token, mut peer) = bench.stream(&listener);
-                let fd = bench.seen(token).socket.as_ref().expect("open").as_raw_fd();
+                let (mut harness, listener) = (Harness::new(tier), listener());
+                let (token, mut peer) = harness.stream(&listener);
+                let fd = harness.seen(token).socket.as_ref().expect("open").as_raw_fd();
                 // More than the peer's kernel takes.
-                bench.send(token, BYTES.len());
+                harness.send(token, BYTES.len());
                 if submitted {
-                    bench.until("the send waits", |bench| {
-                        let socket = bench.uring.sockets.get(token).expect("registered");
+                    harness.until("the send waits", |harness| {
+                        let socket = harness.uring.sockets.get_mut(token).expect("registered");
                         socket.slow && socket.outbound.is_some() && socket.inbound.is_some()
                     });
-                    bench.turn();
+                    harness.turn();
                 }
-                bench.deregister(token, how);
-                let seen = bench.seen(token);
+                harness.deregister(token, how);
+                let seen = harness.seen(token);
                 assert!(seen.sending && !seen.released, "{tier} {how:?}: released");
                 assert!(is_open(fd), "{tier} {how:?}: closed");
                 // Before the engine takes another turn, the peer knows.
                 let mut rest = Vec::new();
                 peer.read_to_end(&mut rest).expect("the end");
                 assert!(rest.len() < BYTES.len());
-                bench.until("it is released", |bench| bench.seen(token).released);
-                assert!(bench.seen(token).send_failed);
+                harness.until("it is released", |harness| harness.seen(token).released);
+                assert!(harness.seen(token).send_failed);
             }
         }
     }
@@ -480,50 +485,50 @@ fn a_close_sends_the_fin_and_keeps_the_descriptor_while_operations_are_in_flight
 #[test]
 fn a_close_waits_for_a_receive_that_goes_on() {
     for tier in TIERS {
-        let (mut bench, listener) = (Bench::new(tier), listener());
-        let (token, mut peer) = bench.stream(&listener);
-        let fd = bench.seen(token).socket.as_ref().expect("open").as_raw_fd();
+        let (mut harness, listener) = (Harness::new(tier), listener());
+        let (token, mut peer) = harness.stream(&listener);
+        let fd = harness.seen(token).socket.as_ref().expect("open").as_raw_fd();
         peer.write_all(b"x").expect("sent");
-        bench.until_received(token, 1);
-        bench.turn();
-        bench.deregister(token, Deregister::Close);
-        assert!(!bench.seen(token).released && is_open(fd), "{tier}: released");
+        harness.until_received(token, 1);
+        harness.turn();
+        harness.deregister(token, Deregister::Close);
+        assert!(!harness.seen(token).released && is_open(fd), "{tier}: released");
         assert_eq!(peer.read(&mut [0]).expect("the end"), 0);
-        bench.until("it is released", |bench| bench.seen(token).released);
+        harness.until("it is released", |harness| harness.seen(token).released);
     }
 }
 
 #[test]
 fn one_send_is_in_flight_at_a_time() {
     for tier in TIERS {
-        let (mut bench, listener) = (Bench::new(tier), listener());
-        let (token, mut peer) = bench.stream(&listener);
+        let (mut harness, listener) = (Harness::new(tier), listener());
+        let (token, mut peer) = harness.stream(&listener);
         // The operators object to being asked for a second one.
-        bench.send(token, BYTES.len() / 2);
-        bench.send(token, BYTES.len() / 4);
-        bench.turn();
-        bench.send(token, BYTES.len() / 4);
+        harness.send(token, BYTES.len() / 2);
+        harness.send(token, BYTES.len() / 4);
+        harness.turn();
+        harness.send(token, BYTES.len() / 4);
         thread::scope(|scope| {
             let reader = scope.spawn(move || peer.read_exact(&mut vec![0; BYTES.len()]));
-            bench.until("all is sent", |bench| bench.seen(token).unsent == 0);
+            harness.until("all is sent", |harness| harness.seen(token).unsent == 0);
             reader.join().expect("no panic").expect("all arrives");
         });
-        assert_eq!(bench.uring.stats.sent_bytes, BYTES.len() as u64);
+        assert_eq!(harness.uring.stats.sent_bytes, BYTES.len() as u64);
     }
 }
 
 #[test]
 fn an_abort_ends_what_is_in_flight() {
     for tier in TIERS {
-        let (mut bench, listener) = (Bench::new(tier), listener());
-        let (token, mut peer) = bench.stream(&listener);
-        bench.send(token, BYTES.len());
-        bench.turn();
-        bench.deregister(token, Deregister::Abort);
-        assert!(!bench.seen(token).released);
+        let (mut harness, listener) = (Harness::new(tier), listener());
+        let (token, mut peer) = harness.stream(&listener);
+        harness.send(token, BYTES.len());
+        harness.turn();
+        harness.deregister(token, Deregister::Abort);
+        assert!(!harness.seen(token).released);
         let error = io::copy(&mut peer, &mut io::sink()).expect_err("a reset");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-        bench.until("it is released", |bench| bench.seen(token).released);
+        harness.until("it is released", |harness| harness.seen(token).released);
     }
 }
 
@@ -531,10 +536,10 @@ fn an_abort_ends_what_is_in_flight() {
 #[test]
 fn another_thread_is_refused_by_the_kernel() {
     for tier in TIERS {
-        let (mut bench, listener) = (Bench::new(tier), listener());
-        let (token, mut peer) = bench.stream(&listener);
-        bench.turn();
-        let ring = bench.uring.ring.as_raw_fd();
+        let (mut harness, listener) = (Harness::new(tier), listener());
+        let (token, mut peer) = harness.stream(&listener);
+        harness.turn();
+        let ring = harness.uring.ring.as_raw_fd();
         let refused = thread::scope(|scope| {
             let enter = scope.spawn(move || {
                 const NOTHING: usize = 0;
@@ -545,58 +550,163 @@ fn another_thread_is_refused_by_the_kernel() {
             });
             enter.join().expect("no panic")
         });
-        if bench.uring.features.contains(Feature::DeferredCompletions) {
+        if harness.uring.features.contains(Feature::DeferredCompletions) {
             assert_eq!(refused, Some(Some(libc::EEXIST)));
         }
         peer.write_all(b"x").expect("sent");
-        bench.until_received(token, 1);
+        harness.until_received(token, 1);
     }
 }
 
 #[test]
 fn without_buffers_receives_wait_and_do_not_spin() {
     for tier in TIERS {
-        let (mut bench, listener) = (Bench::new(tier), listener());
-        if !bench.has_multishot() {
+        let (mut harness, listener) = (Harness::new(tier), listener());
+        if !harness.has_multishot() {
             continue;
         }
-        let (flooded, mut flood) = bench.stream(&listener);
-        let (idle, mut quiet) = bench.stream(&listener);
-        bench.turn();
-        let buffers = bench.uring.buffers.as_mut().expect("multishot");
+        let (flooded, mut flood) = harness.stream(&listener);
+        let (idle, mut quiet) = harness.stream(&listener);
+        harness.turn();
+        let buffers = harness.uring.buffers.as_mut().expect("multishot");
         let wanted = buffers.want(0);
         flood.set_nonblocking(true).expect("a socket");
         let mut sent = 0;
-        bench.until("all buffers are used up", |bench| {
+        harness.until("all buffers are used up", |harness| {
             sent += flood.write(&BYTES[..64 << 10]).unwrap_or(0);
-            bench.uring.buffers.as_ref().is_some_and(Buffers::is_empty)
+            harness.uring.buffers.as_ref().is_some_and(Buffers::is_empty)
         });
         sent += flood.write(&BYTES[..64 << 10]).unwrap_or(0);
         quiet.write_all(b"x").expect("sent");
-        let (late, mut later) = bench.stream(&listener);
+        let (late, mut later) = harness.stream(&listener);
         later.write_all(b"y").expect("sent");
         // Each of them finds out at most once.
-        bench.turn();
+        harness.turn();
         let (shortages, receives) =
-            (bench.uring.stats.buffer_shortages, bench.uring.stats.receives);
-        (0..50).for_each(|_| bench.turn());
-        let after = bench.uring.stats;
+            (harness.uring.stats.buffer_shortages, harness.uring.stats.receives);
+        (0..50).for_each(|_| harness.turn());
+        let after = harness.uring.stats;
         assert!(after.buffer_shortages > 0, "{tier}: nothing was short");
         assert!(after.buffer_shortages - shortages <= 3, "{tier}: it spins");
         assert!(after.receives - receives <= 3, "{tier}: it spins");
         // Nor does a turn that may sleep pass at once.
-        assert!(bench.uring.to_receive.is_empty() && !bench.uring.more);
-        assert!([flooded, idle, late].iter().all(|token| bench.seen(*token).end.is_none()));
+        assert!(harness.uring.to_receive.is_empty() && !harness.uring.turn_left_more);
+        assert!([flooded, idle, late].iter().all(|token| harness.seen(*token).end.is_none()));
         // They ask again, which changes nothing.
-        [flooded, idle, late].into_iter().for_each(|token| bench.receive(token));
-        bench.turn();
-        assert_eq!(bench.uring.stats.receives, after.receives);
+        [flooded, idle, late].into_iter().for_each(|token| harness.receive(token));
+        harness.turn();
+        assert_eq!(harness.uring.stats.receives, after.receives);
 
-        bench.uring.buffers.as_mut().expect("multishot").want(wanted);
-        bench.until_received(flooded, sent);
-        bench.until_received(idle, 1);
-        bench.until_received(late, 1);
+        harness.uring.buffers.as_mut().expect("multishot").want(wanted);
+        harness.until_received(flooded, sent);
+        harness.until_received(idle, 1);
+        harness.until_received(late, 1);
     }
+}
+
+#[test]
+fn what_finds_no_room_is_not_in_flight_and_is_queued_later() {
+    for tier in TIERS {
+        let (mut harness, listener) = (Harness::new(tier), listener());
+        PUSHES.set(Pushes::Refused);
+        let (token, mut peer) = harness.stream(&listener);
+        let accepting = self::listener();
+        let address = accepting.local_addr().expect("bound");
+        accepting.set_nonblocking(true).expect("a socket");
+        let accepting = harness.register(accepting, Kind::Listener);
+        let _connecting = TcpStream::connect(address).expect("connected");
+        harness.send(token, 5);
+        peer.write_all(b"abc").expect("sent");
+        harness.uring.waker().notify();
+        (0..5).for_each(|_| harness.turn());
+        for token in [token, accepting] {
+            let socket = harness.uring.sockets.get_mut(token).expect("registered");
+            assert!(socket.is_idle(), "{tier}: {socket:?}");
+            assert!(!harness.seen(token).lent && !harness.seen(token).sending, "{tier}");
+        }
+        assert!(!harness.uring.waker_armed && harness.uring.quick_sends == 0);
+        assert_eq!(harness.uring.stats.wakeups + harness.uring.stats.receives, 0);
+
+        PUSHES.set(Pushes::Accepted);
+        harness.until_received(token, 3);
+        harness.until("the rest is done", |harness| {
+            harness.seen(token).unsent == 0
+                && harness.seen(accepting).accepted.len() == 1
+                && harness.uring.stats.wakeups > 0
+        });
+        peer.read_exact(&mut [0; 5]).expect("it was sent");
+
+        // A cancellation is kept, too.
+        harness.turn();
+        PUSHES.set(Pushes::Refused);
+        harness.deregister(token, Deregister::Leave);
+        (0..5).for_each(|_| harness.turn());
+        assert_eq!(harness.uring.to_cancel.len(), 1, "{tier}");
+        assert!(!harness.seen(token).released, "{tier}");
+        PUSHES.set(Pushes::Accepted);
+        harness.until("it is released", |harness| harness.seen(token).released);
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_every_other_entry_finds_no_room() {
+    const ROUNDS: usize = 40;
+    for tier in TIERS {
+        for first in [Pushes::RefusedInTurn, Pushes::AcceptedInTurn] {
+            let (mut harness, listener) = (Harness::new(tier), listener());
+            PUSHES.set(first);
+            let (token, mut peer) = harness.stream(&listener);
+            for round in 1..=ROUNDS {
+                // As much as is lent, so that it is received from again without a poll.
+                peer.write_all(&BYTES[..64]).expect("sent");
+                harness.send(token, 100);
+                harness.until_received(token, round * 64);
+                harness.until("it is sent", |harness| harness.seen(token).unsent == 0);
+                peer.read_exact(&mut [0; 100]).expect("it was sent");
+                if round % 3 == 0 {
+                    harness.uring.stop(token);
+                    harness.turn();
+                    harness.receive(token);
+                }
+            }
+            assert!(harness.seen(token).end.is_none());
+            harness.deregister(token, Deregister::Leave);
+            harness.until("it is released", |harness| harness.seen(token).released);
+            PUSHES.set(Pushes::Accepted);
+        }
+    }
+}
+
+#[cfg(feature = "zerocopy")]
+#[test]
+fn a_send_without_a_copy_that_finds_no_room_leaves_nothing_behind() {
+    let (mut harness, listener) = (Harness::new(Features::ALL), listener());
+    if !harness.uring.features.contains(Feature::ZeroCopySend) {
+        return;
+    }
+    let (token, mut peer) = harness.stream(&listener);
+    harness.seen(token).flags = libc::MSG_ZEROCOPY;
+    PUSHES.set(Pushes::Refused);
+    harness.send(token, 1000);
+    harness.turn();
+    assert!(harness.uring.zero_copies.is_empty() && !harness.seen(token).sending);
+    PUSHES.set(Pushes::Accepted);
+    harness.until("it is sent", |harness| harness.seen(token).unsent == 0);
+    peer.read_exact(&mut [0; 1000]).expect("it was sent");
+    harness.until("it is told of", |harness| harness.uring.zero_copies.is_empty());
+}
+
+#[test]
+fn an_engine_whose_waker_found_no_room_does_not_sleep() {
+    let mut harness = Harness::new(Features::ALL);
+    let waker = harness.uring.waker();
+    PUSHES.set(Pushes::Refused);
+    // It would sleep for ever.
+    harness.uring.wait(None, &mut harness.recorder).expect("a turn");
+    PUSHES.set(Pushes::Accepted);
+    waker.notify();
+    harness.uring.wait(None, &mut harness.recorder).expect("a turn");
+    assert_eq!(harness.uring.stats.wakeups, 1);
 }
 
 /// Whoever owned the memory must keep it: the kernel may not be done with it when the ring is closed.
@@ -606,30 +716,32 @@ fn a_ring_goes_with_ten_thousand_operations_in_flight() {
     /// Registrations that share a stream, so that fewer descriptors do.
     const SHARES: usize = 50;
     static KEPT: Mutex<Option<Recorder>> = Mutex::new(None);
-    let mut bench = Bench::new(Features::BASE);
+    let mut harness = Harness::new(Features::BASE);
     let mut peers = Vec::with_capacity(STREAMS);
     for _ in 0..STREAMS {
-        let (ours, peer) = sys::socket_pair().expect("descriptors");
+        let (ours, peer) = UnixStream::pair().expect("descriptors");
+        ours.set_nonblocking(true).expect("a socket");
         let fd = ours.as_raw_fd();
-        let token = bench.register(ours, Kind::Stream);
-        bench.send(token, BYTES.len());
+        let token = harness.register(ours, Kind::Stream);
+        harness.send(token, BYTES.len());
         for _ in 1..SHARES {
-            bench.register_shared(fd, Kind::Stream);
+            harness.register_shared(fd, Kind::Stream);
         }
         peers.push(peer);
     }
-    bench.until("all are in flight", |bench| {
+    harness.until("all are in flight", |harness| {
         let tokens = (0..STREAMS * SHARES).map(|at| Token::new(at as u32, 1));
-        let sockets = &mut bench.uring.sockets;
-        let mut waits = |token| sockets.get(token).is_some_and(|socket| socket.inbound.is_some());
+        let sockets = &mut harness.uring.sockets;
+        let mut waits =
+            |token| sockets.get_mut(token).is_some_and(|socket| socket.inbound.is_some());
         let receives = tokens.filter(|token| waits(*token)).count();
-        receives == 10_000 && bench.uring.to_send.is_empty()
+        receives == 10_000 && harness.uring.to_send.is_empty()
     });
-    let Bench { uring, mut recorder } = bench;
+    let Harness { uring, mut recorder } = harness;
     drop(uring);
     // What comes now comes to nobody.
-    for peer in &peers {
-        sys::write(peer, b"late").expect("sent");
+    for mut peer in &peers {
+        peer.write_all(b"late").expect("sent");
     }
     recorder.0.values_mut().for_each(|seen| seen.socket = None);
     *KEPT.lock().expect("no panic") = Some(recorder);

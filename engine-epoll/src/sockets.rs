@@ -1,14 +1,14 @@
 //! What the engine knows of one registration.
 
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 
-use duopoll_core::{Kind, Token};
+use duopoll_core::{Kind, TokenTable};
 
 /// One registered descriptor.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    pub(crate) fd: RawFd,
-    pub(crate) token: Token,
+    /// It stays open until the operators are told that it is released.
+    pub(crate) fd: BorrowedFd<'static>,
     pub(crate) kind: Kind,
     /// The last event said that something can be read, or accepted, and no call has found the opposite since.
     pub(crate) readable: bool,
@@ -28,19 +28,18 @@ pub(crate) struct Socket {
     /// A send was broken off because its budget was spent.
     pub(crate) unsent: bool,
     /// There are more notices in the error queue than one turn has taken.
-    pub(crate) notices: bool,
+    pub(crate) more_notices: bool,
     /// The stream has ended or failed: there is nothing to read any more.
     pub(crate) ended: bool,
     /// Something was sent without a copy: notices come through the error queue.
     #[cfg(feature = "zerocopy")]
-    pub(crate) zero_copy: bool,
+    pub(crate) sends_zero_copy: bool,
 }
 
 impl Socket {
-    pub(crate) fn new(fd: RawFd, token: Token, kind: Kind, is_unix: bool) -> Socket {
+    pub(crate) fn new(fd: BorrowedFd<'static>, kind: Kind, is_unix: bool) -> Socket {
         Socket {
             fd,
-            token,
             kind,
             readable: false,
             stops_short: false,
@@ -50,36 +49,13 @@ impl Socket {
             blocked: false,
             watches_room: !is_unix,
             unsent: false,
-            notices: false,
+            more_notices: false,
             ended: false,
             #[cfg(feature = "zerocopy")]
-            zero_copy: false,
+            sends_zero_copy: false,
         }
     }
 }
 
-/// The registrations, by the index of their tokens.
-#[derive(Debug, Default)]
-pub(crate) struct Sockets {
-    entries: Vec<Option<Socket>>,
-}
-
-impl Sockets {
-    pub(crate) fn insert(&mut self, socket: Socket) {
-        let index = socket.token.index();
-        if index >= self.entries.len() {
-            self.entries.resize_with(index + 1, || None);
-        }
-        self.entries[index] = Some(socket);
-    }
-
-    #[inline]
-    pub(crate) fn get(&mut self, token: Token) -> Option<&mut Socket> {
-        self.entries.get_mut(token.index())?.as_mut().filter(|socket| socket.token == token)
-    }
-
-    pub(crate) fn remove(&mut self, token: Token) -> Option<Socket> {
-        self.get(token)?;
-        self.entries[token.index()].take()
-    }
-}
+/// The registrations.
+pub(crate) type Sockets = TokenTable<Socket>;

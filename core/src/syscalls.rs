@@ -1,0 +1,178 @@
+//! What both engines ask of the kernel beside receiving and sending, written once.
+//!
+//! The core itself calls none of it. Here are the descriptors' system calls with the hooks by which a test makes them
+//! fail: see [`fault!`](crate::fault).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
+use rustix::net::Shutdown;
+
+use crate::poll::Notify;
+
+/// Returns early from a system call that a test wants to fail.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! fault {
+    ($call:ident) => {
+        #[cfg(duopoll_faults)]
+        if let Some(errno) = $crate::faults::errno($crate::faults::Call::$call) {
+            return Err(::std::io::Error::from_raw_os_error(errno));
+        }
+    };
+}
+
+/// Calls again while a signal interrupts.
+#[inline]
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// The counter by which other threads wake an engine that waits for it.
+#[derive(Debug)]
+pub struct EventFd(OwnedFd);
+
+impl EventFd {
+    /// A counter at zero.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE` or `ENOMEM`.
+    pub fn new() -> io::Result<EventFd> {
+        fault!(EventFd);
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(EventFd(rustix::event::eventfd(0, flags)?))
+    }
+
+    /// Adds one, which makes it readable.
+    ///
+    /// # Errors
+    /// `EAGAIN`: it is at its end, 2^64 - 2.
+    pub fn increment(&self) -> io::Result<()> {
+        uninterrupted(|| {
+            fault!(Notify);
+            rustix::io::write(&self.0, &1u64.to_ne_bytes())?;
+            Ok(())
+        })
+    }
+
+    /// Sets it to zero, which makes it unreadable.
+    pub fn reset(&self) {
+        // EAGAIN: it is zero already.
+        let _ = rustix::io::read(&self.0, &mut [0; size_of::<u64>()]);
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Notify for EventFd {
+    fn notify(&self) {
+        // EAGAIN: it has been readable for long, and the engine is told. Nothing else can happen.
+        let _ = self.increment();
+    }
+}
+
+/// Shuts the sending direction of a stream down.
+pub fn finish(fd: BorrowedFd<'_>) {
+    // ENOTCONN: the peer was faster, and there is nothing left to shut down.
+    let _ = shutdown(fd, Shutdown::Write);
+}
+
+/// Shuts both directions of a socket down, under whoever uses it.
+pub fn shut_down(fd: BorrowedFd<'_>) {
+    // ENOTCONN: the peer was faster.
+    let _ = shutdown(fd, Shutdown::Both);
+}
+
+fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> io::Result<()> {
+    fault!(Shutdown);
+    Ok(rustix::net::shutdown(fd, how)?)
+}
+
+/// Ends a connection at once: TCP sends a reset, and whoever waits in the kernel is woken. Unix sockets know no reset,
+/// and are shut down.
+pub fn reset(fd: BorrowedFd<'_>) {
+    // connect(2): AF_UNSPEC dissolves the association.
+    if rustix::net::connect_unspec(fd).is_err() {
+        shut_down(fd);
+    }
+}
+
+/// What a socket is ready for: to be received from (`IN`), to be sent to (`OUT`); and whether its peer has ended (`RDHUP`), or
+/// it is broken (`HUP`, `ERR`).
+pub fn ready(fd: BorrowedFd<'_>) -> PollFlags {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let events = PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP;
+    let mut entry = [PollFd::from_borrowed_fd(fd, events)];
+    match poll(&mut entry, Some(&now)) {
+        Ok(_) => entry[0].revents(),
+        Err(_) => PollFlags::empty(),
+    }
+}
+
+/// What [`ready`] says of a stream whose peer has ended, or that is broken.
+pub const HAS_ENDED: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP);
+
+/// Bytes that the socket holds.
+pub fn unread_bytes(fd: BorrowedFd<'_>) -> usize {
+    rustix::io::ioctl_fionread(fd).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(0))
+}
+
+/// How a connect(2) that was under way has ended.
+///
+/// # Errors
+/// What it has failed with, or what keeps the socket from telling.
+pub fn connect_result(fd: BorrowedFd<'_>) -> io::Result<()> {
+    fault!(ConnectResult);
+    Ok(rustix::net::sockopt::socket_error(fd)??)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_notification_stays_until_it_is_reset() {
+        let event = EventFd::new().expect("a descriptor");
+        event.notify();
+        event.notify();
+        let mut count = [0; size_of::<u64>()];
+        rustix::io::read(&event, &mut count).expect("readable");
+        assert_eq!(u64::from_ne_bytes(count), 2);
+        event.notify();
+        event.reset();
+        event.reset();
+        let error = rustix::io::read(&event, &mut count).expect_err("it is zero");
+        assert_eq!(error, rustix::io::Errno::AGAIN);
+    }
+
+    #[test]
+    fn a_reset_is_seen_by_the_peer_and_a_unix_socket_is_shut_down() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let ours = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let (mut peer, _) = listener.accept().expect("accepted");
+        assert!(connect_result(ours.as_fd()).is_ok());
+        reset(ours.as_fd());
+        let error = peer.read(&mut [0]).expect_err("a reset");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+
+        let (ours, mut peer) = UnixStream::pair().expect("a pair");
+        peer.write_all(b"abc").expect("room");
+        assert_eq!(unread_bytes(ours.as_fd()), 3);
+        reset(ours.as_fd());
+        assert_eq!(peer.read(&mut [0]).expect("the end"), 0);
+    }
+}

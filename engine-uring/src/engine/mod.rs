@@ -1,0 +1,328 @@
+//! The engine: one ring, what is queued for it, and what has completed.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use duopoll_core::syscalls::{self, EventFd, HAS_ENDED};
+use duopoll_core::{
+    Capabilities, Deregister, EngineStats, Kind, Notify, Operators, Pending, Poll, Token,
+};
+use io_uring::cqueue;
+use rustix::event::PollFlags;
+
+use crate::buffers::Buffers;
+use crate::features::{Feature, Features};
+use crate::plan::{self, Plan};
+use crate::ring::Ring;
+use crate::socket::{Op, Socket, Sockets};
+use crate::unavailable::Unavailable;
+use crate::unhandled::Unhandled;
+#[cfg(feature = "zerocopy")]
+use crate::zerocopy::ZeroCopies;
+
+mod complete;
+mod submit;
+
+/// Completions handled in one turn, at most. What is left is handled in the next, before it waits.
+pub const COMPLETIONS_PER_TURN: usize = 128;
+
+/// When an operation has not completed so long after its socket was shut down, it is cancelled.
+const CLOSE_GUARD: Duration = Duration::from_secs(5);
+/// How long a wait may last that leaves out the completions of sends that nobody waits for: one of them may have been taken
+/// in part, and the rest is to be sent. Longer than the kernel's tick, for which it has set its timer anyway.
+const QUICK_PATIENCE: Duration = Duration::from_millis(10);
+/// When buffers for which there was no memory are tried again.
+const NO_MEMORY_RETRY: Duration = Duration::from_millis(10);
+
+/// [`Poll`] on io_uring.
+///
+/// Belongs to the thread that made it, since the kernel refuses others:
+///
+/// ```compile_fail,E0277
+/// fn send<T: Send>() {}
+/// send::<duopoll_uring::Uring>();
+/// ```
+#[derive(Debug)]
+pub struct Uring {
+    ring: Ring,
+    #[cfg(feature = "zerocopy")]
+    allowed: Features,
+    features: Features,
+    /// Where multishot receives put what comes.
+    buffers: Option<Buffers>,
+    waker: Arc<EventFd>,
+    waker_armed: bool,
+    sockets: Sockets,
+    /// Sockets that receive, or accept, again with the next submission.
+    to_receive: Vec<Token>,
+    /// Sockets that receive again when the kernel has buffers.
+    starved: Vec<Token>,
+    /// Sockets for whose send there was no room in the queue.
+    to_send: VecDeque<Token>,
+    /// Cancellations for which there was no room.
+    to_cancel: VecDeque<u64>,
+    /// Sockets that were shut down, and when: oldest first.
+    closing: VecDeque<(Instant, Token)>,
+    /// Completions that were taken and not handled yet.
+    completions: VecDeque<cqueue::Entry>,
+    /// What they say of streams, if anybody has asked in this turn.
+    unhandled: Unhandled,
+    /// Accepts that have completed and wait for a later turn.
+    accepts: VecDeque<cqueue::Entry>,
+    /// How many more are handled in this turn.
+    accepts_left: usize,
+    /// The last turn left completions for the next.
+    turn_left_more: bool,
+    /// Sends that are queued and complete when they are submitted, and their bytes.
+    quick_sends: u32,
+    quick_bytes: usize,
+    #[cfg(feature = "zerocopy")]
+    zero_copies: ZeroCopies,
+    stats: EngineStats,
+}
+
+impl Uring {
+    /// A ring of its own, on the calling thread, with what the kernel has proven and `allowed` has. The proof is a
+    /// self-test of about a millisecond, made once per process.
+    ///
+    /// # Errors
+    /// [`Unavailable`] says what the kernel refused, the likely cause, and what would help.
+    pub fn new(allowed: Features) -> Result<Uring, Unavailable> {
+        let Plan { setup, features } = plan::plan(allowed)?;
+        let mut ring = Ring::new(setup).map_err(|error| Unavailable::setup(&error))?;
+        let waker = EventFd::new().map_err(|error| Unavailable::step("eventfd", &error))?;
+        if features.contains(Feature::NoIowait) {
+            ring.wait_without_iowait();
+        }
+        let buffers = if features.contains(Feature::MultishotReceive) {
+            let incremental = features.contains(Feature::IncrementalBuffers);
+            let refused = |error| Unavailable::step("io_uring_register", &error);
+            Some(Buffers::new(&ring, incremental).map_err(refused)?)
+        } else {
+            None
+        };
+        Ok(Uring {
+            ring,
+            #[cfg(feature = "zerocopy")]
+            allowed,
+            features,
+            buffers,
+            waker: Arc::new(waker),
+            waker_armed: false,
+            sockets: Sockets::default(),
+            to_receive: Vec::new(),
+            starved: Vec::new(),
+            to_send: VecDeque::new(),
+            to_cancel: VecDeque::new(),
+            closing: VecDeque::new(),
+            completions: VecDeque::with_capacity(COMPLETIONS_PER_TURN),
+            unhandled: Unhandled::default(),
+            accepts: VecDeque::new(),
+            accepts_left: 0,
+            turn_left_more: false,
+            quick_sends: 0,
+            quick_bytes: 0,
+            #[cfg(feature = "zerocopy")]
+            zero_copies: ZeroCopies::new(),
+            stats: EngineStats::default(),
+        })
+    }
+
+    /// Why nothing can be sent without a copy, if nothing can.
+    #[cfg(feature = "zerocopy")]
+    fn zerocopy_refusal(&self) -> Option<String> {
+        if self.features.contains(Feature::ZeroCopySend) {
+            return None;
+        }
+        let report = plan::probe(self.allowed);
+        let seen = report.features.into_iter().find(|seen| seen.feature == Feature::ZeroCopySend);
+        let reason = seen.map_or_else(|| "not tested".into(), |seen| seen.reason);
+        Some(format!("io_uring cannot send without a copy here: {reason}"))
+    }
+
+    /// Gives the kernel buffers. If it has none now, when to try again.
+    fn fill_buffers(&mut self) -> Option<Duration> {
+        let buffers = self.buffers.as_mut()?;
+        buffers.end_turn();
+        if !buffers.fill() {
+            return Some(NO_MEMORY_RETRY);
+        }
+        self.to_receive.append(&mut self.starved);
+        None
+    }
+
+    /// Cancels what has outlived the shutdown of its socket. Says when it is to be called again.
+    fn guard_closing(&mut self) -> Option<Duration> {
+        while let Some(&(since, token)) = self.closing.front() {
+            let left = CLOSE_GUARD.saturating_sub(since.elapsed());
+            if !left.is_zero() && self.sockets.get_mut(token).is_some() {
+                return Some(left);
+            }
+            self.closing.pop_front();
+            self.cancel(token);
+        }
+        None
+    }
+}
+
+impl Poll for Uring {
+    unsafe fn register<O: Operators>(
+        &mut self,
+        token: Token,
+        fd: RawFd,
+        kind: Kind,
+        _operators: &mut O,
+    ) -> io::Result<()> {
+        // SAFETY: it stays open until it is released, as the caller promises.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        self.sockets.insert(token, Socket::new(fd, kind));
+        self.receive_later(token);
+        Ok(())
+    }
+
+    fn receive<O: Operators>(&mut self, token: Token, _operators: &mut O) {
+        if let Some(socket) = self.sockets.get_mut(token) {
+            socket.stopped = false;
+            self.receive_later(token);
+        }
+    }
+
+    fn send<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        self.queue_send(token, operators);
+    }
+
+    fn deregister<O: Operators>(&mut self, token: Token, how: Deregister, operators: &mut O) {
+        let Some(socket) = self.sockets.get_mut(token) else { return };
+        if mem::replace(&mut socket.closing, true) {
+            return;
+        }
+        let fd = socket.fd;
+        let idle = socket.is_idle();
+        match how {
+            // Either ends what is in flight, now or when it is submitted.
+            Deregister::Abort => {
+                self.stats.syscalls += 1;
+                syscalls::reset(fd);
+            }
+            Deregister::Close if idle => {}
+            Deregister::Close | Deregister::Shutdown => {
+                self.stats.syscalls += 1;
+                syscalls::shut_down(fd);
+            }
+            Deregister::Leave => self.cancel(token),
+        }
+        if !idle {
+            self.closing.push_back((Instant::now(), token));
+            self.quick_sends = 0;
+        }
+        self.release_if_idle(token, operators);
+    }
+
+    fn wait<O: Operators>(
+        &mut self,
+        timeout: Option<Duration>,
+        operators: &mut O,
+    ) -> io::Result<()> {
+        let guard = self.guard_closing();
+        let retry = self.fill_buffers();
+        let lent = self.queue(operators);
+        let timeout = timeout.into_iter().chain(guard).chain(retry).min();
+        let unqueued = !self.waker_armed
+            || !self.to_receive.is_empty()
+            || !self.to_send.is_empty()
+            || !self.to_cancel.is_empty();
+        let ready = self.turn_left_more || unqueued || !lent || timeout == Some(Duration::ZERO);
+        self.stats.waits += 1;
+        // What completes when it is submitted is not what we wait for.
+        let quick = mem::take(&mut self.quick_sends);
+        self.quick_bytes = 0;
+        if ready {
+            self.ring.enter(0, timeout.filter(Duration::is_zero))?;
+        } else {
+            let patience = (quick > 0).then_some(QUICK_PATIENCE);
+            let timeout = timeout.into_iter().chain(patience).min();
+            self.ring.enter(quick + 1, timeout)?;
+        }
+
+        self.stats.completion_overflows += u64::from(self.ring.overflows());
+        self.handle_completions(operators);
+        Ok(())
+    }
+
+    fn pending(&mut self, token: Token) -> Pending {
+        let Some(socket) = self.sockets.get_mut(token) else { return Pending::default() };
+        let (fd, kind, over) = (socket.fd, socket.kind, socket.ended);
+        self.stats.syscalls += 1;
+        let ready = syscalls::ready(fd);
+        let hung_up = ready.intersects(HAS_ENDED);
+        let room = hung_up || ready.contains(PollFlags::OUT);
+        let mut pending = Pending { room, ..Pending::default() };
+        if kind == Kind::Connecting {
+            pending.room |= ready.contains(PollFlags::ERR);
+            return pending;
+        }
+        if ready.contains(PollFlags::IN) && !over {
+            self.stats.syscalls += 1;
+            pending.bytes = syscalls::unread_bytes(fd);
+        }
+        // Last, since the kernel may complete something in any system call.
+        let unhandled = self.unhandled(token);
+        pending.bytes += unhandled.bytes;
+        pending.room |= unhandled.room;
+        pending.ended = !over && (hung_up || unhandled.ended);
+        if pending.ended && !unhandled.ended {
+            // A receive that goes on may wait for an end that has been already: see `may_miss_the_end`.
+            self.cancel_inbound(token);
+        }
+        pending
+    }
+
+    fn waker(&self) -> Arc<dyn Notify> {
+        self.waker.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let capabilities = Capabilities::new("io_uring", self.features.to_string());
+        #[cfg(feature = "zerocopy")]
+        let capabilities = capabilities.with_zerocopy_refusal(self.zerocopy_refusal());
+        capabilities
+    }
+
+    fn stats(&self) -> EngineStats {
+        let mut stats = self.stats;
+        stats.syscalls += self.ring.enters;
+        stats
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        self.ring.completions(&mut self.completions, usize::MAX);
+        let untaken = self.accepts.iter().chain(&self.completions);
+        for accept in untaken.filter(|completion| is_accept(completion)) {
+            if accept.result() >= 0 {
+                // SAFETY: accept gave a new descriptor, which nobody else owns.
+                drop(unsafe { OwnedFd::from_raw_fd(accept.result()) });
+            }
+        }
+        if self.sockets.values().any(|socket| socket.inbound.is_some()) {
+            // The kernel may still write to them.
+            mem::forget(self.buffers.take());
+        }
+    }
+}
+
+fn is_accept(completion: &cqueue::Entry) -> bool {
+    matches!(Op::parse(completion.user_data()), Some((Op::Accept | Op::AcceptMulti, _)))
+}
+
+fn saturating(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

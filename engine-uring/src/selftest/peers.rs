@@ -1,0 +1,45 @@
+//! Sockets for the tests, and who talks on them.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen,
+    socket_with, socketpair,
+};
+
+/// Two connected Unix stream sockets.
+pub(super) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
+}
+
+/// A listening Unix socket at an address that the kernel chooses.
+pub(super) fn unix_listener() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // unix(7): an address without a name asks for one.
+    bind(&listener, &SocketAddrUnix::new_unnamed())?;
+    listen(&listener, 2)?;
+    Ok(listener)
+}
+
+/// A TCP listener on the loopback interface, at a port that the kernel chooses.
+#[cfg(feature = "zerocopy")]
+pub(super) fn tcp_listener() -> io::Result<OwnedFd> {
+    Ok(std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?.into())
+}
+
+/// A connection to a listener.
+pub(super) fn connect_to(listener: &OwnedFd) -> io::Result<OwnedFd> {
+    let address = getsockname(listener)?;
+    let (family, flags) = (address.address_family(), SocketFlags::CLOEXEC);
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    connect(&socket, &address)?;
+    Ok(socket)
+}
+
+pub(super) fn write(fd: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    rustix::io::write(fd, bytes)?;
+    Ok(())
+}
