@@ -223,7 +223,8 @@ impl Idle {
         if counts {
             self.from += now.saturating_sub(self.stopped);
         } else {
-            self.stopped = now;
+            // What is said late, as of an earlier time, takes nothing back.
+            self.stopped = now.max(self.from);
         }
     }
 
