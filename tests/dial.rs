@@ -4,7 +4,6 @@ mod support;
 
 use std::io::{self, BufRead, ErrorKind, Read, Write};
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,8 +19,6 @@ on_every_setup!(
     a_refused_connection_keeps_its_errno,
     a_dropped_dial_leaves_nothing,
     a_connection_ends_with_its_pollers,
-    a_waker_that_panics_ends_its_poller_with_an_error,
-    a_poller_that_has_failed_gets_nothing_new,
     a_detached_socket_works_and_nothing_is_lost,
     a_blocking_connection_reads_and_writes,
     a_socket_of_std_can_be_taken_over,
@@ -150,55 +147,6 @@ fn a_connection_ends_with_its_pollers(setup: Setup) {
     drop(pollers);
     let error = block_on(connection.next(1)).expect_err("nobody polls");
     assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
-}
-
-struct Panics;
-
-impl std::task::Wake for Panics {
-    fn wake(self: Arc<Self>) {
-        panic!("as the test wants it");
-    }
-}
-
-/// Lets bytes arrive for a reader whose waker panics.
-fn panic_a_poller(connection: &mut Connection) {
-    let waker = Arc::new(Panics).into();
-    let mut cx = std::task::Context::from_waker(&waker);
-    assert!(connection.reader().poll_fill(&mut cx, 1).is_pending());
-    connection.write(b"x").expect("staged");
-    block_on(connection.flush()).expect("flushed");
-}
-
-fn a_waker_that_panics_ends_its_poller_with_an_error(setup: Setup) {
-    let server = setup.serve_echo();
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("pollers");
-    let dialer = Dialer::new().pollers(pollers.clone());
-    let dial = || block_on(dialer.dial_addr(server.local_addr().clone())).expect("connected");
-    let (mut bad, mut worse, mut good) = (dial(), dial(), dial());
-    // One that panics when everybody is told of the end.
-    let waker = Arc::new(Panics).into();
-    let mut cx = std::task::Context::from_waker(&waker);
-    assert!(worse.reader().poll_fill(&mut cx, 1).is_pending());
-    panic_a_poller(&mut bad);
-    let error = block_on(good.next(1)).expect_err("nobody polls");
-    assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
-    // And nothing hangs.
-    let stats = pollers.stats();
-    assert_eq!((stats.connections, stats.failed_pollers), (3, 1));
-    block_on(dialer.dial_addr(server.local_addr().clone())).expect_err("nobody polls");
-}
-
-fn a_poller_that_has_failed_gets_nothing_new(setup: Setup) {
-    let server = setup.serve_echo();
-    let pollers = Pollers::options().engine(setup.engine).count(2).start().expect("pollers");
-    let dialer = Dialer::new().pollers(pollers.clone());
-    let dial = || block_on(dialer.dial_addr(server.local_addr().clone())).expect("connected");
-    let mut bad = dial();
-    panic_a_poller(&mut bad);
-    eventually("it has failed", || pollers.stats().failed_pollers == 1);
-    for _ in 0..4 {
-        block_on(round_trip(&mut dial(), b"x")).expect("echoes");
-    }
 }
 
 fn a_detached_socket_works_and_nothing_is_lost(setup: Setup) {

@@ -5,13 +5,11 @@ mod support;
 use std::io::{self, BufRead, ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::task::{Context, Wake};
 use std::thread;
 use std::time::Duration;
 
 use duopoll::{Blocking, Connection, Dialer, EventLoop, Job, Listener, Pollers, Server};
 use pollster::block_on;
-use socket2::SockRef;
 use support::{PATIENCE, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -28,7 +26,6 @@ on_every_setup!(
     a_connection_is_served_on_another_executor,
     a_connection_elsewhere_ends_between_requests_at_a_shutdown,
     a_handler_elsewhere_that_fails_or_panics_gives_its_place_back,
-    a_listener_goes_to_the_pollers_that_are_left,
 );
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -298,54 +295,6 @@ fn a_handler_elsewhere_that_fails_or_panics_gives_its_place_back(setup: Setup) {
     }
     eventually("all are over", || server.stats().closed == 4);
     assert_eq!(server.stats().failed_pollers, 0);
-}
-
-/// A poller that fails: a waker of somebody else has panicked on it.
-fn fail_one(setup: Setup, pollers: &Pollers) {
-    struct Panics;
-    impl Wake for Panics {
-        fn wake(self: Arc<Self>) {
-            panic!("as the test wants it");
-        }
-    }
-    let listener = setup.listener();
-    let mut peer = Peer::connect(&listener.local_addr().expect("bound"));
-    // The peer may be connected before its connection is there to be accepted.
-    SockRef::from(&listener).set_nonblocking(false).expect("a mode");
-    let socket = SockRef::from(&listener).accept().expect("accepted").0;
-    let mut connection = block_on(pollers.adopt(socket)).expect("adopted");
-    let waker = Arc::new(Panics).into();
-    let mut cx = Context::from_waker(&waker);
-    assert!(connection.reader().poll_fill(&mut cx, 1).is_pending());
-    let failed = pollers.stats().failed_pollers;
-    peer.write_all(b"x").expect("sent");
-    eventually("it has failed", || pollers.stats().failed_pollers == failed + 1);
-}
-
-fn a_listener_goes_to_the_pollers_that_are_left(setup: Setup) {
-    let pollers = pollers(setup, 2);
-    let accepts = setup.listener().pollers(pollers.clone());
-    let address = accepts.local_addr().expect("bound");
-    // The first poller accepts for it, the second one fails, and then the first.
-    let mut accept = Box::pin(accepts.accept());
-    assert!(support::poll_once(accept.as_mut()).is_pending());
-    fail_one(setup, &pollers);
-    let server = serve_on(setup, &pollers);
-    assert_eq!(Peer::connect(server.local_addr()).round_trip(b"served"), b"served");
-    let reuse = Listener::options().reuse_port(true).bind("127.0.0.1:0").expect("bound");
-    let shared = server.listen(reuse).expect("by those that are left");
-    assert_eq!(Peer::connect(&shared).round_trip(b"served"), b"served");
-    pollers.grow(1).expect("another");
-    drop(server);
-    fail_one(setup, &pollers);
-    // Whoever waits for a connection gets it from another poller.
-    let _peer = Peer::connect(&address);
-    block_on(accept).expect("accepted");
-    fail_one(setup, &pollers);
-    let error = block_on(accepts.accept()).expect_err("no poller is left");
-    assert!(error.to_string().contains("ended"), "{error}");
-    let service = EventLoop::builder().on(pollers.clone()).on_request(support::echo);
-    service.serve(setup.listener()).expect_err("no poller is left");
 }
 
 #[test]

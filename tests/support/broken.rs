@@ -1,0 +1,62 @@
+//! Pollers whose engine breaks: somebody has put another file in the place of its descriptor.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use duopoll::Pollers;
+
+use super::{Setup, eventually};
+
+/// The test that has this runs alone: descriptors are told apart by when they come.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Pollers that can be broken, one after the other.
+#[derive(Debug)]
+pub struct Breakable {
+    pub pollers: Pollers,
+    engines: Vec<RawFd>,
+}
+
+impl Breakable {
+    pub fn start(setup: Setup, count: usize) -> Breakable {
+        // What the self-test of io_uring opens is closed by then.
+        drop(Pollers::options().engine(setup.engine).count(1).start().expect("a poller"));
+        let before = engines();
+        let pollers =
+            Pollers::options().engine(setup.engine).count(count).start().expect("pollers");
+        let engines: Vec<_> = engines().difference(&before).copied().collect();
+        assert_eq!(engines.len(), count, "an engine has one descriptor of its kind");
+        Breakable { pollers, engines }
+    }
+
+    /// Breaks one that runs, and waits until it has ended.
+    pub fn break_one(&mut self) {
+        let engine = self.engines.pop().expect("one that runs");
+        let other = File::open("/dev/null").expect("a file");
+        let failed = self.pollers.stats().failed_pollers;
+        // SAFETY: takes no memory. The number stays taken, so that whoever owns it closes this file.
+        assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), engine) }, engine);
+        eventually("it has failed", || self.pollers.stats().failed_pollers == failed + 1);
+    }
+}
+
+/// The descriptors of engines that this process has.
+fn engines() -> BTreeSet<RawFd> {
+    let entries = fs::read_dir("/proc/self/fd").expect("procfs");
+    let kind = |path: &std::path::Path| {
+        let target = fs::read_link(path).ok()?;
+        let target = target.to_string_lossy().into_owned();
+        (target.contains("[eventpoll]") || target.contains("[io_uring]")).then_some(())
+    };
+    let numbered = entries.filter_map(|entry| {
+        let path = entry.ok()?.path();
+        kind(&path)?;
+        path.file_name()?.to_str()?.parse().ok()
+    });
+    numbered.collect()
+}
