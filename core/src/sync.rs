@@ -2,8 +2,10 @@
 
 #[cfg(not(loom))]
 mod imp {
+    pub(crate) use std::sync::Arc;
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-    pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
+
+    pub(crate) use parking_lot::{Mutex, MutexGuard};
 }
 
 #[cfg(loom)]
@@ -36,10 +38,15 @@ impl Witness {
     }
 }
 
-/// Locks a mutex whose critical sections never leave it half-changed, so poisoning carries no news.
+/// Locks a mutex. Critical sections never leave what it guards half-changed, so a panic in one carries no news.
+#[cfg(not(loom))]
+#[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    match mutex.lock() {
-        Ok(guard) => guard,
-        Err(poisoned) => poisoned.into_inner(),
-    }
+    mutex.lock()
+}
+
+/// As above.
+#[cfg(loom)]
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

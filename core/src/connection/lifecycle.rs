@@ -351,6 +351,27 @@ impl Lifecycle {
 
     // What users do.
 
+    /// As [`fill`](Lifecycle::fill), if a wait has ended with what it waited for and there is nothing else to do: the way
+    /// that nearly every request takes. Gives how many bytes were handed over.
+    #[inline]
+    pub(super) fn take_awaited(
+        &mut self,
+        buffer: &mut LinkBuffer,
+        min_bytes: usize,
+        is_request: bool,
+    ) -> Option<usize> {
+        let bytes = self.inbox.len();
+        let ended = self.need == 0 && self.reader.is_none() && self.reading.is_none();
+        if !ended || self.stopped || buffer.len() + bytes < min_bytes {
+            return None;
+        }
+        buffer.adopt_chain(&mut self.inbox);
+        if is_request {
+            self.serving = Serving::Within;
+        }
+        Some(bytes)
+    }
+
     /// Hands over what has arrived, and waits for more if that is too little.
     pub(super) fn fill(
         &mut self,
@@ -421,6 +442,27 @@ impl Lifecycle {
     /// A server begins to serve it.
     pub(super) fn serve(&mut self) {
         self.serving = Serving::Within;
+    }
+
+    /// As [`flush`](Lifecycle::flush), if there is nothing to wait for and nobody waits: the way that nearly every reply
+    /// takes. Says whether there is something new to send; none if it was not done.
+    #[inline]
+    pub(super) fn flush_at_once(
+        &mut self,
+        staged: &mut LinkBuffer,
+        high: usize,
+    ) -> Option<Option<Amount>> {
+        let bytes = staged.len() + staged.reserved_len();
+        let free = self.writer.is_none() && self.writing.is_none() && !self.idle.is_limited();
+        if self.output != Output::Open || !free || self.unsent + bytes > high {
+            return None;
+        }
+        if bytes == 0 {
+            return Some(None);
+        }
+        staged.drain_into(&mut self.outbox);
+        self.unsent += bytes;
+        Some(self.ask_to_send())
     }
 
     /// Hands over what is staged. Waits if more than `high` bytes are unsent, until no more than `low` are.

@@ -75,6 +75,15 @@ impl Reader {
             return Poll::Ready(Ok(()));
         }
         let buffer = &mut self.buffer;
+        if self.waiting {
+            let is_request = matches!(wanted, Wanted::Request);
+            let taken = self.shared.life().take_awaited(buffer, min_bytes, is_request);
+            if let Some(taken) = taken {
+                self.handed_over += taken as u64;
+                self.waiting = false;
+                return Poll::Ready(Ok(()));
+            }
+        }
         let (result, taken) = self.shared.poll(cx, !self.waiting, |life, offer, clock| {
             life.fill(buffer, min_bytes, wanted, offer, clock)
         });

@@ -146,6 +146,16 @@ impl Shared {
         }
     }
 
+    /// Hands over what is staged, if nobody has to wait for anything. Says whether it did.
+    #[inline]
+    pub(super) fn flush_at_once(&self, staged: &mut LinkBuffer, high: usize) -> bool {
+        let send = self.life().flush_at_once(staged, high);
+        if let Some(send) = send {
+            self.tell(send, false);
+        }
+        send.is_some()
+    }
+
     /// Hands over what is staged, and waits for nothing.
     pub(super) fn submit(&self, staged: &mut LinkBuffer) -> Result<(), Refusal> {
         let mut polled = Polled::new();
@@ -157,6 +167,7 @@ impl Shared {
         result
     }
 
+    #[inline]
     fn tell(&self, send: Option<Amount>, look: bool) {
         match send {
             Some(Amount::Little) => self.mailbox.post(Command::Send(self.token)),

@@ -93,6 +93,12 @@ impl Wait {
         self.exempt = true;
     }
 
+    /// Whether no wait is under way, nor the end of one to be told.
+    #[inline]
+    pub(super) fn is_none(&self) -> bool {
+        self.state == State::None
+    }
+
     /// The wait is over, for whatever reason.
     #[inline]
     pub(super) fn end(&mut self) {

@@ -161,6 +161,11 @@ impl Writer {
         owner: Owner,
     ) -> Poll<io::Result<()>> {
         let staged = &mut self.staged;
+        if self.shared.flush_at_once(staged, marks.0) {
+            self.waiting = false;
+            self.put_block();
+            return Poll::Ready(Ok(()));
+        }
         // A flush seldom waits, and a wait that is under way mostly ends with the next poll.
         let (result, _) = self
             .shared
@@ -171,6 +176,7 @@ impl Writer {
     }
 
     /// Leaves the block that was not filled for the next writer.
+    #[inline]
     fn put_block(&mut self) {
         if let Some(tail) = self.staged.tail_mut().take() {
             Blocks::put_written(tail);
