@@ -56,7 +56,7 @@ pub(crate) struct Lifecycle {
     pub(super) unsent: usize,
     writer: Option<std::task::Waker>,
     /// The writer's wait ends when no more than this is unsent.
-    wake_at: usize,
+    wake_at: u32,
     writing: Wait,
     pub(super) output: Output,
     /// What calls fail with once nothing more can be written, if it is not for the user to know better.
@@ -83,9 +83,9 @@ pub(crate) struct Lifecycle {
     idle: Idle,
     /// When the poller's timer for this connection fires; `NEVER` if it is not set.
     armed: Tick,
-    /// What had come when a wait of the reader was found to be over time: bytes, and one for the end. They come first. `None`
-    /// if nobody has asked.
-    late: Option<u32>,
+    /// What had come when a wait of the reader was found to be over time: bytes, and one for the end. They come first.
+    /// `NOT_ASKED` if nobody has asked.
+    late: u32,
     /// A flush was found to be over time while there was room: what can be sent is sent first.
     late_send: bool,
 
@@ -93,6 +93,9 @@ pub(crate) struct Lifecycle {
     #[cfg(feature = "zerocopy")]
     retries_zerocopy: bool,
 }
+
+/// Nobody has asked what had come by a deadline.
+const NOT_ASKED: u32 = u32::MAX;
 
 /// An errno, never 0.
 pub(super) type Errno = std::num::NonZeroI32;
@@ -342,7 +345,7 @@ impl Lifecycle {
             closers: None,
             idle: Idle::new(limits.idle_timeout, now),
             armed: NEVER,
-            late: None,
+            late: NOT_ASKED,
             late_send: false,
             #[cfg(feature = "zerocopy")]
             retries_zerocopy: false,
@@ -433,7 +436,7 @@ impl Lifecycle {
     pub(super) fn end_reading(&mut self, clock: &dyn Clock) -> Option<std::task::Waker> {
         self.need = 0;
         self.reading.end();
-        self.late = None;
+        self.late = NOT_ASKED;
         let waker = self.reader.take();
         self.recount(clock);
         waker
@@ -494,7 +497,7 @@ impl Lifecycle {
             if begins {
                 polled.send = Some(self.amount());
             }
-            self.wake_at = low;
+            self.wake_at = u32::try_from(low).unwrap_or(u32::MAX);
             self.arm();
             return polled;
         } else {
@@ -783,7 +786,7 @@ impl Lifecycle {
         let before = self.inbox.len();
         let lags = self.lags();
         push(&mut self.inbox, lags);
-        if self.expected > 0 || self.late.is_some() || self.idle.is_limited() {
+        if self.expected > 0 || self.late != NOT_ASKED || self.idle.is_limited() {
             self.arrived(self.inbox.len() - before, clock);
         }
         let closing = self.phase != Phase::Open;
@@ -795,7 +798,7 @@ impl Lifecycle {
         if self.need > 0 && self.inbox.len() >= self.need {
             self.need = 0;
             self.reading.end();
-            self.late = None;
+            self.late = NOT_ASKED;
             waker = self.reader.take();
             self.recount(clock);
         }
@@ -808,7 +811,9 @@ impl Lifecycle {
     #[cold]
     fn arrived(&mut self, bytes: usize, clock: &dyn Clock) {
         self.expected = self.expected.saturating_sub(few(bytes));
-        self.late = self.late.map(|late| late.saturating_sub(few(bytes)));
+        if self.late != NOT_ASKED {
+            self.late = self.late.saturating_sub(few(bytes));
+        }
         if self.idle.is_limited() {
             self.idle.moved(clock.now());
         }
@@ -839,7 +844,7 @@ impl Lifecycle {
         }
         self.need = 0;
         self.reading.end();
-        self.late = None;
+        self.late = NOT_ASKED;
         effects.reader = self.reader.take();
         effects.closers = self.closers.take().or(effects.closers.take());
         self.recount(clock);
@@ -896,7 +901,7 @@ impl Lifecycle {
         }
         let mut waker = None;
         if self.writer.is_some() {
-            if self.unsent <= self.wake_at {
+            if self.unsent <= self.wake_at as usize {
                 self.writing.end();
                 self.late_send = false;
                 waker = self.writer.take();
@@ -1078,7 +1083,7 @@ impl Lifecycle {
             idle_due = false;
         }
         let connecting = self.output == Output::Connecting;
-        let asks = (read_due && (self.late.is_none() || connecting))
+        let asks = (read_due && (self.late == NOT_ASKED || connecting))
             || (write_due && (!self.late_send || connecting))
             || idle_due;
         let receives = self.input == Input::Open && !self.paused && !self.stopped;
@@ -1086,8 +1091,8 @@ impl Lifecycle {
         if asks {
             let Some(pending) = pending else { return Expired::Ask };
             comes = receives && (pending.bytes > 0 || pending.ended);
-            if read_due && self.late.is_none() && !connecting {
-                self.late = Some(few(pending.bytes).saturating_add(u32::from(pending.ended)));
+            if read_due && self.late == NOT_ASKED && !connecting {
+                self.late = few(pending.bytes).saturating_add(u32::from(pending.ended));
             }
             // What there is room for is sent, or a connect has ended: its event is on the way.
             room = pending.room && (self.unsent > 0 || connecting);
@@ -1100,7 +1105,7 @@ impl Lifecycle {
         // A wait is ended by what had come by the time that it was due, a connection is idle if nothing comes at all.
         let awaited = match connecting {
             true => room,
-            false => receives && self.late.is_some_and(|late| late > 0),
+            false => receives && self.late != NOT_ASKED && self.late > 0,
         };
         let hold = |due: bool, held: bool| (due && (gives_up || !held), due && held && !gives_up);
         let (read_ends, read_held) = hold(read_due, awaited);
@@ -1117,7 +1122,7 @@ impl Lifecycle {
             effects.writer = self.writer.take();
         }
         if !read_held {
-            self.late = None;
+            self.late = NOT_ASKED;
         }
         self.late_send &= write_held;
         let held = read_held || write_held || idle_held;
@@ -1215,9 +1220,9 @@ impl Lifecycle {
     }
 }
 
-/// As many bytes as a socket holds.
+/// As many bytes as a socket holds; more than that are as good as those.
 fn few(bytes: usize) -> u32 {
-    u32::try_from(bytes).unwrap_or(u32::MAX)
+    u32::try_from(bytes).unwrap_or(u32::MAX).min(NOT_ASKED - 2)
 }
 
 /// One of the two that make up a connection for its users.

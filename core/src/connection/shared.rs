@@ -29,8 +29,9 @@ pub(crate) struct Shared {
     socket: Socket,
     mailbox: Arc<Mailbox>,
     token: Token,
-    pub(super) input_high_bytes: usize,
-    pub(super) output_high_bytes: usize,
+    /// In bytes; no watermark is beyond 4 GiB.
+    input_high: u32,
+    output_high: u32,
     #[cfg(feature = "zerocopy")]
     zero_copy: ZeroCopy,
     life: Mutex<Lifecycle>,
@@ -57,8 +58,8 @@ impl Shared {
             socket: Socket::new(socket),
             mailbox,
             token,
-            input_high_bytes: limits.input_high_bytes,
-            output_high_bytes: limits.output_high_bytes,
+            input_high: saturating(limits.input_high_bytes),
+            output_high: saturating(limits.output_high_bytes),
             #[cfg(feature = "zerocopy")]
             zero_copy: ZeroCopy {
                 threshold: AtomicU32::new(threshold(limits.zerocopy_bytes)),
@@ -71,6 +72,10 @@ impl Shared {
     #[inline]
     pub(super) fn life(&self) -> MutexGuard<'_, Lifecycle> {
         lock(&self.life)
+    }
+
+    pub(super) fn output_high_bytes(&self) -> usize {
+        self.output_high as usize
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {
@@ -214,7 +219,7 @@ impl Shared {
     /// reader for the rest of a message.
     #[inline]
     pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain, bool)) -> Moved {
-        self.life().deliver(self.input_high_bytes, self.mailbox.clock(), push)
+        self.life().deliver(self.input_high as usize, self.mailbox.clock(), push)
     }
 
     pub(crate) fn end_input(&self) {
@@ -356,7 +361,6 @@ fn threshold(bytes: Option<usize>) -> u32 {
     bytes.map_or(u32::MAX, saturating)
 }
 
-#[cfg(feature = "zerocopy")]
 fn saturating(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }

@@ -149,7 +149,7 @@ impl Writer {
     }
 
     fn watermarks(&self) -> (usize, usize) {
-        let high = self.shared.output_high_bytes;
+        let high = self.shared.output_high_bytes();
         (high, high / 2)
     }
 
@@ -191,8 +191,7 @@ impl Writer {
     /// See [`Writer`].
     pub async fn flush(&mut self) -> io::Result<()> {
         let waiting = Waiting::new(self);
-        let marks = waiting.0.watermarks();
-        poll_fn(|cx| waiting.0.poll_send(cx, marks, Owner::Future)).await
+        poll_fn(|cx| waiting.0.poll_send(cx, waiting.0.watermarks(), Owner::Future)).await
     }
 
     /// Hands over what is staged, and waits until the kernel has taken all of it: what a program waits for before it
