@@ -107,8 +107,15 @@ impl Author {
             self.expect(Step::WriteDone, IDLE);
         }
         self.is_not_active();
-        self.peer_gets(PeerEnd::Fin);
+        let end = self.end_of_a_cut();
+        self.peer_gets(end);
         self.let_go();
+    }
+
+    /// How the peer sees an end in the middle of a request: never as that of a whole reply.
+    fn end_of_a_cut(&self) -> PeerEnd {
+        let within = self.place == Place::Served && self.output == Side::Open;
+        if within && self.family != Family::Unix { PeerEnd::Reset } else { PeerEnd::Fin }
     }
 
     fn end_by_abort(&mut self) {
@@ -312,7 +319,8 @@ impl Author {
             self.step(Step::Shutdown(SHORT_MS));
             self.expect(Step::ShutdownDone, Outcome::Value(1));
             self.expect(Step::ReadCutOff, Outcome::Dropped);
-            return self.peer_gets(PeerEnd::Fin);
+            let end = self.end_of_a_cut();
+            return self.peer_gets(end);
         }
         self.step(Step::Shutdown(LONG_MS));
         if is_open {

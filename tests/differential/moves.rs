@@ -392,6 +392,10 @@ impl Author {
         let drop = self.place == Place::Halves && self.random.next() % 2 == 0;
         self.begin_write(if drop { WriteOp::Drop } else { WriteOp::Finish });
         self.expect(Step::WriteDone, Outcome::Done);
+        if !drop {
+            // What is staged goes along.
+            self.hand_over();
+        }
         self.staged = 0;
         self.output = if drop { Side::Gone } else { Side::Ended };
         if !drop {

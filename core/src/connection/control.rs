@@ -126,7 +126,7 @@ impl Control {
     /// Changes a limit, and sees to it that a wait that is under way keeps the new one.
     fn limit(&self, limit: Limit) {
         let now = self.shared.clock().now();
-        self.shared.adjust(|life| life.limit(limit, now));
+        self.shared.change(|life| life.limit(limit, now));
     }
 }
 

@@ -487,7 +487,7 @@ impl Lifecycle {
         let limit = if self.writer.is_some() { low } else { high };
         let result = if self.unsent <= limit {
             Ok(())
-        } else if self.writing.go_on(owner, || clock.now()) {
+        } else if self.writing.go_on_in_time(owner, || clock.now()) {
             // For the engine to know that somebody waits.
             let begins = self.writer.is_none();
             if !offer.keep_in(&mut self.writer) {
@@ -736,7 +736,10 @@ impl Lifecycle {
     }
 
     /// Changes a limit, and sees to it that a wait that is under way keeps the new one.
-    pub(super) fn limit(&mut self, change: Limit, now: Tick) {
+    pub(super) fn limit(&mut self, change: Limit, now: Tick) -> Effects {
+        let mut effects = Effects::default();
+        let past = matches!(change, Limit::WriteDeadline(Some(deadline)) if deadline <= now);
+        let ends_flush = past && self.output != Output::Connecting;
         match change {
             Limit::ReadTimeout(timeout) => self.reading.set_timeout(timeout),
             Limit::WriteTimeout(timeout) => self.writing.set_timeout(timeout),
@@ -752,8 +755,13 @@ impl Lifecycle {
         }
         if self.writer.is_some() {
             self.writing.began(now);
+            if ends_flush {
+                self.writing.expire(now);
+                effects.writer = self.writer.take();
+            }
         }
         self.arm();
+        effects
     }
 
     // What the poller does.

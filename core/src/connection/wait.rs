@@ -77,6 +77,16 @@ impl Wait {
         true
     }
 
+    /// As [`go_on`](Wait::go_on), and not beyond the deadline: for waits that nothing from before it can end.
+    pub(super) fn go_on_in_time(&mut self, owner: Owner, now: impl FnOnce() -> Tick) -> bool {
+        if self.state == State::None && !self.is_limited() {
+            self.exempt = false;
+            return true;
+        }
+        let now = now();
+        self.go_on(owner, || now) && self.deadline > now
+    }
+
     #[cold]
     fn go_on_expired(&mut self, owner: Owner, now: Tick) -> bool {
         let ours = owner == Owner::Future || now <= self.since + KEPT_MS;
