@@ -777,7 +777,7 @@ unsafe impl Operators for Driver {
         let (reader, next) = shared.deliver(|inbox, lags| {
             // Nobody knows for how long these would keep a block that is many times their size.
             let copies = lags && slice.len() <= LAGGING_COPY_BYTES;
-            if copies && intake.make_room(slice.len()) {
+            if copies && intake.make_room(&mut LocalBlocks, slice.len()) {
                 intake.copy_in(&slice, inbox);
             } else {
                 inbox.push(slice);
@@ -801,7 +801,7 @@ unsafe impl Operators for Driver {
         let (reader, next) = shared.deliver(|inbox, lags| {
             if lags {
                 // The pieces of a message go side by side, rather than each into a block with those of others.
-                copied = intake.make_room(bytes.len());
+                copied = intake.make_room(&mut LocalBlocks, bytes.len());
                 if copied {
                     intake.copy_in(bytes, inbox);
                 }

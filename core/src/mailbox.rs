@@ -12,9 +12,9 @@ use std::time::Instant;
 
 use libc::iovec;
 
-use crate::buffer::{BlockSource, Chain};
+use crate::buffer::Chain;
 use crate::error::Error;
-use crate::memory::{Pool, Tail};
+use crate::memory::{BlockSource, Pool, Tail};
 use crate::poll::Notify;
 use crate::stash::Stash;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, barrier, lock};
@@ -284,6 +284,10 @@ impl BlockSource for LocalBlocks {
     fn block(&mut self, min_bytes: usize) -> Result<Tail, Error> {
         LocalBlocks::with(|stash| stash.block(min_bytes))
             .unwrap_or_else(|| Pool::global().allocate(min_bytes))
+    }
+
+    fn put_back(&mut self, block: Tail) {
+        LocalBlocks::put(block);
     }
 }
 

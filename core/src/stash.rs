@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 
 use libc::iovec;
 
-use crate::buffer::{BlockSource, Chain, vector};
+use crate::buffer::{Chain, vector};
 use crate::error::Error;
-use crate::memory::{Pool, Tail};
+use crate::memory::{BlockSource, Pool, Tail};
 
 /// Blocks kept at hand, at most.
 const BLOCKS_MAX: usize = 64;

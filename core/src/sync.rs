@@ -28,8 +28,13 @@ pub(crate) mod barrier {
 
     /// Whether the kernel has it. Asks once per process: in microseconds while that has one thread, later in some 10
     /// milliseconds.
+    ///
+    /// ThreadSanitizer and Miri know nothing of it, so it is not used under them.
     pub(crate) fn is_available() -> bool {
         static AVAILABLE: OnceLock<bool> = OnceLock::new();
+        if cfg!(any(duopoll_tsan, miri)) {
+            return false;
+        }
         *AVAILABLE.get_or_init(|| membarrier(REGISTER).and_then(|()| membarrier(BARRIER)).is_ok())
     }
 
@@ -94,6 +99,17 @@ impl Witness {
     pub(crate) fn written(&self) {
         #[cfg(loom)]
         self.bytes.with_mut(|_| ());
+    }
+}
+
+/// After the last count was released: what others did before they released theirs has happened.
+#[inline]
+pub(crate) fn acquire(count: &AtomicUsize) {
+    if cfg!(duopoll_tsan) {
+        // ThreadSanitizer knows nothing of fences.
+        count.load(Ordering::Acquire);
+    } else {
+        fence(Ordering::Acquire);
     }
 }
 

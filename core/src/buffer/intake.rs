@@ -6,23 +6,7 @@ use libc::iovec;
 
 use super::chain::Chain;
 use crate::error::Error;
-use crate::mailbox::LocalBlocks;
-use crate::memory::{Pool, Tail};
-
-/// Gives empty blocks.
-pub trait BlockSource {
-    /// An empty block of at least `min_bytes`.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] if there is none.
-    fn block(&mut self, min_bytes: usize) -> Result<Tail, Error>;
-}
-
-impl BlockSource for &Pool {
-    fn block(&mut self, min_bytes: usize) -> Result<Tail, Error> {
-        self.allocate(min_bytes)
-    }
-}
+use crate::memory::{BlockSource, Tail};
 
 /// The writable end of a buffer that is filled from outside.
 ///
@@ -185,11 +169,11 @@ impl Intake {
     }
 
     /// Sees to it that the current block has room for `n` bytes. False if there is no memory for another.
-    pub(crate) fn make_room(&mut self, n: usize) -> bool {
+    pub(crate) fn make_room(&mut self, source: &mut impl BlockSource, n: usize) -> bool {
         if self.tail.as_ref().is_none_or(|tail| tail.remaining() < n) {
-            let Ok(block) = LocalBlocks.block(n.max(COPY_BLOCK_BYTES)) else { return false };
+            let Ok(block) = source.block(n.max(COPY_BLOCK_BYTES)) else { return false };
             if let Some(full) = self.tail.replace(block) {
-                LocalBlocks::put(full);
+                source.put_back(full);
             }
         }
         true

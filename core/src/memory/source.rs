@@ -1,0 +1,25 @@
+//! Who gives empty blocks.
+
+use super::pool::Pool;
+use super::tail::Tail;
+use crate::error::Error;
+
+/// Gives empty blocks.
+pub trait BlockSource {
+    /// An empty block of at least `min_bytes`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if there is none.
+    fn block(&mut self, min_bytes: usize) -> Result<Tail, Error>;
+
+    /// Takes a block back that may be of use again.
+    fn put_back(&mut self, block: Tail) {
+        drop(block);
+    }
+}
+
+impl BlockSource for &Pool {
+    fn block(&mut self, min_bytes: usize) -> Result<Tail, Error> {
+        self.allocate(min_bytes)
+    }
+}
