@@ -26,14 +26,14 @@ mod timer;
 mod token;
 
 pub use buffer::{
-    Chain, ChainIter, Chunks, IO_BYTES_MAX, IO_VECTORS_MAX, Intake, LinkBuffer, LinkReader,
-    LinkWriter,
+    BlockSource, Chain, ChainIter, Chunks, IO_BYTES_MAX, IO_VECTORS_MAX, Intake, LinkBuffer,
+    LinkReader, LinkWriter,
 };
 pub use connection::{Control, Limits, Reader, Writer};
 pub use driver::{Accepted, Driver, DriverStats, Group};
 pub use error::Error;
 pub use mailbox::{Clock, Command, Entered, Mailbox, on_poller_thread};
-pub use memory::{BlockSource, Pool, PoolConfig, PoolStats, Slice, Tail};
+pub use memory::{Pool, PoolConfig, PoolStats, Slice, Tail};
 pub use poll::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
     Poll, SEND_VECTORS_MAX,

@@ -12,9 +12,9 @@ use std::time::Instant;
 
 use libc::iovec;
 
-use crate::buffer::Chain;
+use crate::buffer::{BlockSource, Chain};
 use crate::error::Error;
-use crate::memory::{BlockSource, Pool, Tail};
+use crate::memory::{Pool, Tail};
 use crate::poll::Notify;
 use crate::stash::Stash;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, barrier, lock};

@@ -15,3 +15,5 @@ pub(crate) use intake::vector;
 pub use link_buffer::LinkBuffer;
 pub use nocopy::{LinkReader, LinkWriter};
 pub use read::Chunks;
+
+pub use crate::memory::BlockSource;
