@@ -14,11 +14,11 @@ use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use duopoll::{Connection, Control, Dialer, Pollers, Reader, Server, Slice, Writer};
 use pollster::block_on;
-use support::{PATIENCE, Pattern, Random, Setup, eventually, scaled};
+use support::{PATIENCE, Pattern, Random, Setup, eventually, fresh_seed, scaled};
 
 on_every_setup!(four_threads_share_a_connection);
 
@@ -30,10 +30,7 @@ const ROUND_BYTES: u64 = 256 << 10;
 const MESSAGE_BYTES: usize = 32 << 10;
 
 fn four_threads_share_a_connection(setup: Setup) {
-    let fresh = from_env("DUOPOLL_SEED").unwrap_or_else(|| {
-        let since = SystemTime::UNIX_EPOCH.elapsed().expect("a clock that is set");
-        u64::from(since.subsec_nanos())
-    });
+    let fresh = from_env("DUOPOLL_SEED").unwrap_or_else(fresh_seed);
     let rounds = from_env("DUOPOLL_ROUNDS").unwrap_or(scaled(ROUNDS) as u64);
     println!("fresh seeds from {fresh}");
 
