@@ -247,7 +247,7 @@ mod tests {
     }
 
     /// Miri is slow.
-    const OPS_MAX: usize = if cfg!(miri) { 12 } else { 80 };
+    const OPS_MAX: usize = if cfg!(miri) { 8 } else { 80 };
 
     #[derive(Clone, Debug)]
     enum Op {

@@ -250,7 +250,7 @@ mod reading {
     #[test]
     fn a_pattern_is_found_wherever_it_crosses_slices() {
         let whole = "aaab aab\r\n\r\nbody";
-        for cut in (1..whole.len()).step_by(up_to(1, 5)) {
+        for cut in (1..whole.len()).step_by(up_to(1, 7)) {
             for second in (cut..whole.len()).step_by(up_to(1, 4)) {
                 let pieces = [&whole[..cut], &whole[cut..second], &whole[second..]];
                 let buffer = of_pieces(&pieces);
@@ -772,8 +772,9 @@ mod adapters {
 
     #[test]
     fn a_reader_reads_as_often_as_it_must() {
-        let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
-        let steps = &[1 << 20, 4097, 4096, 4095, 7, 1][..up_to(6, 2)];
+        let mut bytes = (0..251).collect::<Vec<u8>>().repeat(400);
+        bytes.truncate(100_000);
+        let steps = &[4097, 4096, 4095, 1 << 20, 7, 1][..up_to(6, 1)];
         for &step in steps {
             let mut reader = LinkReader::new(Steps(&bytes, step));
             assert_eq!(reader.next(10).unwrap(), bytes[..10]);
