@@ -7,7 +7,7 @@ pub(super) const CLASSES: usize = if cfg!(loom) { 2 } else { 22 };
 const CLASS_BYTES_MIN: usize = 1 << MIN_SHIFT;
 const CLASS_BYTES_MAX: usize = CLASS_BYTES_MIN << (CLASSES - 1);
 
-/// Limits of a [`Pool`].
+/// Limits of a [`Pool`](crate::Pool).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolConfig {
