@@ -5,6 +5,10 @@ cd "$(dirname "$0")/.."
 
 cargo fmt --all --check
 cargo clippy --workspace --all-targets --all-features -- -D warnings
+# The other architecture has system calls of its own.
+rustup target add aarch64-unknown-linux-gnu
+cargo clippy --target aarch64-unknown-linux-gnu --all-targets --all-features \
+    -p duopoll -p duopoll-core -p duopoll-epoll -p duopoll-uring -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
 
 # Licences, sources and duplicate versions. Advisories need the network, so they are checked elsewhere.

@@ -3,6 +3,9 @@
 //! A script is drawn from a seed. It is run on epoll and on io_uring, over real sockets, and each of its steps must have
 //! the outcome that the script foretells.
 //!
+//! The seeds are always the same, and in CI, or with `DUOPOLL_FRESH=1`, some that nobody has run before, of which the first
+//! is printed.
+//!
 //! `DUOPOLL_SEED` runs one seed and prints both traces. `DUOPOLL_SEEDS` says how many are run otherwise for each
 //! family, and `DUOPOLL_FIRST_SEED` from which one on.
 
@@ -25,10 +28,12 @@ use std::thread;
 use duopoll::Engine;
 use script::{Outcome, Script};
 use stage::Stage;
-use support::{Family, scaled};
+use support::{Family, fresh_seed, scaled, wants_fresh_seeds};
 
-/// Scripts for each family.
+/// Scripts for each family in every run.
 const SEEDS: usize = 1_000;
+/// Scripts that nobody has run before, where they are asked for.
+const FRESH_SEEDS: usize = 250;
 
 #[test]
 fn the_engines_agree_on_ipv4() {
@@ -51,7 +56,13 @@ fn agree(family: Family) {
     let first = only.or(from_env("DUOPOLL_FIRST_SEED")).unwrap_or(0);
     let count =
         only.map_or_else(|| from_env("DUOPOLL_SEEDS").unwrap_or(scaled(SEEDS) as u64), |_| 1);
-    for seed in first..first + count {
+    let mut fresh = 0..0;
+    if only.is_none() && wants_fresh_seeds() {
+        fresh.start = fresh_seed();
+        fresh.end = fresh.start + scaled(FRESH_SEEDS) as u64;
+        println!("fresh seeds from {}", fresh.start);
+    }
+    for seed in (first..first + count).chain(fresh) {
         let script = Script::new(seed, family);
         let (epoll, uring) = thread::scope(|scope| {
             let uring = scope.spawn(|| uring.run(&script));

@@ -38,6 +38,17 @@ impl Witness {
     }
 }
 
+/// After the last count was released: what others did before they released theirs has happened.
+#[inline]
+pub(crate) fn acquire(count: &AtomicUsize) {
+    if cfg!(duopoll_tsan) {
+        // ThreadSanitizer knows nothing of fences.
+        count.load(Ordering::Acquire);
+    } else {
+        fence(Ordering::Acquire);
+    }
+}
+
 /// Locks a mutex. Critical sections never leave what it guards half-changed, so a panic in one carries no news.
 #[cfg(not(loom))]
 #[inline]

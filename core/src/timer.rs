@@ -246,6 +246,9 @@ mod tests {
         assert_eq!(wheel.advance(SPAN * 3), Some(0));
     }
 
+    /// Miri is slow.
+    const OPS_MAX: usize = if cfg!(miri) { 8 } else { 80 };
+
     #[derive(Clone, Debug)]
     enum Op {
         Set(usize, Tick),
@@ -263,8 +266,10 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
-        fn behaves_like_a_sorted_map(start in 0u64..1 << 30, ops in prop::collection::vec(op(), 1..80)) {
+        fn behaves_like_a_sorted_map(start in 0u64..1 << 30, ops in prop::collection::vec(op(), 1..OPS_MAX)) {
             let (mut wheel, mut model, mut now) = (Wheel::new(start), BTreeMap::new(), start);
             for op in ops {
                 match op {

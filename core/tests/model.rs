@@ -11,7 +11,7 @@ use proptest::test_runner::Config;
 use world::{Op, World};
 
 const CASES: u32 = 2_000;
-const OPS_MAX: usize = 60;
+const OPS_MAX: usize = if cfg!(miri) { 25 } else { 60 };
 
 fn config() -> Config {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());

@@ -5,6 +5,9 @@
 //! before the end, and what was flushed is sent before the FIN; no task sleeps when what it waits for is there, or
 //! its time is over; no wait ends too early; memory that is lent is nobody else's; and nothing is left in the end.
 //!
+//! The seeds are always the same, and in CI, or with `DUOPOLL_FRESH=1`, some that nobody has run before, of which the first
+//! is printed.
+//!
 //! `DUOPOLL_SEED` runs one seed, and tells what happens in it. `DUOPOLL_SEEDS` says how many are run otherwise,
 //! `DUOPOLL_FIRST_SEED` from which one on, and `DUOPOLL_FAILURES` after how many failures to give up.
 
@@ -12,11 +15,14 @@ use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use world::World;
 
-/// Seeds of a run.
+/// Seeds of every run.
 const SEEDS: u64 = 20_000;
+/// Seeds that nobody has run before, where they are asked for.
+const FRESH_SEEDS: u64 = 5_000;
 
 /// Whether to tell what happens.
 static TELLS: AtomicBool = AtomicBool::new(false);
@@ -66,6 +72,13 @@ fn from_env(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|value| value.parse().ok())
 }
 
+/// A seed by the time of day, if fresh ones are asked for.
+fn fresh_seed() -> Option<u64> {
+    let asked_for = std::env::var_os("CI").is_some() || from_env("DUOPOLL_FRESH") == Some(1);
+    let since = SystemTime::UNIX_EPOCH.elapsed().ok().filter(|_| asked_for)?;
+    Some(since.as_micros() as u64)
+}
+
 #[test]
 fn every_seed_keeps_the_invariants() {
     if let Some(seed) = from_env("DUOPOLL_SEED") {
@@ -74,8 +87,12 @@ fn every_seed_keeps_the_invariants() {
     }
     let first = from_env("DUOPOLL_FIRST_SEED").unwrap_or(0);
     let patience = from_env("DUOPOLL_FAILURES").unwrap_or(1);
+    let fresh = fresh_seed().map_or(0..0, |fresh| {
+        println!("fresh seeds from {fresh}");
+        fresh..fresh + FRESH_SEEDS
+    });
     let mut failures = 0;
-    for seed in first..first + from_env("DUOPOLL_SEEDS").unwrap_or(SEEDS) {
+    for seed in (first..first + from_env("DUOPOLL_SEEDS").unwrap_or(SEEDS)).chain(fresh) {
         if panic::catch_unwind(AssertUnwindSafe(|| World::new(seed).run())).is_err() {
             eprintln!("DUOPOLL_SEED={seed} cargo test -p duopoll-core --test simulation");
             failures += 1;

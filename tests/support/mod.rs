@@ -18,7 +18,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use duopoll::{Address, Builder, Connection, Engine, EventLoop, Limits, Listener, Pollers, Server};
 
@@ -30,6 +30,17 @@ pub fn scaled(number: usize) -> usize {
     let divisor = std::env::var("DUOPOLL_TEST_DIVISOR").ok();
     let divisor = divisor.map_or(1, |divisor| divisor.parse().expect("a number"));
     number / divisor
+}
+
+/// A seed that nobody has run before, by the time of day.
+pub fn fresh_seed() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed().expect("a clock that is set");
+    since.as_micros() as u64
+}
+
+/// Whether a test that always runs the same seeds shall run fresh ones, too: in CI, or with `DUOPOLL_FRESH=1`.
+pub fn wants_fresh_seeds() -> bool {
+    std::env::var_os("CI").is_some() || std::env::var("DUOPOLL_FRESH").is_ok_and(|yes| yes == "1")
 }
 
 /// How many MiB a test of sends without a copy sends over each connection: `DUOPOLL_ZEROCOPY_MIB` says otherwise.

@@ -6,7 +6,7 @@ use std::{fmt, io};
 use bytes::buf::UninitSlice;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::LinkBuffer;
+use super::link_buffer::LinkBuffer;
 use crate::memory::Slice;
 
 /// Room that `BufMut::chunk_mut` gives at least, in bytes.

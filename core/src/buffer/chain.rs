@@ -4,14 +4,13 @@
 //! small per-thread free list, so a chain in steady state allocates nothing. Neighbours that touch in memory are
 //! merged into one slice when they are pushed. No node is empty.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use libc::iovec;
 
+use super::node::{self, Node};
 use crate::memory::{Slice, Tail};
 
 /// The most bytes that one system call is offered: Linux transfers at most `MAX_RW_COUNT`, 2 GiB less a page.
@@ -32,11 +31,6 @@ pub struct Chain {
 struct Ends {
     first: NonNull<Node>,
     last: NonNull<Node>,
-}
-
-struct Node {
-    slice: Slice,
-    next: Option<NonNull<Node>>,
 }
 
 // SAFETY: the chain owns its nodes, and slices are `Send`.
@@ -126,7 +120,8 @@ impl Chain {
     #[inline]
     pub fn pop(&mut self) -> Option<Slice> {
         let ends = self.ends?;
-        let (slice, next) = node::take(ends.first);
+        // SAFETY: the chain owns its nodes, and gives this one up.
+        let (slice, next) = unsafe { node::take(ends.first) };
         self.ends = next.map(|first| Ends { first, last: ends.last });
         self.len -= slice.len();
         Some(slice)
@@ -315,44 +310,5 @@ impl fmt::Debug for Chain {
 impl fmt::Debug for Iter<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Iter").finish_non_exhaustive()
-    }
-}
-
-/// Nodes, and the per-thread list of spare ones.
-mod node {
-    use super::*;
-
-    /// Spare nodes kept per thread: 10 KiB.
-    const SPARE_NODES_MAX: usize = 256;
-
-    thread_local! {
-        /// Boxed, since it is the allocation that is worth keeping.
-        #[expect(clippy::vec_box)]
-        static SPARE: RefCell<Vec<Box<MaybeUninit<Node>>>> = const { RefCell::new(Vec::new()) };
-    }
-
-    #[inline]
-    pub(super) fn new(slice: Slice) -> NonNull<Node> {
-        // The list is gone when a chain is changed by the destructor of another thread-local; then allocate.
-        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
-        let mut node = spare.unwrap_or_else(Box::new_uninit);
-        node.write(Node { slice, next: None });
-        NonNull::from(Box::leak(node)).cast()
-    }
-
-    /// Takes a node out of the chain that owns it, which must not look at it again.
-    #[inline]
-    pub(super) fn take(node: NonNull<Node>) -> (Slice, Option<NonNull<Node>>) {
-        // SAFETY: every node comes from `new`, and the chain gives it up here; it is not looked at again.
-        let Node { slice, next } = unsafe { node.read() };
-        // SAFETY: as above; what is left is the allocation.
-        let spare = unsafe { Box::from_raw(node.as_ptr().cast::<MaybeUninit<Node>>()) };
-        let _ = SPARE.try_with(|list| {
-            let mut list = list.borrow_mut();
-            if list.len() < SPARE_NODES_MAX {
-                list.push(spare);
-            }
-        });
-        (slice, next)
     }
 }

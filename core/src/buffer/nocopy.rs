@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 
-use super::LinkBuffer;
+use super::link_buffer::LinkBuffer;
 use crate::error::Error;
 use crate::memory::{Slice, Tail};
 

@@ -4,8 +4,8 @@ use std::iter::FusedIterator;
 
 use memchr::memmem;
 
-use super::LinkBuffer;
 use super::chain::{Chain, Iter as ChainIter};
+use super::link_buffer::LinkBuffer;
 use crate::error::Error;
 use crate::memory::Slice;
 

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::LinkBuffer;
+use super::link_buffer::LinkBuffer;
 use crate::error::Error;
 use crate::memory::{Slice, Tail};
 

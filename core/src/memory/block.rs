@@ -2,9 +2,9 @@
 
 use std::ptr::NonNull;
 
-use super::pool::PoolInner;
-use super::region::Region;
-use crate::sync::{Arc, AtomicUsize, Ordering, Witness, fence};
+use super::mapping::{FreeBlock, HEADER_BYTES, Mapping};
+use super::store::Store;
+use crate::sync::{Arc, AtomicUsize, Ordering, Witness, acquire};
 
 /// A reference to a block. Clone and drop count; the last one hands the block back to its pool.
 pub(super) struct Block {
@@ -12,17 +12,21 @@ pub(super) struct Block {
 }
 
 /// What precedes the bytes while references exist. A cache line of its own, so that counting never touches the
-/// payload.
+/// payload. Nothing but the count changes meanwhile, so it is read without a lock.
 #[repr(C, align(64))]
 struct Header {
     refs: AtomicUsize,
     capacity: usize,
-    /// The pool to return to, which lives as long as one of its blocks is in use.
-    home: Arc<PoolInner>,
-    region: NonNull<Region>,
+    /// Where to return to, which lives as long as one of its blocks is in use.
+    home: Arc<Store>,
+    /// Where the block lies. Others change what is there, under a lock that its home knows.
+    mapping: NonNull<Mapping>,
     /// The payload, as far as a model of the threads is concerned.
     payload: Witness,
 }
+
+const _: () =
+    assert!(size_of::<Header>() <= HEADER_BYTES && HEADER_BYTES % align_of::<Header>() == 0);
 
 // SAFETY: a reference gives access to the counter, which is atomic, and to fields that do not change while
 // references exist; the payload is governed by `Slice` and `Tail`.
@@ -31,6 +35,17 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
+    /// Makes the first reference to a block of `capacity` bytes that was taken from `home`.
+    pub(super) fn new(free: FreeBlock, capacity: usize, home: Arc<Store>) -> Block {
+        let FreeBlock { memory, mapping } = free;
+        let header = memory.cast::<Header>();
+        let refs = AtomicUsize::new(1);
+        let payload = Witness::default();
+        // SAFETY: a free block has no other owner, and room for a header before its payload.
+        unsafe { header.write(Header { refs, capacity, home, mapping, payload }) };
+        Block { header }
+    }
+
     #[inline]
     pub(super) fn capacity(&self) -> usize {
         // SAFETY: `self` keeps the header alive, and the capacity never changes.
@@ -41,7 +56,7 @@ impl Block {
     #[inline]
     pub(super) fn data(&self) -> NonNull<u8> {
         // SAFETY: the block has its header's size before the payload.
-        unsafe { self.header.cast::<u8>().add(FreeBlock::HEADER_BYTES) }
+        unsafe { self.header.cast::<u8>().add(HEADER_BYTES) }
     }
 
     /// Whether this is the only reference. If so, no other thread can make a second one meanwhile.
@@ -94,57 +109,11 @@ impl Block {
     #[inline(never)]
     fn give_back(&mut self) {
         // Acquire: what the others did with the block happened before it is used again.
-        fence(Ordering::Acquire);
+        acquire(self.refs());
         // SAFETY: nobody else looks at the header any more, and it is not looked at again.
-        let header = unsafe { self.header.read() };
-        header.payload.written();
-        header.home.take_back(FreeBlock::new(self.header.cast(), header.region), header.capacity);
-    }
-}
-
-/// A block nobody refers to. Its header does not exist; the same bytes hold the link to the next free block.
-pub(super) struct FreeBlock {
-    memory: NonNull<u8>,
-    region: NonNull<Region>,
-}
-
-impl FreeBlock {
-    /// Bytes before the payload.
-    pub(super) const HEADER_BYTES: usize = size_of::<Header>();
-
-    pub(super) fn new(memory: NonNull<u8>, region: NonNull<Region>) -> FreeBlock {
-        FreeBlock { memory, region }
-    }
-
-    pub(super) fn region(&self) -> NonNull<Region> {
-        self.region
-    }
-
-    /// The free block that was linked behind this one.
-    ///
-    /// # Safety
-    /// [`set_next`](FreeBlock::set_next) was called, and the block was not used since.
-    pub(super) unsafe fn next(&self) -> Option<FreeBlock> {
-        // SAFETY: promised by the caller.
-        let next = unsafe { self.memory.cast::<Option<NonNull<u8>>>().read() };
-        next.map(|memory| FreeBlock { memory, region: self.region })
-    }
-
-    /// # Safety
-    /// Nobody uses the block, and `next` is of the same region.
-    pub(super) unsafe fn set_next(&self, next: Option<FreeBlock>) {
-        let next = next.map(|block| block.memory);
-        // SAFETY: promised by the caller; the header's room is large enough and aligned.
-        unsafe { self.memory.cast().write(next) };
-    }
-
-    /// Makes the first reference.
-    pub(super) fn into_block(self, capacity: usize, home: Arc<PoolInner>) -> Block {
-        let header = self.memory.cast::<Header>();
-        let refs = AtomicUsize::new(1);
-        let payload = Witness::default();
-        // SAFETY: a free block has no other owner, and room for a header before its payload.
-        unsafe { header.write(Header { refs, capacity, home, region: self.region, payload }) };
-        Block { header }
+        let Header { capacity, home, mapping, payload, .. } = unsafe { self.header.read() };
+        payload.written();
+        // SAFETY: it was taken from there with this capacity, and nobody refers to it any more.
+        unsafe { home.take_back(FreeBlock { memory: self.header.cast(), mapping }, capacity) };
     }
 }

@@ -1,7 +1,7 @@
 //! The memory under every buffer: refcounted blocks in bounded pools, and the two views of a block.
 //!
 //! ```text
-//!            Block (refcounted, in a region mapped from the kernel)
+//!            Block (refcounted, in memory mapped from the kernel)
 //!  ┌────────┬───────────┬──────────────┬──────────────────────────┐
 //!  │ header │ Slice     │ Slice        │ Tail: not written yet    │
 //!  └────────┴───────────┴──────────────┴──────────────────────────┘
@@ -14,13 +14,19 @@
 //! block goes back to the [`Pool`] it came from.
 
 mod block;
+mod config;
+mod mapping;
+mod pages;
 mod pool;
-mod region;
+mod size_class;
 mod slice;
 mod source;
+mod store;
 mod tail;
 
-pub use pool::{Pool, PoolConfig, PoolStats};
+pub use config::PoolConfig;
+pub use pool::Pool;
 pub use slice::Slice;
 pub use source::BlockSource;
+pub use store::PoolStats;
 pub use tail::Tail;

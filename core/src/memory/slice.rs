@@ -10,7 +10,6 @@ use std::ptr::NonNull;
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::block::Block;
-use super::pool::Pool;
 use crate::error::Error;
 
 /// A refcounted, immutable, contiguous range of bytes: of a pooled block, or of memory from outside (`Bytes`,
@@ -79,14 +78,6 @@ impl Slice {
     #[inline]
     pub(super) fn of_block(ptr: NonNull<u8>, len: usize, block: Block) -> Slice {
         Slice(Repr::Block { ptr, len, block })
-    }
-
-    /// The bytes, copied into a block of `pool`.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] if there is no memory for the copy.
-    pub fn copy_from(bytes: &[u8], pool: &Pool) -> Result<Slice, Error> {
-        Ok(pool.allocate(bytes.len())?.write(bytes))
     }
 
     /// Length in bytes. O(1).

@@ -1,4 +1,4 @@
-//! Where empty blocks come from.
+//! Who gives empty blocks.
 
 use super::pool::Pool;
 use super::tail::Tail;

@@ -1,0 +1,147 @@
+//! All blocks of a pool, those in use and those that wait, counted.
+
+use std::ptr::NonNull;
+
+use super::config::{CLASSES, PoolConfig};
+use super::mapping::{FreeBlock, Mapping};
+use super::size_class::SizeClass;
+use crate::error::Error;
+use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+
+/// A snapshot of a pool. The figures are read one after another, so they may disagree by what other threads did
+/// meanwhile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// Blocks that somebody refers to.
+    pub live_blocks: usize,
+    /// Their capacity, in bytes.
+    pub live_bytes: usize,
+    /// Bytes that wait for the next request.
+    pub pooled_bytes: usize,
+    /// The most `live_bytes` there ever were.
+    pub peak_bytes: usize,
+}
+
+/// What a pool's handles and its blocks share.
+pub(super) struct Store {
+    config: PoolConfig,
+    classes: [Mutex<SizeClass>; CLASSES],
+    live_blocks: AtomicUsize,
+    live_bytes: AtomicUsize,
+    peak_bytes: AtomicUsize,
+    pooled_bytes: AtomicUsize,
+}
+
+impl Store {
+    pub(super) fn new(config: PoolConfig) -> Store {
+        Store {
+            config: config.adjusted(),
+            classes: std::array::from_fn(|_| Mutex::new(SizeClass::default())),
+            live_blocks: AtomicUsize::new(0),
+            live_bytes: AtomicUsize::new(0),
+            peak_bytes: AtomicUsize::new(0),
+            pooled_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    pub(super) fn config(&self) -> PoolConfig {
+        self.config
+    }
+
+    pub(super) fn stats(&self) -> PoolStats {
+        PoolStats {
+            live_blocks: self.live_blocks.load(Ordering::Relaxed),
+            live_bytes: self.live_bytes.load(Ordering::Relaxed),
+            pooled_bytes: self.pooled_bytes.load(Ordering::Relaxed),
+            peak_bytes: self.peak_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// A free block of at least `min_bytes`, and its capacity.
+    pub(super) fn take(&self, min_bytes: usize) -> Result<(FreeBlock, usize), Error> {
+        let (block, capacity) = self.find(min_bytes)?;
+        self.live_blocks.fetch_add(1, Ordering::Relaxed);
+        let live = self.live_bytes.fetch_add(capacity, Ordering::Relaxed) + capacity;
+        if live > self.peak_bytes.load(Ordering::Relaxed) {
+            self.peak_bytes.fetch_max(live, Ordering::Relaxed);
+        }
+        Ok((block, capacity))
+    }
+
+    fn find(&self, min_bytes: usize) -> Result<(FreeBlock, usize), Error> {
+        let no_memory = Error::OutOfMemory { bytes: min_bytes };
+        let bytes = min_bytes.max(self.config.min_block_bytes);
+        let Some((class, capacity)) = self.config.class_of(bytes) else {
+            let mapping = Mapping::of_one(bytes).map_err(|_| no_memory)?;
+            // SAFETY: nobody else knows the new mapping.
+            let (block, capacity) =
+                unsafe { (Mapping::take(mapping), mapping.as_ref().capacity()) };
+            return block.map(|(block, _)| (block, capacity)).ok_or(no_memory);
+        };
+        let taken = lock(&self.classes[class]).take();
+        let (block, waited) = match taken {
+            Some(taken) => taken,
+            None => {
+                // Mapped without the lock: it is a system call.
+                let mapping = Mapping::of_class(capacity).map_err(|_| no_memory)?;
+                let mut class = lock(&self.classes[class]);
+                class.add(mapping);
+                class.take().ok_or(no_memory)?
+            }
+        };
+        if waited {
+            self.pooled_bytes.fetch_sub(capacity, Ordering::Relaxed);
+        }
+        Ok((block, capacity))
+    }
+
+    /// Takes a block back whose last reference was dropped.
+    ///
+    /// # Safety
+    /// It was [taken](Store::take) from here, with this capacity, and nobody uses it any more.
+    pub(super) unsafe fn take_back(&self, block: FreeBlock, capacity: usize) {
+        self.live_blocks.fetch_sub(1, Ordering::Relaxed);
+        self.live_bytes.fetch_sub(capacity, Ordering::Relaxed);
+        let Some((class, _)) = self.config.class_of(capacity) else {
+            // SAFETY: it was the only block of its mapping, which is in no size class.
+            return unsafe { Mapping::unmap(block.mapping) };
+        };
+        // Counted before it is visible, so that an allocation that finds it never subtracts first.
+        self.pooled_bytes.fetch_add(capacity, Ordering::Relaxed);
+        // SAFETY: the capacity says which size class it was taken from.
+        let vacant = unsafe { lock(&self.classes[class]).put(block) };
+        if vacant {
+            self.shrink();
+        }
+    }
+
+    /// Unmaps all vacant mappings.
+    pub(super) fn trim(&self) {
+        for class in &self.classes {
+            while let Some(mapping) = { lock(class).pop_vacant() } {
+                self.unmap(mapping);
+            }
+        }
+    }
+
+    /// Unmaps vacant mappings until the limit holds, or none is left.
+    fn shrink(&self) {
+        // Looked at after the block was put: whoever makes the mapping vacant sees, through the lock, what the
+        // others have counted who put theirs before.
+        while self.pooled_bytes.load(Ordering::Relaxed) > self.config.max_pooled_bytes {
+            let fattest = self.classes.iter().max_by_key(|class| lock(class).vacant_bytes());
+            let Some(mapping) = fattest.and_then(|class| lock(class).pop_vacant()) else { return };
+            self.unmap(mapping);
+        }
+    }
+
+    /// Unmaps a vacant mapping that was taken out of its size class.
+    fn unmap(&self, mapping: NonNull<Mapping>) {
+        // SAFETY: in no list and vacant, so nobody else knows the mapping.
+        unsafe {
+            self.pooled_bytes.fetch_sub(mapping.as_ref().waiting_bytes(), Ordering::Relaxed);
+            Mapping::unmap(mapping);
+        }
+    }
+}
