@@ -296,9 +296,8 @@ fn read(
     read += rest.len() as u64;
     // A writer that has written all is dropped, and the server ends its side when it has sent all of that back.
     let all_came = read == total && ended.kind() == ErrorKind::UnexpectedEof;
-    // When this side is closed after that, what was not handed over is gone.
     let was_ended = ended.kind() == ErrorKind::UnexpectedEof
-        && matches!(end, End::CloseOurs | End::CloseTheirs | End::AbortTheirs);
+        && matches!(end, End::CloseTheirs | End::AbortTheirs);
     assert!(
         all_came || was_ended || end.explains(&ended),
         "read: {ended:?} after {read} of {total} bytes, with {end:?}"

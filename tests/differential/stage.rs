@@ -286,6 +286,10 @@ impl Play<'_> {
                     self.desk.control.lock().expect("no panic").take();
                 }
                 self.desk.reads.give(ReadOrder::Leave(*leave));
+                // What is under way is dropped then, and cannot end by what the peer does next.
+                if !self.desk.wait_until_begun(PATIENCE) {
+                    return Some(Outcome::Stuck);
+                }
             }
             Step::Barrier => {
                 if !self.desk.wait_until_begun(PATIENCE) {

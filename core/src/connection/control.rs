@@ -70,12 +70,12 @@ impl Control {
     /// [`input_high_bytes`](crate::Limits::input_high_bytes). Whoever waits for more goes on waiting; timeouts and
     /// deadlines count. The peer's end and errors of the connection are found out by sending only, or later.
     pub fn pause(&self) {
-        self.shared.life().pause();
+        self.shared.adjust(|life| life.pause(self.shared.clock()));
     }
 
     /// Receives again. Harmless if the connection was not paused.
     pub fn resume(&self) {
-        self.shared.adjust(|life| life.resume());
+        self.shared.adjust(|life| life.resume(self.shared.clock()));
     }
 
     /// Has `callback` called once, as soon as the connection is over: the peer has ended it, it broke, it was closed or

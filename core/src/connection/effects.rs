@@ -1,24 +1,22 @@
 //! What follows from a transition, for whoever made it to do when the lock is free again.
 
 use std::fmt;
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::task::Waker;
 
 use crate::buffer::Chain;
-use crate::command::Command;
-use crate::mailbox::Mailbox;
 
 /// What a user wants to be called when the connection is over.
 pub(super) type Closer = Box<dyn FnOnce() + Send>;
 /// Few connections have any, and those without spend a pointer on it.
 pub(super) type Closers = Option<Box<Vec<Closer>>>;
 
-/// Whom to wake, what to call, what to drop, and what to leave for the poller. All that belongs to a user is in here: it
-/// may call back, block or panic, and so it is never touched under the lock.
+/// Whom to wake, what to call and what to drop. All that belongs to a user is in here: it may call back,
+/// block or panic, and so it is never touched under the lock.
 #[derive(Default)]
 #[must_use]
 pub(crate) struct Effects {
-    pub(super) post: Option<Command>,
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
     pub(super) closers: Closers,
@@ -29,11 +27,8 @@ pub(crate) struct Effects {
 }
 
 impl Effects {
-    pub(crate) fn perform(self, mailbox: &Mailbox) {
-        let Effects { post, reader, writer, closers, dropped, unused } = self;
-        if let Some(command) = post {
-            mailbox.post(command);
-        }
+    pub(crate) fn perform(self) {
+        let Effects { reader, writer, closers, dropped, unused } = self;
         wake(reader);
         wake(writer);
         // The last first, as destructors run.
@@ -60,13 +55,15 @@ pub(crate) fn wake(waker: Option<Waker>) {
 
 #[inline]
 fn guarded(call: impl FnOnce()) {
-    let _ = panic::catch_unwind(AssertUnwindSafe(call));
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(call)) {
+        // Which may panic as well, as it is dropped.
+        mem::forget(panic::catch_unwind(AssertUnwindSafe(|| drop(payload))));
+    }
 }
 
 impl fmt::Debug for Effects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Effects")
-            .field("post", &self.post)
             .field("reader", &self.reader.is_some())
             .field("writer", &self.writer.is_some())
             .field("closers", &self.closers.as_ref().map_or(0, |closers| closers.len()))
@@ -106,7 +103,7 @@ impl<'a> Offer<'a> {
             return false;
         }
         // What was kept before is dropped with the offer, and not here.
-        std::mem::swap(kept, &mut self.clone);
+        mem::swap(kept, &mut self.clone);
         true
     }
 }

@@ -112,7 +112,7 @@ impl Shared {
             (effects, life.must_tell())
         };
         self.tell(None, look);
-        effects.perform(&self.mailbox);
+        effects.perform();
     }
 
     /// Makes a transition of which nothing follows but what the poller has to do.
@@ -224,19 +224,19 @@ impl Shared {
 
     pub(crate) fn end_input(&self) {
         let effects = self.life().end_input(self.clock());
-        effects.perform(&self.mailbox);
+        effects.perform();
     }
 
     pub(crate) fn fail(&self, errno: i32) {
         let mut effects = Effects::default();
         self.life().fail(errno, &mut effects, self.clock());
-        effects.perform(&self.mailbox);
+        effects.perform();
     }
 
     pub(crate) fn fail_output(&self, errno: i32) {
         let mut effects = Effects::default();
         self.life().fail_output(errno, &mut effects, self.clock());
-        effects.perform(&self.mailbox);
+        effects.perform();
     }
 
     #[inline]
@@ -256,7 +256,7 @@ impl Shared {
             (effects, send, life.must_tell())
         };
         self.tell(send, look);
-        effects.perform(&self.mailbox);
+        effects.perform();
     }
 
     pub(crate) fn take_todo(&self) -> Todo {
@@ -290,31 +290,27 @@ impl Shared {
     /// False if it is to be ended by force.
     pub(crate) fn wind_up(&self) -> bool {
         let (effects, goes) = self.life().wind_up(self.clock());
-        effects.perform(&self.mailbox);
+        effects.perform();
         goes
     }
 
     pub(crate) fn released(&self) {
         let effects = self.life().released(self.clock());
-        effects.perform(&self.mailbox);
+        effects.perform();
     }
 
     pub(crate) fn abandoned(&self) {
         let effects = self.life().abandoned(self.clock());
-        effects.perform(&self.mailbox);
+        effects.perform();
     }
 
     pub(crate) fn drain(&self, expected: usize) {
         let effects = self.life().drain(expected);
-        effects.perform(&self.mailbox);
+        effects.perform();
     }
 
     pub(crate) fn expire(&self, now: Tick, pending: Option<Pending>, gives_up: bool) -> Expired {
         self.life().expire(now, pending, gives_up)
-    }
-
-    pub(crate) fn perform(&self, effects: Effects) {
-        effects.perform(&self.mailbox);
     }
 
     /// From how many bytes on a slice is sent without a copy, if any is.

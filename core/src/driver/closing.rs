@@ -115,6 +115,6 @@ impl Driver {
         }
         self.wheel.clear(token.index());
         engine.deregister(token, end.how, self);
-        shared.perform(end.effects);
+        end.effects.perform();
     }
 }

@@ -74,6 +74,6 @@ impl Driver {
                 next => self.wheel.set(token.index(), next),
             }
         }
-        shared.perform(effects);
+        effects.perform();
     }
 }

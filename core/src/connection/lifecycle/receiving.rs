@@ -1,0 +1,196 @@
+//! The receiving direction.
+
+use std::mem;
+use std::task::{Poll, Waker};
+
+use super::outcome::{Moved, Polled, Refusal};
+use super::request::Wanted;
+use super::state::{Input, Output, Phase, Serving, Todo};
+use super::{Lifecycle, NOT_ASKED, few};
+use crate::buffer::{Chain, LinkBuffer};
+use crate::clock::Clock;
+use crate::connection::effects::{Effects, Offer};
+use crate::poll::Next;
+
+impl Lifecycle {
+    /// As [`fill`](Lifecycle::fill), if a wait has ended with what it waited for and there is nothing else to do: the way
+    /// that nearly every request takes. Gives how many bytes were handed over.
+    #[inline]
+    pub(crate) fn take_awaited(
+        &mut self,
+        buffer: &mut LinkBuffer,
+        min_bytes: usize,
+        is_request: bool,
+    ) -> Option<usize> {
+        let bytes = self.inbox.len();
+        let ended = self.need == 0 && self.reader.is_none() && self.reading.is_none();
+        if !ended || self.stopped || buffer.len() + bytes < min_bytes {
+            return None;
+        }
+        buffer.adopt_chain(&mut self.inbox);
+        if is_request {
+            self.serving = Serving::Within;
+        }
+        Some(bytes)
+    }
+
+    /// Hands over what has arrived, and waits for more if that is too little.
+    pub(crate) fn fill(
+        &mut self,
+        buffer: &mut LinkBuffer,
+        min_bytes: usize,
+        wanted: Wanted,
+        offer: &mut Offer<'_>,
+        clock: &dyn Clock,
+    ) -> Polled {
+        let mut polled = Polled { taken: self.inbox.len(), ..Polled::new() };
+        buffer.adopt_chain(&mut self.inbox);
+        if mem::take(&mut self.stopped) {
+            self.ask(Todo::RECEIVE);
+        }
+        let is_request = matches!(wanted, Wanted::Request);
+        let refused = if buffer.len() >= min_bytes {
+            None
+        } else if self.input == Input::Open {
+            let goes_on = match wanted {
+                Wanted::Bytes(owner) => self.reading.go_on(owner, || clock.now()),
+                Wanted::Request => {
+                    self.reading.go_on_exempt();
+                    true
+                }
+            };
+            // To whoever waits for a request, no more of them is the end.
+            let ends = is_request && buffer.is_empty() && self.is_drained();
+            if goes_on && !ends {
+                if !offer.keep_in(&mut self.reader) {
+                    polled.retry = true;
+                    return polled;
+                }
+                self.need = min_bytes - buffer.len();
+                self.has_part = !buffer.is_empty();
+                if is_request {
+                    self.serving = Serving::Between;
+                }
+                self.recount(clock);
+                self.arm();
+                return polled;
+            }
+            Some(if ends { Refusal::Ended } else { Refusal::TimedOut })
+        } else {
+            Some(match self.input {
+                Input::Failed(errno) => Refusal::Errno(errno),
+                Input::Closed => Refusal::Closed,
+                Input::Open | Input::Ended => Refusal::Ended,
+            })
+        };
+        if is_request {
+            self.serving = Serving::Within;
+        }
+        polled.unused = self.end_reading(clock);
+        polled.result = Poll::Ready(refused.map_or(Ok(()), Err));
+        polled
+    }
+
+    /// The reader waits no more.
+    pub(crate) fn end_reading(&mut self, clock: &dyn Clock) -> Option<Waker> {
+        self.need = 0;
+        self.reading.end();
+        self.late = NOT_ASKED;
+        let waker = self.reader.take();
+        self.recount(clock);
+        waker
+    }
+
+    /// A server begins to serve it.
+    pub(crate) fn serve(&mut self) {
+        self.serving = Serving::Within;
+    }
+
+    /// Receives nothing until [`resume`](Lifecycle::resume).
+    pub(crate) fn pause(&mut self, clock: &dyn Clock) {
+        self.paused = true;
+        self.recount(clock);
+    }
+
+    /// Receives again.
+    pub(crate) fn resume(&mut self, clock: &dyn Clock) {
+        if mem::take(&mut self.paused) {
+            self.ask(Todo::RECEIVE);
+            self.recount(clock);
+            self.arm();
+        }
+    }
+
+    /// Whether anything is to be received, and if so whether others wait in the inbox already, or with the reader for the
+    /// rest of a message.
+    #[inline]
+    pub(crate) fn receives(&self) -> Option<bool> {
+        match self.phase {
+            Phase::Open if self.paused => None,
+            // Even if it was paused: for the peer's FIN.
+            Phase::Open | Phase::Sending | Phase::Lingering => Some(self.lags()),
+            Phase::Leaving | Phase::Deregistered { .. } | Phase::Released { .. } => None,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn lags(&self) -> bool {
+        !self.inbox.is_empty() || (self.need > 0 && self.has_part)
+    }
+
+    /// Bytes have arrived: `push` puts them into the inbox, and is told whether others wait already.
+    #[inline]
+    pub(crate) fn deliver(
+        &mut self,
+        input_high_bytes: usize,
+        clock: &dyn Clock,
+        push: impl FnOnce(&mut Chain, bool),
+    ) -> Moved {
+        let before = self.inbox.len();
+        let lags = self.lags();
+        push(&mut self.inbox, lags);
+        if self.expected > 0 || self.late != NOT_ASKED || self.idle.is_limited() {
+            self.arrived(self.inbox.len() - before, clock);
+        }
+        let closing = self.phase != Phase::Open;
+        if self.discards() {
+            self.inbox = Chain::new();
+            return Moved { waker: None, next: Next::More, closing };
+        }
+        let mut waker = None;
+        if self.need > 0 && self.inbox.len() >= self.need {
+            self.need = 0;
+            self.reading.end();
+            self.late = NOT_ASKED;
+            waker = self.reader.take();
+            self.recount(clock);
+        }
+        // A reader that waits for more than the watermark must get it.
+        self.stopped = self.inbox.len() >= input_high_bytes.max(self.need);
+        let stops = self.stopped || (self.paused && !closing);
+        Moved { waker, next: if stops { Next::Stop } else { Next::More }, closing }
+    }
+
+    #[cold]
+    pub(super) fn arrived(&mut self, bytes: usize, clock: &dyn Clock) {
+        self.expected = self.expected.saturating_sub(few(bytes));
+        if self.late != NOT_ASKED {
+            self.late = self.late.saturating_sub(few(bytes));
+        }
+        if self.idle.is_limited() {
+            self.idle.moved(clock.now());
+        }
+    }
+
+    /// There is nothing more to receive: the peer sent its FIN, or the kernel has told a send already that the
+    /// connection is broken, which it tells once.
+    pub(crate) fn end_input(&mut self, clock: &dyn Clock) -> Effects {
+        let how = match self.output {
+            Output::Failed(errno @ (libc::ECONNRESET | libc::ETIMEDOUT)) => Input::Failed(errno),
+            _ => Input::Ended,
+        };
+        let mut effects = Effects::default();
+        self.fail_input(how, &mut effects, clock);
+        effects
+    }
+}

@@ -1,0 +1,88 @@
+//! What a connection can be in.
+
+/// An errno, never 0.
+pub(crate) type Errno = std::num::NonZeroI32;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Input {
+    #[default]
+    Open,
+    /// The peer sent its FIN.
+    Ended,
+    /// The kernel reported this errno, or the poller has ended.
+    Failed(i32),
+    /// Closed by this side.
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Output {
+    #[default]
+    Open,
+    /// The connect is under way.
+    Connecting,
+    /// No more comes; the FIN goes out behind what is queued.
+    Finishing,
+    /// The FIN is out.
+    Finished,
+    /// The kernel reported this errno.
+    Failed(i32),
+}
+
+/// Whether a server handles requests of this connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Serving {
+    /// None does, or not in this way.
+    #[default]
+    No,
+    /// It waits for the next one.
+    Between,
+    /// Something may still have to be answered.
+    Within,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Open,
+    /// Closed by this side: what was flushed is being sent.
+    Sending,
+    /// The FIN is out, or cannot be: waiting for the peer's.
+    Lingering,
+    /// To be given away when the kernel reads no more from its memory.
+    Leaving,
+    /// Given back to the engine, which has not released it yet.
+    Deregistered {
+        /// The socket lives on.
+        leaves: bool,
+    },
+    /// The engine holds nothing of it any more.
+    Released {
+        /// And whoever waited for that has the socket.
+        detached: bool,
+    },
+}
+
+/// What the poller is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Todo(u8);
+
+impl Todo {
+    pub(crate) const RECEIVE: Todo = Todo(1);
+    pub(crate) const CLOSE: Todo = Todo(2);
+    pub(crate) const ABORT: Todo = Todo(4);
+    pub(crate) const DETACH: Todo = Todo(8);
+    /// A deadline is earlier than the timer that is set.
+    pub(crate) const ARM: Todo = Todo(16);
+
+    pub(crate) fn add(&mut self, what: Todo) {
+        self.0 |= what.0;
+    }
+
+    pub(crate) fn has(self, what: Todo) -> bool {
+        self.0 & what.0 != 0
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
