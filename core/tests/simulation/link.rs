@@ -335,8 +335,10 @@ impl Link {
         assert_eq!(state.deregistered, None, "link {}: ended twice", self.id);
         state.count(now);
         let unsent = state.flushed > state.sent - state.kept && !state.fin_out;
-        let over = state.fin_out || state.output_is_over() || state.connect.is_some();
-        let cut = !over && (unsent || (state.within && state.closed.is_none()));
+        // Nothing of what was flushed before the connect had ended is sent if there is no later.
+        let over = state.fin_out || state.send_failed.is_some() || state.is_broken();
+        let cut = !over
+            && (unsent || (state.within && state.closed.is_none() && state.connect.is_none()));
         state.cut = how == Deregister::Abort && !state.aborted && (cut || state.pinned > 0);
         if cut && matches!(how, Deregister::Shutdown | Deregister::Close) {
             panic!("link {}: a cut that looks like the end: {state:?}", self.id);
@@ -349,7 +351,7 @@ impl Link {
             Deregister::Abort if state.cut => {
                 // Idle, unless it was closed and has used up its patience.
                 let late = |closed| now + TICK > closed + state.patience;
-                if state.closed.is_some_and(late) {
+                if state.cancelled || state.closed.is_some_and(late) {
                     Deregister::Close
                 } else {
                     Deregister::Shutdown
@@ -383,7 +385,10 @@ impl Link {
                 let late = now + TICK > closed + state.patience;
                 assert!(over || late, "link {}: closed before all was sent: {state:?}", self.id);
             }
-            Deregister::Abort => assert!(state.aborted, "link {}: reset unasked", self.id),
+            Deregister::Abort => {
+                let asked = state.aborted || state.cancelled;
+                assert!(asked, "link {}: reset unasked: {state:?}", self.id);
+            }
             _ => {}
         }
     }
@@ -631,7 +636,7 @@ impl State {
             Goal::Delimiter(_) => self.delivered == wait.seen,
             Goal::Unsent(_) | Goal::Connected | Goal::Detached => false,
         });
-        let reads = reads && !self.ended && self.failed.is_none();
+        let reads = reads && !self.paused && !self.ended && self.failed.is_none();
         let sends = self.flushed > self.sent - self.kept;
         let sends = sends && !self.output_is_over();
         let waits = (reads || sends)

@@ -156,7 +156,8 @@ impl Lifecycle {
     #[inline]
     pub(crate) fn take_output(&mut self, sending: &mut Chain) -> Result<bool, Outputs> {
         self.send_posted = false;
-        if matches!(self.phase, Phase::Deregistered { .. } | Phase::Released { .. }) {
+        let is_over = matches!(self.phase, Phase::Deregistered { .. } | Phase::Released { .. });
+        if is_over || matches!(self.output, Output::Failed(_)) {
             return Err(Outputs::Nothing);
         }
         sending.append(&mut self.outbox);
