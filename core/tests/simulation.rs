@@ -36,6 +36,19 @@ macro_rules! note {
     };
 }
 
+/// What the seeds of every run have to reach.
+const RARE_PATHS: [&str; 9] = [
+    "a donation while memory is lent",
+    "a handler that takes time",
+    "a turn that comes late",
+    "asked for what was not harvested",
+    "closed before it was connected",
+    "cut off with a reset",
+    "ended as idle",
+    "flushed, and unsent when the poller ends",
+    "paused",
+];
+
 /// Rare paths that a run has reached, and how often.
 static MARKS: Mutex<BTreeMap<&str, u64>> = Mutex::new(BTreeMap::new());
 
@@ -91,8 +104,9 @@ fn every_seed_keeps_the_invariants() {
         println!("fresh seeds from {fresh}");
         fresh..fresh + FRESH_SEEDS
     });
+    let seeds = from_env("DUOPOLL_SEEDS").unwrap_or(SEEDS);
     let mut failures = 0;
-    for seed in (first..first + from_env("DUOPOLL_SEEDS").unwrap_or(SEEDS)).chain(fresh) {
+    for seed in (first..first + seeds).chain(fresh) {
         if panic::catch_unwind(AssertUnwindSafe(|| World::new(seed).run())).is_err() {
             eprintln!("DUOPOLL_SEED={seed} cargo test -p duopoll-core --test simulation");
             failures += 1;
@@ -102,4 +116,11 @@ fn every_seed_keeps_the_invariants() {
         }
     }
     assert_eq!(failures, 0, "each line above that begins with DUOPOLL_SEED replays a failure");
+    let marks = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
+    println!("reached: {marks:?}");
+    if first == 0 && seeds >= SEEDS {
+        for path in RARE_PATHS {
+            assert!(marks.contains_key(path), "no seed has reached: {path}");
+        }
+    }
 }

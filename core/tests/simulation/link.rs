@@ -323,6 +323,9 @@ impl Link {
         if state.closed.is_none() {
             state.closed = Some(now);
             state.cancelled = state.connect.is_some();
+            if state.cancelled {
+                mark!("closed before it was connected");
+            }
             state.patience = state.writing.timeout.unwrap_or(CLOSE_PATIENCE);
             state.patience_most = state.patience;
         }
