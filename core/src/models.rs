@@ -2,15 +2,19 @@
 //! load to see. Run them with `ci/loom.sh`.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 use loom::model::Builder;
 use loom::thread;
 
-use crate::confined::Confined;
-use crate::mailbox::{Clock, Command, Mailbox};
+use crate::buffer::{Chain, LinkBuffer};
+use crate::clock::Clock;
+use crate::command::Command;
+use crate::connection::{Limits, Reader, Shared, Todo, Writer, pair};
+use crate::mailbox::Mailbox;
 use crate::memory::{Pool, PoolConfig, Slice, Tail};
-use crate::poll::Notify;
+use crate::poll::{Notify, Outputs};
 use crate::timer::Tick;
 use crate::token::Token;
 
@@ -35,41 +39,6 @@ fn written(pool: &Pool, byte: u8) -> (Tail, Slice) {
     let mut tail = pool.allocate(1).unwrap();
     let slice = tail.write(&[byte; 8]);
     (tail, slice)
-}
-
-/// The witness in the lock complains if two are inside at once, or one does not see what the other has done.
-fn confined(shares: bool) {
-    check(Some(4), move || {
-        let lock = Arc::new(Confined::new(0, true));
-        let others = [(); 2].map(|()| {
-            let lock = lock.clone();
-            // SAFETY: not the owner.
-            thread::spawn(move || *unsafe { lock.lock(false) } += 1)
-        });
-        for turn in 0..2 {
-            // SAFETY: the owner is this thread alone.
-            *unsafe { lock.lock(true) } += 1;
-            if shares && turn == 0 {
-                // SAFETY: as above.
-                unsafe { lock.share() };
-            }
-        }
-        for other in others {
-            other.join().unwrap();
-        }
-        // SAFETY: as above.
-        assert_eq!(*unsafe { lock.lock(true) }, 4);
-    });
-}
-
-#[test]
-fn loom_a_confined_value_is_one_threads_at_a_time() {
-    confined(false);
-}
-
-#[test]
-fn loom_a_confined_value_that_its_owner_shares_is_one_threads_at_a_time() {
-    confined(true);
 }
 
 #[test]
@@ -322,5 +291,131 @@ fn loom_what_was_left_elsewhere_is_seen_after_a_wake() {
         }
         assert!(left.load(Ordering::Relaxed));
         other.join().unwrap();
+    });
+}
+
+/// A connection of a poller that sleeps, as the threads see it that share it.
+struct Shares {
+    mailbox: Arc<Mailbox>,
+    bell: Arc<Bell>,
+    shared: Arc<Shared>,
+}
+
+impl Shares {
+    fn new() -> (Shares, Reader, Writer) {
+        let (mailbox, bell) = mailbox();
+        let limits = Limits::default();
+        let (shared, reader, writer) =
+            pair(None, mailbox.clone(), Token::new(0, 0), &limits, false);
+        (Shares { mailbox, bell, shared }, reader, writer)
+    }
+
+    /// Turns of the poller until `turn`, which is told what was left for it, has seen enough.
+    fn turns(&self, mut turn: impl FnMut(&Shared, &[Command]) -> bool) {
+        let mut commands = Vec::new();
+        loop {
+            commands.clear();
+            self.mailbox.take(&mut commands);
+            if turn(&self.shared, &commands) {
+                return;
+            }
+            if self.mailbox.sleep() {
+                self.bell.0.wait();
+            }
+        }
+    }
+}
+
+/// Polls on this thread, which sleeps while there is nothing.
+fn wait<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
+    struct Rouses(loom::sync::Notify);
+    impl Wake for Rouses {
+        fn wake(self: Arc<Self>) {
+            self.0.notify();
+        }
+    }
+    let rouses = Arc::new(Rouses(loom::sync::Notify::new()));
+    let waker = Waker::from(rouses.clone());
+    loop {
+        if let Poll::Ready(result) = poll(&mut Context::from_waker(&waker)) {
+            return result;
+        }
+        rouses.0.wait();
+    }
+}
+
+#[test]
+fn loom_what_is_flushed_is_sent_and_ends_the_wait_for_it() {
+    check(Some(2), || {
+        let (shares, _reader, mut writer) = Shares::new();
+        let user = thread::spawn(move || {
+            for bytes in ["ab", "c"] {
+                writer.push(bytes);
+                wait(|cx| writer.poll_drain(cx)).unwrap();
+            }
+            writer
+        });
+        let (mut sent, mut sending) = (0, Chain::new());
+        shares.turns(|shared, commands| {
+            let sends = |command: &Command| !matches!(command, Command::Look(_));
+            if commands.iter().any(sends) {
+                match shared.take_output(&mut sending) {
+                    Ok(_) => {
+                        let n = sending.len();
+                        sending.advance(n);
+                        sent += n;
+                        crate::connection::wake(shared.sent(n, &mut sending, || 0).waker);
+                    }
+                    Err(done) => assert_eq!(done, Outputs::Nothing),
+                }
+            }
+            sent == 3
+        });
+        drop(user.join().unwrap());
+    });
+}
+
+#[test]
+fn loom_what_arrives_ends_the_wait_for_it() {
+    check(Some(2), || {
+        let (shares, mut reader, _writer) = Shares::new();
+        let user = thread::spawn(move || {
+            wait(|cx| reader.poll_fill(cx, 2)).unwrap();
+            assert_eq!(reader.buffer().len(), 2);
+            reader
+        });
+        for _ in 0..2 {
+            let moved = shares.shared.deliver(|inbox, _| {
+                let mut byte = LinkBuffer::with_pool(pool(0));
+                byte.push("a");
+                byte.drain_into(inbox);
+            });
+            crate::connection::wake(moved.waker);
+        }
+        drop(user.join().unwrap());
+    });
+}
+
+#[test]
+fn loom_what_two_threads_ask_of_the_poller_is_done() {
+    check(Some(3), || {
+        let (shares, reader, _writer) = Shares::new();
+        let controls = [reader.control(), reader.control()];
+        controls[0].pause();
+        let [resumes, aborts] = controls;
+        let others =
+            [thread::spawn(move || resumes.resume()), thread::spawn(move || aborts.abort())];
+        let (mut receives, mut ends) = (false, false);
+        shares.turns(|shared, commands| {
+            if !commands.is_empty() {
+                let todo = shared.take_todo();
+                receives |= todo.has(Todo::RECEIVE);
+                ends |= todo.has(Todo::ABORT);
+            }
+            receives && ends
+        });
+        for other in others {
+            other.join().unwrap();
+        }
     });
 }

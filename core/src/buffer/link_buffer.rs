@@ -94,7 +94,11 @@ pub struct LinkBuffer {
 impl LinkBuffer {
     /// An empty buffer on the [global pool](Pool::global). Allocates nothing.
     pub fn new() -> LinkBuffer {
-        LinkBuffer::with_pool(Pool::global().clone())
+        #[cfg(not(loom))]
+        let pool = Pool::global().clone();
+        #[cfg(loom)]
+        let pool = Pool::new(crate::memory::PoolConfig::default());
+        LinkBuffer::with_pool(pool)
     }
 
     /// An empty buffer that takes its blocks from `pool`. Allocates nothing.
