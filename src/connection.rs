@@ -39,9 +39,56 @@ use crate::tcp::{self, Keepalive};
 ///              └────────▶ over ◀── from anywhere: a reset, abort, the idle timeout, the poller's end
 /// ```
 ///
-/// *Closing* lasts at most for the write timeout, or 10 seconds without one, until all is sent, and a second more for
-/// the peer's FIN. The descriptor is closed when the connection is over and both halves are dropped, not before: its
-/// number means nothing else as long as somebody may ask for it.
+/// The descriptor is closed when the connection is over and both halves are dropped, not before: its number means nothing
+/// else as long as somebody may ask for it.
+///
+/// # Ends
+/// *Staged* is what was written and not flushed, *flushed* what the kernel has not taken yet.
+///
+/// | end | the peer sees | staged | flushed | received and not read |
+/// |---|---|---|---|---|
+/// | [`close`](Connection::close) | all of it, then a FIN | sent | sent, see below | dropped |
+/// | [`finish`](Connection::finish) | all of it, then a FIN | sent | sent | stays, and more may come |
+/// | the connection, or both its halves, are dropped | what was flushed, then a FIN | dropped | sent, see below | dropped |
+/// | one half is dropped | nothing | kept by the writer, dropped with it | sent | kept by the reader, dropped with it and from then on |
+/// | [`abort`](Connection::abort) | a reset | dropped | dropped | stays |
+/// | [`detach`](Connection::detach) | nothing | sent before | sent before | given to the caller; a half that waits elsewhere fails |
+/// | the idle timeout | a FIN, or a reset if it cuts something short | dropped | dropped | stays |
+/// | the write timeout of a close | a reset if it cuts something short, else a FIN | dropped | dropped | dropped |
+/// | a server's shutdown, within the grace | all replies, then a FIN | sent when the handler returns | sent | handled before |
+/// | its grace is over, or the [`Server`](crate::Server) is dropped | a FIN, or a reset if it cuts something short | dropped | dropped | stays |
+/// | the last [`Pollers`](crate::Pollers) are dropped, a poller ends | what was flushed, then a FIN; a reset if it cuts something short | dropped | sent, for at most a second | stays |
+/// | the process ends, or an engine breaks | what the kernel has taken, then a FIN, or a reset if something was not read | lost | lost | lost |
+///
+/// Something is *cut short* if it was flushed and the kernel has not taken it, or if a server's handler was within a request:
+/// whoever reads to the end must not take that for the end. Unix sockets know no reset: their peer sees an end of the stream.
+///
+/// What the kernel takes it sends on, but nobody learns whether the peer has read it. Before a process ends, wait for
+/// [`drain`](Connection::drain) to know that the kernel has everything.
+///
+/// A connection that is closed has the write timeout, or 10 seconds without one, for what is left to send, and a second more
+/// for the peer's FIN. What arrives meanwhile is dropped: a socket that is closed with bytes unread sends a reset, which can
+/// destroy the last reply on its way.
+///
+/// # Time
+///
+/// | limit | what starts it | what stops it | what comes of it |
+/// |---|---|---|---|
+/// | read timeout | a read that begins to wait, each anew | the wait's end | the wait fails with `TimedOut` |
+/// | read deadline | | | as a timeout; a read of what has arrived does not fail |
+/// | write timeout | a `flush` or `drain` that begins to wait, or a dial's connect | the wait's end, not each byte that the peer takes | the wait fails with `TimedOut`; what was flushed is still sent |
+/// | write deadline | | | as a timeout; a flush that has nothing to wait for does not fail |
+/// | idle timeout | the connection waits for its peer: in a read, or to take what was flushed | each byte that moves, either way, begins it anew | the connection ends with `ETIMEDOUT` |
+/// | the write timeout of a close | the close | all is sent | the connection ends with `ETIMEDOUT` |
+///
+/// - What has come by then counts, however late the poller comes to look, because a handler has computed, or the process
+///   was stopped: bytes, the peer's end, and room to send end a wait before its timeout does, and put off the idle timeout.
+/// - Where the poller cannot know what the peer would have done, since it was late itself by 10 ms or more, it gives the
+///   write timeout, the idle timeout and that of a close once more in full.
+/// - The time in which a connection waits for something else does not count as idle: while its handler computes or waits
+///   for another connection, and while it is [paused](Control::pause).
+/// - Between two requests a server's connection is under no read timeout, only the idle timeout.
+/// - A tick is a millisecond; nothing ends earlier than it was told to.
 ///
 /// # Callbacks
 /// For a connection of a server in this order, one at a time: `on_prepare`, `on_connect`, `on_request` for as long as

@@ -36,8 +36,8 @@ impl Control {
         self.limit(Limit::ReadTimeout(timeout));
     }
 
-    /// How long each wait of a flush may take; none: for ever. A connection that is closed also gets so long to send
-    /// what was flushed.
+    /// How long each wait of a flush may take, however much of it the peer takes meanwhile; none: for ever. A connection
+    /// that is closed also gets so long to send what was flushed.
     pub fn set_write_timeout(&self, timeout: Option<Duration>) {
         self.limit(Limit::WriteTimeout(timeout));
     }
@@ -54,8 +54,9 @@ impl Control {
         self.limit(Limit::WriteDeadline(deadline));
     }
 
-    /// How long no byte may move in either direction before the connection is ended with
-    /// [`TimedOut`](std::io::ErrorKind::TimedOut) for both; none: for ever.
+    /// How long no byte may move in either direction, while the connection waits for its peer, before it is ended with
+    /// [`TimedOut`](std::io::ErrorKind::TimedOut) for both directions; none: for ever. It waits for its peer in a read, and as
+    /// long as the kernel has not taken what was flushed; what passes otherwise does not count.
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
         self.limit(Limit::IdleTimeout(timeout));
     }
@@ -68,7 +69,7 @@ impl Control {
     /// Receives nothing until [`resume`](Control::resume): the kernel's window then holds the peer back. What the
     /// kernel has received by then may still come, as at the watermark
     /// [`input_high_bytes`](crate::Limits::input_high_bytes). Whoever waits for more goes on waiting; timeouts and
-    /// deadlines count. The peer's end and errors of the connection are found out by sending only, or later.
+    /// deadlines of the wait count, the idle timeout does not. The peer's end and errors of the connection are found out by sending only, or later.
     pub fn pause(&self) {
         self.shared.adjust(|life| life.pause(self.shared.clock()));
     }
