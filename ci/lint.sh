@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Formatting, clippy, documentation and dependencies; any warning fails.
+# Formatting, clippy, circles of imports, documentation and dependencies; any warning fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cargo fmt --all --check
+ci/circles.sh
 cargo clippy --workspace --all-targets --all-features -- -D warnings
 # The other architecture has system calls of its own.
 rustup target add aarch64-unknown-linux-gnu

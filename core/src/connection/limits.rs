@@ -12,14 +12,14 @@ pub struct Limits {
     pub input_high_bytes: usize,
     /// A flush waits while more bytes than this have not been taken by the kernel. Default: 1 MiB.
     pub output_high_bytes: usize,
-    /// How long a read may wait. Default: for ever. See [`Control::set_read_timeout`].
+    /// How long a read may wait. Default: for ever. See [`Control::set_read_timeout`](crate::Control::set_read_timeout).
     pub read_timeout: Option<Duration>,
-    /// How long a flush may wait. Default: for ever. See [`Control::set_write_timeout`].
+    /// How long a flush may wait. Default: for ever. See [`Control::set_write_timeout`](crate::Control::set_write_timeout).
     pub write_timeout: Option<Duration>,
-    /// How long no byte may move in either direction while the connection waits for its peer. Default: for ever. See [`Control::set_idle_timeout`].
+    /// How long no byte may move in either direction while the connection waits for its peer. Default: for ever. See [`Control::set_idle_timeout`](crate::Control::set_idle_timeout).
     pub idle_timeout: Option<Duration>,
     /// Pieces of at least so many bytes, below 4 GiB, are sent without a copy. Default: none. See
-    /// [`Control::set_zerocopy`].
+    /// [`Control::set_zerocopy`](crate::Control::set_zerocopy).
     #[cfg(feature = "zerocopy")]
     pub zerocopy_bytes: Option<usize>,
     /// The most bytes that a connection may have with the kernel for sends without a copy; what is beyond them is
