@@ -5,7 +5,11 @@ mod imp {
     pub(crate) use std::sync::Arc;
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
+    #[cfg(not(miri))]
     pub(crate) use parking_lot::{Mutex, MutexGuard};
+    // Where pointers must not be made of numbers.
+    #[cfg(miri)]
+    pub(crate) use std::sync::{Mutex, MutexGuard};
 }
 
 #[cfg(loom)]
@@ -50,14 +54,14 @@ pub(crate) fn acquire(count: &AtomicUsize) {
 }
 
 /// Locks a mutex. Critical sections never leave what it guards half-changed, so a panic in one carries no news.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, miri)))]
 #[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock()
 }
 
 /// As above.
-#[cfg(loom)]
+#[cfg(any(loom, miri))]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
