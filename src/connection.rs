@@ -63,8 +63,9 @@ use crate::tcp::{self, Keepalive};
 /// Something is *cut short* if it was flushed and the kernel has not taken it, or if a server's handler was within a request:
 /// whoever reads to the end must not take that for the end. Unix sockets know no reset: their peer sees an end of the stream.
 ///
-/// What the kernel takes it sends on, but nobody learns whether the peer has read it. Before a process ends, wait for
-/// [`drain`](Connection::drain) to know that the kernel has everything.
+/// What the kernel takes it sends on, but nobody learns whether the peer has read it. Neither does
+/// closing or dropping a connection wait until it has taken everything: before a process ends, wait for
+/// [`drain`](Connection::drain).
 ///
 /// A connection that is closed has the write timeout, or 10 seconds without one, for what is left to send, and a second more
 /// for the peer's FIN. What arrives meanwhile is dropped: a socket that is closed with bytes unread sends a reset, which can
