@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
-use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -111,9 +110,10 @@ impl Executor {
             let Some(runnable) = next_ready() else { break };
             ran.polls += 1;
             // A panic ends its own task: the future is dropped, and with it its connection is closed.
-            if panic::catch_unwind(AssertUnwindSafe(|| runnable.run())).is_err() {
-                ran.panics += 1;
-            }
+            let contained = duopoll_core::contain(|| {
+                runnable.run();
+            });
+            ran.panics += u64::from(!contained);
             after();
         }
         ran
@@ -133,7 +133,9 @@ impl Executor {
         self.collect();
         while let Some(runnable) = next_ready() {
             // A cancelled task only drops its future, whose destructors may panic like any other code.
-            let _ = panic::catch_unwind(AssertUnwindSafe(|| runnable.run()));
+            duopoll_core::contain(|| {
+                runnable.run();
+            });
         }
     }
 }

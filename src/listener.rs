@@ -5,7 +5,6 @@ use std::fs;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -320,7 +319,7 @@ impl Drop for Source {
         };
         for waker in wakers {
             // The panic hook reports it. The others must be told all the same.
-            let _ = panic::catch_unwind(AssertUnwindSafe(|| waker.wake()));
+            duopoll_core::contain(|| waker.wake());
         }
     }
 }

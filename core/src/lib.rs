@@ -13,6 +13,7 @@ mod buffer;
 mod clock;
 mod command;
 mod connection;
+mod contain;
 mod driver;
 mod error;
 #[cfg(duopoll_faults)]
@@ -37,6 +38,8 @@ pub use buffer::{
 pub use clock::Clock;
 pub use command::Command;
 pub use connection::{Control, Limits, Reader, Writer};
+#[doc(hidden)]
+pub use contain::contain;
 pub use driver::{Accepted, Driver, DriverStats, Group};
 pub use error::Error;
 pub use mailbox::{Entered, Mailbox};

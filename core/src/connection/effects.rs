@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::mem;
-use std::panic::{self, AssertUnwindSafe};
 use std::task::Waker;
 
 use crate::buffer::Chain;
+use crate::contain::contain;
 
 /// What a user wants to be called when the connection is over.
 pub(super) type Closer = Box<dyn FnOnce() + Send>;
@@ -33,14 +33,12 @@ impl Effects {
         wake(writer);
         // The last first, as destructors run.
         for closer in closers.into_iter().flat_map(|closers| closers.into_iter().rev()) {
-            guarded(closer);
+            contain(closer);
         }
         for waker in unused.into_iter().flatten() {
-            guarded(|| drop(waker));
+            contain(|| drop(waker));
         }
-        if !dropped.is_empty() {
-            guarded(|| drop(dropped));
-        }
+        drop(dropped);
     }
 }
 
@@ -49,15 +47,7 @@ impl Effects {
 #[inline]
 pub(crate) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
-        guarded(|| waker.wake());
-    }
-}
-
-#[inline]
-fn guarded(call: impl FnOnce()) {
-    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(call)) {
-        // Which may panic as well, as it is dropped.
-        mem::forget(panic::catch_unwind(AssertUnwindSafe(|| drop(payload))));
+        contain(|| waker.wake());
     }
 }
 

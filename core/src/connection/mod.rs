@@ -14,6 +14,8 @@
 
 mod control;
 mod effects;
+#[cfg(all(test, not(loom)))]
+mod foreign;
 mod lifecycle;
 mod limits;
 mod reader;

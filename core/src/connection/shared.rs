@@ -74,6 +74,15 @@ impl Shared {
         lock(&self.life)
     }
 
+    /// Whether nobody holds the lock.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn is_free(&self) -> bool {
+        let guard = self.life.try_lock();
+        #[cfg(miri)]
+        let guard = guard.ok();
+        guard.is_some()
+    }
+
     pub(super) fn output_high_bytes(&self) -> usize {
         self.output_high as usize
     }
@@ -219,7 +228,10 @@ impl Shared {
     /// reader for the rest of a message.
     #[inline]
     pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain, bool)) -> Moved {
-        self.life().deliver(self.input_high as usize, self.mailbox.clock(), push)
+        // Dropped when the lock is free again.
+        let mut discarded = Chain::new();
+        let high = self.input_high as usize;
+        self.life().deliver(high, self.mailbox.clock(), &mut discarded, push)
     }
 
     pub(crate) fn end_input(&self) {

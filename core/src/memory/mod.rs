@@ -15,6 +15,7 @@
 
 mod block;
 mod config;
+mod foreign;
 mod mapping;
 mod pages;
 mod pool;

@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::block::Block;
+use super::foreign::Foreign;
 use crate::error::Error;
 
 /// A refcounted, immutable, contiguous range of bytes: of a pooled block, or of memory from outside (`Bytes`,
@@ -54,7 +55,7 @@ pub struct Slice(Repr);
 /// The niche of `Bytes` tells the variants apart, so both fit in four words.
 enum Repr {
     Block { ptr: NonNull<u8>, len: usize, block: Block },
-    Bytes(Bytes),
+    Foreign(Foreign),
 }
 
 const _: () = assert!(size_of::<Slice>() == 32);
@@ -67,12 +68,12 @@ unsafe impl Sync for Slice {}
 impl Slice {
     /// A slice of nothing.
     pub const fn empty() -> Slice {
-        Slice(Repr::Bytes(Bytes::new()))
+        Slice(Repr::Foreign(Foreign::new(Bytes::new())))
     }
 
     /// A slice of bytes that live as long as the program.
     pub const fn from_static(bytes: &'static [u8]) -> Slice {
-        Slice(Repr::Bytes(Bytes::from_static(bytes)))
+        Slice(Repr::Foreign(Foreign::new(Bytes::from_static(bytes))))
     }
 
     #[inline]
@@ -85,7 +86,7 @@ impl Slice {
     pub fn len(&self) -> usize {
         match &self.0 {
             Repr::Block { len, .. } => *len,
-            Repr::Bytes(bytes) => bytes.len(),
+            Repr::Foreign(bytes) => bytes.len(),
         }
     }
 
@@ -119,7 +120,7 @@ impl Slice {
                 *len -= n;
                 front
             }
-            Repr::Bytes(bytes) => Slice(Repr::Bytes(bytes.split_to(n))),
+            Repr::Foreign(bytes) => Slice(Repr::Foreign(Foreign::new(bytes.split_to(n)))),
         })
     }
 
@@ -149,7 +150,7 @@ impl Slice {
         }
         match &mut self.0 {
             Repr::Block { len: own, .. } => *own = len.min(*own),
-            Repr::Bytes(bytes) => bytes.truncate(len),
+            Repr::Foreign(bytes) => bytes.truncate(len),
         }
     }
 
@@ -158,7 +159,7 @@ impl Slice {
     pub fn pinned_bytes(&self) -> usize {
         match &self.0 {
             Repr::Block { block, .. } => block.capacity(),
-            Repr::Bytes(bytes) => bytes.len(),
+            Repr::Foreign(bytes) => bytes.len(),
         }
     }
 
@@ -190,7 +191,7 @@ impl Slice {
                 *ptr = unsafe { ptr.add(n) };
                 *len -= n;
             }
-            Repr::Bytes(bytes) => bytes.advance(n),
+            Repr::Foreign(bytes) => bytes.advance(n),
         }
     }
 
@@ -225,7 +226,7 @@ impl Slice {
     pub(super) fn block(&self) -> Option<&Block> {
         match &self.0 {
             Repr::Block { block, .. } => Some(block),
-            Repr::Bytes(_) => None,
+            Repr::Foreign(_) => None,
         }
     }
 
@@ -248,7 +249,7 @@ impl Deref for Slice {
                 // SAFETY: the range is initialised and immutable, and `block` keeps it alive.
                 unsafe { std::slice::from_raw_parts(ptr.as_ptr(), *len) }
             }
-            Repr::Bytes(bytes) => bytes,
+            Repr::Foreign(bytes) => bytes,
         }
     }
 }
@@ -258,7 +259,7 @@ impl Clone for Slice {
     fn clone(&self) -> Slice {
         match &self.0 {
             Repr::Block { ptr, len, block } => Slice::of_block(*ptr, *len, block.clone()),
-            Repr::Bytes(bytes) => Slice(Repr::Bytes(bytes.clone())),
+            Repr::Foreign(bytes) => Bytes::clone(bytes).into(),
         }
     }
 }
@@ -298,13 +299,13 @@ impl Buf for Slice {
 /// Not copied.
 impl From<Bytes> for Slice {
     fn from(bytes: Bytes) -> Slice {
-        Slice(Repr::Bytes(bytes))
+        Slice(Repr::Foreign(Foreign::new(bytes)))
     }
 }
 
 impl From<Vec<u8>> for Slice {
     fn from(bytes: Vec<u8>) -> Slice {
-        Slice(Repr::Bytes(bytes.into()))
+        Bytes::from(bytes).into()
     }
 }
 
@@ -336,7 +337,7 @@ impl From<&'static str> for Slice {
 impl From<Slice> for Bytes {
     fn from(slice: Slice) -> Bytes {
         match slice.0 {
-            Repr::Bytes(bytes) => bytes,
+            Repr::Foreign(bytes) => bytes.into_bytes(),
             Repr::Block { .. } => Bytes::from_owner(slice),
         }
     }
@@ -346,7 +347,7 @@ impl From<Slice> for Bytes {
 impl From<Slice> for Vec<u8> {
     fn from(slice: Slice) -> Vec<u8> {
         match slice.0 {
-            Repr::Bytes(bytes) => bytes.into(),
+            Repr::Foreign(bytes) => bytes.into_bytes().into(),
             Repr::Block { .. } => slice.to_vec(),
         }
     }
@@ -356,7 +357,7 @@ impl From<Slice> for Vec<u8> {
 impl From<Slice> for BytesMut {
     fn from(slice: Slice) -> BytesMut {
         match slice.0 {
-            Repr::Bytes(bytes) => bytes.into(),
+            Repr::Foreign(bytes) => bytes.into_bytes().into(),
             Repr::Block { .. } => BytesMut::from(&slice[..]),
         }
     }

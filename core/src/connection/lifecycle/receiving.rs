@@ -138,23 +138,26 @@ impl Lifecycle {
         !self.inbox.is_empty() || (self.need > 0 && self.has_part)
     }
 
-    /// Bytes have arrived: `push` puts them into the inbox, and is told whether others wait already.
+    /// Bytes have arrived: `push` puts them into the inbox, and is told whether others wait already; or into `discarded`, if
+    /// nobody is to have them.
     #[inline]
     pub(crate) fn deliver(
         &mut self,
         input_high_bytes: usize,
         clock: &dyn Clock,
+        discarded: &mut Chain,
         push: impl FnOnce(&mut Chain, bool),
     ) -> Moved {
-        let before = self.inbox.len();
-        let lags = self.lags();
-        push(&mut self.inbox, lags);
+        let (lags, discards) = (self.lags(), self.discards());
+        let target = if discards { discarded } else { &mut self.inbox };
+        let before = target.len();
+        push(target, lags);
+        let bytes = target.len() - before;
         if self.expected > 0 || self.late != NOT_ASKED || self.idle.is_limited() {
-            self.arrived(self.inbox.len() - before, clock);
+            self.arrived(bytes, clock);
         }
         let closing = self.phase != Phase::Open;
-        if self.discards() {
-            self.inbox = Chain::new();
+        if discards {
             return Moved { waker: None, next: Next::More, closing };
         }
         let mut waker = None;

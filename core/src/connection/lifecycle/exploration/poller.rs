@@ -3,7 +3,7 @@
 use std::mem;
 
 use super::world::{INPUT_HIGH, World};
-use crate::buffer::LinkBuffer;
+use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
 use crate::connection::lifecycle::{Closing, Expired, Moved, Output, Phase, Reason, Todo};
 use crate::poll::{Deregister, Next, Outputs, Pending};
@@ -95,11 +95,12 @@ impl World {
     pub(super) fn deliver(&mut self) {
         let byte = self.sent;
         self.sent += 1;
-        let Moved { waker, next, .. } = self.life.deliver(INPUT_HIGH, &self.clock, |inbox, _| {
-            let mut bytes = LinkBuffer::new();
-            bytes.write(&[byte]).unwrap();
-            bytes.drain_into(inbox);
-        });
+        let Moved { waker, next, .. } =
+            self.life.deliver(INPUT_HIGH, &self.clock, &mut Chain::new(), |inbox, _| {
+                let mut bytes = LinkBuffer::new();
+                bytes.write(&[byte]).unwrap();
+                bytes.drain_into(inbox);
+            });
         crate::connection::wake(waker);
         self.receives = next == Next::More;
     }
