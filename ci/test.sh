@@ -16,7 +16,7 @@ ulimit -n "$(ulimit -Hn)"
 # users have, the others are the same.
 readonly SENDING=(backpressure costs differential echo ended_connections endurance lifecycle reading reuse teardown threads timeouts)
 # A release build is faster by several times, and overflows wrap.
-readonly TIMING=(backpressure dial ended_connections lifecycle teardown threads timeouts)
+readonly TIMING=(backpressure dial ended_connections late_pollers lifecycle teardown threads timeouts)
 
 cargo test --workspace --features duopoll/zerocopy
 cargo test -p duopoll-core --lib --test simulation
