@@ -48,6 +48,24 @@ impl Process {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("procfs").count()
     }
 
+    /// Stops all its threads. Returns when they stand still.
+    pub fn stop(&self) {
+        let child = self.child.id() as i32;
+        let mut status = 0;
+        // SAFETY: the child is ours, and the status lives longer than the call.
+        unsafe {
+            libc::kill(child, libc::SIGSTOP);
+            assert_eq!(libc::waitpid(child, &raw mut status, libc::WUNTRACED), child);
+        }
+        assert!(libc::WIFSTOPPED(status), "it has ended: {status}");
+    }
+
+    /// Has a process that was stopped go on.
+    pub fn go_on(&self) {
+        // SAFETY: kill(2) takes no memory.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGCONT) };
+    }
+
     /// Has it end, and gives what else it has printed.
     pub fn end(mut self) -> String {
         // SAFETY: kill(2) takes no memory.
