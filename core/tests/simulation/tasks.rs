@@ -700,11 +700,13 @@ pub(crate) async fn control(control: Control, link: Rc<Link>, mut env: Env) {
                 note!("{} link {}: pause", env.now(), link.id);
                 link.state().paused = true;
                 link.state().paused_at = env.now();
+                link.state().count(env.now());
                 control.pause();
             }
             4 | 5 => {
                 link.state().paused = false;
                 link.state().resumed = env.now();
+                link.state().count(env.now());
                 note!("{} link {}: resume", env.now(), link.id);
                 control.resume();
             }

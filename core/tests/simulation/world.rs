@@ -387,6 +387,8 @@ impl World {
         self.entered = None;
         for (link, control) in self.links.iter().zip(&self.controls) {
             link.state().paused = false;
+            // Time may pass before anybody looks.
+            link.state().count(self.clock.micros());
             control.resume();
             let mut state = link.state();
             match times {
