@@ -4,7 +4,7 @@ mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::pin::pin;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +26,7 @@ on_every_setup!(
     a_handler_that_waits_for_something_else_is_not_idle,
     the_idle_period_begins_at_the_reply,
     what_is_flushed_late_has_the_write_timeout_in_full,
+    a_flush_goes_on_when_there_was_room_meanwhile,
     a_close_has_its_timeout_once_more,
     a_silent_connection_is_ended,
     a_peer_that_takes_nothing_is_ended,
@@ -321,6 +322,45 @@ fn idle_limits() -> Limits {
     let mut limits = Limits::default();
     limits.idle_timeout = Some(TIMEOUT);
     limits
+}
+
+fn is_writable(socket: &impl AsRawFd) -> bool {
+    let fd = socket.as_raw_fd();
+    let mut asked = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: the structure lives longer than the call.
+    unsafe { libc::poll(&raw mut asked, 1, 0) == 1 }
+}
+
+fn a_flush_goes_on_when_there_was_room_meanwhile(setup: Setup) {
+    in_time(|| {
+        let (mut holder, _pollers, mut connection, mut peer) = holdable(setup, write_limits());
+        let socket = connection.as_fd().try_clone_to_owned().expect("a descriptor");
+        connection.push(vec![7; MUCH_BYTES]);
+        let began = Instant::now();
+        let mut flush = pin!(connection.flush());
+        assert!(poll_once(flush.as_mut()).is_pending(), "the kernel has taken all of it");
+        holder.hold();
+        within(began)?;
+        thread::scope(|scope| {
+            // Takes what the kernel has, and what comes later.
+            let reading = scope.spawn(move || {
+                let mut rest = vec![0; MUCH_BYTES];
+                peer.read_exact(&mut rest)
+            });
+            thread::sleep(LONGER);
+            let had_room = is_writable(&socket);
+            let released = holder.release();
+            let flushed = block_on(flush);
+            let received = reading.join().expect("reads");
+            if !had_room {
+                return None;
+            }
+            within(released)?;
+            flushed.expect("flushed");
+            received.expect("received");
+            Some(())
+        })
+    });
 }
 
 fn a_close_has_its_timeout_once_more(setup: Setup) {

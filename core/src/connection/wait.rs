@@ -134,8 +134,8 @@ impl Wait {
         self.since = now;
     }
 
-    /// The poller has looked too late, and the peer was not the one to blame: begins the wait's period once more, unless that
-    /// was done already, or a deadline has passed. Says whether it did.
+    /// The poller has looked too late, and does not know what the peer would have taken: begins the wait's period once more,
+    /// unless that was done already, or a deadline has passed. Says whether it did.
     pub(super) fn prolong(&mut self, now: Tick) -> bool {
         let may = !self.prolonged && self.deadline > now && self.timeout().is_some();
         if may {

@@ -146,6 +146,8 @@ pub(crate) struct State {
     pub(crate) idle_ended: bool,
     /// When the driver was told that there is room.
     pub(crate) told_of_room: Micros,
+    /// The last turn before which the poller was held up: a writer's wait may have begun once more then.
+    held_up: Micros,
     /// When it was told of bytes, or an end.
     pub(crate) told: Micros,
     pub(crate) reading: Direction,
@@ -497,6 +499,7 @@ impl Link {
         state.count(now);
         if late == Some(turn) || now - turn >= 10 * TICK {
             state.waited_since_late = 0;
+            state.held_up = now;
         }
         if let (Some(idle), None, None, false) =
             (state.idle, state.closed, state.deregistered, leaves || unread || room)
@@ -544,7 +547,7 @@ impl Link {
                 } else {
                     // The end of the connect begins a wait once more.
                     let anew = if state.connected_at >= wait.began { wait.polled } else { 0 };
-                    (state.told_of_room.max(anew), state.told_of_room)
+                    (anew.max(state.held_up), state.told_of_room)
                 };
                 let latest = direction.latest(&wait, state.active, prolonged, held);
                 assert!(

@@ -63,6 +63,10 @@ impl Lifecycle {
             idle_due = false;
         }
         let connecting = self.output == Output::Connecting;
+        // Whether there is room now does not matter: what the peer has made may be full again, in this turn.
+        if write_due && held_up && !connecting && self.writing.prolong(now) {
+            write_due = false;
+        }
         let asks = (read_due && (self.late == NOT_ASKED || connecting))
             || (write_due && (!self.late_send || connecting))
             || idle_due;
@@ -76,11 +80,7 @@ impl Lifecycle {
             }
             // What there is room for is sent, or a connect has ended: its event is on the way.
             room = pending.room && (self.unsent > 0 || connecting);
-            if write_due {
-                let late = now - self.writing.until() >= LATE;
-                write_due = !(room && late && !connecting && self.writing.prolong(now));
-                self.late_send = true;
-            }
+            self.late_send |= write_due;
         }
         // A wait is ended by what had come by the time that it was due, a connection is idle if nothing comes at all.
         let awaited = match connecting {
