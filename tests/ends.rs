@@ -4,16 +4,18 @@
 mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::pin::pin;
+use std::net::Shutdown;
+use std::pin::{Pin, pin};
 use std::process::{self, Child, Command};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Wake};
 use std::thread;
 use std::time::Duration;
 
-use duopoll::{Builder, Connection, Control, Dialer, Engine, Limits, Pollers, Server};
+use duopoll::{Connection, Control, Dialer, Engine, Limits, Pollers, Server};
 use pollster::block_on;
 use socket2::{SockRef, Socket};
-use support::peers::try_connect;
 use support::{Family, PATIENCE, Pattern, Peer, Setup, connected, eventually, poll_once};
 
 on_every_setup!(
@@ -41,7 +43,9 @@ on_every_setup!(
     a_flush_cut_by_the_end_of_the_pollers_is_reset,
     what_was_flushed_survives_connection_and_pollers,
     what_was_flushed_survives_pollers_under_a_connection,
+    what_was_flushed_survives_pollers_while_the_peer_sends,
     what_is_drained_survives_the_process,
+    what_the_kernel_has_taken_survives_the_process,
     what_was_flushed_survives_pollers_that_a_process_drops_last,
     a_handler_that_closes_is_not_called_again,
     a_handler_that_aborts_is_not_called_again,
@@ -93,6 +97,24 @@ fn read_to_the_end(peer: &mut Peer, expected: usize) -> (usize, Vec<u8>, End) {
 fn gets_all(peer: &mut Peer, payload: usize, behind: &[u8]) {
     let (received, rest, end) = read_to_the_end(peer, payload);
     assert_eq!((received, &*rest, end), (payload, behind, End::Fin));
+}
+
+/// As [`gets_all`], while the peer sends all the time, which is dropped and no reason for a reset.
+fn gets_all_though_it_sends(peer: &mut Peer, payload: usize, behind: &[u8]) {
+    let (mut sender, over) = (peer.try_clone(), AtomicBool::new(false));
+    let sent = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // It may be reset when it has got all.
+            while !over.load(Ordering::Relaxed) && sender.write_all(b"too late").is_ok() {
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        eventually("it sends", || sent.load(Ordering::Relaxed) > 100);
+        let seen = read_to_the_end(peer, payload);
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(seen, (payload, behind.to_vec(), End::Fin));
+    });
 }
 
 /// How a reset looks to the peer: Unix sockets know none.
@@ -148,6 +170,27 @@ fn sends_nothing_more(connection: &mut Connection, end: i32) {
     assert_eq!(errno(block_on(connection.drain())), end);
 }
 
+/// Notes that it was woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Begins a wait.
+fn begin_to_wait<F: Future>(future: Pin<&mut F>) -> Arc<Woken> {
+    let woken = Arc::new(Woken::default());
+    assert!(future.poll(&mut Context::from_waker(&woken.clone().into())).is_pending());
+    woken
+}
+
+fn is_woken(woken: &Woken) {
+    eventually("whoever waits is told", || woken.0.load(Ordering::Relaxed));
+}
+
 fn is_over(pollers: &Pollers) {
     eventually("it is over", || pollers.stats().closed == 1);
 }
@@ -160,10 +203,9 @@ fn a_close_sends_everything_then_a_fin(setup: Setup) {
     flushes_much(&mut connection);
     connection.close();
     assert_eq!(connection.writer().staged_len(), 0);
-    // What comes now is dropped, and no reason for a reset.
-    peer.write_all(b"too late").expect("sent");
-    gets_all(&mut peer, LARGE, b"staged");
     assert_eq!(block_on(connection.next(11)).expect("it was here"), b"handed over");
+    assert_eq!(kind(block_on(connection.next(1))), ErrorKind::NotConnected);
+    gets_all_though_it_sends(&mut peer, LARGE, b"staged");
     assert_eq!(kind(block_on(connection.next(1))), ErrorKind::NotConnected);
     block_on(connection.drain()).expect("all was sent");
     connection.write(b"x").expect("staged");
@@ -216,8 +258,7 @@ fn both_halves_dropped_send_what_was_flushed(setup: Setup) {
             drop(writer);
             drop(reader);
         }
-        peer.write_all(b"too late").expect("sent");
-        gets_all(&mut peer, LARGE, b"");
+        gets_all_though_it_sends(&mut peer, LARGE, b"");
         drop(peer);
         is_over(&pollers);
         assert_eq!(pollers.stats().forced, 0);
@@ -225,7 +266,10 @@ fn both_halves_dropped_send_what_was_flushed(setup: Setup) {
 }
 
 fn a_dropped_reader_is_not_noticed_by_the_peer(setup: Setup) {
-    let (pollers, connection, mut peer) = in_use(setup, Limits::default());
+    // Nothing more is received while a byte waits to be read.
+    let mut limits = Limits::default();
+    limits.input_high_bytes = 1;
+    let (pollers, connection, mut peer) = in_use(setup, limits);
     let (reader, mut writer) = connection.into_split();
     drop(reader);
     // All that comes is dropped, or this would have to wait for a reader.
@@ -265,8 +309,9 @@ fn an_abort_is_a_reset(setup: Setup) {
         peer.write_all(b"unread").expect("sent");
         eventually("it is received", || pollers.stats().received_bytes == 12);
         let mut drain = pin!(writer.drain());
-        assert!(poll_once(drain.as_mut()).is_pending());
+        let woken = begin_to_wait(drain.as_mut());
         control.abort();
+        is_woken(&woken);
         assert_eq!(errno(block_on(read)), libc::ECONNABORTED);
         assert_eq!(errno(block_on(drain)), libc::ECONNABORTED);
     }
@@ -298,8 +343,9 @@ fn a_detach_is_told_to_a_writer_that_waits(setup: Setup) {
     let (_pollers, connection, _peer) = in_use(setup, Limits::default());
     let (mut reader, mut writer) = connection.into_split();
     let mut drain = pin!(writer.drain());
-    assert!(poll_once(drain.as_mut()).is_pending());
+    let woken = begin_to_wait(drain.as_mut());
     block_on(std::future::poll_fn(|cx| reader.poll_detach(cx))).expect("detached");
+    is_woken(&woken);
     assert_eq!(kind(block_on(drain)), ErrorKind::NotConnected);
     assert_eq!(reader.buffer().read_bytes(6).expect("readable"), b"unread");
 }
@@ -327,25 +373,28 @@ fn an_idle_timeout_that_cuts_a_flush_is_a_reset(setup: Setup) {
 }
 
 fn an_idle_timeout_within_a_request_is_a_reset(setup: Setup) {
-    let (_server, mut peer, told) = within_a_request(setup.builder().idle_timeout(SHORT), setup);
+    let (_server, mut peer, told) = within_a_request(setup, Some(SHORT));
     assert_eq!(told.recv_timeout(PATIENCE).expect("told"), libc::ETIMEDOUT);
     assert_eq!(read_to_the_end(&mut peer, 0), (0, Vec::new(), reset(setup)));
 }
 
 /// A server whose handler waits for the rest of a request, with half a reply staged. It tells what its wait ended with, if
 /// the part that came is still there then.
-fn within_a_request(builder: Builder, setup: Setup) -> (Server, Peer, mpsc::Receiver<i32>) {
+fn within_a_request(
+    setup: Setup,
+    idle_timeout: Option<Duration>,
+) -> (Server, Peer, mpsc::Receiver<i32>) {
     let (entered, enters) = mpsc::channel();
     let (tell, told) = mpsc::channel();
-    let service = builder.on_request(async move |connection: &mut Connection| {
+    let server = setup.serve(async move |connection: &mut Connection| {
         connection.write(b"staged")?;
+        connection.set_idle_timeout(idle_timeout);
         entered.send(()).expect("the test waits");
         let end = connection.next(100).await;
         assert_eq!(connection.next(6).await?, b"unread");
         tell.send(errno(end)).expect("the test waits");
         Ok(())
     });
-    let server = service.serve(setup.listener()).expect("a server");
     let mut peer = Peer::connect(server.local_addr());
     peer.write_all(b"unread").expect("sent");
     enters.recv_timeout(PATIENCE).expect("a request");
@@ -380,9 +429,9 @@ struct Replying {
     control: Control,
 }
 
-fn replying(builder: Builder, setup: Setup, how: Reply) -> Replying {
+fn replying(setup: Setup, how: Reply) -> Replying {
     let (begun, begins) = mpsc::channel();
-    let service = builder.on_request(async move |connection: &mut Connection| {
+    let server = setup.serve(async move |connection: &mut Connection| {
         connection.skip(1).await?;
         connection.push(payload(LARGE));
         if how == Reply::Leaves {
@@ -394,7 +443,6 @@ fn replying(builder: Builder, setup: Setup, how: Reply) -> Replying {
         connection.flush().await?;
         connection.write(b"staged")
     });
-    let server = service.serve(setup.listener()).expect("a server");
     let mut peer = Peer::connect(server.local_addr());
     peer.write_all(b"x").expect("sent");
     let control = begins.recv_timeout(PATIENCE).expect("a request");
@@ -404,10 +452,14 @@ fn replying(builder: Builder, setup: Setup, how: Reply) -> Replying {
 
 fn a_shutdown_within_the_grace_sends_all_replies(setup: Setup) {
     for (how, behind) in [(Reply::Waits, &b"staged"[..]), (Reply::Leaves, b"")] {
-        let Replying { server, mut peer, .. } = replying(setup.builder(), setup, how);
+        let Replying { server, mut peer, .. } = replying(setup, how);
+        let mut idle = Peer::connect(server.local_addr());
+        eventually("it is served", || server.stats().connections == 2);
         thread::scope(|scope| {
             let shutdown = scope.spawn(|| server.shutdown(PATIENCE));
-            eventually("it has begun", || try_connect(server.local_addr()).is_err());
+            // It has begun.
+            gets_all(&mut idle, 0, b"");
+            drop(idle);
             gets_all(&mut peer, LARGE, behind);
             drop(peer);
             assert_eq!(shutdown.join().expect("no panic"), 0);
@@ -424,7 +476,7 @@ fn a_server_dropped_between_requests_ends_with_a_fin(setup: Setup) {
 }
 
 fn a_server_dropped_within_a_request_ends_with_a_reset(setup: Setup) {
-    let (server, mut peer, told) = within_a_request(setup.builder(), setup);
+    let (server, mut peer, told) = within_a_request(setup, None);
     drop(server);
     assert_eq!(told.recv_timeout(PATIENCE).expect("told"), libc::ECONNABORTED);
     assert_eq!(read_to_the_end(&mut peer, 0), (0, Vec::new(), reset(setup)));
@@ -432,7 +484,7 @@ fn a_server_dropped_within_a_request_ends_with_a_reset(setup: Setup) {
 
 fn a_reply_cut_by_a_dropped_server_is_reset(setup: Setup) {
     for how in [Reply::Waits, Reply::Leaves] {
-        let Replying { server, mut peer, .. } = replying(setup.builder(), setup, how);
+        let Replying { server, mut peer, .. } = replying(setup, how);
         drop(server);
         is_cut_short(setup, &mut peer);
     }
@@ -440,7 +492,7 @@ fn a_reply_cut_by_a_dropped_server_is_reset(setup: Setup) {
 
 fn a_reply_cut_by_a_grace_that_is_over_is_reset(setup: Setup) {
     for how in [Reply::Waits, Reply::Leaves] {
-        let Replying { server, mut peer, .. } = replying(setup.builder(), setup, how);
+        let Replying { server, mut peer, .. } = replying(setup, how);
         assert_eq!(server.shutdown(SHORT), 1, "{how:?}");
         is_cut_short(setup, &mut peer);
     }
@@ -448,8 +500,8 @@ fn a_reply_cut_by_a_grace_that_is_over_is_reset(setup: Setup) {
 
 fn a_reply_cut_by_the_idle_timeout_is_reset(setup: Setup) {
     for how in [Reply::Waits, Reply::Leaves] {
-        let builder = setup.builder().idle_timeout(2 * SHORT);
-        let Replying { server, mut peer, .. } = replying(builder, setup, how);
+        let Replying { server, mut peer, control } = replying(setup, how);
+        control.set_idle_timeout(Some(SHORT));
         eventually("it is over", || server.stats().closed == 1);
         is_cut_short(setup, &mut peer);
         assert_eq!(server.stats().idle_timeouts, 1, "{how:?}");
@@ -458,7 +510,7 @@ fn a_reply_cut_by_the_idle_timeout_is_reset(setup: Setup) {
 
 fn a_reply_cut_by_the_write_timeout_of_a_close_is_reset(setup: Setup) {
     for how in [Reply::Waits, Reply::Leaves] {
-        let Replying { server, mut peer, control } = replying(setup.builder(), setup, how);
+        let Replying { server, mut peer, control } = replying(setup, how);
         control.set_write_timeout(Some(SHORT));
         control.close();
         eventually("it is over", || server.stats().closed == 1);
@@ -469,7 +521,7 @@ fn a_reply_cut_by_the_write_timeout_of_a_close_is_reset(setup: Setup) {
 
 fn a_reply_cut_by_an_abort_is_reset(setup: Setup) {
     for how in [Reply::Waits, Reply::Leaves] {
-        let Replying { server, mut peer, control } = replying(setup.builder(), setup, how);
+        let Replying { server, mut peer, control } = replying(setup, how);
         control.abort();
         eventually("it is over", || server.stats().closed == 1);
         is_cut_short(setup, &mut peer);
@@ -548,6 +600,34 @@ fn what_was_flushed_survives_connection_and_pollers(setup: Setup) {
     }
 }
 
+/// What it sends meanwhile is dropped, and no reason to lose what is on the way to it.
+fn what_was_flushed_survives_pollers_while_the_peer_sends(setup: Setup) {
+    let listener = Answering::new(setup);
+    for held in [false, true].repeat(10) {
+        let pollers = pollers(setup);
+        let mut connection = dial(&pollers, listener.address());
+        let mut peer = listener.accept(setup);
+        let (mut sender, sent) = (peer.try_clone(), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while sender.write_all(b"too late").is_ok() {
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            eventually("it sends", || sent.load(Ordering::Relaxed) > 100);
+            flushes_some(&mut connection);
+            scope.spawn(|| {
+                // When it has all, a reset does no harm.
+                let (received, rest, _) = read_to_the_end(&mut peer, SOME);
+                peer.shutdown(Shutdown::Both);
+                assert_eq!((received, rest.len()), (SOME, 0));
+            });
+            let _connection = held.then_some(connection);
+            drop(pollers);
+        });
+    }
+}
+
 fn what_was_flushed_survives_pollers_under_a_connection(setup: Setup) {
     let listener = Answering::new(setup);
     for _ in 0..20 {
@@ -559,8 +639,9 @@ fn what_was_flushed_survives_pollers_under_a_connection(setup: Setup) {
             scope.spawn(|| gets_all(&mut peer, SOME, b""));
             flushes_some(&mut connection);
             let mut read = pin!(connection.next(100));
-            assert!(poll_once(read.as_mut()).is_pending());
+            let woken = begin_to_wait(read.as_mut());
             drop(pollers);
+            is_woken(&woken);
             assert_eq!(errno(block_on(read)), libc::ECONNABORTED);
         });
         still_reads_what_was_unread(&mut connection, libc::ECONNABORTED);
@@ -603,6 +684,25 @@ fn what_is_drained_survives_the_process(setup: Setup) {
     let mut peer = listener.accept(setup);
     gets_all(&mut peer, SOME, b"");
     assert!(child.wait().expect("an end").success());
+}
+
+/// Nobody can reset it any more.
+fn what_the_kernel_has_taken_survives_the_process(setup: Setup) {
+    if let Some(address) = to_be_dialed() {
+        let pollers = pollers(setup);
+        let mut connection = dial(&pollers, address);
+        flushes_much(&mut connection);
+        eventually("a part is sent", || pollers.stats().sent_bytes > 0);
+        process::exit(0);
+    }
+    let listener = Answering::new(setup);
+    let test = "what_the_kernel_has_taken_survives_the_process";
+    let mut child = run_alone(setup, test, &listener);
+    let mut peer = listener.accept(setup);
+    assert!(child.wait().expect("an end").success());
+    let (received, rest, end) = read_to_the_end(&mut peer, LARGE);
+    assert!(received > 0 && received < LARGE && rest.is_empty(), "{received} bytes");
+    assert_eq!(end, End::Fin);
 }
 
 /// Many of them, so that on io_uring much is queued that the kernel has not seen.
@@ -679,7 +779,7 @@ fn a_blocking_write_counts_every_byte_once(setup: Setup) {
                 Ok(n) => written += n,
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
-                    let _ = stall.send(());
+                    stall.send(()).expect("it reads to the end");
                 }
             }
         }
