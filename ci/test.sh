@@ -14,9 +14,9 @@ ulimit -n "$(ulimit -Hn)"
 
 # The feature `zerocopy` changes how bytes are sent, and when their memory is free again. Without it, which is what most
 # users have, the others are the same.
-readonly SENDING=(backpressure costs differential echo ended_connections endurance lifecycle reading reuse teardown threads timeouts)
+readonly SENDING=(backpressure costs differential echo ended_connections ends endurance lifecycle reading reuse teardown threads timeouts)
 # A release build is faster by several times, and overflows wrap.
-readonly TIMING=(backpressure dial ended_connections late_pollers lifecycle teardown threads timeouts)
+readonly TIMING=(backpressure dial ended_connections ends late_pollers lifecycle teardown threads timeouts)
 
 cargo test --workspace --features duopoll/zerocopy
 cargo test -p duopoll-core --lib --test simulation

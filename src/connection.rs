@@ -50,7 +50,8 @@ use crate::tcp::{self, Keepalive};
 /// | [`close`](Connection::close) | all of it, then a FIN | sent | sent, see below | dropped |
 /// | [`finish`](Connection::finish) | all of it, then a FIN | sent | sent | stays, and more may come |
 /// | the connection, or both its halves, are dropped | what was flushed, then a FIN | dropped | sent, see below | dropped |
-/// | one half is dropped | nothing | kept by the writer, dropped with it | sent | kept by the reader, dropped with it and from then on |
+/// | the reader alone is dropped | nothing | stays | sent | dropped, and so is what comes from then on |
+/// | the writer alone is dropped | what was flushed, then a FIN | dropped | sent | stays, and more may come |
 /// | [`abort`](Connection::abort) | a reset | dropped | dropped | stays |
 /// | [`detach`](Connection::detach) | nothing | sent before | sent before | given to the caller; a half that waits elsewhere fails |
 /// | the idle timeout | a FIN, or a reset if it cuts something short | dropped | dropped | stays |
@@ -106,7 +107,8 @@ use crate::tcp::{self, Keepalive};
 /// | [`close`](Connection::close) by this side | `NotConnected`; what was not handed over is gone | `NotConnected` if something is staged; a wait that is under way goes on |
 /// | [`abort`](Connection::abort) by this side, the end of the poller, or a server's grace is over | `ECONNABORTED` | `ECONNABORTED` |
 /// | a timeout or a deadline of the wait | `TimedOut` without an errno, once for each wait | the same |
-/// | the idle timeout; closing took too long | `ETIMEDOUT` | `ETIMEDOUT` |
+/// | the idle timeout | `ETIMEDOUT` | `ETIMEDOUT` |
+/// | closing took too long | `NotConnected`, as since the close | `ETIMEDOUT` |
 ///
 /// After a timeout of a wait the connection is as good as before; everything else is for good.
 ///

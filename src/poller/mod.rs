@@ -8,7 +8,7 @@ pub(crate) mod shutdown;
 use std::cell::RefCell;
 use std::io;
 use std::mem;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use duopoll_core::{Accepted, Command, Driver, Group, Limits, Mailbox, Poll, Token};
-use socket2::{SockRef, Socket};
+use socket2::{Domain, SockRef, Socket};
 
 use crate::clock::Monotonic;
 use crate::connection::Connection;
@@ -25,8 +25,8 @@ use crate::executor::Executor;
 use crate::poller::shutdown::{Shutdowns, TEARDOWN};
 use crate::stats::Stats;
 
-/// How long a poller that ends goes on sending what was flushed before. What the kernel has not taken by then ends with a
-/// reset.
+/// How long a poller that ends goes on sending what was flushed before, until the peer's kernel has it. What the kernel has
+/// not taken by then ends with a reset.
 const END_SEND: Duration = Duration::from_secs(1);
 
 /// What another thread has a poller do.
@@ -318,7 +318,11 @@ impl Poller {
         self.handle.executor.cancel_all();
         self.take_commands();
         self.driver.wind_up(&mut self.engine);
-        self.go_on_until(END_SEND, |driver| !driver.is_sending());
+        // A socket that is closed with bytes unread, or gets some then, sends a reset, and what its peer has no room for yet
+        // is lost: so what comes is dropped until everything is there.
+        self.go_on_until(END_SEND, |driver| {
+            !driver.is_sending() && driver.lingering().all(has_arrived)
+        });
         self.driver.abort_all(&mut self.engine);
         self.go_on_until(TEARDOWN, Driver::is_empty);
         self.handle.mailbox.close();
@@ -361,6 +365,18 @@ fn accept_one(listener: &Socket) -> io::Result<Socket> {
     };
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// Whether the peer's kernel has all that was sent, perhaps but for the FIN, which counts as a byte.
+fn has_arrived(socket: BorrowedFd<'_>) -> bool {
+    // There is one kernel, and what it counts is what the peer has not read.
+    if SockRef::from(&socket).domain().is_ok_and(|domain| domain == Domain::UNIX) {
+        return true;
+    }
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes an int.
+    let told = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    told == -1 || bytes <= 1
 }
 
 /// The connections that the kernel has established for a listener.

@@ -108,7 +108,7 @@ impl Shared {
     ///
     /// # Safety
     /// Only for the poller and the halves, for as long as they have not let go.
-    pub(super) unsafe fn socket(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) unsafe fn socket(&self) -> Option<BorrowedFd<'_>> {
         // SAFETY: promised by the caller.
         unsafe { self.socket.borrow() }
     }

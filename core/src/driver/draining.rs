@@ -1,5 +1,7 @@
 //! The end of a group of connections: between two requests each, or by force.
 
+use std::os::fd::BorrowedFd;
+
 use super::Driver;
 use super::group::Group;
 use super::slot::Slot;
@@ -87,6 +89,18 @@ impl Driver {
         self.slots.iter().any(|slot| match slot {
             Slot::Stream(stream) => stream.shared.phase() == Phase::Sending,
             Slot::Listener(_) => false,
+        })
+    }
+
+    /// The sockets of connections that are closed and have sent everything, as far as the kernel has taken it, while their
+    /// peers have not closed.
+    pub fn lingering(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Stream(stream) if stream.shared.phase() == Phase::Lingering => {
+                // SAFETY: the stream lets go when it is dropped.
+                unsafe { stream.shared.socket() }
+            }
+            _ => None,
         })
     }
 }
