@@ -43,30 +43,30 @@ use crate::tcp::{self, Keepalive};
 /// else as long as somebody may ask for it.
 ///
 /// # Ends
-/// *Staged* is what was written and not flushed, *flushed* what the kernel has not taken yet.
+/// *Staged* is what was written and not flushed, *flushed* what was flushed and the kernel has not taken yet. An end cuts
+/// something *short* if it drops what was flushed, or if it is by force and a server's handler is within a request: whoever
+/// reads to the end must not take that for the whole, so it is a reset. Unix sockets know no reset; their peer sees the end.
 ///
 /// | end | the peer sees | staged | flushed | received and not read |
 /// |---|---|---|---|---|
-/// | [`close`](Connection::close) | all of it, then a FIN | sent | sent, see below | dropped |
-/// | [`finish`](Connection::finish) | all of it, then a FIN | sent | sent | stays, and more may come |
+/// | [`Connection::close`], [`Writer::close`] | all of it, then a FIN | sent | sent, see below | dropped |
+/// | [`Reader::close`], [`Control::close`] | what was flushed, then a FIN | dropped | sent, see below | dropped |
+/// | [`finish`](Connection::finish) | all of it, then a FIN | sent | sent | can be read, and more may come |
 /// | the connection, or both its halves, are dropped | what was flushed, then a FIN | dropped | sent, see below | dropped |
-/// | the reader alone is dropped | nothing | stays | sent | dropped, and so is what comes from then on |
-/// | the writer alone is dropped | what was flushed, then a FIN | dropped | sent | stays, and more may come |
-/// | [`abort`](Connection::abort) | a reset | dropped | dropped | stays |
-/// | [`detach`](Connection::detach) | nothing | sent before | sent before | given to the caller; a half that waits elsewhere fails |
-/// | the idle timeout | a FIN, or a reset if it cuts something short | dropped | dropped | stays |
+/// | the reader alone is dropped | nothing | can be flushed | sent | dropped, and so is all that comes later |
+/// | the writer alone is dropped | what was flushed, then a FIN | dropped | sent | can be read, and more may come |
+/// | [`abort`](Connection::abort) | a reset | dropped | dropped | can be read |
+/// | [`detach`](Connection::detach) | nothing | sent before | sent before | given to the caller |
+/// | the idle timeout | a FIN, or a reset if it cuts something short | dropped | dropped | can be read |
 /// | the write timeout of a close | a reset if it cuts something short, else a FIN | dropped | dropped | dropped |
-/// | a server's shutdown, within the grace | all replies, then a FIN | sent when the handler returns | sent | handled before |
-/// | its grace is over, or the [`Server`](crate::Server) is dropped | a FIN, or a reset if it cuts something short | dropped | dropped | stays |
-/// | the last [`Pollers`](crate::Pollers) are dropped, a poller ends | what was flushed, then a FIN; a reset if it cuts something short | dropped | sent, for at most a second | stays |
+/// | a server's shutdown, within the grace | all replies, then a FIN | sent when the handler returns | sent | answered first |
+/// | a handler returns an error or panics, a future of `on_connection` ends | what was flushed, then a FIN; [`abort`](Control::abort) first, if that is not the whole | dropped | sent, see below | dropped |
+/// | its grace is over, or the [`Server`](crate::Server) is dropped | a FIN, or a reset if it cuts something short | dropped | dropped | can be read |
+/// | the last [`Pollers`](crate::Pollers) are dropped, a poller ends | what was flushed, then a FIN; a reset if it cuts something short | dropped | sent, for at most a second | can be read |
 /// | the process ends, or an engine breaks | what the kernel has taken, then a FIN, or a reset if something was not read | lost | lost | lost |
 ///
-/// Something is *cut short* if it was flushed and the kernel has not taken it, or if a server's handler was within a request:
-/// whoever reads to the end must not take that for the end. Unix sockets know no reset: their peer sees an end of the stream.
-///
-/// What the kernel takes it sends on, but nobody learns whether the peer has read it. Neither does
-/// closing or dropping a connection wait until it has taken everything: before a process ends, wait for
-/// [`drain`](Connection::drain).
+/// What the kernel takes it sends on, but nobody learns whether the peer has read it. Closing or dropping a connection does
+/// not wait until the kernel has taken everything: before a process ends, wait for [`drain`](Connection::drain).
 ///
 /// A connection that is closed has the write timeout, or 10 seconds without one, for what is left to send, and a second more
 /// for the peer's FIN. What arrives meanwhile is dropped: a socket that is closed with bytes unread sends a reset, which can
@@ -74,19 +74,21 @@ use crate::tcp::{self, Keepalive};
 ///
 /// # Time
 ///
-/// | limit | what starts it | what stops it | what comes of it |
+/// | limit | what starts it | what stops or restarts it | what comes of it |
 /// |---|---|---|---|
 /// | read timeout | a read that begins to wait, each anew | the wait's end | the wait fails with `TimedOut` |
-/// | read deadline | | | as a timeout; a read of what has arrived does not fail |
-/// | write timeout | a `flush` or `drain` that begins to wait, or a dial's connect | the wait's end, not each byte that the peer takes | the wait fails with `TimedOut`; what was flushed is still sent |
-/// | write deadline | | | as a timeout; a flush that has nothing to wait for does not fail |
-/// | idle timeout | the connection waits for its peer: in a read, or to take what was flushed | each byte that moves, either way, begins it anew | the connection ends with `ETIMEDOUT` |
+/// | read deadline | the clock | another deadline | as a timeout; a read of what has arrived does not fail |
+/// | write timeout | a `flush` or `drain` that begins to wait | the wait's end; bytes that the peer takes do not | the wait fails with `TimedOut`; what was flushed is still sent |
+/// | write deadline | the clock | another deadline | as a timeout; a flush that has nothing to wait for does not fail |
+/// | idle timeout | the connection waits for its peer: in a read, or to take what was flushed | each byte that moves, either way, restarts it | the connection ends with `ETIMEDOUT` |
 /// | the write timeout of a close | the close | all is sent | the connection ends with `ETIMEDOUT` |
 ///
-/// - What has come by then counts, however late the poller comes to look, because a handler has computed, or the process
-///   was stopped: bytes, the peer's end, and room to send end a wait before its timeout does, and put off the idle timeout.
-/// - Where the poller cannot know what the peer would have done, since it was late itself by 10 ms or more, it gives the
-///   write timeout, the idle timeout and that of a close once more in full.
+/// - What the peer did in time counts, even if the poller looks at it late, because a handler computed or the process was
+///   stopped. Bytes that had arrived and the peer's end then end a read as if the poller had been there, and put off the
+///   idle timeout.
+/// - A poller that is late by 10 ms or more does not know what the peer would have taken or sent meanwhile. So a write
+///   timeout, an idle timeout or that of a close that is over then begins once more, unless it has done so before.
+/// - If the idle timeout and the timeout of a read are due at once, the connection ends.
 /// - The time in which a connection waits for something else does not count as idle: while its handler computes or waits
 ///   for another connection, and while it is [paused](Control::pause).
 /// - Between two requests a server's connection is under no read timeout, only the idle timeout.
@@ -104,7 +106,7 @@ use crate::tcp::{self, Keepalive};
 /// | the peer's FIN | `more`: false, `read`: 0, others: `UnexpectedEof` | go on |
 /// | a reset, or another error of the kernel | its errno | its errno, mostly `EPIPE` or `ECONNRESET` |
 /// | [`finish`](Connection::finish) by this side | go on | `NotConnected` if something is staged |
-/// | [`close`](Connection::close) by this side | `NotConnected`; what was not handed over is gone | `NotConnected` if something is staged; a wait that is under way goes on |
+/// | [`close`](Connection::close) by this side | `NotConnected`; what had arrived is gone, but for what is in [`input`](Connection::input) | `NotConnected` if something is staged; a wait that is under way goes on |
 /// | [`abort`](Connection::abort) by this side, the end of the poller, or a server's grace is over | `ECONNABORTED` | `ECONNABORTED` |
 /// | a timeout or a deadline of the wait | `TimedOut` without an errno, once for each wait | the same |
 /// | the idle timeout | `ETIMEDOUT` | `ETIMEDOUT` |
@@ -288,11 +290,10 @@ impl Connection {
         self.writer.finish();
     }
 
-    /// Takes the socket out: sends what was flushed, stops receiving, and gives the descriptor, non-blocking and otherwise
+    /// Takes the socket out: sends what was staged or flushed, stops receiving, and gives the descriptor, non-blocking and otherwise
     /// as it was, with the bytes that had been received and not been read.
     ///
-    /// Dropping the future before it is done leaves a connection that is being taken apart, which can only be
-    /// dropped.
+    /// Dropping the future before it is done, or an error, drops the connection; what was flushed is sent.
     ///
     /// # Errors
     /// The errno of the kernel if the connection broke, [`TimedOut`](io::ErrorKind::TimedOut) if the write timeout

@@ -116,7 +116,8 @@ impl Builder {
         self
     }
 
-    /// How long no byte may move in either direction before a connection is ended. Default: for ever.
+    /// How long no byte may move in either direction, while a connection waits for its peer, before it is ended; see
+    /// [`Connection`](crate::Connection). Default: for ever.
     pub fn idle_timeout(mut self, timeout: Duration) -> Builder {
         self.limits.idle_timeout = Some(timeout);
         self

@@ -15,7 +15,8 @@ impl Builder {
     ///
     /// It runs on the connection's poller and need not be `Send`; while it waits, others run. It may take one
     /// request or all that have arrived; what it leaves is there at its next call. If it takes nothing, it is called
-    /// again only when more has come. What it has written and not flushed is flushed when it returns.
+    /// again only when more has come. What it has written and not flushed is flushed when it
+    /// returns `Ok`.
     ///
     /// An error ends the connection, as a panic does; both are counted, and the error is logged at debug level.
     /// The end of the stream while the handler waits for more is such an error,
@@ -65,7 +66,7 @@ impl Builder {
 
     /// A handler for a connection as a whole, on an executor of the user's own: `spawn` is given its future, which is
     /// `Send`, for instance for `tokio::spawn`. It serves requests in a loop around
-    /// [`next_request`](Connection::next_request), and its end closes the connection. Every wait then wakes another
+    /// [`next_request`](Connection::next_request), and its end drops the connection, with what it has not flushed. Every wait then wakes another
     /// thread.
     ///
     /// `on_connect` and `on_disconnect` have no place here, and are an error when the service is served. Requests, errors

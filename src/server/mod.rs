@@ -131,7 +131,8 @@ impl Server {
 
     /// Stops accepting, lets connections finish their requests, and closes those that are idle. What the kernel has
     /// accepted is still served, and what has arrived is still answered. When the grace is over the rest is closed
-    /// by force: returns how many that were. Blocks for as long. Harmless if it was done before. Not to be called
+    /// by force: returns how many that were. Blocks until all are over: for a connection that is closed that takes until its
+    /// peer closes too, or a second, and a handler that computes is waited for, since nobody can stop it. Harmless if it was done before. Not to be called
     /// from a handler, which would wait for itself.
     pub fn shutdown(&self, grace: Duration) -> usize {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).over = true;

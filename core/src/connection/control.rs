@@ -79,8 +79,8 @@ impl Control {
         self.shared.adjust(|life| life.resume(self.shared.clock()));
     }
 
-    /// Has `callback` called once, as soon as the connection is over: the peer has ended it, it broke, it was closed or
-    /// aborted by this side, or taken away from its poller. At once if it is over already. For those who keep
+    /// Has `callback` called once, as soon as it is found out that the connection ends: the peer has ended it, it broke, it was closed or
+    /// aborted by this side, or taken away from its poller. At once if that was found out already. For those who keep
     /// connections that nobody reads from, such as a pool of a client.
     ///
     /// It runs where the end is found out, mostly on the poller's thread, and must not block. The callback that
@@ -113,12 +113,12 @@ impl Control {
         Ok(())
     }
 
-    /// Closes the connection; see [`Reader::close`](super::Reader::close).
+    /// Closes the connection; what is staged is not sent. See [`Reader::close`](super::Reader::close).
     pub fn close(&self) {
         self.shared.close(None);
     }
 
-    /// Ends the connection at once, on TCP with a reset: what was flushed and not sent is dropped. Whoever waits is
+    /// Ends the connection at once, with a reset on TCP, and an end of the stream on Unix sockets: what was flushed and not sent is dropped. Whoever waits is
     /// woken with `ECONNABORTED`.
     pub fn abort(&self) {
         self.shared.change(|life| life.abort(self.shared.clock()));

@@ -26,8 +26,9 @@ use crate::memory::Slice;
 ///
 /// # Errors
 /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer has ended before enough bytes came; what did come
-/// stays readable. The errno of the kernel, for instance `ECONNRESET`, if the connection broke; what had arrived
-/// before stays readable too.
+/// stays readable. The errno of the kernel, for instance `ECONNRESET`, if the connection broke, and `ECONNABORTED` if
+/// it was aborted; what had arrived before stays readable too. [`NotConnected`](io::ErrorKind::NotConnected) if this side has
+/// closed it, [`TimedOut`](io::ErrorKind::TimedOut) without an errno if the wait was over time.
 ///
 /// # Threads
 /// A reader is `Send`: it can wait on its poller, on another thread, or in any executor.

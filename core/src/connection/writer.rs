@@ -27,7 +27,8 @@ use crate::thread::Blocks;
 ///
 /// # Errors
 /// The errno of the kernel, for instance `EPIPE` or `ECONNRESET`, by the first flush after it was reported;
-/// [`NotConnected`](io::ErrorKind::NotConnected) after this side has closed or finished.
+/// [`NotConnected`](io::ErrorKind::NotConnected) if something is staged after this side has closed or finished;
+/// [`TimedOut`](io::ErrorKind::TimedOut) without an errno if a wait was over time; `ECONNABORTED` if it was aborted.
 ///
 /// # Threads
 /// A writer is `Send`. On its poller's own thread a flush costs one uncontended lock; from another, a wake-up of
@@ -184,8 +185,8 @@ impl Writer {
     }
 
     /// Hands over what is staged, and waits while more is unsent than the connection's watermark allows, so that a
-    /// peer that does not read costs bounded memory. It does not wait until everything is sent: before a program ends,
-    /// [`drain`](Writer::drain) does.
+    /// peer that does not read costs bounded memory. What is handed over goes out with the end of the poller's turn, or
+    /// at once if it is much. It does not wait until everything is sent: before a program ends, [`drain`](Writer::drain) does.
     ///
     /// # Errors
     /// See [`Writer`].
