@@ -266,6 +266,7 @@ impl Reader {
     /// Takes the socket away from its poller, and waits until the kernel holds nothing of it on the poller's behalf. What
     /// has arrived until then is in [`buffer`](Reader::buffer). The connection can not be used any more then, but
     /// the socket lives on in duplicates that were made of it.
+    /// What was flushed and the kernel has not taken is dropped: [`drain`](super::Writer::drain) first.
     ///
     /// # Errors
     /// [`NotConnected`](io::ErrorKind::NotConnected) if it was closed before, the errno of the kernel if it broke.
