@@ -24,6 +24,7 @@ on_every_setup!(
     an_end_that_came_meanwhile_comes_before_the_idle_timeout,
     a_handler_that_computes_is_not_idle,
     a_handler_that_waits_for_something_else_is_not_idle,
+    a_handler_that_reads_again_was_not_idle,
     the_idle_period_begins_at_the_reply,
     what_is_flushed_late_has_the_write_timeout_in_full,
     a_flush_goes_on_when_there_was_room_meanwhile,
@@ -245,15 +246,45 @@ fn a_handler_that_computes_is_not_idle(setup: Setup) {
 }
 
 fn a_handler_that_waits_for_something_else_is_not_idle(setup: Setup) {
-    let wait = async || {
-        let (wake, woken) = oneshot::channel();
-        thread::spawn(move || {
-            thread::sleep(LONGER);
-            wake.send(())
+    late_replies(setup, wait_elsewhere, Duration::ZERO);
+}
+
+/// Waits for another thread.
+async fn wait_elsewhere() {
+    let (wake, woken) = oneshot::channel();
+    thread::spawn(move || {
+        thread::sleep(LONGER);
+        wake.send(())
+    });
+    woken.await.expect("woken");
+}
+
+/// No byte moves when it reads again.
+fn a_handler_that_reads_again_was_not_idle(setup: Setup) {
+    in_time(|| {
+        let (tell, told) = mpsc::channel();
+        let service = setup.builder().on_request(async move |connection: &mut Connection| {
+            connection.skip(1).await?;
+            connection.set_idle_timeout(Some(TIMEOUT));
+            wait_elsewhere().await;
+            let _ = tell.send(Instant::now());
+            connection.fill(1).await?;
+            support::echo(connection).await
         });
-        woken.await.expect("woken");
-    };
-    late_replies(setup, wait, Duration::ZERO);
+        let server = service.serve(setup.listener()).expect("a server");
+        let mut peer = Peer::connect(server.local_addr());
+        peer.write_all(b".").expect("sent");
+        let reads = told.recv_timeout(PATIENCE).expect("reads");
+        // Not to wait for something: the pause is the test.
+        thread::sleep(TIMEOUT / 2);
+        let sent = peer.write_all(b"x");
+        arrived_within(&peer, reads)?;
+        sent.expect("sent");
+        let mut reply = [0];
+        peer.read_exact(&mut reply).expect("a reply");
+        assert_eq!(&reply, b"x");
+        Some(())
+    });
 }
 
 /// Each of the two is shorter than the timeout, and both together are longer.
@@ -388,6 +419,7 @@ fn assert_idle(error: &io::Error, pollers: &Pollers) {
 
 fn a_silent_connection_is_ended(setup: Setup) {
     let (pollers, mut connection, _peer) = connected(setup, idle_limits());
+    connection.set_read_deadline(Some(Instant::now() + PATIENCE));
     // It waits for nothing before.
     let start = Instant::now();
     let error = block_on(connection.next(1)).expect_err("nothing comes");
@@ -397,6 +429,7 @@ fn a_silent_connection_is_ended(setup: Setup) {
 
 fn a_peer_that_takes_nothing_is_ended(setup: Setup) {
     let (pollers, mut connection, _peer) = connected(setup, idle_limits());
+    connection.set_write_deadline(Some(Instant::now() + PATIENCE));
     connection.push(vec![7; MUCH_BYTES]);
     let start = Instant::now();
     let error = block_on(connection.drain()).expect_err("the peer takes nothing");
@@ -407,6 +440,7 @@ fn a_peer_that_takes_nothing_is_ended(setup: Setup) {
 fn a_silent_connection_is_ended_after_one_more_period(setup: Setup) {
     in_time(|| {
         let (mut holder, pollers, mut connection, _peer) = holdable(setup, idle_limits());
+        connection.set_read_deadline(Some(Instant::now() + PATIENCE));
         let began = Instant::now();
         let mut read = pin!(connection.next(1));
         assert!(poll_once(read.as_mut()).is_pending());
