@@ -305,7 +305,7 @@ impl Waiting {
         state.paused |= pause;
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+        wake_all(wakers);
         pause
     }
 }
@@ -317,10 +317,14 @@ impl Drop for Source {
             state.over = true;
             std::mem::take(&mut state.wakers)
         };
-        for waker in wakers {
-            // The panic hook reports it. The others must be told all the same.
-            duopoll_core::contain(|| waker.wake());
-        }
+        wake_all(wakers);
+    }
+}
+
+/// Each is told, whatever another one's waker does.
+fn wake_all(wakers: Vec<Waker>) {
+    for waker in wakers {
+        duopoll_core::contain(|| waker.wake());
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Instant;
 
-use duopoll_core::{Group, Limits};
+use duopoll_core::{Group, Limits, contain};
 use futures_channel::oneshot;
 
 use crate::affinity;
@@ -172,8 +172,9 @@ impl Handle {
                 true => poller.connect(socket, limits, group),
                 false => poller.open(socket, limits, group),
             };
-            // If nobody waits any more, the connection is dropped, and with it closed.
-            let _ = reply.send(result);
+            // If nobody waits any more, the connection is dropped, and with it closed. Whoever waits is woken by a waker of
+            // theirs.
+            contain(|| drop(reply.send(result)));
         });
         answer.await.unwrap_or_else(|_| Err(io::Error::other("the poller has ended")))
     }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Accepted, Command, Driver, Group, Limits, Mailbox, Poll, Token};
+use duopoll_core::{Accepted, Command, Driver, Group, Limits, Mailbox, Poll, Token, contain};
 use socket2::{Domain, SockRef, Socket};
 
 use crate::clock::Monotonic;
@@ -314,7 +314,8 @@ impl Poller {
         *lock(&self.handle.last_stats) = self.snapshot();
         self.handle.ended.store(true, Ordering::Relaxed);
         let late_calls = lock(&self.handle.calls).take();
-        drop(late_calls);
+        // With them those who wait for an answer are woken.
+        contain(|| drop(late_calls));
         self.handle.executor.cancel_all();
         self.take_commands();
         self.driver.wind_up(&mut self.engine);

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use duopoll_core::Group;
+use duopoll_core::{Group, contain};
 
 use crate::connection::Connection;
 use crate::listener::Listener;
@@ -19,6 +19,7 @@ use crate::pollers::{PollerOptions, Pollers};
 use crate::server::Server;
 use crate::server::builder::Builder;
 use crate::server::connection_limit::{ConnectionLimit, Permit};
+use crate::stats::count_handler_panic;
 
 /// A server that is ready to be started.
 #[must_use = "a service does nothing until it is served"]
@@ -148,15 +149,21 @@ impl Service {
             pollers.clone(),
             max_connections,
             move |poller, socket, permit| {
-                let prepared = match &callbacks.prepare {
-                    Some(prepare) => prepare(socket.as_fd()),
-                    None => Ok(()),
-                };
-                match prepared.and_then(|()| poller.open(socket, limits, group)) {
-                    Ok(connection) => begin(poller, connection, permit),
-                    Err(error) => {
-                        log::debug!("a connection was accepted and is not served: {error}");
+                // A panic of a callback ends the connection that it was called for.
+                let contained = contain(|| {
+                    let prepared = match &callbacks.prepare {
+                        Some(prepare) => prepare(socket.as_fd()),
+                        None => Ok(()),
+                    };
+                    match prepared.and_then(|()| poller.open(socket, limits, group)) {
+                        Ok(connection) => begin(poller, connection, permit),
+                        Err(error) => {
+                            log::debug!("a connection was accepted and is not served: {error}");
+                        }
                     }
+                });
+                if !contained {
+                    count_handler_panic();
                 }
             },
         );

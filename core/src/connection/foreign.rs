@@ -105,14 +105,16 @@ struct Busy {
 impl Busy {
     fn new(connecting: bool) -> Busy {
         let mailbox = Arc::new(Mailbox::new(Arc::new(NoBell), Arc::new(NoTime)));
-        let mut limits = Limits::default();
-        limits.read_timeout = Some(Duration::ZERO);
-        limits.write_timeout = Some(Duration::ZERO);
-        limits.output_high_bytes = 10;
+        let limits = Limits {
+            read_timeout: Some(Duration::ZERO),
+            write_timeout: Some(Duration::ZERO),
+            output_high_bytes: 10,
+            ..Limits::default()
+        };
         let (shared, mut reader, mut writer) =
             pair(None, mailbox, Token::new(0, 0), &limits, connecting);
         let spy = Spy::default();
-        spy.0.0.set(shared.clone()).ok().expect("is new");
+        assert!(spy.0.0.set(shared.clone()).is_ok(), "is new");
         writer.push(spy.bytes());
         // Twice each, so that a waker takes another's place.
         for _ in 0..2 {

@@ -85,10 +85,10 @@ impl Reader {
                 return Poll::Ready(Ok(()));
             }
         }
-        let (result, taken) = self.shared.poll(cx, !self.waiting, |life, offer, clock| {
+        let handed_over = &mut self.handed_over;
+        let result = self.shared.poll(cx, !self.waiting, handed_over, |life, offer, clock| {
             life.fill(buffer, min_bytes, wanted, offer, clock)
         });
-        self.handed_over += taken as u64;
         self.waiting = result.is_pending();
         result.map_err(io::Error::from)
     }
@@ -272,10 +272,10 @@ impl Reader {
     /// [`NotConnected`](io::ErrorKind::NotConnected) if it was closed before, the errno of the kernel if it broke.
     pub fn poll_detach(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let buffer = &mut self.buffer;
-        let (result, taken) = self
-            .shared
-            .poll(cx, !self.waiting, |life, offer, clock| life.detach(buffer, offer, clock));
-        self.handed_over += taken as u64;
+        let handed_over = &mut self.handed_over;
+        let result = self.shared.poll(cx, !self.waiting, handed_over, |life, offer, clock| {
+            life.detach(buffer, offer, clock)
+        });
         self.waiting = result.is_pending();
         result.map_err(io::Error::from)
     }

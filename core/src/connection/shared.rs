@@ -132,31 +132,31 @@ impl Shared {
         });
     }
 
-    /// Polls a wait; `begins`: it was not under way. Gives how many bytes were handed over, too.
+    /// Polls a wait; `begins`: it was not under way. Counts the bytes that are handed over.
     #[inline]
     pub(super) fn poll(
         &self,
         cx: &mut Context<'_>,
         begins: bool,
+        handed_over: &mut u64,
         mut poll: impl FnMut(&mut Lifecycle, &mut Offer<'_>, &dyn Clock) -> Polled,
-    ) -> (Poll<Result<(), Refusal>>, usize) {
+    ) -> Poll<Result<(), Refusal>> {
         let clock = self.clock();
         let mut offer = Offer::new(cx.waker(), begins);
-        let mut taken = 0;
         loop {
             let (polled, look) = {
                 let mut life = self.life();
                 let polled = poll(&mut life, &mut offer, clock);
                 (polled, life.must_tell())
             };
-            taken += polled.taken;
+            *handed_over += polled.taken as u64;
             self.tell(polled.send, look);
             if polled.retry {
                 offer.renew();
                 continue;
             }
             drop(polled.unused);
-            return (polled.result, taken);
+            return polled.result;
         }
     }
 
@@ -297,6 +297,13 @@ impl Shared {
 
     pub(crate) fn deregister(&self, reason: Reason, pinned: bool) -> Option<End> {
         self.life().deregister(reason, pinned, self.clock())
+    }
+
+    /// When to look again for a flush that waits while the connection is closing.
+    pub(crate) fn expire_flush(&self, now: Tick) -> Tick {
+        let (effects, until) = self.life().expire_flush(now);
+        effects.perform();
+        until
     }
 
     /// False if it is to be ended by force.

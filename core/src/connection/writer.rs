@@ -142,7 +142,7 @@ impl Writer {
     /// # Errors
     /// The errno of the connect, for instance `ECONNREFUSED`; [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn poll_connected(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let (result, _) = self.shared.poll(cx, !self.waiting, |life, offer, clock| {
+        let result = self.shared.poll(cx, !self.waiting, &mut 0, |life, offer, clock| {
             life.poll_connected(Owner::Poll, offer, clock)
         });
         self.waiting = result.is_pending();
@@ -168,9 +168,9 @@ impl Writer {
             return Poll::Ready(Ok(()));
         }
         // A flush seldom waits, and a wait that is under way mostly ends with the next poll.
-        let (result, _) = self
-            .shared
-            .poll(cx, false, |life, offer, clock| life.flush(staged, marks, owner, offer, clock));
+        let result = self.shared.poll(cx, false, &mut 0, |life, offer, clock| {
+            life.flush(staged, marks, owner, offer, clock)
+        });
         self.waiting = result.is_pending();
         self.put_block();
         result.map_err(io::Error::from)

@@ -35,6 +35,17 @@ impl Driver {
         if self.slots.get(token).is_some() {
             engine.receive(token, self);
         }
+        self.look_at_closing(token);
+    }
+
+    /// Sets the timer of a closed connection that still sends: for its end, or for that of a flush that waits.
+    pub(super) fn look_at_closing(&mut self, token: Token) {
+        let now = self.mailbox.clock().now();
+        let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
+        if stream.closing && stream.shared.phase() == Phase::Sending {
+            let (shared, due) = (stream.shared.clone(), stream.due);
+            self.wheel.set(token.index(), due.min(shared.expire_flush(now)));
+        }
     }
 
     /// Takes a closed connection to its next phase, if it has come to the end of one.
@@ -58,7 +69,7 @@ impl Driver {
         let now = self.mailbox.clock().now();
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
         if now < stream.due {
-            return;
+            return self.look_at_closing(token);
         }
         let phase = stream.shared.phase();
         if now - stream.due >= LATE && !stream.prolonged {
@@ -69,7 +80,7 @@ impl Driver {
                 _ => CLOSE_RECEIVE_MS,
             });
             self.wheel.set(token.index(), stream.due);
-            return;
+            return self.look_at_closing(token);
         }
         match phase {
             Phase::Sending => self.deregister(engine, token, Reason::Unsent),

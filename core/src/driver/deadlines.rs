@@ -62,7 +62,9 @@ impl Driver {
         if let Expired::Ask = expired {
             expired = shared.expire(now, Some(engine.pending(token)), gives_up);
         }
-        let Expired::Looked { effects, idle, next, held } = expired else { return };
+        let Expired::Looked { effects, idle, next, held } = expired else {
+            return self.look_at_closing(token);
+        };
         let Some(stream) = self.stream(token) else { return };
         stream.holds = if held { stream.holds.saturating_add(1) } else { 0 };
         let retry = if stream.starved { now + NO_MEMORY_RETRY_MS } else { NEVER };

@@ -362,6 +362,8 @@ impl Link {
                     Deregister::Shutdown
                 }
             }
+            // Its users hold on to the socket.
+            Deregister::Shutdown if state.closed.is_some() || state.wound_up => Deregister::Close,
             how => how,
         };
         state.deregistered = Some(how);

@@ -204,9 +204,9 @@ impl Lifecycle {
             (Reason::Detached, _) | (Reason::Closed, Phase::Leaving) => Deregister::Leave,
             // The kernel may never come to the end of what the peer does not take.
             _ if pinned || self.is_cut() || self.is_aborted() => Deregister::Abort,
+            _ if self.reader_gone && self.writer_gone => Deregister::Close,
             // It has users, who hold on to its socket.
-            (_, Phase::Open | Phase::Leaving) => Deregister::Shutdown,
-            _ => Deregister::Close,
+            _ => Deregister::Shutdown,
         };
         let mut effects = Effects::default();
         match reason {

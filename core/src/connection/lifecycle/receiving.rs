@@ -189,7 +189,8 @@ impl Lifecycle {
     /// connection is broken, which it tells once.
     pub(crate) fn end_input(&mut self, clock: &dyn Clock) -> Effects {
         let how = match self.output {
-            Output::Failed(errno @ (libc::ECONNRESET | libc::ETIMEDOUT)) => Input::Failed(errno),
+            // A send into a connection that the peer has closed breaks only what is sent.
+            Output::Failed(errno) if errno != libc::EPIPE => Input::Failed(errno),
             _ => Input::Ended,
         };
         let mut effects = Effects::default();

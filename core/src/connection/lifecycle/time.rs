@@ -111,6 +111,18 @@ impl Lifecycle {
         Expired::Looked { effects, idle, next, held }
     }
 
+    /// Ends a flush of a connection that is closing, if it is due; the connection goes on to its end. Gives when to look again.
+    pub(crate) fn expire_flush(&mut self, now: Tick) -> (Effects, Tick) {
+        let mut effects = Effects::default();
+        let until = self.writing.until();
+        if until <= now && !(now - until >= LATE && self.writing.prolong(now)) {
+            self.writing.expire(now);
+            effects.writer = self.writer.take();
+        }
+        self.armed = self.writing.until();
+        (effects, self.armed)
+    }
+
     /// How long a closed connection may take to send what is left, in ticks.
     pub(crate) fn write_timeout(&self) -> Option<Tick> {
         self.writing.timeout()
