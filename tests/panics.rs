@@ -1,0 +1,163 @@
+//! Callbacks, wakers and owners of bytes that panic: they end what they belong to, and no poller.
+
+mod support;
+
+use std::io::{self, ErrorKind, Read};
+use std::panic;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Wake, Waker};
+use std::thread;
+
+use bytes::Bytes;
+use duopoll::{Connection, Limits, Pollers, Server};
+use pollster::block_on;
+use support::{Peer, Setup, connected, echo};
+
+on_every_setup!(
+    a_panic_before_a_connection_is_served_ends_it_alone,
+    a_panic_of_a_handler_for_a_whole_connection_ends_it_alone,
+    a_panic_of_its_executor_ends_it_alone,
+    a_waker_of_an_accept_that_panics_ends_nothing,
+    wakers_of_a_connection_that_panic_end_nothing,
+    an_owner_of_bytes_that_panics_ends_nothing,
+);
+
+/// What the first caller gets.
+fn panics_once(before: &AtomicBool) {
+    if !before.swap(true, Ordering::Relaxed) {
+        panic::resume_unwind(Box::new("as the test wants it"));
+    }
+}
+
+/// The first connection is over without an answer, and the second is answered.
+fn the_first_alone_is_lost(server: &Server) {
+    let mut first = Peer::connect(server.local_addr());
+    let mut rest = Vec::new();
+    match first.read_to_end(&mut rest) {
+        Ok(_) => assert!(rest.is_empty(), "nobody serves it"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+    }
+    let mut second = Peer::connect(server.local_addr());
+    assert_eq!(second.round_trip(b"alive"), b"alive");
+    assert_eq!(server.stats().failed_pollers, 0);
+    assert_eq!(server.stats().handler_panics, 1);
+}
+
+fn a_panic_before_a_connection_is_served_ends_it_alone(setup: Setup) {
+    let before = AtomicBool::new(false);
+    let builder = setup.builder().on_prepare(move |_| {
+        panics_once(&before);
+        Ok(())
+    });
+    let server = builder.on_request(echo).serve(setup.listener()).expect("a server");
+    the_first_alone_is_lost(&server);
+}
+
+/// Serves a whole connection on a thread of its own.
+async fn echoes(mut connection: Connection) -> io::Result<()> {
+    while connection.next_request().await? {
+        echo(&mut connection).await?;
+    }
+    Ok(())
+}
+
+fn a_panic_of_a_handler_for_a_whole_connection_ends_it_alone(setup: Setup) {
+    let before = AtomicBool::new(false);
+    let spawn = |task| {
+        thread::spawn(|| block_on(task));
+    };
+    let service = setup.builder().on_connection(spawn, move |connection| {
+        panics_once(&before);
+        echoes(connection)
+    });
+    the_first_alone_is_lost(&service.serve(setup.listener()).expect("a server"));
+}
+
+fn a_panic_of_its_executor_ends_it_alone(setup: Setup) {
+    let before = AtomicBool::new(false);
+    let spawn = move |task| {
+        panics_once(&before);
+        thread::spawn(|| block_on(task));
+    };
+    let service = setup.builder().on_connection(spawn, echoes);
+    the_first_alone_is_lost(&service.serve(setup.listener()).expect("a server"));
+}
+
+/// Panics when it is called, and says that it was.
+struct Panics(AtomicBool);
+
+impl Panics {
+    fn waker() -> (Arc<Panics>, Waker) {
+        let panics = Arc::new(Panics(AtomicBool::new(false)));
+        (panics.clone(), Waker::from(panics))
+    }
+
+    fn was_called(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+        panic::resume_unwind(Box::new("as the test wants it"));
+    }
+}
+
+fn a_waker_of_an_accept_that_panics_ends_nothing(setup: Setup) {
+    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let listener = setup.listener().pollers(pollers.clone());
+    let address = listener.local_addr().expect("bound");
+    let (panics, waker) = Panics::waker();
+    let mut accept = Box::pin(listener.accept());
+    assert!(accept.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let _peer = Peer::connect(&address);
+    support::eventually("the waker is called", || panics.was_called());
+    assert!(block_on(accept).is_ok());
+    assert_eq!(pollers.stats().failed_pollers, 0);
+}
+
+fn wakers_of_a_connection_that_panic_end_nothing(setup: Setup) {
+    let (pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    let (panics, waker) = Panics::waker();
+    {
+        let mut read = pin!(connection.next(5));
+        assert!(read.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        io::Write::write_all(&mut peer, b"bytes").expect("sent");
+        support::eventually("the waker is called", || panics.was_called());
+    }
+    assert_eq!(block_on(connection.next(5)).expect("they came"), b"bytes");
+    assert_eq!(pollers.stats().failed_pollers, 0);
+}
+
+/// Bytes whose owner panics as it is dropped.
+struct Owner(Arc<AtomicBool>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        b"owned"
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        panic::resume_unwind(Box::new("as the test wants it"));
+    }
+}
+
+fn an_owner_of_bytes_that_panics_ends_nothing(setup: Setup) {
+    let (pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    let dropped = Arc::new(AtomicBool::new(false));
+    for _ in 0..2 {
+        connection.push(Bytes::from_owner(Owner(dropped.clone())));
+        block_on(connection.drain()).expect("the kernel takes it");
+        let mut bytes = [0; 5];
+        peer.read_exact(&mut bytes).expect("it is sent");
+        assert_eq!(&bytes, b"owned");
+    }
+    support::eventually("the owner is dropped", || dropped.load(Ordering::Relaxed));
+    assert_eq!(pollers.stats().failed_pollers, 0);
+}
