@@ -1,5 +1,6 @@
 //! What belongs to a user, and may panic.
 
+use std::any::Any;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 
@@ -9,9 +10,14 @@ pub fn contain(call: impl FnOnce()) -> bool {
     match panic::catch_unwind(AssertUnwindSafe(call)) {
         Ok(()) => true,
         Err(payload) => {
-            // Which may panic as well, as it is dropped.
-            mem::forget(panic::catch_unwind(AssertUnwindSafe(|| drop(payload))));
+            end(payload);
             false
         }
     }
+}
+
+/// The payload of a panic may panic as well, as it is dropped.
+#[cold]
+fn end(payload: Box<dyn Any + Send>) {
+    mem::forget(panic::catch_unwind(AssertUnwindSafe(|| drop(payload))));
 }

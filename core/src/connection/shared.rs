@@ -228,10 +228,25 @@ impl Shared {
     /// reader for the rest of a message.
     #[inline]
     pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain, bool)) -> Moved {
-        // Dropped when the lock is free again.
+        let mut life = self.life();
+        if life.discards() {
+            return self.discard(life, push);
+        }
+        life.deliver(self.input_high as usize, self.mailbox.clock(), push)
+    }
+
+    #[cold]
+    fn discard(
+        &self,
+        mut life: MutexGuard<'_, Lifecycle>,
+        push: impl FnOnce(&mut Chain, bool),
+    ) -> Moved {
         let mut discarded = Chain::new();
-        let high = self.input_high as usize;
-        self.life().deliver(high, self.mailbox.clock(), &mut discarded, push)
+        push(&mut discarded, life.lags());
+        let moved = life.discard(discarded.len(), self.clock());
+        // What is a user's is dropped when the lock is free.
+        drop(life);
+        moved
     }
 
     pub(crate) fn end_input(&self) {

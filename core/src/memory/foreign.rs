@@ -23,8 +23,17 @@ impl Foreign {
 impl Drop for Foreign {
     #[inline]
     fn drop(&mut self) {
-        contain(|| drop(mem::take(&mut self.0)));
+        // What is empty has mostly been taken out of here, and is never in a chain.
+        if !self.0.is_empty() {
+            release(mem::take(&mut self.0));
+        }
     }
+}
+
+/// Apart, so that dropping a slice of a block stays short.
+#[inline(never)]
+fn release(bytes: Bytes) {
+    contain(|| drop(bytes));
 }
 
 impl Deref for Foreign {

@@ -199,7 +199,8 @@ impl Lifecycle {
     }
 
     /// Whether what arrives is dropped.
-    fn discards(&self) -> bool {
+    #[inline]
+    pub(crate) fn discards(&self) -> bool {
         self.reader_gone || matches!(self.input, Input::Closed | Input::Failed(_))
     }
 

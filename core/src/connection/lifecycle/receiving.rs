@@ -138,28 +138,22 @@ impl Lifecycle {
         !self.inbox.is_empty() || (self.need > 0 && self.has_part)
     }
 
-    /// Bytes have arrived: `push` puts them into the inbox, and is told whether others wait already; or into `discarded`, if
-    /// nobody is to have them.
+    /// Bytes have arrived that are not [discarded](Lifecycle::discards): `push` puts them into the inbox, and is told whether
+    /// others wait already.
     #[inline]
     pub(crate) fn deliver(
         &mut self,
         input_high_bytes: usize,
         clock: &dyn Clock,
-        discarded: &mut Chain,
         push: impl FnOnce(&mut Chain, bool),
     ) -> Moved {
-        let (lags, discards) = (self.lags(), self.discards());
-        let target = if discards { discarded } else { &mut self.inbox };
-        let before = target.len();
-        push(target, lags);
-        let bytes = target.len() - before;
+        let before = self.inbox.len();
+        let lags = self.lags();
+        push(&mut self.inbox, lags);
         if self.expected > 0 || self.late != NOT_ASKED || self.idle.is_limited() {
-            self.arrived(bytes, clock);
+            self.arrived(self.inbox.len() - before, clock);
         }
         let closing = self.phase != Phase::Open;
-        if discards {
-            return Moved { waker: None, next: Next::More, closing };
-        }
         let mut waker = None;
         if self.need > 0 && self.inbox.len() >= self.need {
             self.need = 0;
@@ -172,6 +166,12 @@ impl Lifecycle {
         self.stopped = self.inbox.len() >= input_high_bytes.max(self.need);
         let stops = self.stopped || (self.paused && !closing);
         Moved { waker, next: if stops { Next::Stop } else { Next::More }, closing }
+    }
+
+    /// Bytes have arrived that nobody is to have.
+    pub(crate) fn discard(&mut self, bytes: usize, clock: &dyn Clock) -> Moved {
+        self.arrived(bytes, clock);
+        Moved { waker: None, next: Next::More, closing: self.phase != Phase::Open }
     }
 
     #[cold]
