@@ -77,6 +77,9 @@ impl World {
                 self.must_send |= send.is_some();
                 effects.perform();
             }
+            Step::Asks if self.receives && self.is_registered() => {
+                self.asks_for_input();
+            }
             Step::Delivers if self.sent < 4 && !self.peer_ended && !self.arrived => {
                 if !self.asks_for_input() {
                     return false;

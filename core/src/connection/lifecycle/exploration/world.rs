@@ -48,6 +48,8 @@ pub(super) enum Step {
     Look,
     Sends(usize),
     Connects,
+    /// Something has come, and the engine asks where to put it: what then stops it is not said again.
+    Asks,
     Delivers,
     PeerEnds,
     Breaks,
@@ -60,7 +62,7 @@ pub(super) enum Step {
     Released,
 }
 
-pub(super) const STEPS: [Step; 35] = [
+pub(super) const STEPS: [Step; 36] = [
     Step::Read(1),
     Step::Read(3),
     Step::Request,
@@ -86,6 +88,7 @@ pub(super) const STEPS: [Step; 35] = [
     Step::Sends(1),
     Step::Sends(9),
     Step::Connects,
+    Step::Asks,
     Step::Delivers,
     Step::PeerEnds,
     Step::Breaks,
