@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
@@ -26,6 +26,8 @@ on_every_setup!(
     a_control_keeps_no_detached_socket_open,
     an_end_that_comes_with_bytes_is_seen,
     a_closed_server_is_noticed_by_an_idle_client,
+    a_peer_of_a_closed_connection_that_somebody_holds_is_told,
+    a_flush_keeps_its_deadline_while_the_connection_closes,
 );
 
 fn this_side_may_finish_and_go_on_receiving(setup: Setup) {
@@ -243,4 +245,36 @@ fn a_closed_server_is_noticed_by_an_idle_client(setup: Setup) {
     drop(connection);
     over(&pollers);
     eventually("nothing is left on the other side", || server.stats().closed == 1);
+}
+
+/// Whoever sends to it must not wait until it is dropped.
+fn a_peer_of_a_closed_connection_that_somebody_holds_is_told(setup: Setup) {
+    let (pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    connection.close();
+    let error = loop {
+        if let Err(error) = peer.write_all(&[1; 64 << 10]) {
+            break error;
+        }
+    };
+    assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
+    eventually("it is over", || pollers.stats().closed == 1);
+    drop(connection);
+}
+
+fn a_flush_keeps_its_deadline_while_the_connection_closes(setup: Setup) {
+    let (_pollers, mut connection, peer) = connected(setup, Limits::default());
+    let soon = Duration::from_millis(50);
+    connection.push(vec![1; 64 << 20]);
+    connection.writer().submit().expect("is open");
+    connection.control().close();
+    connection.set_write_timeout(Some(soon));
+    let start = Instant::now();
+    let error = block_on(connection.drain()).expect_err("the peer takes nothing");
+    assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::TimedOut, None));
+    assert!(start.elapsed() >= soon, "early");
+    connection.set_write_timeout(None);
+    connection.set_write_deadline(Some(Instant::now() + soon));
+    let error = block_on(connection.drain()).expect_err("the peer takes nothing");
+    assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::TimedOut, None));
+    drop(peer);
 }
