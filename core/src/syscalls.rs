@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, Shutdown};
 
 use crate::poll::Notify;
 
@@ -91,7 +91,19 @@ pub fn finish(fd: BorrowedFd<'_>) {
 pub fn shut_down(fd: BorrowedFd<'_>) {
     // ENOTCONN: the peer was faster.
     let _ = shutdown(fd, Shutdown::Both);
+    // What is left of TCP's would keep its window closed, and a peer that has more to send would wait for ever; what comes
+    // now is answered with a reset.
+    let mut discarded = [0; 16 << 10];
+    for _ in 0..DISCARDS_MAX {
+        match rustix::net::recv(fd, &mut discarded, RecvFlags::DONTWAIT) {
+            Ok((_, n)) if n > 0 => {}
+            _ => break,
+        }
+    }
 }
+
+/// Reads of 16 KiB by which a socket that is shut down is emptied, at most: more than a socket holds by default.
+const DISCARDS_MAX: usize = 1024;
 
 fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> io::Result<()> {
     fault!(Shutdown);
