@@ -91,8 +91,11 @@ pub fn finish(fd: BorrowedFd<'_>) {
 pub fn shut_down(fd: BorrowedFd<'_>) {
     // ENOTCONN: the peer was faster.
     let _ = shutdown(fd, Shutdown::Both);
-    // What is left of TCP's would keep its window closed, and a peer that has more to send would wait for ever; what comes
-    // now is answered with a reset.
+}
+
+/// Empties a socket that was shut down and stays open. What is left in it would keep TCP's window closed, and a peer that has
+/// more to send would wait for ever; what comes now is answered with a reset.
+pub fn empty(fd: BorrowedFd<'_>) {
     let mut discarded = [0; 16 << 10];
     for _ in 0..DISCARDS_MAX {
         match rustix::net::recv(fd, &mut discarded, RecvFlags::DONTWAIT) {

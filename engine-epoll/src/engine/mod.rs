@@ -236,6 +236,7 @@ impl Poll for Epoll {
             Deregister::Shutdown => {
                 self.stats.syscalls += 1;
                 syscalls::shut_down(socket.fd);
+                syscalls::empty(socket.fd);
             }
             Deregister::Abort => {
                 self.stats.syscalls += 1;

@@ -212,6 +212,9 @@ impl Poll for Uring {
             Deregister::Close | Deregister::Shutdown => {
                 self.stats.syscalls += 1;
                 syscalls::shut_down(fd);
+                if how == Deregister::Shutdown {
+                    syscalls::empty(fd);
+                }
             }
             Deregister::Leave => self.cancel(token),
         }
