@@ -6,7 +6,7 @@ use std::task::Poll;
 use super::outcome::{Closing, End, Polled, Refusal};
 use super::request::{Half, Reason};
 use super::state::{Errno, Input, Output, Phase, Todo};
-use super::{Lifecycle, NOT_ASKED, few};
+use super::{Lifecycle, few};
 use crate::buffer::LinkBuffer;
 use crate::clock::Clock;
 use crate::connection::effects::{Closer, Effects, Offer};
@@ -74,7 +74,7 @@ impl Lifecycle {
     /// Ends the connection at once with a reset: what was flushed is dropped.
     pub(crate) fn abort(&mut self, clock: &dyn Clock) -> Effects {
         let mut effects = Effects::default();
-        if !matches!(self.phase, Phase::Deregistered { .. } | Phase::Released { .. }) {
+        if !self.phase.is_over() {
             self.fail(libc::ECONNABORTED, &mut effects, clock);
             self.ask(Todo::ABORT);
         }
@@ -142,12 +142,8 @@ impl Lifecycle {
         if self.input == Input::Open {
             self.input = how;
         }
-        self.need = 0;
-        self.reading.end();
-        self.late = NOT_ASKED;
-        effects.reader = self.reader.take();
+        effects.reader = self.end_reading(clock);
         effects.closers = self.closers.take().or(effects.closers.take());
-        self.recount(clock);
     }
 
     /// Nothing can be sent any more; what was queued is dropped.
@@ -157,9 +153,7 @@ impl Lifecycle {
         }
         effects.dropped.append(&mut self.outbox);
         self.unsent = 0;
-        self.writing.end();
-        self.late_send = false;
-        effects.writer = self.writer.take();
+        effects.writer = self.end_writing();
         effects.closers = self.closers.take().or(effects.closers.take());
         self.recount(clock);
     }
@@ -196,7 +190,7 @@ impl Lifecycle {
         clock: &dyn Clock,
     ) -> Option<End> {
         let phase = self.phase;
-        if matches!(phase, Phase::Deregistered { .. } | Phase::Released { .. }) {
+        if phase.is_over() {
             return None;
         }
         let how = match (reason, phase) {

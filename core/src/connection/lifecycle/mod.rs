@@ -98,7 +98,7 @@ pub(crate) struct Lifecycle {
     /// What had come when a wait of the reader was found to be over time: bytes, and one for the end. They come first.
     /// `NOT_ASKED` if nobody has asked.
     late: u32,
-    /// A flush was found to be over time while there was room: what can be sent is sent first.
+    /// A flush was found to be over time, and it was asked whether there is room: what can be sent is sent first.
     late_send: bool,
 
     /// From when on to send without a copy was set anew: what was given up may be tried again.

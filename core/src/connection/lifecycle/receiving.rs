@@ -92,6 +92,7 @@ impl Lifecycle {
     }
 
     /// The reader waits no more.
+    #[inline]
     pub(crate) fn end_reading(&mut self, clock: &dyn Clock) -> Option<Waker> {
         self.need = 0;
         self.reading.end();
@@ -156,11 +157,7 @@ impl Lifecycle {
         let closing = self.phase != Phase::Open;
         let mut waker = None;
         if self.need > 0 && self.inbox.len() >= self.need {
-            self.need = 0;
-            self.reading.end();
-            self.late = NOT_ASKED;
-            waker = self.reader.take();
-            self.recount(clock);
+            waker = self.end_reading(clock);
         }
         // A reader that waits for more than the watermark must get it.
         self.stopped = self.inbox.len() >= input_high_bytes.max(self.need);

@@ -156,8 +156,7 @@ impl Lifecycle {
     #[inline]
     pub(crate) fn take_output(&mut self, sending: &mut Chain) -> Result<bool, Outputs> {
         self.send_posted = false;
-        let is_over = matches!(self.phase, Phase::Deregistered { .. } | Phase::Released { .. });
-        if is_over || matches!(self.output, Output::Failed(_)) {
+        if self.phase.is_over() || matches!(self.output, Output::Failed(_)) {
             return Err(Outputs::Nothing);
         }
         sending.append(&mut self.outbox);
@@ -190,9 +189,7 @@ impl Lifecycle {
         let mut waker = None;
         if self.writer.is_some() {
             if self.unsent <= self.wake_at as usize {
-                self.writing.end();
-                self.late_send = false;
-                waker = self.writer.take();
+                waker = self.end_writing();
             } else if n > 0 {
                 self.writing.progressed();
             }
@@ -202,6 +199,7 @@ impl Lifecycle {
     }
 
     /// The writer waits no more.
+    #[inline]
     pub(crate) fn end_writing(&mut self) -> Option<Waker> {
         self.writing.end();
         self.late_send = false;

@@ -62,6 +62,14 @@ pub(crate) enum Phase {
     },
 }
 
+impl Phase {
+    /// Whether the engine was given it back.
+    #[inline]
+    pub(crate) fn is_over(self) -> bool {
+        matches!(self, Phase::Deregistered { .. } | Phase::Released { .. })
+    }
+}
+
 /// What the poller is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Todo(u8);
