@@ -69,7 +69,8 @@ impl Control {
     /// Receives nothing until [`resume`](Control::resume): the kernel's window then holds the peer back. What the
     /// kernel has received by then may still come, as at the watermark
     /// [`input_high_bytes`](crate::Limits::input_high_bytes). Whoever waits for more goes on waiting; timeouts and
-    /// deadlines of the wait count, the idle timeout does not. The peer's end and errors of the connection are found out by sending only, or later.
+    /// deadlines of the wait count, the idle timeout does not. The peer's end and errors of the connection are found out by
+    /// sending only, or later.
     pub fn pause(&self) {
         self.shared.adjust(|life| life.pause(self.shared.clock()));
     }
@@ -79,9 +80,9 @@ impl Control {
         self.shared.adjust(|life| life.resume(self.shared.clock()));
     }
 
-    /// Has `callback` called once, as soon as it is found out that the connection ends: the peer has ended it, it broke, it was closed or
-    /// aborted by this side, or taken away from its poller. At once if that was found out already. For those who keep
-    /// connections that nobody reads from, such as a pool of a client.
+    /// Has `callback` called once, as soon as it is found out that the connection ends: the peer has ended it, it broke, it was
+    /// closed or aborted by this side, or taken away from its poller. At once if that was found out already. For those who
+    /// keep connections that nobody reads from, such as a pool of a client.
     ///
     /// It runs where the end is found out, mostly on the poller's thread, and must not block. The callback that
     /// was set last is called first. What had arrived before the end can still be read.
@@ -118,8 +119,8 @@ impl Control {
         self.shared.close(None);
     }
 
-    /// Ends the connection at once, with a reset on TCP, and an end of the stream on Unix sockets: what was flushed and not sent is dropped. Whoever waits is
-    /// woken with `ECONNABORTED`.
+    /// Ends the connection at once, with a reset on TCP, and an end of the stream on Unix sockets: what was flushed and not
+    /// sent is dropped. Whoever waits is woken with `ECONNABORTED`.
     pub fn abort(&self) {
         self.shared.change(|life| life.abort(self.shared.clock()));
     }

@@ -16,7 +16,8 @@ pub struct Limits {
     pub read_timeout: Option<Duration>,
     /// How long a flush may wait. Default: for ever. See [`Control::set_write_timeout`](crate::Control::set_write_timeout).
     pub write_timeout: Option<Duration>,
-    /// How long no byte may move in either direction while the connection waits for its peer. Default: for ever. See [`Control::set_idle_timeout`](crate::Control::set_idle_timeout).
+    /// How long no byte may move in either direction while the connection waits for its peer. Default: for ever.
+    /// See [`Control::set_idle_timeout`](crate::Control::set_idle_timeout).
     pub idle_timeout: Option<Duration>,
     /// Pieces of at least so many bytes, below 4 GiB, are sent without a copy. Default: none. See
     /// [`Control::set_zerocopy`](crate::Control::set_zerocopy).

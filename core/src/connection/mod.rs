@@ -15,7 +15,7 @@
 mod control;
 mod effects;
 #[cfg(all(test, not(loom)))]
-mod foreign;
+mod spies;
 mod lifecycle;
 mod limits;
 mod reader;
