@@ -14,13 +14,13 @@
 
 mod control;
 mod effects;
-#[cfg(all(test, not(loom)))]
-mod spies;
 mod lifecycle;
 mod limits;
 mod reader;
 mod shared;
 mod socket;
+#[cfg(all(test, not(loom)))]
+mod spies;
 mod wait;
 mod writer;
 
