@@ -28,7 +28,7 @@ use std::task::Waker;
 
 pub(crate) use outcome::{Amount, Closing, End, Expired, Moved, Polled, Refusal};
 pub(crate) use request::{Half, Limit, Reason, Wanted};
-use state::{Errno, Serving};
+use state::Serving;
 pub(crate) use state::{Input, Output, Phase, Todo};
 pub(crate) use time::LATE;
 
@@ -69,8 +69,8 @@ pub(crate) struct Lifecycle {
     wake_at: u32,
     writing: Wait,
     pub(crate) output: Output,
-    /// What calls fail with once nothing more can be written, if it is not for the user to know better.
-    refusal: Option<Errno>,
+    /// The poller has ended: nothing more can be written, and not because this side has finished.
+    wound_up: bool,
     /// The poller knows that there is something in the outbox.
     send_posted: bool,
     /// The writer has finished before the connect has.
@@ -135,7 +135,7 @@ impl Lifecycle {
             wake_at: 0,
             writing: Wait::new(limits.write_timeout),
             output: if connecting { Output::Connecting } else { Output::Open },
-            refusal: None,
+            wound_up: false,
             send_posted: false,
             finish_connected: false,
             cut: false,

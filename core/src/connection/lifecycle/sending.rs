@@ -105,7 +105,7 @@ impl Lifecycle {
     }
 
     pub(super) fn finished(&self) -> Refusal {
-        self.refusal.map_or(Refusal::Closed, |errno| Refusal::Errno(errno.get()))
+        if self.wound_up { Refusal::Errno(libc::ECONNABORTED) } else { Refusal::Closed }
     }
 
     /// Waits until the connect has ended.

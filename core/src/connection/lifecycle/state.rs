@@ -1,8 +1,5 @@
 //! What a connection can be in.
 
-/// An errno, never 0.
-pub(crate) type Errno = std::num::NonZeroI32;
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Input {
     #[default]
