@@ -45,7 +45,8 @@ use crate::tcp::{self, Keepalive};
 /// # Ends
 /// *Staged* is what was written and not flushed, *flushed* what was flushed and the kernel has not taken yet. An end cuts
 /// something *short* if it drops what was flushed, or if it is by force and a server's handler is within a request: whoever
-/// reads to the end must not take that for the whole, so it is a reset. Unix sockets know no reset; their peer sees the end.
+/// reads to the end must not take that for the whole, so it is a reset. On a Unix socket
+/// nobody can ask for one: the peer sees the end, or `ECONNRESET` behind all that was sent if something it sent was not read.
 ///
 /// | end | the peer sees | staged | flushed | received and not read |
 /// |---|---|---|---|---|
@@ -62,7 +63,7 @@ use crate::tcp::{self, Keepalive};
 /// | a server's shutdown, within the grace | all replies, then a FIN | sent when the handler returns | sent | answered first |
 /// | a handler returns an error or panics, a future of `on_connection` ends | what was flushed, then a FIN; [`abort`](Control::abort) first, if that is not the whole | dropped | sent, see below | dropped |
 /// | its grace is over, or the [`Server`](crate::Server) is dropped | a FIN, or a reset if it cuts something short | dropped | dropped | can be read |
-/// | the last [`Pollers`](crate::Pollers) are dropped, a poller ends | what was flushed, then a FIN; a reset if it cuts something short | dropped | sent, for at most a second | can be read |
+/// | [`Pollers::stop`](crate::Pollers::stop), a poller ends | what was flushed, then a FIN; a reset if it cuts something short | dropped | sent, for at most a second | can be read |
 /// | the process ends, or an engine breaks | what the kernel has taken, then a FIN, or a reset if something was not read | lost | lost | lost |
 ///
 /// What the kernel takes it sends on, but nobody learns whether the peer has read it. Closing or dropping a connection does
@@ -293,7 +294,8 @@ impl Connection {
     /// Takes the socket out: sends what was staged or flushed, stops receiving, and gives the descriptor, non-blocking and otherwise
     /// as it was, with the bytes that had been received and not been read.
     ///
-    /// Dropping the future before it is done, or an error, drops the connection; what was flushed is sent.
+    /// Dropping the future before it is done, or an error, drops the connection. From the moment on that its poller has let
+    /// go of it that is no more than a close(2), which resets the connection if something has arrived that nobody has read.
     ///
     /// # Errors
     /// The errno of the kernel if the connection broke, [`TimedOut`](io::ErrorKind::TimedOut) if the write timeout
@@ -384,7 +386,7 @@ impl Connection {
     /// # Errors
     /// The errno of the kernel if the connection broke.
     pub async fn next_request(&mut self) -> io::Result<bool> {
-        poll_fn(|cx| self.reader.poll_request(cx, 0)).await
+        self.reader.request().await
     }
 
     /// See [`Control::is_active`].

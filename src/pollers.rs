@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
 
-use duopoll_core::Limits;
+use duopoll_core::{Limits, on_poller_thread};
 #[cfg(feature = "uring")]
 use duopoll_uring::Features;
+use pollster::block_on;
 use socket2::{Socket, Type};
 
 use crate::affinity;
@@ -20,10 +21,13 @@ use crate::stats::Stats;
 /// Threads that move bytes, each with an engine of its own, and the connections that live on them: those of servers,
 /// those that a [`Dialer`](crate::Dialer) dials, and those that a [`Listener`](crate::Listener) accepts.
 ///
-/// Cheap to clone; clones are the same pollers. When the last one is dropped, the pollers end, and what connections
-/// they have left end with `ECONNABORTED`. A poller also ends, alone, if its engine breaks; its connections end in the same
-/// way, it gets no new ones, and [`Stats::failed_pollers`] counts it.
+/// Cheap to clone; clones are the same pollers. They live for as long as somebody has one of these, or a connection that was
+/// dialed, adopted or [accepted](crate::Listener::accept) on them and is not over: such a connection keeps its poller. When
+/// the last is dropped, they end, which is waited for unless it happens on a poller's thread. A poller also
+/// ends, alone, if its engine breaks: its connections end with `ECONNABORTED`, its listeners go on at the pollers that are
+/// left, it gets no new connections, and [`Stats::failed_pollers`] counts it.
 #[derive(Clone, Debug)]
+#[must_use = "pollers that nobody uses end at once"]
 pub struct Pollers {
     shared: Arc<Shared>,
 }
@@ -198,12 +202,13 @@ impl Pollers {
         self.shared.handles().iter().map(|handle| handle.report().clone()).collect()
     }
 
-    /// The counters of each. Asks them, so it is not for a hot path.
+    /// The figures of each, as of the end of its last turn. Waits for nobody, and may be called anywhere.
     pub fn stats_of_each(&self) -> Vec<Stats> {
         self.shared.handles().iter().map(|handle| handle.stats()).collect()
     }
 
-    /// Their counters, added up, and the figures of the process's pool. Asks them, so it is not for a hot path.
+    /// Their figures, added up, and those of the process's pool. Waits for nobody, and may be called anywhere: in a handler,
+    /// what its own turn has done is not among them yet.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats::default();
         for one in self.stats_of_each() {
@@ -211,6 +216,15 @@ impl Pollers {
         }
         stats.set_pool();
         stats
+    }
+
+    /// For tests: returns when what each of them had done before is among its figures. Not for a poller's own thread.
+    #[doc(hidden)]
+    pub fn settle(&self) {
+        for handle in self.shared.handles() {
+            // None: it has ended, and has published its last ones.
+            let _ = block_on(handle.ask(|poller| poller.publish(), |_, ()| ()));
+        }
     }
 
     /// Takes over a connected stream socket: a std `TcpStream` or `UnixStream`, or any descriptor of the kind.
@@ -225,6 +239,18 @@ impl Pollers {
         socket.peer_addr()?;
         socket.set_nonblocking(true)?;
         self.pick().adopt(socket.into(), Limits::default(), false).await
+    }
+
+    /// Ends them now, whoever has them, and whatever lives on them: connections end with `ECONNABORTED`, what was flushed is
+    /// sent for at most a second more, and what needs pollers fails from now on. Waits until they have ended, unless it is
+    /// called on a poller's thread.
+    pub fn stop(&self) {
+        let handles = self.shared.handles();
+        handles.iter().for_each(|handle| handle.stop(None));
+        // No poller waits for another, which may wait for it.
+        if !on_poller_thread() {
+            self.join();
+        }
     }
 
     /// The one that gets the next connection: one that runs, if there is any.
@@ -248,13 +274,19 @@ impl Pollers {
         chosen.clone()
     }
 
+    /// As [`pick`](Pollers::pick), if there is one that runs.
+    pub(crate) fn running(&self) -> Option<Arc<Handle>> {
+        let chosen = self.pick();
+        (!chosen.has_ended()).then_some(chosen)
+    }
+
     pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {
         self.shared.handles()
     }
 
-    /// Ends them, and waits until they have ended. What connections they have left end with `ECONNABORTED`.
-    pub(crate) fn stop(&self) {
-        self.shared.stop();
+    /// Waits until they have ended, which they have been told to. Not on a poller's thread.
+    pub(crate) fn join(&self) {
+        self.shared.handles().iter().for_each(|handle| handle.join());
     }
 }
 
@@ -274,18 +306,22 @@ impl Shared {
     fn handles(&self) -> Vec<Arc<Handle>> {
         self.handles.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
-
-    fn stop(&self) {
-        let handles = self.handles();
-        handles.iter().for_each(|handle| handle.stop());
-        // A poller that drops the last of its own `Pollers` cannot wait for itself.
-        handles.iter().filter(|handle| !handle.is_local()).for_each(|handle| handle.join());
-    }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.stop();
+        let handles = self.handles();
+        let ending: Vec<_> = handles.iter().map(|handle| handle.retire()).collect();
+        // No poller waits for another, which may wait for it.
+        if on_poller_thread() {
+            return;
+        }
+        for (handle, ends) in handles.iter().zip(ending) {
+            // An error: it has ended already.
+            if block_on(ends).unwrap_or(true) {
+                handle.join();
+            }
+        }
     }
 }
 

@@ -1,122 +1,228 @@
 //! What the pollers have done.
+//!
+//! Each poller publishes its figures at the end of its turns, and whoever wants them reads them there: nobody waits.
 
 use std::cell::Cell;
 use std::fmt;
 use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use duopoll_core::{DriverStats, EngineStats, Pool};
 
-macro_rules! stats {
-    ($($(#[doc = $doc:expr])* $(#[cfg($cfg:meta)])? $name:ident,)*) => {
-        /// Counters of one poller, or of several added up, since they started.
+/// What a figure says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It is as it is now.
+    Gauge,
+}
+
+/// One of several figures, for a metrics endpoint: see [`Stats::figures`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Figure {
+    /// The name of the field, such as `received_bytes`.
+    pub name: &'static str,
+    /// What it says, in a few words.
+    pub help: &'static str,
+    /// Whether it only grows.
+    pub kind: Kind,
+    /// What it is.
+    pub value: u64,
+}
+
+/// A struct of figures, and one of atomics through which a thread publishes them.
+macro_rules! figures {
+    (
+        $(#[doc = $about:expr])* $stats:ident, $cells:ident:
+        $($(#[doc = $doc:expr])* $(#[cfg($cfg:meta)])? $name:ident: $kind:ident,)*
+    ) => {
+        $(#[doc = $about])*
         ///
         /// Its [`Display`](fmt::Display) is one line of JSON.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
-        pub struct Stats {
+        pub struct $stats {
             $($(#[doc = $doc])* $(#[cfg($cfg)])? pub $name: u64,)*
         }
 
-        impl AddAssign for Stats {
-            fn add_assign(&mut self, other: Stats) {
+        impl $stats {
+            /// Each of them, with its name and kind.
+            ///
+            /// ```
+            /// # use duopoll::Kind;
+            /// # fn text(stats: duopoll::Stats) -> String {
+            /// # let mut text = String::new();
+            /// // As Prometheus reads it.
+            /// for figure in stats.figures() {
+            ///     let kind = if figure.kind == Kind::Counter { "counter" } else { "gauge" };
+            ///     text += &format!("# TYPE duopoll_{} {kind}\n", figure.name);
+            ///     text += &format!("duopoll_{} {}\n", figure.name, figure.value);
+            /// }
+            /// # text }
+            /// ```
+            pub fn figures(&self) -> impl Iterator<Item = Figure> + use<> {
+                [$($(#[cfg($cfg)])? Figure {
+                    name: stringify!($name),
+                    help: concat!($($doc),*).trim_ascii(),
+                    kind: Kind::$kind,
+                    value: self.$name,
+                },)*]
+                .into_iter()
+            }
+        }
+
+        impl AddAssign for $stats {
+            fn add_assign(&mut self, other: $stats) {
                 $($(#[cfg($cfg)])? { self.$name += other.$name; })*
             }
         }
 
-        impl fmt::Display for Stats {
+        impl fmt::Display for $stats {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let fields = [$($(#[cfg($cfg)])? (stringify!($name), self.$name),)*];
                 f.write_str("{")?;
-                for (index, (name, value)) in fields.into_iter().enumerate() {
+                for (index, figure) in self.figures().enumerate() {
                     let comma = if index == 0 { "" } else { ", " };
-                    write!(f, "{comma}\"{name}\": {value}")?;
+                    write!(f, "{comma}\"{}\": {}", figure.name, figure.value)?;
                 }
                 f.write_str("}")
+            }
+        }
+
+        /// The same, for other threads to read while one writes.
+        #[derive(Debug, Default)]
+        pub(crate) struct $cells {
+            $($(#[cfg($cfg)])? pub(crate) $name: AtomicU64,)*
+        }
+
+        // Relaxed: each figure stands for itself.
+        impl $cells {
+            pub(crate) fn read(&self) -> $stats {
+                $stats { $($(#[cfg($cfg)])? $name: self.$name.load(Ordering::Relaxed),)* }
+            }
+
+            /// For the one thread that does.
+            #[allow(dead_code, reason = "some are counted one by one")]
+            #[inline]
+            pub(crate) fn write(&self, stats: &$stats) {
+                $($(#[cfg($cfg)])? { self.$name.store(stats.$name, Ordering::Relaxed); })*
             }
         }
     };
 }
 
-stats! {
+figures! {
+    /// What one poller, or several together, have done since they started, as of the end of their last turns.
+    Stats, Published:
     /// Pollers that these figures are of.
-    pollers,
+    pollers: Gauge,
     /// Pollers that have ended by themselves, since their engine broke or a waker panicked.
-    failed_pollers,
+    failed_pollers: Counter,
     /// Connections that were accepted.
-    accepts,
+    accepts: Counter,
     /// Connections that were registered.
-    connections,
+    connections: Counter,
     /// Connections that are over.
-    closed,
+    closed: Counter,
+    /// Connections that are open: closed by nobody, as far as this side knows.
+    open_connections: Gauge,
     /// Connections that were closed by force, with something left to do.
-    forced,
+    forced: Counter,
     /// Connections that were closed by this side and whose peer did not close its own within a second.
-    close_timeouts,
+    close_timeouts: Counter,
     /// Times that accepting was put off because the process or the machine ran out of something.
-    accept_backoffs,
+    accept_backoffs: Counter,
     /// Connections that were gone before they could be accepted.
-    accept_aborts,
+    accept_aborts: Counter,
     /// Connections that were ended because no byte had moved for too long.
-    idle_timeouts,
+    idle_timeouts: Counter,
     /// Receives that the kernel completed.
-    receives,
+    receives: Counter,
     /// Sends that the kernel completed.
-    sends,
+    sends: Counter,
     /// Sends that the kernel took in part, or not at all.
-    short_sends,
+    short_sends: Counter,
     /// Bytes received.
-    received_bytes,
+    received_bytes: Counter,
     /// Bytes sent.
-    sent_bytes,
+    sent_bytes: Counter,
     /// System calls of the engines, waits included.
-    syscalls,
+    syscalls: Counter,
     /// Waits: `epoll_wait`, or `io_uring_enter`.
-    waits,
+    waits: Counter,
     /// Wake-ups from other threads.
-    wakeups,
+    wakeups: Counter,
     /// Events for connections that were gone.
-    stale_events,
+    stale_events: Counter,
     /// Waits after which the kernel still kept completions for which their queue had no room.
-    completion_overflows,
+    completion_overflows: Counter,
     /// Receives that found none of the buffers that a poller's streams share, and were taken up again.
-    buffer_shortages,
+    buffer_shortages: Counter,
     /// Times that a task was run.
-    task_polls,
+    task_polls: Counter,
     /// Requests handled.
-    requests,
+    requests: Counter,
     /// Handlers that ended their connection with an error.
-    handler_errors,
+    handler_errors: Counter,
     /// Handlers that panicked.
-    handler_panics,
+    handler_panics: Counter,
     /// Sends without a copy that the kernel took.
     #[cfg(feature = "zerocopy")]
-    zerocopy_sends,
+    zerocopy_sends: Counter,
     /// Bytes that left without a copy.
     #[cfg(feature = "zerocopy")]
-    zerocopy_bytes,
+    zerocopy_bytes: Counter,
     /// Bytes that were to leave without a copy, and that the kernel copied all the same.
     #[cfg(feature = "zerocopy")]
-    zerocopy_copied_bytes,
+    zerocopy_copied_bytes: Counter,
     /// Sends without a copy that the kernel refused, and that went out with one.
     #[cfg(feature = "zerocopy")]
-    zerocopy_fallbacks,
-    /// Bytes that the kernel reads from without a copy, at the time of the snapshot.
+    zerocopy_fallbacks: Counter,
+    /// Bytes that the kernel reads from without a copy.
     #[cfg(feature = "zerocopy")]
-    zerocopy_pinned_bytes,
-    /// Timers that are set, at the time of the snapshot.
-    timers,
-    /// Blocks of the process's pool that are in use, at the time of the snapshot.
-    live_blocks,
+    zerocopy_pinned_bytes: Gauge,
+    /// Timers that are set.
+    timers: Gauge,
+    /// Blocks of the process's pool that are in use.
+    live_blocks: Gauge,
     /// Their bytes.
-    live_block_bytes,
+    live_block_bytes: Gauge,
     /// Bytes that wait in the process's pool.
-    pooled_bytes,
+    pooled_bytes: Gauge,
+}
+
+figures! {
+    /// What one server has done since it started, on all of its pollers.
+    ServerStats, ServerPublished:
+    /// Connections that were accepted.
+    accepts: Counter,
+    /// Connections that are open.
+    open_connections: Gauge,
+    /// Connections that wait for a place among those that may be open.
+    waiting_connections: Gauge,
+    /// Connections that `on_prepare` or the engine has refused.
+    refused: Counter,
+    /// Requests handled.
+    requests: Counter,
+    /// Handlers that ended their connection with an error.
+    handler_errors: Counter,
+    /// Handlers and callbacks that panicked.
+    handler_panics: Counter,
 }
 
 thread_local! {
     static REQUESTS: Cell<u64> = const { Cell::new(0) };
     static HANDLER_ERRORS: Cell<u64> = const { Cell::new(0) };
     static HANDLER_PANICS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A poller begins to run on this thread.
+pub(crate) fn begin() {
+    REQUESTS.set(0);
+    HANDLER_ERRORS.set(0);
+    HANDLER_PANICS.set(0);
 }
 
 /// Counts a request handled on this thread.

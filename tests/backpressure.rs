@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use duopoll::{Limits, Slice};
 use pollster::block_on;
 use socket2::SockRef;
+use support::settled::Settled;
 use support::{PATIENCE, Pattern, Setup, connected, eventually, poll_once};
 
 on_every_setup!(
@@ -52,7 +53,7 @@ fn a_reader_that_takes_nothing_holds_the_peer_back(setup: Setup) {
         sent += n;
         assert!(sent < 256 << 20, "nothing holds the peer back");
     }
-    let received = pollers.stats().received_bytes;
+    let received = pollers.settled().received_bytes;
     let most = HIGH as u64 + setup.overrun_bytes();
     assert!(received <= most, "{received} bytes were received");
     peer.set_timeout(PATIENCE);
@@ -129,8 +130,8 @@ fn closing_while_a_flush_waits_keeps_to_the_write_timeout(setup: Setup) {
         assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     }
     drop(connection);
-    eventually("it is over", || pollers.stats().closed == 1);
-    assert_eq!(pollers.stats().forced, 1);
+    eventually("it is over", || pollers.settled().closed == 1);
+    assert_eq!(pollers.settled().forced, 1);
     assert!(start.elapsed() < Duration::from_secs(5), "after {:?}", start.elapsed());
     drop(peer);
 }
@@ -169,7 +170,7 @@ fn a_late_completion_does_not_end_a_later_flush(setup: Setup) {
     connection.set_write_timeout(None);
     let mut received = vec![0; BYTES];
     peer.read_exact(&mut received).expect("received");
-    eventually("all is sent", || pollers.stats().sent_bytes == BYTES as u64);
+    eventually("all is sent", || pollers.settled().sent_bytes == BYTES as u64);
     connection.push(vec![8; BYTES]);
     {
         let mut drain = pin!(connection.drain());
@@ -207,7 +208,7 @@ fn an_abort_wakes_a_flush_that_waits(setup: Setup) {
         assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
     }
     assert_eq!(connection.writer().unsent_len(), 0);
-    eventually("it is over", || pollers.stats().closed == 1);
+    eventually("it is over", || pollers.settled().closed == 1);
 }
 
 fn a_close_lets_a_flush_that_waits_finish(setup: Setup) {
@@ -241,8 +242,8 @@ fn a_dropped_connection_sends_what_was_flushed(setup: Setup) {
     assert_eq!(received.len(), BYTES + 2000);
     assert!(received[..BYTES].iter().all(|byte| *byte == 7) && received[BYTES..] == bytes.concat());
     drop(peer);
-    eventually("it is over", || pollers.stats().closed == 1);
-    assert_eq!(pollers.stats().forced, 0);
+    eventually("it is over", || pollers.settled().closed == 1);
+    assert_eq!(pollers.settled().forced, 0);
 }
 
 /// More than one send may have vectors.
@@ -268,7 +269,7 @@ fn many_pieces_go_out_in_few_sends(setup: Setup) {
     connection.finish();
     let expected: Vec<u8> = (0..PIECES).flat_map(piece).collect();
     assert!(peer.read_rest().expect("the end") == expected);
-    let sends = pollers.stats().sends;
+    let sends = pollers.settled().sends;
     assert!(sends <= 2 * PIECES as u64 / 64, "{sends} sends for {PIECES} pieces");
 }
 
@@ -286,5 +287,5 @@ fn a_flush_of_gigabytes_is_taken_in_turns(setup: Setup) {
     peer.read_exact(&mut received).expect("received");
     assert!(received.iter().all(|byte| *byte == 7));
     connection.abort();
-    eventually("it is over", || pollers.stats().closed == 1);
+    eventually("it is over", || pollers.settled().closed == 1);
 }

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use duopoll::{Address, Connection, Server};
 use socket2::SockRef;
 use support::peers::sock_addr;
+use support::settled::Settled;
 use support::{Family, PATIENCE, Peer, Setup, eventually, raise_descriptor_limit, scaled};
 
 on_every_setup!(what_lies_behind_a_short_read_is_read, ten_thousand_may_hang_up_at_once,);
@@ -135,15 +136,15 @@ fn ten_thousand_may_hang_up_at_once(setup: Setup) {
     let mut held = Held::start(setup);
     let size = scaled(CROWD).min(raise_descriptor_limit() - 1000);
     let crowd = Crowd::gather(held.server.local_addr(), size);
-    eventually("all are there", || held.server.stats().connections == 1 + size as u64);
+    eventually("all are there", || held.server.settled().connections == 1 + size as u64);
     held.hold();
     crowd.leave();
     held.release();
-    eventually("all are gone", || held.server.stats().closed == size as u64);
+    eventually("all are gone", || held.server.settled().closed == size as u64);
     let mut peer = Peer::connect(held.server.local_addr());
     assert_eq!(peer.round_trip(b"served"), b"served");
     drop((held.peer, peer));
-    assert_eq!(held.server.shutdown(PATIENCE), 0);
+    assert_eq!(held.server.shutdown(PATIENCE).unwrap(), 0);
 }
 
 /// One crowd at a time, since a process has so many descriptors only.

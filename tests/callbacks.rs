@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use duopoll::Connection;
 use futures_channel::oneshot;
+use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -49,11 +50,11 @@ fn the_first_callback_may_converse(setup: Setup) {
         let mut ping = [0; 4];
         peer.read_exact(&mut ping).expect("a ping");
         assert_eq!(&ping, b"ping");
-        assert_eq!(server.stats().requests, 0);
+        assert_eq!(server.settled().requests, 0);
         peer.write_all(b"pong").expect("sent");
     }
     assert_eq!(peer.round_trip(b"request"), b"request");
-    assert_eq!(server.stats().requests, 1);
+    assert_eq!(server.settled().requests, 1);
 }
 
 fn a_first_callback_that_fails_ends_the_connection(setup: Setup) {
@@ -75,8 +76,8 @@ fn a_first_callback_that_fails_ends_the_connection(setup: Setup) {
     peer.write_all(b"request").expect("sent");
     peer.shutdown(Shutdown::Write);
     assert_eq!(peer.read_rest().expect("the end"), b"no");
-    eventually("it is over", || server.stats().closed == 1);
-    let stats = server.stats();
+    eventually("it is over", || server.settled().closed == 1);
+    let stats = server.settled();
     assert_eq!((stats.requests, stats.handler_errors, count(&disconnects)), (0, 1, 1));
 }
 
@@ -114,14 +115,14 @@ fn the_last_callback_waits_for_the_first(setup: Setup) {
     let server = service.serve(setup.listener()).expect("a server");
     let peer = Peer::connect(server.local_addr());
     assert_eq!(calls.recv_timeout(PATIENCE), Ok("connect"));
-    let received = server.stats().receives;
+    let received = server.settled().receives;
     drop(peer);
-    eventually("the end has arrived", || server.stats().receives > received);
+    eventually("the end has arrived", || server.settled().receives > received);
     assert!(calls.try_recv().is_err(), "called before the first has returned");
     open.send(()).expect("it waits");
     assert_eq!(calls.recv_timeout(PATIENCE), Ok("connected"));
     assert_eq!(calls.recv_timeout(PATIENCE), Ok("disconnect"));
-    eventually("it is over", || server.stats().closed == 1);
+    eventually("it is over", || server.settled().closed == 1);
     assert!(calls.try_recv().is_err());
 }
 
@@ -151,9 +152,9 @@ fn every_connection_is_told_of_its_end_once(setup: Setup) {
             _ => peer.reset(),
         }
     }
-    eventually("all are over", || server.stats().closed == PEERS as u64);
+    eventually("all are over", || server.settled().closed == PEERS as u64);
     assert_eq!((count(&requests), count(&disconnects)), (PEERS, PEERS));
-    assert_eq!(server.stats().handler_errors, PEERS as u64);
+    assert_eq!(server.settled().handler_errors, PEERS as u64);
 }
 
 fn a_slow_last_callback_holds_up_nobody(setup: Setup) {
@@ -181,9 +182,9 @@ fn a_slow_last_callback_holds_up_nobody(setup: Setup) {
     // They are all at it, and others are served.
     let mut other = Peer::connect(server.local_addr());
     assert_eq!(other.round_trip(b"served"), b"served");
-    assert_eq!((count(&left), server.stats().closed), (0, 0));
+    assert_eq!((count(&left), server.settled().closed), (0, 0));
     drop(open);
-    eventually("all are over", || server.stats().closed == PEERS as u64);
+    eventually("all are over", || server.settled().closed == PEERS as u64);
     assert_eq!(count(&left), PEERS);
 }
 
@@ -223,9 +224,9 @@ fn a_handler_that_outlives_the_grace_fails_and_is_told(setup: Setup) {
     peer.write_all(b"x").expect("sent");
     enters.recv_timeout(PATIENCE).expect("a request");
     let start = Instant::now();
-    assert_eq!(server.shutdown(Duration::from_millis(20)), 1);
+    assert_eq!(server.shutdown(Duration::from_millis(20)).unwrap(), 1);
     assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
-    assert_eq!((count(&disconnects), server.stats().handler_errors), (1, 1));
+    assert_eq!((count(&disconnects), server.settled().handler_errors), (1, 1));
     let ended: io::Result<Vec<u8>> = peer.read_rest();
     assert_eq!(ended.unwrap_or_default(), b"");
 }
@@ -258,7 +259,7 @@ fn a_handler_that_waits_for_something_else_is_told_of_the_end(setup: Setup) {
         }
     }
     eventually("all are told", || count(&gone) == PEERS);
-    eventually("all are over", || server.stats().closed == PEERS as u64);
+    eventually("all are over", || server.settled().closed == PEERS as u64);
 }
 
 /// Though more arrives while it waits, on the poller as on other threads.
@@ -328,6 +329,6 @@ fn a_connection_closed_in_the_first_callback_is_over(setup: Setup) {
     let mut peer = Peer::connect(server.local_addr());
     assert_eq!(peer.read_rest().expect("the end"), b"bye");
     drop(peer);
-    eventually("it is over", || server.stats().closed == 1);
-    assert_eq!((server.stats().requests, count(&disconnects)), (0, 1));
+    eventually("it is over", || server.settled().closed == 1);
+    assert_eq!((server.settled().requests, count(&disconnects)), (0, 1));
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use duopoll::{Connection, Engine, Server, Stats};
+use support::settled::Settled;
 use support::{Family, Peer, Setup};
 
 /// Counts the allocations of threads that ask for it.
@@ -125,13 +126,13 @@ impl Gated {
         for _ in 0..100 {
             self.round();
         }
-        let before = self.server.stats();
+        let before = self.server.settled();
         let allocations = ALLOCATIONS.load(Ordering::Relaxed);
         for _ in 0..rounds {
             self.round();
         }
         let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
-        (allocations, before, self.server.stats())
+        (allocations, before, self.server.settled())
     }
 }
 
@@ -167,11 +168,11 @@ fn a_ping_pong_on_uring_enters_once() {
     let server = Setup { engine: Engine::Uring, family: Family::V4 }.serve_echo();
     let mut peer = Peer::connect(server.local_addr());
     peer.round_trip(&MESSAGE);
-    let before = server.stats();
+    let before = server.settled();
     for _ in 0..ROUND_TRIPS {
         peer.round_trip(&MESSAGE);
     }
-    let after = server.stats();
+    let after = server.settled();
     // The last look at the counters cost a wake-up and a wait.
     let syscalls =
         (after.syscalls - before.syscalls - 2) as f64 / (after.requests - before.requests) as f64;
@@ -194,10 +195,10 @@ fn a_peer_that_reads_wakes_nobody() {
         let mut waits = 0;
         for echo in 0..ECHOES {
             peer.write_all(&MESSAGE).expect("sent");
-            support::eventually("the reply is out", || server.stats().sends > echo);
-            let before = server.stats().waits;
+            support::eventually("the reply is out", || server.settled().sends > echo);
+            let before = server.settled().waits;
             peer.read_exact(&mut reply).expect("a reply");
-            waits += server.stats().waits - before;
+            waits += server.settled().waits - before;
         }
         // The question itself ends a wait, unless it comes while the one before is being answered.
         assert!(waits <= ECHOES, "{setup:?}: {waits} waits");

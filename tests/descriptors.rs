@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::mpsc;
 
 use duopoll::{Connection, Engine, Limits};
+use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup, connected, eventually};
 
 on_every_setup!(
@@ -32,15 +33,15 @@ fn a_duplicate_of_a_descriptor_tells_nobody_after_the_close(setup: Setup) {
     assert_eq!(other.round_trip(b"x"), b"x");
     peer.write_all(&[HOLD]).expect("sent");
     let duplicate = given.recv_timeout(PATIENCE).expect("a descriptor");
-    eventually("the connection is over", || server.stats().closed == 1);
-    let before = server.stats();
+    eventually("the connection is over", || server.settled().closed == 1);
+    let before = server.settled();
     // It may arrive or be refused: the duplicate is somebody else's.
     let _ = peer.write(b"late");
     drop(peer);
     for _ in 0..3 {
         assert_eq!(other.round_trip(b"x"), b"x");
     }
-    let after = server.stats();
+    let after = server.settled();
     assert_eq!(after.stale_events, 0);
     assert_eq!(after.received_bytes - before.received_bytes, 3);
     drop(duplicate);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use duopoll::{Address, Dialer, Engine, Pollers};
 use pollster::block_on;
 use support::full::Full;
+use support::settled::Settled;
 use support::{Setup, eventually, poll_once};
 
 on_every_setup!(dials_that_hardly_have_time_leave_nothing);
@@ -35,7 +36,7 @@ fn an_unanswered_dial_ends_with_the_timeout() {
             let error = block_on(dialer.dial_addr(full.address)).expect_err("no answer");
             assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::TimedOut, None));
             assert!(start.elapsed() >= timeout, "after {:?} already", start.elapsed());
-            eventually("nothing is left", || pollers.stats().closed == 1);
+            eventually("nothing is left", || pollers.settled().closed == 1);
         }
     });
 }
@@ -59,12 +60,12 @@ fn an_unanswered_dial_that_is_dropped_leaves_nothing() {
         let dialer = Dialer::new().pollers(pollers.clone());
         for _ in 0..10 {
             let mut dial = pin!(dialer.dial_addr(full.address));
-            let before = pollers.stats().connections;
+            let before = pollers.settled().connections;
             assert!(poll_once(dial.as_mut()).is_pending());
-            eventually("it is under way", || pollers.stats().connections == before + 1);
+            eventually("it is under way", || pollers.settled().connections == before + 1);
             assert!(poll_once(dial.as_mut()).is_pending());
         }
-        eventually("nothing is left", || pollers.stats().closed == 10);
+        eventually("nothing is left", || pollers.settled().closed == 10);
     });
 }
 
@@ -108,11 +109,11 @@ fn dials_that_hardly_have_time_leave_nothing(setup: Setup) {
         }
     });
     eventually("nothing is left", || {
-        let stats = pollers.stats();
+        let stats = pollers.settled();
         stats.closed == stats.connections
     });
     eventually("nor on the other side", || {
-        let stats = server.stats();
+        let stats = server.settled();
         stats.closed == stats.connections
     });
 }

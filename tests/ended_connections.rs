@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use duopoll::{Connection, Dialer, Limits, LinkBuffer, Pollers};
 use pollster::block_on;
+use support::settled::Settled;
 use support::{Pattern, Peer, Setup, connected, eventually};
 
 on_every_setup!(
@@ -45,8 +46,8 @@ fn this_side_may_finish_and_go_on_receiving(setup: Setup) {
     drop(peer);
     assert!(!block_on(reader.more()).expect("the end"));
     drop(connection);
-    eventually("it is over", || pollers.stats().closed == 1);
-    assert_eq!(pollers.stats().close_timeouts, 0);
+    eventually("it is over", || pollers.settled().closed == 1);
+    assert_eq!(pollers.settled().close_timeouts, 0);
 }
 
 /// Calls everything there is. Nothing arrives any more; `reads` and `writes` say whether that is an error.
@@ -137,7 +138,7 @@ fn every_call_after_both_fins_returns(setup: Setup) {
 
 fn every_call_without_a_poller_returns(setup: Setup) {
     let (pollers, connection, _peer) = connected(setup, Limits::default());
-    drop(pollers);
+    pollers.stop();
     call_everything(connection, true, true);
 }
 
@@ -166,7 +167,7 @@ fn a_broken_connection_keeps_its_descriptor(setup: Setup) {
 
 fn over(pollers: &Pollers) {
     eventually("it is over", || {
-        let stats = pollers.stats();
+        let stats = pollers.settled();
         stats.closed == stats.connections
     });
 }
@@ -218,7 +219,7 @@ fn an_end_that_comes_with_bytes_is_seen(setup: Setup) {
         }
     });
     eventually("every end is seen", || {
-        let stats = server.stats();
+        let stats = server.settled();
         stats.accepts + stats.accept_aborts == (THREADS * CONNECTIONS) as u64
             && stats.closed == stats.connections
     });
@@ -244,7 +245,7 @@ fn a_closed_server_is_noticed_by_an_idle_client(setup: Setup) {
     assert!(!block_on(connection.more()).expect("the end"));
     drop(connection);
     over(&pollers);
-    eventually("nothing is left on the other side", || server.stats().closed == 1);
+    eventually("nothing is left on the other side", || server.settled().closed == 1);
 }
 
 /// Whoever sends to it must not wait until it is dropped.
@@ -257,7 +258,7 @@ fn a_peer_of_a_closed_connection_that_somebody_holds_is_told(setup: Setup) {
         }
     };
     assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
-    eventually("it is over", || pollers.stats().closed == 1);
+    eventually("it is over", || pollers.settled().closed == 1);
     drop(connection);
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use duopoll::{Connection, Control, Dialer, Engine, Limits, Pollers, Server};
 use pollster::block_on;
 use socket2::{SockRef, Socket};
+use support::settled::Settled;
 use support::{Family, PATIENCE, Pattern, Peer, Setup, connected, eventually, poll_once};
 
 on_every_setup!(
@@ -148,9 +149,9 @@ fn in_use(setup: Setup, limits: Limits) -> (Pollers, Connection, Peer) {
 }
 
 fn receives_unread(pollers: &Pollers, peer: &mut Peer) {
-    let before = pollers.stats().received_bytes;
+    let before = pollers.settled().received_bytes;
     peer.write_all(b"unread").expect("sent");
-    eventually("it is received", || pollers.stats().received_bytes == before + 6);
+    eventually("it is received", || pollers.settled().received_bytes == before + 6);
 }
 
 fn flushes_much(connection: &mut Connection) {
@@ -192,7 +193,7 @@ fn is_woken(woken: &Woken) {
 }
 
 fn is_over(pollers: &Pollers) {
-    eventually("it is over", || pollers.stats().closed == 1);
+    eventually("it is over", || pollers.settled().closed == 1);
 }
 
 fn a_close_sends_everything_then_a_fin(setup: Setup) {
@@ -213,7 +214,7 @@ fn a_close_sends_everything_then_a_fin(setup: Setup) {
     assert_eq!(kind(block_on(connection.drain())), ErrorKind::NotConnected);
     drop(peer);
     is_over(&pollers);
-    assert_eq!(pollers.stats().forced, 0);
+    assert_eq!(pollers.settled().forced, 0);
 }
 
 fn a_finish_sends_everything_then_a_fin_and_reading_goes_on(setup: Setup) {
@@ -261,7 +262,7 @@ fn both_halves_dropped_send_what_was_flushed(setup: Setup) {
         gets_all_though_it_sends(&mut peer, LARGE, b"");
         drop(peer);
         is_over(&pollers);
-        assert_eq!(pollers.stats().forced, 0);
+        assert_eq!(pollers.settled().forced, 0);
     }
 }
 
@@ -307,7 +308,7 @@ fn an_abort_is_a_reset(setup: Setup) {
         assert!(poll_once(read.as_mut()).is_pending());
         // These are not handed over to anybody.
         peer.write_all(b"unread").expect("sent");
-        eventually("it is received", || pollers.stats().received_bytes == 12);
+        eventually("it is received", || pollers.settled().received_bytes == 12);
         let mut drain = pin!(writer.drain());
         let woken = begin_to_wait(drain.as_mut());
         control.abort();
@@ -357,7 +358,7 @@ fn an_idle_timeout_that_cuts_nothing_is_a_fin(setup: Setup) {
     connection.set_idle_timeout(Some(SHORT));
     assert_eq!(errno(block_on(connection.next(100))), libc::ETIMEDOUT);
     gets_all(&mut peer, 0, b"");
-    assert_eq!(pollers.stats().idle_timeouts, 1);
+    assert_eq!(pollers.settled().idle_timeouts, 1);
     still_reads_what_was_unread(&mut connection, libc::ETIMEDOUT);
     sends_nothing_more(&mut connection, libc::ETIMEDOUT);
 }
@@ -367,7 +368,7 @@ fn an_idle_timeout_that_cuts_a_flush_is_a_reset(setup: Setup) {
     connection.set_idle_timeout(Some(SHORT));
     is_over(&pollers);
     is_cut_short(setup, &mut peer);
-    assert_eq!(pollers.stats().idle_timeouts, 1);
+    assert_eq!(pollers.settled().idle_timeouts, 1);
     still_reads_what_was_unread(&mut connection, libc::ETIMEDOUT);
     sends_nothing_more(&mut connection, libc::ETIMEDOUT);
 }
@@ -408,7 +409,7 @@ fn the_write_timeout_of_a_close_is_a_reset(setup: Setup) {
     connection.close();
     is_over(&pollers);
     is_cut_short(setup, &mut peer);
-    assert_eq!(pollers.stats().forced, 1);
+    assert_eq!(pollers.settled().forced, 1);
     assert_eq!(kind(block_on(connection.next(1))), ErrorKind::NotConnected);
     sends_nothing_more(&mut connection, libc::ETIMEDOUT);
 }
@@ -446,7 +447,7 @@ fn replying(setup: Setup, how: Reply) -> Replying {
     let mut peer = Peer::connect(server.local_addr());
     peer.write_all(b"x").expect("sent");
     let control = begins.recv_timeout(PATIENCE).expect("a request");
-    eventually("a part is sent", || server.stats().sent_bytes > 0);
+    eventually("a part is sent", || server.settled().sent_bytes > 0);
     Replying { server, peer, control }
 }
 
@@ -454,9 +455,9 @@ fn a_shutdown_within_the_grace_sends_all_replies(setup: Setup) {
     for (how, behind) in [(Reply::Waits, &b"staged"[..]), (Reply::Leaves, b"")] {
         let Replying { server, mut peer, .. } = replying(setup, how);
         let mut idle = Peer::connect(server.local_addr());
-        eventually("it is served", || server.stats().connections == 2);
+        eventually("it is served", || server.settled().connections == 2);
         thread::scope(|scope| {
-            let shutdown = scope.spawn(|| server.shutdown(PATIENCE));
+            let shutdown = scope.spawn(|| server.shutdown(PATIENCE).unwrap());
             // It has begun.
             gets_all(&mut idle, 0, b"");
             drop(idle);
@@ -493,7 +494,7 @@ fn a_reply_cut_by_a_dropped_server_is_reset(setup: Setup) {
 fn a_reply_cut_by_a_grace_that_is_over_is_reset(setup: Setup) {
     for how in [Reply::Waits, Reply::Leaves] {
         let Replying { server, mut peer, .. } = replying(setup, how);
-        assert_eq!(server.shutdown(SHORT), 1, "{how:?}");
+        assert_eq!(server.shutdown(SHORT).unwrap(), 1, "{how:?}");
         is_cut_short(setup, &mut peer);
     }
 }
@@ -502,9 +503,9 @@ fn a_reply_cut_by_the_idle_timeout_is_reset(setup: Setup) {
     for how in [Reply::Waits, Reply::Leaves] {
         let Replying { server, mut peer, control } = replying(setup, how);
         control.set_idle_timeout(Some(SHORT));
-        eventually("it is over", || server.stats().closed == 1);
+        eventually("it is over", || server.settled().closed == 1);
         is_cut_short(setup, &mut peer);
-        assert_eq!(server.stats().idle_timeouts, 1, "{how:?}");
+        assert_eq!(server.settled().idle_timeouts, 1, "{how:?}");
     }
 }
 
@@ -513,9 +514,9 @@ fn a_reply_cut_by_the_write_timeout_of_a_close_is_reset(setup: Setup) {
         let Replying { server, mut peer, control } = replying(setup, how);
         control.set_write_timeout(Some(SHORT));
         control.close();
-        eventually("it is over", || server.stats().closed == 1);
+        eventually("it is over", || server.settled().closed == 1);
         is_cut_short(setup, &mut peer);
-        assert_eq!(server.stats().forced, 1, "{how:?}");
+        assert_eq!(server.settled().forced, 1, "{how:?}");
     }
 }
 
@@ -523,7 +524,7 @@ fn a_reply_cut_by_an_abort_is_reset(setup: Setup) {
     for how in [Reply::Waits, Reply::Leaves] {
         let Replying { server, mut peer, control } = replying(setup, how);
         control.abort();
-        eventually("it is over", || server.stats().closed == 1);
+        eventually("it is over", || server.settled().closed == 1);
         is_cut_short(setup, &mut peer);
     }
 }
@@ -532,7 +533,7 @@ fn a_flush_cut_by_the_end_of_the_pollers_is_reset(setup: Setup) {
     for dropped in [false, true] {
         let (pollers, connection, mut peer) = in_use(setup, Limits::default());
         let connection = (!dropped).then_some(connection);
-        drop(pollers);
+        pollers.stop();
         is_cut_short(setup, &mut peer);
         if let Some(mut connection) = connection {
             still_reads_what_was_unread(&mut connection, libc::ECONNABORTED);
@@ -623,7 +624,7 @@ fn what_was_flushed_survives_pollers_while_the_peer_sends(setup: Setup) {
                 assert_eq!((received, rest.len()), (SOME, 0));
             });
             let _connection = held.then_some(connection);
-            drop(pollers);
+            pollers.stop();
         });
     }
 }
@@ -640,7 +641,7 @@ fn what_was_flushed_survives_pollers_under_a_connection(setup: Setup) {
             flushes_some(&mut connection);
             let mut read = pin!(connection.next(100));
             let woken = begin_to_wait(read.as_mut());
-            drop(pollers);
+            pollers.stop();
             is_woken(&woken);
             assert_eq!(errno(block_on(read)), libc::ECONNABORTED);
         });
@@ -692,7 +693,7 @@ fn what_the_kernel_has_taken_survives_the_process(setup: Setup) {
         let pollers = pollers(setup);
         let mut connection = dial(&pollers, address);
         flushes_much(&mut connection);
-        eventually("a part is sent", || pollers.stats().sent_bytes > 0);
+        eventually("a part is sent", || pollers.settled().sent_bytes > 0);
         process::exit(0);
     }
     let listener = Answering::new(setup);
@@ -713,7 +714,7 @@ fn what_was_flushed_survives_pollers_that_a_process_drops_last(setup: Setup) {
         let dialed = (0..CONNECTIONS).map(|_| dial(&pollers, address.clone()));
         let mut connections: Vec<_> = dialed.collect();
         connections.iter_mut().for_each(flushes_some);
-        drop(pollers);
+        pollers.stop();
         process::exit(0);
     }
     let listener = Answering::new(setup);
@@ -742,9 +743,9 @@ fn ended_by_its_handler(setup: Setup, end: fn(&mut Connection)) -> (Vec<u8>, End
     peer.write_all(b"12345").expect("sent");
     let (_, received, end) = read_to_the_end(&mut peer, 0);
     drop(peer);
-    eventually("it is over", || server.stats().closed == 1);
-    assert_eq!(server.shutdown(PATIENCE), 0);
-    assert_eq!(server.stats().requests, 1);
+    eventually("it is over", || server.settled().closed == 1);
+    assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
+    assert_eq!(server.settled().requests, 1);
     (received, end)
 }
 

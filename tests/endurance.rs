@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use duopoll::{Connection, Dialer, Engine, Pollers, Pool, Server};
 use pollster::block_on;
+use support::settled::Settled;
 use support::{Family, Pattern, Setup, eventually, open_descriptors, scaled};
 
 /// Connections on each engine, unless the environment says otherwise.
@@ -75,13 +76,13 @@ fn many_short_connections_leave_nothing(engine: Engine) {
         }
     });
     eventually("every connection is over", || {
-        let (served, dialed) = (server.stats(), pollers.stats());
+        let (served, dialed) = (server.settled(), pollers.settled());
         served.closed == count && dialed.closed == count
     });
-    let (served, dialed) = (server.stats(), pollers.stats());
+    let (served, dialed) = (server.settled(), pollers.settled());
     assert_eq!((served.accepts, served.timers, dialed.timers), (count, 0, 0));
     assert_eq!(served.handler_panics, 0);
-    assert_eq!(server.shutdown(Duration::from_secs(10)), 0);
+    assert_eq!(server.shutdown(Duration::from_secs(10)).unwrap(), 0);
     drop((server, pollers));
     assert_eq!(Pool::global().stats().live_blocks, blocks);
     assert_eq!(open_descriptors(), descriptors);

@@ -8,6 +8,7 @@ use std::task::{Context, Wake};
 use duopoll::{Connection, Dialer, EventLoop, Listener};
 use pollster::block_on;
 use support::broken::{Breakable, alone};
+use support::settled::Settled;
 use support::{Peer, Setup, eventually};
 
 on_every_setup!(
@@ -53,7 +54,7 @@ fn a_waker_that_panics_ends_nothing(setup: Setup) {
     // Not even its own connection.
     assert_eq!(block_on(bad.next(1)).expect("echoes"), b"x");
     block_on(round_trip(&mut bad));
-    assert_eq!(breakable.pollers.stats().failed_pollers, 0);
+    assert_eq!(breakable.pollers.settled().failed_pollers, 0);
 }
 
 fn the_connections_of_a_poller_that_fails_end_with_an_error(setup: Setup) {
@@ -68,7 +69,7 @@ fn the_connections_of_a_poller_that_fails_end_with_an_error(setup: Setup) {
     let error = block_on(good.next(1)).expect_err("nobody polls");
     assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
     // And nothing hangs.
-    let stats = breakable.pollers.stats();
+    let stats = breakable.pollers.settled();
     assert_eq!((stats.connections, stats.failed_pollers), (2, 1));
     block_on(dialer.dial_addr(server.local_addr().clone())).expect_err("nobody polls");
 }
@@ -111,5 +112,5 @@ fn a_listener_goes_to_the_pollers_that_are_left(setup: Setup) {
     let error = block_on(accepts.accept()).expect_err("no poller is left");
     assert!(error.to_string().contains("ended"), "{error}");
     serve().expect_err("no poller is left");
-    eventually("both have failed", || pollers.stats().failed_pollers == 2);
+    eventually("both have failed", || pollers.settled().failed_pollers == 2);
 }

@@ -17,6 +17,7 @@ use duopoll::{Connection, Control, Dialer, Engine, Pollers, Pool, Server};
 use duopoll_core::faults::{Call, Faults, alone};
 use pollster::block_on;
 use socket2::SockRef;
+use support::settled::Settled;
 use support::{Family, PATIENCE, Pattern, Peer, Random, Setup, eventually, open_descriptors};
 
 on_every_setup!(
@@ -89,7 +90,7 @@ impl Observed {
     /// Waits until nothing is left of any connection.
     fn settle(&self) {
         eventually("every connection is closed", || {
-            let stats = self.server.stats();
+            let stats = self.server.settled();
             stats.closed == stats.connections
         });
     }
@@ -97,7 +98,7 @@ impl Observed {
     /// Ends the server. Nothing may be left of it then, whatever has happened.
     fn end(self, before: &Before) {
         self.settle();
-        assert_eq!(self.server.shutdown(PATIENCE), 0, "forced");
+        assert_eq!(self.server.shutdown(PATIENCE).unwrap(), 0, "forced");
         drop(self);
         before.must_be_again();
     }
@@ -237,8 +238,8 @@ fn a_refused_send_ends_a_connection_whose_peer_waits(setup: Setup) {
         }
         assert_eq!(turn.injected(), 1);
     }
-    eventually("every connection is closed", || server.stats().closed == 5);
-    assert_eq!(server.shutdown(PATIENCE), 0);
+    eventually("every connection is closed", || server.settled().closed == 5);
+    assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
     drop(server);
     before.must_be_again();
 }
@@ -306,10 +307,10 @@ fn every_wake_up_may_be_interrupted(setup: Setup) {
     turn.set(Faults::none().seed(3).often(Call::Notify, 60, libc::EINTR));
     // Each question is asked from this thread, of a poller that mostly sleeps.
     for _ in 0..100 {
-        assert_eq!(observed.server.stats().pollers, 1);
+        assert_eq!(observed.server.settled().pollers, 1);
     }
     eventually("a wake-up was interrupted", || {
-        assert_eq!(observed.server.stats().pollers, 1);
+        assert_eq!(observed.server.settled().pollers, 1);
         turn.injected() > 0
     });
     observed.end(&before);
@@ -525,11 +526,11 @@ fn completions_that_overflow_are_not_lost(setup: Setup) {
     for peer in stay {
         peer.read_exact(&mut [0]).expect("a reply");
     }
-    let overflows = server.stats().completion_overflows;
+    let overflows = server.settled().completion_overflows;
     assert!(setup.engine == Engine::Epoll || overflows > 0, "nothing has overflowed");
     drop((last, others));
-    eventually("every connection is closed", || server.stats().closed == PEERS);
-    assert_eq!(server.shutdown(PATIENCE), 0);
+    eventually("every connection is closed", || server.settled().closed == PEERS);
+    assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
     drop(server);
     before.must_be_again();
 }
@@ -585,8 +586,8 @@ fn a_broken_engine_ends_its_connections(setup: Setup) {
             }
         }
         // Whoever asks is answered.
-        assert_eq!(server.stats().connections, 6);
-        assert_eq!(server.shutdown(PATIENCE), 0);
+        assert_eq!(server.settled().connections, 6);
+        assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
     }
 
     turn.set(Faults::none());
@@ -599,7 +600,7 @@ fn a_broken_engine_ends_its_connections(setup: Setup) {
     turn.set(Faults::none().nth(Call::Wait, 1, errno));
     let told = thread::spawn(move || block_on(connection.next(1)).expect_err("nobody polls"));
     // Wakes the poller, if it sleeps.
-    pollers.stats();
+    pollers.settled();
     let error = told.join().expect("no panic");
     assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
     drop((pollers, peer, listener));
@@ -616,7 +617,7 @@ fn a_shutdown_while_accepting_fails_is_not_held_up(setup: Setup) {
     eventually("an accept fails", || turn.injected() > 0);
     let start = Instant::now();
     // One of them may have been accepted before, and is between two requests.
-    assert_eq!(server.shutdown(PATIENCE), 0);
+    assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
     assert!(start.elapsed() < PATIENCE / 6, "held up for {:?}", start.elapsed());
     drop(server);
     for peer in &mut peers {
@@ -657,11 +658,11 @@ fn generations_wrap_under_a_server(setup: Setup) {
         assert_eq!(gone.len(), 3);
         drop(peers);
         eventually("every connection is closed", || {
-            let stats = server.stats();
+            let stats = server.settled();
             stats.closed == stats.connections
         });
     }
-    assert_eq!(server.shutdown(PATIENCE), 0);
+    assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
     drop((server, gone, controls));
     before.must_be_again();
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use duopoll::{Connection, Control, EventLoop, Limits, Pollers, Server};
 use futures_channel::oneshot;
 use pollster::block_on;
+use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup, connected, poll_once, scaled};
 
 on_every_setup!(
@@ -166,7 +167,7 @@ fn late_reads(
             peers.iter().map(|_| told.recv_timeout(PATIENCE).expect("an outcome")).collect();
         let other = outcomes.iter().filter(|outcome| **outcome != expected).count();
         assert_eq!(other, 0, "{outcomes:?}");
-        assert_eq!(server.stats().idle_timeouts, 0);
+        assert_eq!(server.settled().idle_timeouts, 0);
         Some(())
     });
 }
@@ -236,7 +237,7 @@ where
             // Not to wait for something: the pause is the test.
             thread::sleep(thinks);
         }
-        assert_eq!(server.stats().requests, 2);
+        assert_eq!(server.settled().requests, 2);
         Some(())
     });
 }
@@ -414,7 +415,7 @@ fn a_close_has_its_timeout_once_more(setup: Setup) {
 
 fn assert_idle(error: &io::Error, pollers: &Pollers) {
     assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT), "{error}");
-    assert_eq!(pollers.stats().idle_timeouts, 1);
+    assert_eq!(pollers.settled().idle_timeouts, 1);
 }
 
 fn a_silent_connection_is_ended(setup: Setup) {
@@ -560,7 +561,7 @@ fn a_paused_connection_is_not_idle(setup: Setup) {
         // Not to wait for something: the pause is the test.
         thread::sleep(LONGER);
         assert!(control.is_active());
-        assert_eq!(pollers.stats().idle_timeouts, 0);
+        assert_eq!(pollers.settled().idle_timeouts, 0);
         peer.write_all(b"x").expect("sent");
         control.resume();
         assert_eq!(block_on(read).expect("received"), b"x");

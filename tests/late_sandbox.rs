@@ -8,6 +8,7 @@ use std::process::Command;
 
 use duopoll::{Engine, Limits};
 use pollster::block_on;
+use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup, connected, eventually, poll_once, sandbox};
 
 /// Tells the child process of a test that it is one.
@@ -53,6 +54,6 @@ fn is_sandboxed_late() {
         Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
     }
     // Whoever asks is answered.
-    eventually("it is noticed", || server.stats().failed_pollers == 1);
-    assert_eq!(server.shutdown(PATIENCE), 0);
+    eventually("it is noticed", || server.settled().failed_pollers == 1);
+    assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
 }

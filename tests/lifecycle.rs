@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use duopoll::{Connection, Control, Server};
+use support::settled::Settled;
 use support::{PATIENCE, Pattern, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -87,7 +88,7 @@ fn callbacks_come_in_order_and_once(setup: Setup) {
     assert_eq!(peer.round_trip(b"b\n"), b"B\n");
     peer.shutdown(Shutdown::Write);
     assert_eq!(peer.read_rest().expect("the end"), b"");
-    eventually("the connection is over", || server.stats().closed == 1);
+    eventually("the connection is over", || server.settled().closed == 1);
     assert_eq!(noted(&log), ["prepare", "connect", "request", "request", "disconnect"]);
 }
 
@@ -172,7 +173,7 @@ fn a_handler_that_panics_ends_its_own_connection_only(setup: Setup) {
     bad.write_all(b"!").expect("sent");
     let _ = bad.read_rest();
     assert_eq!(good.round_trip(b"b\n"), b"B\n");
-    eventually("the panic is counted", || server.stats().handler_panics == 1);
+    eventually("the panic is counted", || server.settled().handler_panics == 1);
     assert_eq!(disconnected.load(Ordering::Relaxed), 1);
 }
 
@@ -188,7 +189,7 @@ fn a_handler_that_fails_ends_its_own_connection_only(setup: Setup) {
     bad.write_all(b"!").expect("sent");
     let _ = bad.read_rest();
     assert_eq!(good.round_trip(b"b\n"), b"B\n");
-    assert_eq!(server.stats().handler_errors, 1);
+    assert_eq!(server.settled().handler_errors, 1);
 }
 
 fn what_a_handler_stages_is_flushed_when_it_returns(setup: Setup) {
@@ -310,7 +311,7 @@ fn closing_twice_is_harmless(setup: Setup) {
     control.abort();
     error.recv_timeout(PATIENCE).expect("woken");
     drop(peer);
-    eventually("the connection is over", || server.stats().closed == 1);
+    eventually("the connection is over", || server.settled().closed == 1);
     control.close();
     control.abort();
     control.set_idle_timeout(Some(Duration::from_millis(1)));
@@ -369,7 +370,7 @@ fn max_connections_makes_the_rest_wait(setup: Setup) {
         let mut reply = [0];
         peer.read_exact(&mut reply).expect("a reply");
         served += 1;
-        let stats = server.stats();
+        let stats = server.settled();
         let open = stats.connections - stats.closed;
         assert!(open <= 2, "{open} connections are open");
     }
@@ -388,8 +389,8 @@ fn a_peer_that_closes_too_is_not_waited_for(setup: Setup) {
         peer.write_all(b"bye\n").expect("sent");
         peer.read_rest().expect("the end");
     }
-    eventually("every connection is over", || server.stats().closed == 10);
-    assert_eq!(server.stats().close_timeouts, 0);
+    eventually("every connection is over", || server.settled().closed == 10);
+    assert_eq!(server.settled().close_timeouts, 0);
 }
 
 /// A server whose handler holds a request until the test lets it go.
@@ -424,7 +425,7 @@ fn shutdown_lets_a_busy_request_finish(setup: Setup) {
     peer.write_all(b"x").expect("sent");
     arrivals.recv_timeout(PATIENCE).expect("a request");
     thread::scope(|scope| {
-        let shutdown = scope.spawn(|| server.shutdown(GRACE));
+        let shutdown = scope.spawn(|| server.shutdown(GRACE).unwrap());
         letter.send(()).expect("a letter");
         assert_eq!(peer.read_rest().expect("the end"), b"done");
         drop(peer);
@@ -444,7 +445,7 @@ fn shutdown_answers_what_has_arrived(setup: Setup) {
             peer.write_all(b"b\n").expect("sent");
         }
         thread::scope(|scope| {
-            let shutdown = scope.spawn(|| server.shutdown(GRACE));
+            let shutdown = scope.spawn(|| server.shutdown(GRACE).unwrap());
             for mut peer in peers {
                 assert_eq!(peer.read_rest().expect("the end"), b"B\n");
             }
@@ -461,7 +462,7 @@ fn shutdown_ends_idle_connections_at_once(setup: Setup) {
     }
     let start = Instant::now();
     thread::scope(|scope| {
-        let shutdown = scope.spawn(|| server.shutdown(GRACE));
+        let shutdown = scope.spawn(|| server.shutdown(GRACE).unwrap());
         for mut peer in peers {
             assert_eq!(peer.read_rest().expect("the end"), b"");
         }
@@ -476,14 +477,14 @@ fn shutdown_forces_what_does_not_end(setup: Setup) {
     peer.write_all(b"x").expect("sent");
     arrivals.recv_timeout(PATIENCE).expect("a request");
     drop(letter);
-    assert_eq!(server.shutdown(Duration::from_millis(50)), 1);
+    assert_eq!(server.shutdown(Duration::from_millis(50)).unwrap(), 1);
     let _ = peer.read_rest();
 }
 
 fn shutdown_twice_is_harmless(setup: Setup) {
     let server = setup.serve(capitals);
-    assert_eq!(server.shutdown(GRACE), 0);
-    assert_eq!(server.shutdown(GRACE), 0);
+    assert_eq!(server.shutdown(GRACE).unwrap(), 0);
+    assert_eq!(server.shutdown(GRACE).unwrap(), 0);
 }
 
 fn a_flooding_connection_does_not_starve_another(setup: Setup) {
@@ -524,6 +525,6 @@ fn pipelined_requests_go_out_together(setup: Setup) {
     let replies = peer.round_trip(&requests);
     assert_eq!(replies, b"PING\n".repeat(1000));
     // As many sends as reads brought requests, or as the vectors of one send demand; far from one each.
-    let stats = server.stats();
+    let stats = server.settled();
     assert!(stats.sends <= 100, "{} sends for 1000 requests", stats.sends);
 }

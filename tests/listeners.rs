@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use duopoll::{Address, Connection, Dialer, Engine, Listener, Pollers};
 use pollster::block_on;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use support::settled::Settled;
 use support::{Family, PATIENCE, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -101,7 +102,7 @@ fn a_storm_of_connections_does_not_starve_an_old_one(setup: Setup) {
         });
     let server = service.serve(setup.listener()).expect("a server");
     let [mut holder, mut old] = [(); 2].map(|()| Peer::connect(server.local_addr()));
-    eventually("both are served", || server.stats().connections == 2);
+    eventually("both are served", || server.settled().connections == 2);
     holder.write_all(b"h").expect("sent");
     held.recv_timeout(PATIENCE).expect("a request");
     let storm: Vec<_> = (0..STORM).map(|_| Peer::connect(server.local_addr())).collect();
@@ -109,7 +110,7 @@ fn a_storm_of_connections_does_not_starve_an_old_one(setup: Setup) {
     drop(release);
     let before = told.recv_timeout(PATIENCE).expect("a request") - 2;
     assert!(before <= STORM / 4, "{before} connections went before it");
-    eventually("all are served", || server.stats().connections == 2 + STORM as u64);
+    eventually("all are served", || server.settled().connections == 2 + STORM as u64);
     drop(storm);
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use duopoll::{Connection, Control, Dialer, Keepalive, Listener, Server};
 use pollster::block_on;
 use socket2::SockRef;
+use support::settled::Settled;
 use support::{Family, PATIENCE, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -120,11 +121,11 @@ fn a_paused_connection_receives_nothing(setup: Setup) {
     let control = told.recv_timeout(PATIENCE).expect("connected");
     control.pause();
     // Both are commands to the same poller, in this order.
-    server.stats();
+    server.settled();
     // One receive may be under way.
     peer.write_all(b"one").expect("sent");
     let mut sent = 3;
-    let mut received = server.stats().received_bytes;
+    let mut received = server.settled().received_bytes;
     // Until nothing moves any more: more than any receive takes.
     peer.set_timeout(Duration::from_millis(200));
     let chunk = [7; 64 << 10];
@@ -133,7 +134,7 @@ fn a_paused_connection_receives_nothing(setup: Setup) {
         assert!(sent < 256 << 20, "nothing holds the peer back");
     }
     peer.set_timeout(PATIENCE);
-    received = server.stats().received_bytes.max(received);
+    received = server.settled().received_bytes.max(received);
     assert!(received <= 6 + setup.overrun_bytes(), "{received} bytes were received");
     control.resume();
     let mut echoed = 0;
@@ -141,7 +142,7 @@ fn a_paused_connection_receives_nothing(setup: Setup) {
     while echoed < sent {
         echoed += peer.read(&mut buffer).expect("echoed") as u64;
     }
-    assert_eq!(server.stats().received_bytes, sent + 6);
+    assert_eq!(server.settled().received_bytes, sent + 6);
 }
 
 fn dial(server: &Server) -> Connection {
@@ -177,8 +178,8 @@ fn the_end_is_told_though_nobody_reads(setup: Setup) {
     let server = setup.serve_echo();
     let connection = dial(&server);
     let told = told_of_the_end(&connection.control());
-    eventually("it is accepted", || server.stats().connections == 1);
-    server.shutdown(Duration::ZERO);
+    eventually("it is accepted", || server.settled().connections == 1);
+    server.shutdown(Duration::ZERO).unwrap();
     assert_eq!(told.recv_timeout(PATIENCE), Ok(1));
     assert!(!connection.is_active());
 }
@@ -189,5 +190,5 @@ fn a_reset_is_told(setup: Setup) {
     let told = told_of_the_end(&control.recv_timeout(PATIENCE).expect("connected"));
     peer.reset();
     assert_eq!(told.recv_timeout(PATIENCE), Ok(1));
-    eventually("it is over", || server.stats().closed == 1);
+    eventually("it is over", || server.settled().closed == 1);
 }

@@ -13,6 +13,7 @@ use std::thread;
 use bytes::Bytes;
 use duopoll::{Connection, Limits, Pollers, Server};
 use pollster::block_on;
+use support::settled::Settled;
 use support::{Peer, Setup, connected, echo};
 
 on_every_setup!(
@@ -41,8 +42,8 @@ fn the_first_alone_is_lost(server: &Server) {
     }
     let mut second = Peer::connect(server.local_addr());
     assert_eq!(second.round_trip(b"alive"), b"alive");
-    assert_eq!(server.stats().failed_pollers, 0);
-    assert_eq!(server.stats().handler_panics, 1);
+    assert_eq!(server.settled().failed_pollers, 0);
+    assert_eq!(server.settled().handler_panics, 1);
 }
 
 fn a_panic_before_a_connection_is_served_ends_it_alone(setup: Setup) {
@@ -116,7 +117,7 @@ fn a_waker_of_an_accept_that_panics_ends_nothing(setup: Setup) {
     let _peer = Peer::connect(&address);
     support::eventually("the waker is called", || panics.was_called());
     assert!(block_on(accept).is_ok());
-    assert_eq!(pollers.stats().failed_pollers, 0);
+    assert_eq!(pollers.settled().failed_pollers, 0);
 }
 
 fn wakers_of_a_connection_that_panic_end_nothing(setup: Setup) {
@@ -129,7 +130,7 @@ fn wakers_of_a_connection_that_panic_end_nothing(setup: Setup) {
         support::eventually("the waker is called", || panics.was_called());
     }
     assert_eq!(block_on(connection.next(5)).expect("they came"), b"bytes");
-    assert_eq!(pollers.stats().failed_pollers, 0);
+    assert_eq!(pollers.settled().failed_pollers, 0);
 }
 
 /// Bytes whose owner panics as it is dropped.
@@ -159,5 +160,5 @@ fn an_owner_of_bytes_that_panics_ends_nothing(setup: Setup) {
         assert_eq!(&bytes, b"owned");
     }
     support::eventually("the owner is dropped", || dropped.load(Ordering::Relaxed));
-    assert_eq!(pollers.stats().failed_pollers, 0);
+    assert_eq!(pollers.settled().failed_pollers, 0);
 }

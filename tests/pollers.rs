@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use duopoll::{Address, Balance, Connection, Engine, EventLoop, Listener, Pollers, Server, Stats};
+use support::settled::Settled;
 use support::{Family, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -34,7 +35,7 @@ fn connect(server: &Server, count: usize) -> Vec<Peer> {
 }
 
 fn open_on_each(server: &Server) -> Vec<u64> {
-    server.pollers().stats_of_each().iter().map(|stats| stats.connections - stats.closed).collect()
+    server.settled_each().iter().map(|stats| stats.connections - stats.closed).collect()
 }
 
 fn connections_take_turns(setup: Setup) {
@@ -79,14 +80,14 @@ fn pollers_may_be_added_while_connections_come(setup: Setup) {
     });
     assert_eq!(server.pollers().count(), 9);
     // Whoever has come last is served, too, and in turn.
-    let before = server.pollers().stats_of_each();
+    let before = server.settled_each();
     let peers = connect(&server, 18);
-    let after = server.pollers().stats_of_each();
+    let after = server.settled_each();
     for (before, after) in before.iter().zip(after) {
         assert_eq!(after.connections - before.connections, 2);
     }
     drop(peers);
-    assert_eq!(server.shutdown(Duration::from_secs(10)), 0);
+    assert_eq!(server.shutdown(Duration::from_secs(10)).unwrap(), 0);
 }
 
 fn each_poller_counts_what_it_has_done(setup: Setup) {
@@ -97,7 +98,7 @@ fn each_poller_counts_what_it_has_done(setup: Setup) {
         let message = vec![7; 100 + 900 * (index % 2)];
         assert_eq!(peer.round_trip(&message), message);
     }
-    let each = server.pollers().stats_of_each();
+    let each = server.settled_each();
     let bytes = each.iter().map(|stats| (stats.received_bytes, stats.sent_bytes));
     assert_eq!(bytes.collect::<Vec<_>>(), [(303, 303), (3003, 3003)]);
     for stats in &each {
@@ -105,8 +106,8 @@ fn each_poller_counts_what_it_has_done(setup: Setup) {
         assert!(stats.syscalls >= stats.waits && stats.waits > 0 && stats.task_polls > 0);
     }
     drop(peers);
-    eventually("all are over", || server.stats().closed == 6);
-    let (sum, each) = (server.stats(), server.pollers().stats_of_each());
+    eventually("all are over", || server.settled().closed == 6);
+    let (sum, each) = (server.settled(), server.settled_each());
     let total = |count: fn(&Stats) -> u64| each.iter().map(count).sum::<u64>();
     assert_eq!((sum.pollers, sum.connections, sum.closed), (2, 6, 6));
     assert_eq!(sum.received_bytes, total(|stats| stats.received_bytes));
@@ -121,12 +122,10 @@ fn a_shared_port_gives_each_poller_its_own_listener() {
         let builder = EventLoop::builder().engine(engine).pollers(2).on_request(support::echo);
         let server = builder.serve(listener).expect("a server");
         let peers = connect(&server, 200);
-        let accepts: Vec<_> =
-            server.pollers().stats_of_each().iter().map(|stats| stats.accepts).collect();
+        let accepts: Vec<_> = server.settled_each().iter().map(|stats| stats.accepts).collect();
         assert_eq!(accepts.iter().sum::<u64>(), 200);
         assert!(accepts.iter().all(|accepts| *accepts > 20), "the kernel's hash: {accepts:?}");
-        let opened: Vec<_> =
-            server.pollers().stats_of_each().iter().map(|stats| stats.connections).collect();
+        let opened: Vec<_> = server.settled_each().iter().map(|stats| stats.connections).collect();
         assert_eq!(accepts, opened, "each keeps what it accepts");
         drop(peers);
     }

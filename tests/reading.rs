@@ -12,6 +12,7 @@ use std::thread;
 use duopoll::{Limits, Pollers, Slice};
 use pollster::block_on;
 use socket2::SockRef;
+use support::settled::Settled;
 use support::{Pattern, Peer, Setup, connected, eventually, poll_once, wait_until_still};
 
 on_every_setup!(
@@ -44,7 +45,7 @@ fn a_reader_is_woken_when_all_that_it_waits_for_has_come(setup: Setup) {
     let mut cx = Context::from_waker(&waker);
     assert!(connection.reader().poll_fill(&mut cx, BYTES).is_pending());
     let received = |bytes: usize| {
-        eventually("it is received", || pollers.stats().received_bytes == bytes as u64);
+        eventually("it is received", || pollers.settled().received_bytes == bytes as u64);
         wakes.0.load(Ordering::Relaxed)
     };
     for piece in 1..4 {
@@ -168,7 +169,7 @@ fn slices_outlive_their_connection(setup: Setup) {
         block_on(connection.fill(BYTES)).expect("received");
     }
     drop(listener);
-    eventually("all are over", || pollers.stats().closed == 20);
+    eventually("all are over", || pollers.settled().closed == 20);
     drop(pollers);
     for (seed, slice) in kept {
         assert!(Pattern::new(seed).matches(&slice), "the bytes of {seed} have changed");
@@ -200,7 +201,7 @@ fn a_wait_moves_to_another_thread(setup: Setup) {
     let moved = thread::spawn(move || block_on(connection.next(1)).expect("received"));
     assert_eq!(moved.join().expect("no panic"), b"x");
     drop(peer);
-    eventually("it is over", || pollers.stats().closed == 1);
+    eventually("it is over", || pollers.settled().closed == 1);
 }
 
 fn what_arrived_before_a_reset_is_read_before_it(setup: Setup) {

@@ -13,6 +13,7 @@ use std::thread;
 use duopoll::{Address, Connection, Dialer, Limits, Listener, Pollers};
 use pollster::block_on;
 use support::sandbox::without;
+use support::settled::Settled;
 use support::{Family, PATIENCE, Peer, Setup, connected, eventually, open_descriptors};
 
 on_every_setup!(
@@ -88,7 +89,7 @@ fn every_step_of_binding_may_be_refused(setup: Setup) {
         sweep(&[libc::SYS_setsockopt], bind);
     }
     assert!(!path.exists(), "a socket file is left");
-    bind().expect("bound");
+    drop(bind().expect("bound"));
 }
 
 fn every_step_of_taking_over_may_be_refused(setup: Setup) {
@@ -127,7 +128,7 @@ fn a_detach_without_a_descriptor_closes_the_connection(setup: Setup) {
     assert_eq!(error.expect_err("refused").raw_os_error(), Some(libc::EMFILE));
     assert_eq!(peer.read_rest().expect("the end"), b"flushed before");
     drop(peer);
-    eventually("it is over", || pollers.stats().closed == 1);
+    eventually("it is over", || pollers.settled().closed == 1);
 }
 
 /// No descriptor is left for this process, until this is dropped.
@@ -236,7 +237,7 @@ fn without_accept4_connections_are_accepted_all_the_same(setup: Setup) {
         peer.write_all(b"late").expect("sent");
     }
     thread::scope(|scope| {
-        let shutdown = scope.spawn(|| server.shutdown(PATIENCE));
+        let shutdown = scope.spawn(|| server.shutdown(PATIENCE).unwrap());
         release.send(()).expect("held");
         for peer in late {
             let mut peer = peer;

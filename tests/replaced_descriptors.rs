@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use duopoll::{Connection, Engine};
 use support::peers::try_connect;
+use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -51,7 +52,7 @@ fn a_connection_whose_descriptor_is_replaced_ends_with_an_error(setup: Setup) {
     let error = error.recv_timeout(PATIENCE).expect("told").expect_err("it cannot be sent");
     assert_eq!(error.raw_os_error(), Some(libc::ENOTSOCK), "{error}");
     assert_eq!(peer.read_rest().expect("the end"), b"");
-    eventually("the connection is over", || server.stats().closed == 1);
+    eventually("the connection is over", || server.settled().closed == 1);
     assert!(start.elapsed() < GUARDED, "over after {:?}", start.elapsed());
     assert_eq!(other.round_trip(b"x"), b"x");
 }
@@ -65,14 +66,14 @@ fn an_idle_connection_whose_descriptor_is_replaced_does_not_hold_up_a_shutdown(s
     });
     let mut peer = Peer::connect(server.local_addr());
     assert_eq!(peer.round_trip(b"x"), b"x");
-    eventually("the request is over", || server.stats().requests == 1);
+    eventually("the request is over", || server.settled().requests == 1);
     let start = Instant::now();
     thread::scope(|scope| {
         // Wakes the poller once, in the middle, which must not make it wait longer.
         let (end, ended) = mpsc::channel::<()>();
         let server = &server;
-        scope.spawn(move || ended.recv_timeout(GUARDED / 2).is_err().then(|| server.stats()));
-        assert_eq!(server.shutdown(PATIENCE), 0);
+        scope.spawn(move || ended.recv_timeout(GUARDED / 2).is_err().then(|| server.settled()));
+        assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
         drop(end);
     });
     assert!(start.elapsed() < GUARDED, "held up for {:?}", start.elapsed());
@@ -92,11 +93,11 @@ fn a_listener_whose_descriptor_is_replaced_harms_nobody(setup: Setup) {
         last.read(&mut [0])
     });
     assert!(setup.engine == Engine::Uring || last.is_err(), "nobody listens");
-    let waits = server.stats().waits;
+    let waits = server.settled().waits;
     // Not to wait for something: how often the poller looks meanwhile is the test.
     thread::sleep(Duration::from_millis(200));
-    let waits = server.stats().waits - waits;
+    let waits = server.settled().waits - waits;
     assert!(waits < 100, "{waits} waits for nothing");
     assert_eq!(peer.round_trip(b"z"), b"z");
-    assert_eq!(server.shutdown(PATIENCE), 0);
+    assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
 }

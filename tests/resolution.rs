@@ -14,6 +14,7 @@ use std::{mem, ptr};
 use duopoll::{Address, Connection, Dialer, Engine, Pollers};
 use pollster::block_on;
 use support::full::Full;
+use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup, eventually, poll_once};
 
 on_every_setup!(resolving_holds_up_no_poller);
@@ -126,8 +127,8 @@ fn an_address_that_does_not_answer_is_overtaken() {
         let elapsed = start.elapsed();
         assert!(elapsed >= ATTEMPT_DELAY, "after {elapsed:?} already");
         // The families take turns, so the one that answers comes second.
-        assert_eq!(pollers.stats().connections, 2);
-        eventually("the other attempt is given up", || pollers.stats().closed == 1);
+        assert_eq!(pollers.settled().connections, 2);
+        eventually("the other attempt is given up", || pollers.settled().closed == 1);
     });
 }
 
@@ -174,7 +175,7 @@ fn the_timeout_is_for_all_addresses() {
         assert!(elapsed >= TIMEOUT, "after {elapsed:?} already");
         assert!(elapsed < 10 * TIMEOUT, "after {elapsed:?} only");
         eventually("nothing is left", || {
-            let stats = pollers.stats();
+            let stats = pollers.settled();
             stats.closed == stats.connections
         });
     });
@@ -226,7 +227,7 @@ fn resolving_holds_up_no_poller(setup: Setup) {
     });
     let mut dials = Peer::connect(server.local_addr());
     std::io::Write::write_all(&mut dials, b"!").expect("sent");
-    eventually("it dials", || server.stats().requests == 1);
+    eventually("it dials", || server.settled().requests == 1);
     let mut other = Peer::connect(server.local_addr());
     for _ in 0..3 {
         assert_eq!(other.round_trip(b"served"), b"served");

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use duopoll::{Connection, Dialer, Limits, Pollers};
 use pollster::block_on;
+use support::settled::Settled;
 use support::{Peer, Random, Setup, connected, eventually, poll_once};
 
 on_every_setup!(
@@ -63,7 +64,7 @@ fn no_byte_reaches_another_connection(setup: Setup) {
         }
     });
     eventually("all are over", || {
-        let stats = pollers.stats();
+        let stats = pollers.settled();
         stats.closed == stats.connections
     });
 }
@@ -110,7 +111,7 @@ fn no_dialed_connection_gets_anothers_bytes(setup: Setup) {
         }
     });
     eventually("all are over", || {
-        let stats = pollers.stats();
+        let stats = pollers.settled();
         stats.closed == stats.connections
     });
 }
@@ -137,7 +138,7 @@ fn no_timer_outlives_its_connection(setup: Setup) {
         old.push((peer, connection));
     }
     old.clear();
-    eventually("their slots are free", || pollers.stats().closed == 4);
+    eventually("their slots are free", || pollers.settled().closed == 4);
     let mut new: Vec<_> = (0..4).map(|_| connect()).collect();
     let mut reads: Vec<_> =
         new.iter_mut().map(|(_, connection)| Box::pin(connection.next(1))).collect();
@@ -154,7 +155,7 @@ fn no_timer_outlives_its_connection(setup: Setup) {
         peer.write_all(b"x").expect("sent");
         assert_eq!(block_on(connection.next(1)).expect("received"), b"x");
     }
-    assert_eq!(pollers.stats().idle_timeouts, 0);
+    assert_eq!(pollers.settled().idle_timeouts, 0);
 }
 
 fn no_timer_outlives_its_wait(setup: Setup) {

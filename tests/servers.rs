@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use duopoll::{Blocking, Connection, Dialer, EventLoop, Job, Listener, Pollers, Server};
 use pollster::block_on;
+use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -47,12 +48,12 @@ fn every_listener_is_served(setup: Setup) {
     for address in [server.local_addr(), &second, &third] {
         assert_eq!(Peer::connect(address).round_trip(b"hello"), b"hello");
     }
-    assert_eq!(server.stats().accepts, 3);
+    assert_eq!(server.settled().accepts, 3);
 }
 
 fn a_listener_can_be_added_until_the_shutdown(setup: Setup) {
     let server = setup.serve_echo();
-    server.shutdown(GRACE);
+    server.shutdown(GRACE).unwrap();
     let refused = server.listen(setup.listener()).expect_err("too late");
     assert_eq!(refused.kind(), ErrorKind::NotConnected);
 }
@@ -67,7 +68,7 @@ fn servers_share_pollers_and_end_alone(setup: Setup) {
         assert_eq!(peer.round_trip(b"hello"), b"hello");
     }
     thread::scope(|scope| {
-        let shutdown = scope.spawn(|| one.shutdown(GRACE));
+        let shutdown = scope.spawn(|| one.shutdown(GRACE).unwrap());
         for mut peer in peers {
             assert_eq!(peer.read_rest().expect("the end"), b"");
         }
@@ -81,7 +82,7 @@ fn servers_share_pollers_and_end_alone(setup: Setup) {
     drop(two);
     let mut third = Peer::connect(serve_on(setup, &pollers).local_addr());
     assert_eq!(third.read_rest().expect("the end"), b"", "served by a server that is gone");
-    assert_eq!(pollers.stats().failed_pollers, 0);
+    assert_eq!(pollers.settled().failed_pollers, 0);
 }
 
 fn new_pollers_get_connections(setup: Setup) {
@@ -92,10 +93,10 @@ fn new_pollers_get_connections(setup: Setup) {
     for peer in &mut peers {
         assert_eq!(peer.round_trip(b"hello"), b"hello");
     }
-    let each = server.pollers().stats_of_each();
+    let each = server.settled_each();
     assert_eq!(each.iter().map(|stats| stats.connections).collect::<Vec<_>>(), [3, 3, 3]);
     drop(peers);
-    assert_eq!(server.shutdown(GRACE), 0);
+    assert_eq!(server.shutdown(GRACE).unwrap(), 0);
 }
 
 /// The poller is held up while connections are established and requests arrive.
@@ -119,14 +120,14 @@ fn what_the_backlog_holds_is_answered_at_a_shutdown(setup: Setup) {
         peer.write_all(b"?").expect("sent");
     }
     thread::scope(|scope| {
-        let shutdown = scope.spawn(|| server.shutdown(GRACE));
+        let shutdown = scope.spawn(|| server.shutdown(GRACE).unwrap());
         release.send(()).expect("the handler waits");
         for mut peer in peers.into_iter().chain([holder]) {
             assert_eq!(peer.read_rest().expect("an answer"), b".");
         }
         assert_eq!(shutdown.join().expect("no panic"), 0);
     });
-    assert_eq!(server.stats().requests, 301);
+    assert_eq!(server.settled().requests, 301);
 }
 
 fn waiting_for_admission_counts_as_forced(setup: Setup) {
@@ -135,8 +136,8 @@ fn waiting_for_admission_counts_as_forced(setup: Setup) {
     let mut first = Peer::connect(server.local_addr());
     first.write_all(b"x").expect("sent");
     let mut second = Peer::connect(server.local_addr());
-    eventually("both are accepted", || server.stats().accepts == 2);
-    assert!(server.shutdown(Duration::ZERO) >= 1);
+    eventually("both are accepted", || server.settled().accepts == 2);
+    assert!(server.shutdown(Duration::ZERO).unwrap() >= 1);
     // A reset or an end, but no answer.
     assert_eq!(second.read(&mut [0; 1]).unwrap_or(0), 0);
 }
@@ -155,7 +156,7 @@ fn a_proxy_dials_on_its_own_poller(setup: Setup) {
     let mut peer = Peer::connect(proxy.local_addr());
     assert_eq!(peer.round_trip(b"hello"), b"hello");
     // The accepted one, and the one that was dialed.
-    assert_eq!(proxy.stats().connections, 2);
+    assert_eq!(proxy.settled().connections, 2);
 }
 
 fn on_threads(job: Job) {
@@ -188,9 +189,9 @@ fn a_blocking_handler_answers_and_holds_up_nobody(setup: Setup) {
     let mut reply = [0; 12];
     slow.read_exact(&mut reply).expect("a reply");
     assert_eq!(&reply, b"HALF A LINE\n");
-    assert_eq!(server.stats().requests, 4);
+    assert_eq!(server.settled().requests, 4);
     drop((slow, quick));
-    assert_eq!(server.shutdown(GRACE), 0);
+    assert_eq!(server.shutdown(GRACE).unwrap(), 0);
 }
 
 fn a_blocking_handler_that_panics_ends_its_own_connection_only(setup: Setup) {
@@ -214,7 +215,7 @@ fn a_blocking_handler_that_panics_ends_its_own_connection_only(setup: Setup) {
     panics.write_all(b"panic\n").expect("sent");
     assert_eq!(panics.read_rest().unwrap_or_default(), b"");
     assert_eq!(other.round_trip(b"b\n"), b"B\n");
-    assert_eq!(server.stats().handler_panics, 1);
+    assert_eq!(server.settled().handler_panics, 1);
     eventually("it is told", || disconnects.load(Ordering::Relaxed) == 1);
 }
 
@@ -225,8 +226,8 @@ fn a_job_that_is_dropped_closes_its_connection(setup: Setup) {
     peer.write_all(b"a\n").expect("sent");
     assert_eq!(peer.read_rest().unwrap_or_default(), b"");
     drop(peer);
-    eventually("it is over", || server.stats().closed == 1);
-    assert_eq!(server.stats().handler_errors, 1);
+    eventually("it is over", || server.settled().closed == 1);
+    assert_eq!(server.settled().handler_errors, 1);
 }
 
 async fn serve_lines(mut connection: Connection) -> io::Result<()> {
@@ -251,7 +252,7 @@ fn a_connection_is_served_on_another_executor(setup: Setup) {
         assert_eq!(peer.round_trip(b"line\n"), b"LINE\n");
     }
     drop(peer);
-    eventually("it is over", || server.stats().closed == 1);
+    eventually("it is over", || server.settled().closed == 1);
 }
 
 fn a_connection_elsewhere_ends_between_requests_at_a_shutdown(setup: Setup) {
@@ -260,9 +261,9 @@ fn a_connection_elsewhere_ends_between_requests_at_a_shutdown(setup: Setup) {
     assert_eq!(idle.round_trip(b"line\n"), b"LINE\n");
     let mut busy = Peer::connect(server.local_addr());
     busy.write_all(b"half a ").expect("sent");
-    eventually("it has arrived", || server.stats().received_bytes == 12);
+    eventually("it has arrived", || server.settled().received_bytes == 12);
     thread::scope(|scope| {
-        let shutdown = scope.spawn(|| server.shutdown(GRACE));
+        let shutdown = scope.spawn(|| server.shutdown(GRACE).unwrap());
         assert_eq!(idle.read_rest().expect("the end"), b"");
         drop(idle);
         busy.write_all(b"line\n").expect("sent");
@@ -293,8 +294,8 @@ fn a_handler_elsewhere_that_fails_or_panics_gives_its_place_back(setup: Setup) {
         peer.write_all(end).expect("sent");
         assert_eq!(peer.read_rest().unwrap_or_default(), b"");
     }
-    eventually("all are over", || server.stats().closed == 4);
-    assert_eq!(server.stats().failed_pollers, 0);
+    eventually("all are over", || server.settled().closed == 4);
+    assert_eq!(server.settled().failed_pollers, 0);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use duopoll::{Address, Connection, Dialer, Pollers};
 use socket2::{Domain, SockRef, Socket, Type};
 use support::peers::{sock_addr, try_connect};
+use support::settled::Settled;
 use support::{Family, PATIENCE, Peer, Setup, eventually};
 
 on_every_setup!(
@@ -36,9 +37,9 @@ fn a_shutdown_while_clients_come_leaves_none_waiting(setup: Setup) {
                     }
                 });
             }
-            eventually("many have come", || server.stats().requests >= 20 * (round + 1));
-            assert_eq!(server.shutdown(PATIENCE), 0);
-            let stats = server.stats();
+            eventually("many have come", || server.settled().requests >= 20 * (round + 1));
+            assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
+            let stats = server.settled();
             assert_eq!((stats.connections, stats.accepts), (stats.closed, stats.connections));
         });
     }
@@ -65,13 +66,13 @@ fn a_shutdown_ends_a_dial_that_is_under_way(setup: Setup) {
     peer.write_all(b"x").expect("sent");
     dials.recv_timeout(PATIENCE).expect("a dial");
     if setup.family != Family::Unix {
-        eventually("the dial is under way", || dialers.stats().connections == 1);
+        eventually("the dial is under way", || dialers.settled().connections == 1);
     }
     let start = Instant::now();
-    assert_eq!(server.shutdown(Duration::ZERO), 1, "the one that dials");
+    assert_eq!(server.shutdown(Duration::ZERO).unwrap(), 1, "the one that dials");
     assert!(start.elapsed() < PATIENCE / 6, "held up for {:?}", start.elapsed());
     drop(server);
-    eventually("the dial is over", || dialers.stats().closed == dialers.stats().connections);
+    eventually("the dial is over", || dialers.settled().closed == dialers.settled().connections);
     let end = peer.read_rest();
     assert!(end.is_err() || end.is_ok_and(|rest| rest.is_empty()));
 }

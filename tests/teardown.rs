@@ -12,6 +12,7 @@ use duopoll::uring::Features;
 use duopoll::{Connection, Engine, Pollers, Pool};
 use pollster::block_on;
 use socket2::SockRef;
+use support::settled::Settled;
 use support::{eventually, open_descriptors, poll_once, raise_descriptor_limit};
 
 /// Each has a receive and a send in flight.
@@ -35,10 +36,10 @@ fn pollers_go_with_ten_thousand_operations_in_flight() {
         let pollers = pollers.expect("a poller");
         let (mut ours, peers): (Vec<_>, Vec<_>) = (0..connections).map(|_| open(&pollers)).unzip();
         eventually("all are in flight", || {
-            let stats = pollers.stats();
+            let stats = pollers.settled();
             stats.sends >= connections as u64 && stats.short_sends >= connections as u64
         });
-        drop(pollers);
+        pollers.stop();
         for connection in &mut ours {
             let error = block_on(connection.more()).expect_err("nobody polls");
             assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");

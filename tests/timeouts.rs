@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use duopoll::{Connection, Control, Dialer, Server};
+use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup};
 
 on_every_setup!(
@@ -170,7 +171,7 @@ fn a_write_timeout_ends_a_flush_to_a_peer_that_never_reads(setup: Setup) {
     assert_eq!(kind, ErrorKind::TimedOut);
     assert!(waited >= SHORT, "timed out after {waited:?} already");
     // Its connection goes too, though the peer still does not read.
-    support::eventually("the connection is gone", || server.stats().closed == 1);
+    support::eventually("the connection is gone", || server.settled().closed == 1);
     drop(peer);
 }
 
@@ -182,7 +183,7 @@ fn an_idle_connection_is_ended(setup: Setup) {
     assert_eq!(peer.round_trip(b"x"), b"x");
     assert_eq!(peer.read_rest().expect("the end"), b"");
     assert!(start.elapsed() >= SHORT, "idle for {:?} only", start.elapsed());
-    assert_eq!(server.stats().idle_timeouts, 1);
+    assert_eq!(server.settled().idle_timeouts, 1);
 }
 
 fn traffic_puts_the_idle_timeout_off(setup: Setup) {
@@ -195,7 +196,7 @@ fn traffic_puts_the_idle_timeout_off(setup: Setup) {
         // Not to wait for something: the pause is the test.
         std::thread::sleep(SHORT / 5);
     }
-    assert_eq!(server.stats().idle_timeouts, 0);
+    assert_eq!(server.settled().idle_timeouts, 0);
 }
 
 fn a_slow_reader_is_not_idle(setup: Setup) {
@@ -279,5 +280,5 @@ fn limits_without_end_are_none(setup: Setup) {
     pollster::block_on(connection.flush()).expect("flushed");
     assert_eq!(pollster::block_on(connection.next(1)).expect("echoed"), b"x");
     drop(connection);
-    assert_eq!(server.shutdown(forever), 0);
+    assert_eq!(server.shutdown(forever).unwrap(), 0);
 }

@@ -15,6 +15,7 @@ use std::thread;
 
 use duopoll::{Engine, Pollers};
 use pollster::block_on;
+use support::settled::Settled;
 use support::{PATIENCE, Pattern, Peer, Random, eventually, sent_mebibytes};
 
 const SENDER: [&str; 2] = ["10.9.2.1", "fd00:9:2::1"];
@@ -78,8 +79,8 @@ fn exchange(engine: Engine, socket: TcpStream, peer: TcpStream) {
         }
         block_on(connection.drain()).expect("sent");
     });
-    eventually("the kernel is done", || pollers.stats().zerocopy_pinned_bytes == 0);
-    let stats = pollers.stats();
+    eventually("the kernel is done", || pollers.settled().zerocopy_pinned_bytes == 0);
+    let stats = pollers.settled();
     assert!(stats.zerocopy_sends > 0, "{stats}");
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use duopoll::{Connection, Control, Limits, Pollers, Pool, Slice, Stats};
 use pollster::block_on;
 use socket2::SockRef;
+use support::settled::Settled;
 use support::{
     Family, Pattern, Peer, Random, Setup, eventually, poll_once, sent_mebibytes, wait_until_still,
 };
@@ -107,8 +108,8 @@ fn every_byte_arrives_once(setup: Setup) {
         });
         send_pieces(&mut connection, bytes, 31);
     });
-    eventually("the kernel is done", || pollers.stats().zerocopy_pinned_bytes == 0);
-    let stats = pollers.stats();
+    eventually("the kernel is done", || pollers.settled().zerocopy_pinned_bytes == 0);
+    let stats = pollers.settled();
     let (sends, told) = (stats.zerocopy_sends, told(&stats));
     assert_eq!((sends > 0, told > 0), (setup.family != Family::Unix, setup.family != Family::Unix));
     assert!(told <= stats.sent_bytes && stats.sent_bytes == bytes as u64, "{stats}");
@@ -134,7 +135,7 @@ fn fill(pollers: &Pollers, connection: &mut Connection, seed: u64) -> usize {
 fn a_block_is_kept_until_its_notice(setup: Setup) {
     let Some((pollers, mut connection, mut peer)) = connected(setup, limits()) else { return };
     let bytes = fill(&pollers, &mut connection, 32);
-    let pinned = pollers.stats().zerocopy_pinned_bytes;
+    let pinned = pollers.settled().zerocopy_pinned_bytes;
     assert_eq!(pinned >= PIECE as u64, setup.family != Family::Unix, "{pinned} bytes are pinned");
     // Whatever the pool has is overwritten, more than once.
     for _ in 0..4 {
@@ -147,7 +148,7 @@ fn a_block_is_kept_until_its_notice(setup: Setup) {
     let mut received = vec![0; bytes];
     peer.read_exact(&mut received).expect("received");
     assert!(Pattern::new(32).matches(&received), "bytes were overwritten");
-    eventually("the kernel is done", || pollers.stats().zerocopy_pinned_bytes == 0);
+    eventually("the kernel is done", || pollers.settled().zerocopy_pinned_bytes == 0);
 }
 
 fn small_pieces_go_by_themselves_and_in_order(setup: Setup) {
@@ -168,8 +169,8 @@ fn small_pieces_go_by_themselves_and_in_order(setup: Setup) {
         assert_eq!(len, (body.len() as u32).to_be_bytes());
         assert!(rest.starts_with(body) && rest.ends_with(b"end"));
     }
-    eventually("the kernel is done", || pollers.stats().zerocopy_pinned_bytes == 0);
-    let stats = pollers.stats();
+    eventually("the kernel is done", || pollers.settled().zerocopy_pinned_bytes == 0);
+    let stats = pollers.settled();
     if setup.family != Family::Unix {
         // The bodies, and nothing else.
         let bodies = Pattern::new(33).take_lengths(ROUNDS, PIECE);
@@ -183,13 +184,13 @@ fn no_more_is_pinned_than_allowed(setup: Setup) {
     limits.zerocopy_pinned_bytes = MAX;
     let Some((pollers, mut connection, mut peer)) = connected(setup, limits) else { return };
     let bytes = fill(&pollers, &mut connection, 34);
-    let pinned = pollers.stats().zerocopy_pinned_bytes;
+    let pinned = pollers.settled().zerocopy_pinned_bytes;
     let expected = if setup.family == Family::Unix { 0 } else { MAX as u64 };
     assert_eq!(pinned, expected);
     let mut received = vec![0; bytes];
     peer.read_exact(&mut received).expect("received");
     assert!(Pattern::new(34).matches(&received));
-    eventually("the kernel is done", || pollers.stats().zerocopy_pinned_bytes == 0);
+    eventually("the kernel is done", || pollers.settled().zerocopy_pinned_bytes == 0);
 }
 
 /// Loopback copies, and a Unix socket refuses.
@@ -199,8 +200,8 @@ fn where_the_kernel_copies_it_is_not_asked_again(setup: Setup) {
         connection.push(vec![7; PIECE]);
         block_on(connection.drain()).expect("sent");
         peer.read_exact(&mut vec![0; PIECE]).expect("received");
-        eventually("the kernel is done", || pollers.stats().zerocopy_pinned_bytes == 0);
-        let Stats { zerocopy_sends, zerocopy_fallbacks, .. } = pollers.stats();
+        eventually("the kernel is done", || pollers.settled().zerocopy_pinned_bytes == 0);
+        let Stats { zerocopy_sends, zerocopy_fallbacks, .. } = pollers.settled();
         (zerocopy_sends, zerocopy_fallbacks)
     };
     // A single notice may be mistaken.
@@ -212,7 +213,7 @@ fn where_the_kernel_copies_it_is_not_asked_again(setup: Setup) {
     for _ in 0..10 {
         assert_eq!(exchange(), first);
     }
-    let stats = pollers.stats();
+    let stats = pollers.settled();
     assert_eq!((stats.zerocopy_bytes, stats.zerocopy_copied_bytes > 0), (0, first.0 > 0));
 }
 
@@ -222,9 +223,9 @@ fn a_peer_that_never_reads_gives_everything_back_at_the_end(setup: Setup) {
     let Some((pollers, mut connection, peer)) = connected(setup, limits) else { return };
     fill(&pollers, &mut connection, 35);
     drop(connection);
-    eventually("it is over", || pollers.stats().closed == 1);
-    assert_eq!(pollers.stats().forced, 1);
-    eventually("the kernel is done", || pollers.stats().zerocopy_pinned_bytes == 0);
+    eventually("it is over", || pollers.settled().closed == 1);
+    assert_eq!(pollers.settled().forced, 1);
+    eventually("the kernel is done", || pollers.settled().zerocopy_pinned_bytes == 0);
     drop(peer);
 }
 
@@ -234,16 +235,16 @@ fn a_reset_gives_everything_back(setup: Setup) {
     peer.reset();
     block_on(connection.drain()).expect_err("a reset");
     drop(connection);
-    eventually("it is over", || pollers.stats().closed == 1);
-    eventually("the kernel is done", || pollers.stats().zerocopy_pinned_bytes == 0);
+    eventually("it is over", || pollers.settled().closed == 1);
+    eventually("the kernel is done", || pollers.settled().zerocopy_pinned_bytes == 0);
 }
 
 fn an_abort_gives_everything_back(setup: Setup) {
     let Some((pollers, mut connection, mut peer)) = connected(setup, limits()) else { return };
     fill(&pollers, &mut connection, 37);
     connection.abort();
-    eventually("it is over", || pollers.stats().closed == 1);
-    eventually("the kernel is done", || pollers.stats().zerocopy_pinned_bytes == 0);
+    eventually("it is over", || pollers.settled().closed == 1);
+    eventually("the kernel is done", || pollers.settled().zerocopy_pinned_bytes == 0);
     // What had arrived is right.
     let mut received = Vec::new();
     let _ = peer.read_to_end(&mut received);
@@ -260,7 +261,7 @@ fn a_socket_is_detached_without_notices(setup: Setup) {
         peer.read_exact(&mut vec![0; PIECE]).expect("received");
     }
     let (socket, _) = block_on(connection.detach()).expect("detached");
-    assert_eq!(pollers.stats().zerocopy_pinned_bytes, 0);
+    assert_eq!(pollers.settled().zerocopy_pinned_bytes, 0);
     let socket = match setup.family {
         Family::Unix => Peer::Unix(socket.into()),
         _ => Peer::Tcp(socket.into()),
@@ -296,6 +297,6 @@ fn a_socket_that_has_sent_without_a_copy_before_copies() {
     connection.push(vec![7; PIECE]);
     block_on(connection.drain()).expect("sent");
     peer.read_exact(&mut vec![0; PIECE]).expect("received");
-    let stats = pollers.stats();
+    let stats = pollers.settled();
     assert_eq!((stats.zerocopy_sends, stats.zerocopy_fallbacks), (0, 1));
 }

@@ -87,6 +87,12 @@ pub fn finish(fd: BorrowedFd<'_>) {
     let _ = shutdown(fd, Shutdown::Write);
 }
 
+/// Has receiving end behind what has arrived; the peer is not told.
+pub fn end_receiving(fd: BorrowedFd<'_>) {
+    // ENOTCONN: it has ended anyway.
+    let _ = shutdown(fd, Shutdown::Read);
+}
+
 /// Shuts both directions of a socket down, under whoever uses it.
 pub fn shut_down(fd: BorrowedFd<'_>) {
     // ENOTCONN: the peer was faster.
@@ -113,8 +119,8 @@ fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> io::Result<()> {
     Ok(rustix::net::shutdown(fd, how)?)
 }
 
-/// Ends a connection at once: TCP sends a reset, and whoever waits in the kernel is woken. Unix sockets know no reset,
-/// and are shut down.
+/// Ends a connection at once: TCP sends a reset, and whoever waits in the kernel is woken. Unix sockets cannot ask
+/// for one, and are shut down.
 pub fn reset(fd: BorrowedFd<'_>) {
     // connect(2): AF_UNSPEC dissolves the association.
     if rustix::net::connect_unspec(fd).is_err() {

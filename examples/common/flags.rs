@@ -1,8 +1,11 @@
 //! What the example servers have in common: their flags, their ready line, and their end.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
+use std::panic;
 use std::process::ExitCode;
+use std::str::FromStr;
+use std::thread;
 use std::time::Duration;
 
 use duopoll::{Address, Builder, Engine, EventLoop, Listener, Server};
@@ -49,9 +52,7 @@ impl Flags {
 
     /// A listener at the given address.
     pub(crate) fn listener(&self) -> io::Result<Listener> {
-        Listener::bind(&self.listen).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot listen on {}: {error}", self.listen))
-        })
+        Listener::bind(&self.listen)
     }
 }
 
@@ -64,7 +65,7 @@ pub(crate) fn main(
     let flags = match parse(default_listen) {
         Ok(Some(flags)) => flags,
         Ok(None) => {
-            print!("{}", help(about, default_listen));
+            say(&help(about, default_listen));
             return ExitCode::SUCCESS;
         }
         Err(error) => return complain(2, &error),
@@ -80,24 +81,49 @@ pub(crate) fn main(
     };
     let report = server.engine_report();
     if let Some(reason) = &report.fallback {
-        eprintln!("{reason}");
+        complain(0, reason);
     }
     let (address, pollers) = (server.local_addr(), server.pollers().count());
-    println!("listening on {address} engine={} pollers={pollers}", report.engine);
+    say(&format!("listening on {address} engine={} pollers={pollers}\n", report.engine));
 
     signals.forever().next();
-    let forced = server.shutdown(flags.grace);
+    let forced = match end(&server, flags.grace, &mut signals) {
+        Ok(forced) => forced,
+        Err(error) => return complain(1, &error),
+    };
     if forced > 0 {
-        eprintln!("{forced} connections were closed by force");
+        complain(0, &format!("{forced} connections were closed by force"));
     }
     if flags.stats {
-        println!("{}", server.stats());
+        say(&format!("{}\n", server.stats()));
     }
     ExitCode::SUCCESS
 }
 
+/// Shuts the server down; another signal cuts the grace short.
+fn end(server: &Server, grace: Duration, signals: &mut Signals) -> io::Result<usize> {
+    let watch = signals.handle();
+    thread::scope(|scope| {
+        let hurry = scope.spawn(|| match signals.forever().next() {
+            Some(_) => server.shutdown(Duration::ZERO),
+            None => Ok(0),
+        });
+        let forced = server.shutdown(grace);
+        watch.close();
+        let hurried = hurry.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+        Ok(forced? + hurried?)
+    })
+}
+
+/// Prints, for as long as anybody listens: what else is there to do is done all the same.
+fn say(text: &str) {
+    let mut out = io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 fn complain(code: u8, error: &dyn Display) -> ExitCode {
-    eprintln!("error: {error}");
+    let label = if code == 0 { "" } else { "error: " };
+    let _ = writeln!(io::stderr(), "{label}{error}");
     ExitCode::from(code)
 }
 
@@ -127,7 +153,6 @@ Seconds may have a fraction. Prints one line when it is ready. SIGINT and SIGTER
 
 /// The flags, or none if help was asked for.
 fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
-    let mut listen = None;
     let mut flags = Flags {
         listen: Address::Unnamed,
         engine: Engine::Auto,
@@ -142,44 +167,68 @@ fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
     };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
-        match arg {
-            Long("listen") => listen = Some(parser.value()?.parse()?),
-            Long("engine") => flags.engine = parser.value()?.parse()?,
-            Long("pollers") => {
-                flags.pollers = parser.value()?.parse()?;
-                if !(1..=1024).contains(&flags.pollers) {
-                    return Err("--pollers must be from 1 to 1024".into());
-                }
+        let Long(name) = arg else {
+            match arg {
+                Short('h') => return Ok(None),
+                _ => return Err(arg.unexpected()),
             }
-            Long("stats") => flags.stats = true,
-            #[cfg(feature = "zerocopy")]
-            Long("zerocopy") => flags.zerocopy = Some(parser.value()?.parse()?),
-            #[cfg(not(feature = "zerocopy"))]
-            Long("zerocopy") => {
-                return Err("--zerocopy needs a build with the feature: --features zerocopy".into());
-            }
-            Long("grace") => flags.grace = seconds(&mut parser)?,
-            Long("idle-timeout") => flags.idle_timeout = Some(seconds(&mut parser)?),
-            Long("write-timeout") => flags.write_timeout = Some(seconds(&mut parser)?),
-            Long("max-connections") => {
-                let max = parser.value()?.parse()?;
-                if max == 0 {
-                    return Err("--max-connections must be at least 1".into());
-                }
-                flags.max_connections = Some(max);
-            }
-            Long("help") | Short('h') => return Ok(None),
-            _ => return Err(arg.unexpected()),
+        };
+        let name = name.to_owned();
+        match &*name {
+            "help" => return Ok(None),
+            "stats" => flags.stats = true,
+            _ => set(&mut flags, &name, &mut parser)?,
         }
     }
-    flags.listen = match listen {
-        Some(address) => address,
-        None => default_listen.parse().map_err(|error| lexopt::Error::Custom(Box::new(error)))?,
-    };
+    if flags.listen == Address::Unnamed {
+        flags.listen = default_listen.parse().map_err(|error: io::Error| error.to_string())?;
+    }
     Ok(Some(flags))
 }
 
-fn seconds(parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
-    let seconds: f64 = parser.value()?.parse()?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| lexopt::Error::Custom(Box::new(error)))
+/// Sets what a flag with a value says.
+fn set(flags: &mut Flags, name: &str, parser: &mut lexopt::Parser) -> Result<(), lexopt::Error> {
+    match name {
+        "listen" => flags.listen = value(name, parser)?,
+        "engine" => flags.engine = value(name, parser)?,
+        "pollers" => {
+            flags.pollers = value(name, parser)?;
+            if !(1..=1024).contains(&flags.pollers) {
+                return Err("--pollers must be from 1 to 1024".into());
+            }
+        }
+        #[cfg(feature = "zerocopy")]
+        "zerocopy" => flags.zerocopy = Some(value(name, parser)?),
+        #[cfg(not(feature = "zerocopy"))]
+        "zerocopy" => {
+            return Err("--zerocopy needs a build with the feature: --features zerocopy".into());
+        }
+        "grace" => flags.grace = seconds(name, parser)?,
+        "idle-timeout" => flags.idle_timeout = Some(seconds(name, parser)?),
+        "write-timeout" => flags.write_timeout = Some(seconds(name, parser)?),
+        "max-connections" => {
+            let max = value(name, parser)?;
+            if max == 0 {
+                return Err("--max-connections must be at least 1".into());
+            }
+            flags.max_connections = Some(max);
+        }
+        _ => return Err(format!("invalid option '--{name}'").into()),
+    }
+    Ok(())
+}
+
+/// The value of a flag. An error names it.
+fn value<T: FromStr<Err: Display>>(
+    name: &str,
+    parser: &mut lexopt::Parser,
+) -> Result<T, lexopt::Error> {
+    let text = parser.value()?.string()?;
+    text.parse().map_err(|error: T::Err| format!("--{name} {text}: {error}").into())
+}
+
+fn seconds(name: &str, parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
+    let seconds: f64 = value(name, parser)?;
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|error| format!("--{name} {seconds}: {error}").into())
 }

@@ -14,7 +14,7 @@ use futures_channel::oneshot;
 use crate::affinity;
 use crate::connection::Connection;
 use crate::engine::{Choice, EngineReport};
-use crate::poller::shutdown::{GroupShutdown, Outstanding};
+use crate::poller::shutdown::{GroupShutdown, Outstanding, Token};
 use crate::poller::{CURRENT, Call, Handle, Poller, lock};
 use crate::stats::Stats;
 
@@ -61,63 +61,61 @@ impl Handle {
         left
     }
 
-    /// Has the poller do something, and waits for its answer; none if it has ended. Not from the poller's own
-    /// thread, which could not answer.
+    /// Has the poller do something, and gives its answer when it is there; an error if the poller has ended. Whoever does not
+    /// wait for the answer any more gets it all the same, to `unwanted`.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Poller) -> T + Send + 'static,
-    ) -> Option<T> {
-        if self.mailbox.is_local() {
-            return None;
-        }
-        let (reply, answer) = mpsc::channel();
+        unwanted: impl FnOnce(&mut Poller, T) + Send + 'static,
+    ) -> oneshot::Receiver<T> {
+        let (reply, answer) = oneshot::channel();
         self.call(move |poller| {
-            let _ = reply.send(question(poller));
-        });
-        answer.recv().ok()
-    }
-
-    /// Why a question was not answered.
-    pub(crate) fn unanswered(&self) -> io::Error {
-        match self.is_local() {
-            true => io::Error::new(io::ErrorKind::Deadlock, "a poller cannot wait for itself"),
-            false => io::Error::other("the poller has ended"),
-        }
-    }
-
-    /// Stops accepting for a group; what comes through the channel says that nothing will be accepted any more.
-    pub(crate) fn unlisten(&self, group: Group) -> mpsc::Receiver<()> {
-        let (reply, answer) = mpsc::channel();
-        self.call(move |poller| poller.unlisten(group, reply));
-        answer
-    }
-
-    /// Ends a group's connections: they may finish what they are doing until the deadline. The number of those that
-    /// did not comes through the channel when the last is gone, of those too that are outstanding; nothing if the
-    /// poller has ended before.
-    pub(crate) fn shut_down_group(
-        &self,
-        group: Group,
-        deadline: Instant,
-        outstanding: Arc<dyn Outstanding>,
-    ) -> mpsc::Receiver<usize> {
-        let (reply, answer) = mpsc::channel();
-        self.call(move |poller| {
-            poller.driver.drain(&mut poller.engine, group);
-            poller.shutdowns.push(GroupShutdown {
-                group,
-                deadline,
-                outstanding,
-                forced: None,
-                reply,
+            let told = question(poller);
+            // It wakes a user's waker.
+            contain(|| {
+                if let Err(told) = reply.send(told) {
+                    unwanted(poller, told);
+                }
             });
         });
         answer
     }
 
-    /// Has the poller end, soon, and whatever it still has with it.
-    pub(crate) fn stop(&self) {
-        self.call(|poller| poller.stopping = true);
+    /// Stops accepting for a group; `done` is dropped when nothing will be accepted any more.
+    pub(crate) fn unlisten(&self, group: Group, done: Token) {
+        self.call(move |poller| poller.unlisten(group, done));
+    }
+
+    /// Ends a group's connections: they may finish what they are doing until the deadline. `outstanding` is dropped when the
+    /// last is gone, of those too that are outstanding.
+    pub(crate) fn shut_down_group(
+        &self,
+        group: Group,
+        deadline: Instant,
+        outstanding: Arc<dyn Outstanding>,
+    ) {
+        self.call(move |poller| {
+            poller.driver.drain(&mut poller.engine, group);
+            poller.shutdowns.push(GroupShutdown { group, deadline, outstanding, forced: false });
+        });
+    }
+
+    /// Has the poller end, soon, and whatever it still has with it. `ended` is dropped then.
+    pub(crate) fn stop(&self, ended: Option<Token>) {
+        self.call(move |poller| {
+            poller.stopping = true;
+            poller.mourners.extend(ended);
+        });
+    }
+
+    /// Has the poller end as soon as nobody uses the connections any more that no server owns. The answer: whether that is so
+    /// now.
+    pub(crate) fn retire(&self) -> oneshot::Receiver<bool> {
+        let retire = |poller: &mut Poller| {
+            poller.retiring = true;
+            poller.driver.kept() == 0
+        };
+        self.ask(retire, |_, _| ())
     }
 
     /// Whether it has ended, or is about to.
@@ -145,11 +143,6 @@ impl Handle {
         self.mailbox.wake();
     }
 
-    /// Whether this is the poller's own thread.
-    pub(crate) fn is_local(&self) -> bool {
-        self.mailbox.is_local()
-    }
-
     /// Waits until the thread is over.
     pub(crate) fn join(&self) {
         if let Some(thread) = lock(&self.thread).take() {
@@ -164,19 +157,13 @@ impl Handle {
         limits: Limits,
         connecting: bool,
     ) -> io::Result<Connection> {
-        let (reply, answer) = oneshot::channel();
         self.check(&limits)?;
-        self.call(move |poller| {
-            let group = Group::default();
-            let result = match connecting {
-                true => poller.connect(socket, limits, group),
-                false => poller.open(socket, limits, group),
-            };
-            // If nobody waits any more, the connection is dropped, and with it closed. Whoever waits is woken by a waker of
-            // theirs.
-            contain(|| drop(reply.send(result)));
-        });
-        answer.await.unwrap_or_else(|_| Err(io::Error::other("the poller has ended")))
+        let open = move |poller: &mut Poller| match connecting {
+            true => poller.connect(socket, limits, Group::default()),
+            false => poller.open(socket, limits, Group::default()),
+        };
+        // If nobody waits any more, the connection is closed.
+        self.ask(open, |_, opened| drop(opened)).await.unwrap_or_else(|_| Err(over()))
     }
 
     /// Whether the engine can do what a connection's limits ask for.
@@ -194,12 +181,23 @@ impl Handle {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        self.ask(|poller| poller.snapshot()).unwrap_or_else(|| *lock(&self.last_stats))
+        self.published.read()
     }
 }
 
 fn ended() -> io::Error {
     io::Error::other("the poller ended before it ran")
+}
+
+/// The error of whatever needs pollers that run, for good.
+pub(crate) fn over() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the pollers have ended")
+}
+
+/// The error of whoever would wait on a poller's own thread.
+pub(crate) fn deadlock() -> io::Error {
+    let message = "a poller's own thread would wait for itself";
+    io::Error::new(io::ErrorKind::Deadlock, message)
 }
 
 impl fmt::Debug for Handle {

@@ -11,19 +11,22 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Accepted, Command, Driver, Group, Limits, Mailbox, Poll, Token, contain};
+use duopoll_core::{
+    Accepted, Command, Control, Driver, Group, Limits, Mailbox, Poll, Token, contain,
+};
 use socket2::{Domain, SockRef, Socket};
 
 use crate::clock::Monotonic;
 use crate::connection::Connection;
 use crate::engine::{AnyPoll, Choice, EngineReport};
 use crate::executor::Executor;
+pub(crate) use crate::poller::handle::{deadlock, over};
 use crate::poller::shutdown::{Shutdowns, TEARDOWN};
-use crate::stats::Stats;
+use crate::stats::{self, Published, Stats};
 
 /// How long a poller that ends goes on sending what was flushed before, until the peer's kernel has it. What the kernel has
 /// not taken by then ends with a reset.
@@ -32,8 +35,20 @@ const END_SEND: Duration = Duration::from_secs(1);
 /// What another thread has a poller do.
 type Call = Box<dyn FnOnce(&mut Poller) + Send>;
 
-/// What becomes of an accepted connection.
-pub(crate) type Acceptor = Arc<dyn Fn(&mut Poller, Token, OwnedFd) + Send + Sync>;
+/// What becomes of the connections that a listener accepts, and of the listener.
+pub(crate) trait Acceptor: Send + Sync {
+    /// A connection was accepted, on this poller.
+    fn accepted(self: Arc<Self>, poller: &mut Poller, listener: Token, socket: OwnedFd);
+
+    /// A poller listens.
+    fn listens(&self, poller: &Arc<Handle>, listener: Token);
+
+    /// The poller that listened has ended by itself: another one that is to go on, if there is any.
+    fn successor(&self) -> Option<Arc<Handle>>;
+
+    /// The poller that listened has ended, and nobody goes on.
+    fn ended(&self);
+}
 
 /// The way to a poller, from any thread.
 pub(crate) struct Handle {
@@ -46,8 +61,8 @@ pub(crate) struct Handle {
     load: AtomicUsize,
     /// It takes no connection any more.
     ended: AtomicBool,
-    /// The figures at the poller's end.
-    last_stats: Mutex<Stats>,
+    /// As of the end of the last turn.
+    published: Published,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -63,6 +78,10 @@ pub(crate) struct Poller {
     stats: Stats,
     shutdowns: Shutdowns,
     stopping: bool,
+    /// It ends when nobody uses the connections any more that keep it.
+    retiring: bool,
+    /// Dropped with it: somebody waits for its end.
+    mourners: Vec<shutdown::Token>,
     /// It was logged that accepting is put off.
     backoff_logged: bool,
 }
@@ -71,7 +90,11 @@ pub(crate) struct Poller {
 struct ListenerEntry {
     token: Token,
     group: Group,
-    acceptor: Acceptor,
+    acceptor: Arc<dyn Acceptor>,
+    /// It accepts no more. Some that the kernel has accepted may still come.
+    leaving: bool,
+    /// Dropped with the entry: somebody waits for that.
+    _done: Option<shutdown::Token>,
 }
 
 thread_local! {
@@ -103,7 +126,7 @@ impl Poller {
             report,
             load: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
-            last_stats: Mutex::new(Stats::default()),
+            published: Published::default(),
             thread: Mutex::new(None),
         });
         Ok(Poller {
@@ -117,6 +140,8 @@ impl Poller {
             stats: Stats { pollers: 1, ..Stats::default() },
             shutdowns: Shutdowns::default(),
             stopping: false,
+            retiring: false,
+            mourners: Vec::new(),
             backoff_logged: false,
         })
     }
@@ -124,6 +149,8 @@ impl Poller {
     /// Runs it on the calling thread until it is stopped. What `begin` does comes first.
     pub(crate) fn run(mut self, begin: impl FnOnce(&mut Poller)) -> io::Result<()> {
         let _entered = self.handle.mailbox.enter();
+        stats::begin();
+        self.publish();
         let previous = CURRENT.replace(Some(self.handle.clone()));
         // Handlers are caught one by one. What panics here is a waker of somebody else's executor, or a bug.
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
@@ -131,7 +158,7 @@ impl Poller {
             loop {
                 self.turn()?;
                 self.look_at_shutdowns();
-                if self.stopping {
+                if self.stopping || (self.retiring && self.driver.kept() == 0) {
                     break io::Result::Ok(());
                 }
             }
@@ -180,6 +207,7 @@ impl Poller {
         self.take_commands();
         self.driver.end_turn(&mut self.engine);
         self.handle.load.store(self.driver.open_connections(), Ordering::Relaxed);
+        self.publish();
         Ok(())
     }
 
@@ -216,7 +244,7 @@ impl Poller {
         for Accepted { listener, socket } in accepted.drain(..) {
             let entry = self.listeners.iter().find(|entry| entry.token == listener);
             if let Some(entry) = entry {
-                entry.acceptor.clone()(self, listener, socket);
+                entry.acceptor.clone().accepted(self, listener, socket);
             }
         }
         self.accepted = accepted;
@@ -227,17 +255,22 @@ impl Poller {
         &mut self,
         socket: OwnedFd,
         group: Group,
-        acceptor: Acceptor,
+        acceptor: Arc<dyn Acceptor>,
     ) -> io::Result<Token> {
         let token = self.driver.listen(&mut self.engine, socket)?;
-        self.listeners.push(ListenerEntry { token, group, acceptor });
+        acceptor.listens(&self.handle, token);
+        self.listeners.push(ListenerEntry { token, group, acceptor, leaving: false, _done: None });
         Ok(token)
     }
 
-    /// Stops accepting from a listener.
-    pub(crate) fn stop_listening(&mut self, token: Token) {
-        self.listeners.retain(|entry| entry.token != token);
-        self.driver.unlisten(&mut self.engine, token);
+    /// Stops accepting from a listener, but for what the kernel has accepted by now. `done` is dropped when the kernel holds
+    /// nothing of it any more.
+    pub(crate) fn stop_listening(&mut self, token: Token, done: Option<shutdown::Token>) {
+        if let Some(entry) = self.listeners.iter_mut().find(|entry| entry.token == token) {
+            entry.leaving = true;
+            entry._done = done;
+            self.driver.unlisten(&mut self.engine, token);
+        }
     }
 
     /// Accepts no more from a listener for a while.
@@ -261,6 +294,18 @@ impl Poller {
         Ok(Connection::new(reader, writer))
     }
 
+    /// Takes a connected socket on, of which nothing is received before it is [resumed](Connection::resume).
+    pub(crate) fn open_paused(
+        &mut self,
+        socket: OwnedFd,
+        limits: Limits,
+        group: Group,
+    ) -> io::Result<Connection> {
+        let (reader, writer) =
+            self.driver.open_paused(&mut self.engine, Some(socket), limits, group)?;
+        Ok(Connection::new(reader, writer))
+    }
+
     /// Takes a socket on whose connect(2) is under way.
     pub(crate) fn connect(
         &mut self,
@@ -273,6 +318,11 @@ impl Poller {
         Ok(Connection::new(reader, writer))
     }
 
+    /// Handles on the connections of a group that are open.
+    pub(crate) fn controls(&self, group: Group) -> Vec<Control> {
+        self.driver.controls(group)
+    }
+
     /// Starts a task on this poller.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
         self.handle.executor.spawn(future);
@@ -282,43 +332,65 @@ impl Poller {
         &self.handle
     }
 
-    /// Stops accepting for a group, and replies when nothing can be accepted any more. Connections that the kernel has
+    /// Stops accepting for a group, and drops `done` when nothing can be accepted any more. Connections that the kernel has
     /// established already are still taken on, since their peers may have sent requests.
-    fn unlisten(&mut self, group: Group, reply: mpsc::Sender<()>) {
-        let ours = self.listeners.iter().filter(|entry| entry.group == group);
+    fn unlisten(&mut self, group: Group, done: shutdown::Token) {
+        let ours = self.listeners.iter().filter(|entry| entry.group == group && !entry.leaving);
         let ours: Vec<_> = ours.map(|entry| (entry.token, entry.acceptor.clone())).collect();
         for (token, acceptor) in ours {
             let backlog = self.driver.listener(token).map(accept_rest).unwrap_or_default();
-            self.driver.unlisten(&mut self.engine, token);
+            self.stop_listening(token, None);
             self.stats.accepts += backlog.len() as u64;
             for socket in backlog {
-                acceptor(self, token, socket);
+                acceptor.clone().accepted(self, token, socket);
             }
         }
-        self.shutdowns.await_listeners(group, reply);
+        self.shutdowns.await_listeners(group, done);
     }
 
-    /// Answers whoever waits for a shutdown.
+    /// Tells whoever waits for a shutdown.
     fn look_at_shutdowns(&mut self) {
         let Poller { listeners, shutdowns, driver, engine, .. } = self;
-        if shutdowns.awaits_listeners() {
-            listeners.retain(|entry| driver.listener(entry.token).is_some());
-            shutdowns.answer_unlistened(|group| listeners.iter().any(|entry| entry.group == group));
+        if listeners.iter().any(|entry| entry.leaving) {
+            listeners.retain(|entry| !entry.leaving || driver.listener(entry.token).is_some());
         }
+        shutdowns.tell_unlistened(|group| {
+            listeners.iter().any(|entry| entry.leaving && entry.group == group)
+        });
         shutdowns.advance(driver, engine);
+    }
+
+    /// Has its listeners go on elsewhere, if it ends by itself and there is where.
+    fn pass_listeners_on(&mut self) {
+        for ListenerEntry { token, group, acceptor, leaving, _done } in self.listeners.drain(..) {
+            let failed = self.stats.failed_pollers > 0 && !leaving;
+            let next = failed.then(|| acceptor.successor()).flatten();
+            let socket = self.driver.listener(token).map(|socket| socket.try_clone_to_owned());
+            let (Some(next), Some(Ok(socket))) = (next, socket) else {
+                acceptor.ended();
+                continue;
+            };
+            let mut lost = Lost(Some(acceptor.clone()));
+            next.call(move |poller| match poller.listen(socket, group, acceptor) {
+                Ok(_) => drop(lost.0.take()),
+                Err(error) => log::error!("a listener has ended with its poller: {error}"),
+            });
+        }
     }
 
     /// Gives back everything. The engine's memory is the kernel's until it says otherwise.
     fn tear_down(mut self) {
-        // Whoever asks from now on gets the last figures, and they are there before nobody answers.
-        *lock(&self.handle.last_stats) = self.snapshot();
+        self.publish();
         self.handle.ended.store(true, Ordering::Relaxed);
         let late_calls = lock(&self.handle.calls).take();
         // With them those who wait for an answer are woken.
         contain(|| drop(late_calls));
+        self.pass_listeners_on();
+        self.take_commands();
+        // Before the tasks, with which handlers go: whoever is within a request ends with a reset.
+        self.driver.wind_up(&mut self.engine);
         self.handle.executor.cancel_all();
         self.take_commands();
-        self.driver.wind_up(&mut self.engine);
         // A socket that is closed with bytes unread, or gets some then, sends a reset, and what its peer has no room for yet
         // is lost: so what comes is dropped until everything is there.
         self.go_on_until(END_SEND, |driver| {
@@ -327,7 +399,7 @@ impl Poller {
         self.driver.abort_all(&mut self.engine);
         self.go_on_until(TEARDOWN, Driver::is_empty);
         self.handle.mailbox.close();
-        *lock(&self.handle.last_stats) = self.snapshot();
+        self.publish();
     }
 
     /// Takes turns without tasks until that is so, or the time is over.
@@ -344,13 +416,26 @@ impl Poller {
         }
     }
 
-    fn snapshot(&self) -> Stats {
+    /// Has everybody see what was counted so far.
+    pub(crate) fn publish(&self) {
         let mut stats = self.stats;
         stats.add_handlers();
         stats.add_engine(self.engine.stats());
         stats.add_driver(self.driver.stats());
         stats.timers = self.driver.timers() as u64;
-        stats
+        stats.open_connections = self.driver.open_connections() as u64;
+        self.handle.published.write(&stats);
+    }
+}
+
+/// A listener that is on its way to another poller; dropped, if it does not arrive.
+struct Lost(Option<Arc<dyn Acceptor>>);
+
+impl Drop for Lost {
+    fn drop(&mut self) {
+        if let Some(acceptor) = self.0.take() {
+            acceptor.ended();
+        }
     }
 }
 

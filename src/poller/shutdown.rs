@@ -1,6 +1,7 @@
-//! Graceful shutdowns of groups of connections: how far they are, and who waits for them.
+//! Graceful shutdowns of groups of connections: how far they are, and what is told when they are over.
 
-use std::sync::{Arc, mpsc};
+use std::any::Any;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use duopoll_core::{Driver, Group};
@@ -10,20 +11,26 @@ use crate::engine::AnyPoll;
 /// How long a poller that ends waits for the kernel to give back what it holds. What it does not is leaked.
 pub(super) const TEARDOWN: Duration = Duration::from_secs(10);
 
-/// Who was accepted for a group, on this poller or elsewhere. Its shutdown is not over while there is anybody.
+/// Is dropped when something is over, and so tells whoever waits for it, even if the poller ends before.
+pub(crate) type Token = Box<dyn Any + Send>;
+
+/// A group's end, as whoever brings it about sees it. Dropped when it is over.
 pub(crate) trait Outstanding: Send + Sync {
-    /// Closes the sockets that wait. Returns how many.
+    /// Closes the sockets that wait to be served. Returns how many.
     fn give_up(&self) -> usize;
 
-    /// Whether nobody is open or waits to be.
+    /// Whether nobody who was accepted, on this poller or elsewhere, is open or waits to be.
     fn is_empty(&self) -> bool;
+
+    /// So many connections of a poller were closed by force.
+    fn count_forced(&self, connections: usize);
 }
 
 /// The shutdowns that are under way on a poller.
 #[derive(Default)]
 pub(super) struct Shutdowns {
-    /// Groups that accept no more, and who waits for that.
-    leaving: Vec<(Group, mpsc::Sender<()>)>,
+    /// Groups that accept no more, and what is dropped when none of their listeners is left.
+    leaving: Vec<(Group, Token)>,
     groups: Vec<GroupShutdown>,
 }
 
@@ -32,56 +39,44 @@ pub(super) struct GroupShutdown {
     pub(super) group: Group,
     pub(super) deadline: Instant,
     pub(super) outstanding: Arc<dyn Outstanding>,
-    /// Connections closed by force, once the deadline has passed.
-    pub(super) forced: Option<usize>,
-    pub(super) reply: mpsc::Sender<usize>,
+    /// The deadline has passed.
+    pub(super) forced: bool,
 }
 
 impl Shutdowns {
-    /// A group accepts no more: somebody waits until none of its listeners is left.
-    pub(super) fn await_listeners(&mut self, group: Group, reply: mpsc::Sender<()>) {
-        self.leaving.push((group, reply));
+    /// A group accepts no more: `done` is dropped when none of its listeners is left.
+    pub(super) fn await_listeners(&mut self, group: Group, done: Token) {
+        self.leaving.push((group, done));
     }
 
     pub(super) fn push(&mut self, shutdown: GroupShutdown) {
         self.groups.push(shutdown);
     }
 
-    /// Whether somebody waits for listeners.
-    pub(super) fn awaits_listeners(&self) -> bool {
-        !self.leaving.is_empty()
+    /// Tells those who wait for the listeners of a group, if it has none.
+    pub(super) fn tell_unlistened(&mut self, listens: impl Fn(Group) -> bool) {
+        self.leaving.retain(|(group, _)| listens(*group));
     }
 
-    /// Answers those who wait for the listeners of a group, if it has none.
-    pub(super) fn answer_unlistened(&mut self, listens: impl Fn(Group) -> bool) {
-        self.leaving.retain(|(group, reply)| {
-            let listens = listens(*group);
-            if !listens {
-                let _ = reply.send(());
-            }
-            listens
-        });
-    }
-
-    /// Uses force where a deadline has passed, and answers those whose group is over.
+    /// Uses force where a deadline has passed, and forgets those groups that are over.
     pub(super) fn advance(&mut self, driver: &mut Driver, engine: &mut AnyPoll) {
         if self.groups.is_empty() {
             return;
         }
         let now = Instant::now();
         for shutdown in &mut self.groups {
-            if shutdown.forced.is_none() && now >= shutdown.deadline {
+            if !shutdown.forced && now >= shutdown.deadline {
+                shutdown.forced = true;
                 let waiting = shutdown.outstanding.give_up();
                 let open = driver.abort_group(engine, shutdown.group);
-                shutdown.forced = Some(waiting + open);
+                shutdown.outstanding.count_forced(waiting + open);
             }
         }
         self.groups.retain(|shutdown| {
             let over = driver.left(shutdown.group) == 0 && shutdown.outstanding.is_empty();
-            let late = shutdown.forced.is_some() && now >= shutdown.deadline + TEARDOWN;
+            let late = shutdown.forced && now >= shutdown.deadline + TEARDOWN;
             if over || late {
                 driver.end_drain(shutdown.group);
-                let _ = shutdown.reply.send(shutdown.forced.unwrap_or(0));
             }
             !(over || late)
         });
@@ -90,8 +85,8 @@ impl Shutdowns {
     /// When each is to be looked at again, at the latest.
     pub(super) fn deadlines(&self) -> impl Iterator<Item = Instant> {
         self.groups.iter().map(|shutdown| match shutdown.forced {
-            None => shutdown.deadline,
-            Some(_) => shutdown.deadline + TEARDOWN,
+            false => shutdown.deadline,
+            true => shutdown.deadline + TEARDOWN,
         })
     }
 }

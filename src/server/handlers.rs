@@ -3,11 +3,13 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::thread;
 
 use crate::blocking::Blocking;
 use crate::connection::Connection;
 use crate::server::builder::Builder;
-use crate::server::life::{AsyncHandler, BlockingHandler, Job, Running, Task, live};
+use crate::server::figures::Figures;
+use crate::server::life::{AsyncHandler, BlockingHandler, Handler, Job, Running, Task, live};
 use crate::server::service::Service;
 
 impl Builder {
@@ -25,11 +27,7 @@ impl Builder {
     where
         F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
     {
-        let running =
-            Arc::new(Running { callbacks: self.callbacks.clone(), handler: AsyncHandler(handler) });
-        Service::new(self, move |poller, connection, permit| {
-            poller.spawn(live(connection, running.clone(), permit));
-        })
+        self.served_by(AsyncHandler(handler))
     }
 
     /// A handler that blocks, as [`on_request`](Builder::on_request) otherwise. Each call is a [`Job`] of its own, given
@@ -57,9 +55,14 @@ impl Builder {
         S: Fn(Job) + Send + Sync + 'static,
         F: Fn(&mut Blocking) -> io::Result<()> + Send + Sync + 'static,
     {
-        let handler = BlockingHandler { spawn, handler: Arc::new(handler) };
-        let running = Arc::new(Running { callbacks: self.callbacks.clone(), handler });
-        Service::new(self, move |poller, connection, permit| {
+        self.served_by(BlockingHandler { spawn, handler: Arc::new(handler) })
+    }
+
+    /// A service whose connections live on their pollers.
+    fn served_by(self, handler: impl Handler) -> Service {
+        let (callbacks, figures) = (self.callbacks.clone(), Arc::<Figures>::default());
+        let running = Arc::new(Running { callbacks, handler, figures: figures.clone() });
+        Service::new(self, figures, move |poller, connection, permit| {
             poller.spawn(live(connection, running.clone(), permit));
         })
     }
@@ -69,8 +72,8 @@ impl Builder {
     /// [`next_request`](Connection::next_request), and its end drops the connection, with what it has not flushed. Every wait then wakes another
     /// thread.
     ///
-    /// `on_connect` and `on_disconnect` have no place here, and are an error when the service is served. Requests, errors
-    /// and panics are not counted.
+    /// `on_connect` and `on_disconnect` have no place here, and are an error when the service is served. Requests are not
+    /// counted; errors and panics are, in [`ServerStats`](crate::ServerStats).
     pub fn on_connection<S, F, T>(self, spawn: S, handler: F) -> Service
     where
         S: Fn(Task) + Send + Sync + 'static,
@@ -78,10 +81,13 @@ impl Builder {
         T: Future<Output = io::Result<()>> + Send + 'static,
     {
         let refused = self.callbacks.connect.is_some() || self.callbacks.disconnect.is_some();
-        let mut service = Service::new(self, move |_, connection, permit| {
+        let figures = Arc::<Figures>::default();
+        let mut service = Service::new(self, figures.clone(), move |_, connection, permit| {
             let served = handler(connection);
+            let panics = PanicCount(figures.clone());
             spawn(Box::pin(async move {
                 if let Err(error) = served.await {
+                    panics.0.count_error();
                     log::debug!("a handler has failed: {error}");
                 }
                 drop(permit);
@@ -91,5 +97,16 @@ impl Builder {
             service.refused = Some("on_connect and on_disconnect do not go with on_connection");
         }
         service
+    }
+}
+
+/// Counts a panic of the future that it lies in.
+struct PanicCount(Arc<Figures>);
+
+impl Drop for PanicCount {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.count_panic();
+        }
     }
 }

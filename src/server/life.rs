@@ -13,8 +13,9 @@ use pin_project_lite::pin_project;
 
 use crate::blocking::Blocking;
 use crate::connection::Connection;
+use crate::server::admission::Permit;
 use crate::server::callbacks::Callbacks;
-use crate::server::connection_limit::Permit;
+use crate::server::figures::Figures;
 use crate::stats;
 
 /// A call of a handler that blocks; see [`Builder::on_request_blocking`](crate::Builder::on_request_blocking).
@@ -27,6 +28,7 @@ pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct Running<H> {
     pub(super) callbacks: Callbacks,
     pub(super) handler: H,
+    pub(super) figures: Arc<Figures>,
 }
 
 /// How a request is handled.
@@ -123,10 +125,14 @@ pub(super) fn live<H: Handler>(
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 stats::count_handler_error();
+                service.figures.count_error();
                 log::debug!("a handler has failed: {error}");
             }
             // The panic hook has reported it.
-            Err(_) => stats::count_handler_panic(),
+            Err(_) => {
+                stats::count_handler_panic();
+                service.figures.count_panic();
+            }
         }
         if let (Some(disconnect), Some(connection)) = (&service.callbacks.disconnect, &mut slot) {
             disconnect(connection).await;
@@ -150,6 +156,7 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
         let reader = there(slot)?.reader();
         let Ok(true) = poll_fn(|cx| reader.poll_request(cx, seen)).await else { return Ok(()) };
         stats::count_request();
+        service.figures.count_request();
         let consumed = reader.consumed();
         service.handler.handle(slot).await?;
         let connection = there(slot)?;

@@ -1,38 +1,43 @@
 //! Servers: an event loop that calls a handler for what its connections receive.
 
+pub(crate) mod admission;
 pub(crate) mod builder;
 mod callbacks;
-mod connection_limit;
+mod ending;
+mod figures;
 mod handlers;
 pub(crate) mod life;
+mod listening;
 pub(crate) mod service;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use duopoll_core::{Group, Token};
+use duopoll_core::{Control, Group, Limits, on_poller_thread};
+use futures_channel::oneshot;
+use pollster::block_on;
 use socket2::SockRef;
 
 use crate::address::Address;
 use crate::engine::EngineReport;
 use crate::listener::{Listener, SocketFile};
-use crate::poller::{Handle, Poller};
+use crate::poller::{Poller, deadlock};
 use crate::pollers::Pollers;
-use crate::server::connection_limit::{ConnectionLimit, Placement};
-use crate::stats::Stats;
+use crate::server::admission::{Admission, Entrance, Placement};
+use crate::server::listening::Beginning;
+use crate::stats::{ServerStats, Stats};
 
-/// Longer than any grace, and short enough to be added to the time of day.
-const GRACE_MAX: Duration = Duration::from_secs(1 << 32);
-
-/// A server that runs. Dropping it shuts it down without grace.
+/// A server that runs. Dropping it shuts it down without grace, and waits for that unless it is dropped on a poller's thread,
+/// as in a handler.
 #[derive(Debug)]
+#[must_use = "a server that is dropped is shut down"]
 pub struct Server {
     pollers: Pollers,
     /// They are nobody else's.
     own: bool,
     group: Group,
-    limit: Arc<ConnectionLimit>,
+    admission: Arc<Admission>,
     address: Address,
     listeners: Mutex<Listeners>,
 }
@@ -51,18 +56,28 @@ impl Server {
     /// Serves what another listener accepts too. Returns its address.
     ///
     /// # Errors
-    /// What the engine says; [`NotConnected`](io::ErrorKind::NotConnected) after a shutdown. Not to be called from a
-    /// handler, which would wait for itself.
+    /// What the engine says; [`NotConnected`](io::ErrorKind::NotConnected) after a shutdown, and when the pollers have ended;
+    /// [`Deadlock`](io::ErrorKind::Deadlock) on a poller's thread, as in a handler:
+    /// [`listen_async`](Server::listen_async) works there.
     pub fn listen(&self, listener: Listener) -> io::Result<Address> {
-        self.listen_on(listener, None)
+        if on_poller_thread() {
+            return Err(deadlock());
+        }
+        block_on(self.listen_async(listener))
     }
 
-    /// `here`: the first of the pollers, if the calling thread runs it.
-    fn listen_on(&self, listener: Listener, mut here: Option<&mut Poller>) -> io::Result<Address> {
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        if listeners.over {
-            let message = "the server was shut down";
-            return Err(io::Error::new(io::ErrorKind::NotConnected, message));
+    /// As [`listen`](Server::listen), for any thread. Dropping the future takes it back.
+    ///
+    /// # Errors
+    /// As for `listen`, but `Deadlock`.
+    pub async fn listen_async(&self, listener: Listener) -> io::Result<Address> {
+        self.listen_on(listener, None)?.finish(self).await
+    }
+
+    /// `here`: the first of the pollers, if the calling thread is to run it.
+    fn listen_on(&self, listener: Listener, here: Option<&mut Poller>) -> io::Result<Opening> {
+        if self.listeners().over {
+            return Err(was_shut_down());
         }
         let address = listener.local_addr()?;
         let mut handles = self.pollers.handles();
@@ -70,36 +85,15 @@ impl Server {
         // One socket, or with SO_REUSEPORT one for each poller.
         let more = (1..handles.len()).map_while(|_| listener.another());
         let more = more.collect::<io::Result<Vec<_>>>()?;
-        let (socket, file) = listener.into_parts();
+        let socket = listener.as_socket().try_clone_to_owned()?;
         // Whoever bound it may have left it blocking, and a poller must never block.
         SockRef::from(&socket).set_nonblocking(true)?;
         let placement =
             if more.is_empty() { Placement::Balanced } else { Placement::WhereAccepted };
+        let entrance = Arc::new(Entrance { admission: self.admission.clone(), placement });
         let sockets = [socket].into_iter().chain(more);
-        let mut started: Vec<(&Arc<Handle>, Token)> = Vec::new();
-        for (handle, socket) in handles.iter().zip(sockets) {
-            let (group, acceptor) = (self.group, self.limit.clone().acceptor(placement));
-            let listen = move |poller: &mut Poller| poller.listen(socket, group, acceptor);
-            let token = match here.take() {
-                Some(poller) => Some(listen(poller)),
-                None => handle.ask(listen),
-            };
-            match token.unwrap_or_else(|| Err(handle.unanswered())) {
-                Ok(token) => started.push((handle, token)),
-                Err(error) => {
-                    for (handle, token) in started {
-                        handle.call(move |poller| poller.stop_listening(token));
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        if started.is_empty() {
-            return Err(io::Error::other("the pollers have ended"));
-        }
-        listeners.addresses.push(address.clone());
-        listeners.files.extend(file);
-        Ok(address)
+        let beginning = Beginning::new(&handles, sockets, self.group, &entrance, here)?;
+        Ok(Opening { address, listener, beginning })
     }
 
     /// The address of the listener that it was started with.
@@ -109,7 +103,7 @@ impl Server {
 
     /// The addresses of all its listeners.
     pub fn local_addrs(&self) -> Vec<Address> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).addresses.clone()
+        self.listeners().addresses.clone()
     }
 
     /// The pollers it runs on.
@@ -123,40 +117,131 @@ impl Server {
         self.pollers.handles()[0].report().clone()
     }
 
-    /// The counters of all pollers, added up. Asks each of them, so it is not for a hot path. Still works after
-    /// the shutdown.
+    /// The figures of its pollers, added up: see [`Pollers::stats`]. Where it shares them with others, theirs too. Waits for
+    /// nobody, may be called anywhere, and still works after the shutdown.
     pub fn stats(&self) -> Stats {
         self.pollers.stats()
     }
 
+    /// The figures of this server alone. As [`stats`](Server::stats) otherwise.
+    pub fn server_stats(&self) -> ServerStats {
+        self.admission.stats()
+    }
+
+    /// Connections that are open, on all pollers.
+    pub fn open_connections(&self) -> usize {
+        self.admission.open()
+    }
+
+    /// Changes how many connections may be open at once; none: as many as there are descriptors. Those that are open beyond it
+    /// stay.
+    pub fn set_max_connections(&self, max: Option<usize>) {
+        self.admission.set_max(max);
+    }
+
+    /// Changes what connections may hold that are accepted from now on. To change those that are open, see
+    /// [`connections`](Server::connections).
+    ///
+    /// # Errors
+    /// [`Unsupported`](io::ErrorKind::Unsupported) if something is to be sent without a copy and an engine cannot do it on
+    /// this kernel.
+    pub fn set_limits(&self, limits: Limits) -> io::Result<()> {
+        for handle in self.pollers.handles() {
+            handle.check(&limits)?;
+        }
+        self.admission.set_limits(limits);
+        Ok(())
+    }
+
+    /// Handles on its connections that are open, in no order: for an overview, or to end some.
+    pub async fn connections(&self) -> Vec<Control> {
+        let group = self.group;
+        let handles = self.pollers.handles();
+        let asked = handles.iter().map(|handle| {
+            handle.ask(move |poller| poller.controls(group), |_, controls| drop(controls))
+        });
+        let mut all = Vec::new();
+        for answer in asked.collect::<Vec<_>>() {
+            // A poller that has ended has none.
+            all.extend(answer.await.unwrap_or_default());
+        }
+        all
+    }
+
     /// Stops accepting, lets connections finish their requests, and closes those that are idle. What the kernel has
     /// accepted is still served, and what has arrived is still answered. When the grace is over the rest is closed
-    /// by force: returns how many that were. Blocks until all are over: for a connection that is closed that takes until its
-    /// peer closes too, or a second, and a handler that computes is waited for, since nobody can stop it. Harmless if it was done before. Not to be called
-    /// from a handler, which would wait for itself.
-    pub fn shutdown(&self, grace: Duration) -> usize {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).over = true;
-        let handles = self.pollers.handles();
-        // First everywhere, so that no poller accepts for another that has ended.
-        let leaving: Vec<_> = handles.iter().map(|handle| handle.unlisten(self.group)).collect();
-        for answer in leaving {
-            // An error: the poller has ended.
-            let _ = answer.recv();
+    /// by force: gives how many that were. Blocks until all are over: for a connection that is closed that takes until its
+    /// peer closes too, or a second, and a handler that computes is waited for, since nobody can stop it. Harmless if it was
+    /// done before.
+    ///
+    /// # Errors
+    /// [`Deadlock`](io::ErrorKind::Deadlock) on a poller's thread, as in a handler, and nothing is shut down:
+    /// [`shutdown_async`](Server::shutdown_async) works there.
+    pub fn shutdown(&self, grace: Duration) -> io::Result<usize> {
+        if on_poller_thread() {
+            return Err(deadlock());
         }
-        let deadline = Instant::now() + grace.min(GRACE_MAX);
-        let end =
-            |handle: &Arc<Handle>| handle.shut_down_group(self.group, deadline, self.limit.clone());
-        let ending: Vec<_> = handles.iter().map(end).collect();
-        let forced = ending.iter().map(|answer| answer.recv().unwrap_or(0)).sum();
+        let forced = block_on(self.shutdown_async(grace));
         if self.own {
-            self.pollers.stop();
+            self.pollers.join();
         }
-        forced
+        Ok(forced)
     }
+
+    /// As [`shutdown`](Server::shutdown), for any thread and any executor. It is begun when this is called, and goes on if the
+    /// future is dropped. A task on one of the server's own pollers ends with them, before it is told.
+    pub fn shutdown_async(&self, grace: Duration) -> impl Future<Output = usize> + Send + use<> {
+        let over = self.begin_shutdown(grace);
+        async move { over.await.unwrap_or(0) }
+    }
+
+    fn begin_shutdown(&self, grace: Duration) -> oneshot::Receiver<usize> {
+        self.listeners().over = true;
+        let (pollers, admission) = (self.pollers.clone(), self.admission.clone());
+        ending::begin(pollers, self.own, self.group, admission, grace)
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Listeners> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A listener that its pollers are about to serve.
+struct Opening {
+    address: Address,
+    listener: Listener,
+    beginning: Beginning,
+}
+
+impl Opening {
+    async fn finish(mut self, server: &Server) -> io::Result<Address> {
+        self.beginning.all_listen().await?;
+        let admission = server.admission.clone();
+        let file = self.listener.hand_over(move |socket| admission.admit(None, socket));
+        let mut listeners = server.listeners();
+        if listeners.over {
+            return Err(was_shut_down());
+        }
+        self.beginning.keep();
+        listeners.addresses.push(self.address.clone());
+        listeners.files.extend(file);
+        Ok(self.address)
+    }
+}
+
+fn was_shut_down() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the server was shut down")
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.shutdown(Duration::ZERO);
+        let over = self.begin_shutdown(Duration::ZERO);
+        // No poller waits for another, which may wait for it.
+        if !on_poller_thread() {
+            let _ = block_on(over);
+            if self.own {
+                self.pollers.join();
+            }
+        }
     }
 }

@@ -11,14 +11,17 @@ use std::thread;
 use std::time::Duration;
 
 use duopoll_core::{Group, contain};
+use futures_channel::oneshot;
+use pollster::block_on;
 
 use crate::connection::Connection;
 use crate::listener::Listener;
 use crate::poller::{Handle, Poller};
 use crate::pollers::{PollerOptions, Pollers};
 use crate::server::Server;
+use crate::server::admission::{Admission, Permit};
 use crate::server::builder::Builder;
-use crate::server::connection_limit::{ConnectionLimit, Permit};
+use crate::server::figures::Figures;
 use crate::stats::count_handler_panic;
 
 /// A server that is ready to be started.
@@ -26,6 +29,7 @@ use crate::stats::count_handler_panic;
 pub struct Service {
     builder: Builder,
     begin: Box<Begin>,
+    figures: Arc<Figures>,
     /// Why it cannot be served.
     pub(super) refused: Option<&'static str>,
 }
@@ -36,9 +40,10 @@ type Begin = dyn Fn(&mut Poller, Connection, Permit) + Send + Sync;
 impl Service {
     pub(super) fn new(
         builder: Builder,
+        figures: Arc<Figures>,
         begin: impl Fn(&mut Poller, Connection, Permit) + Send + Sync + 'static,
     ) -> Service {
-        Service { builder, begin: Box::new(begin), refused: None }
+        Service { builder, begin: Box::new(begin), figures, refused: None }
     }
 
     /// Starts the pollers, and serves what the listener accepts. Returns at once; the server runs until it is shut
@@ -59,7 +64,7 @@ impl Service {
     /// `until` is called when it listens, and what it returns runs as a task on this poller. When that is ready the
     /// server is shut down, with the grace that it gives; returns how many connections were then closed by force.
     ///
-    /// With one poller the process needs no other thread, but one for the shutdown. The kernel then counts no references
+    /// With one poller the process needs no other thread. The kernel then counts no references
     /// to the descriptors of system calls, which makes each of them cheaper. Where pollers are
     /// [pinned](Builder::pinned), the thread stays bound to its CPU afterwards.
     ///
@@ -103,23 +108,26 @@ impl Service {
         })?;
         let Some(poller) = here else { return invalid("there is no poller for this thread") };
         let server = Arc::new(server);
-        let (reply, forced) = mpsc::channel();
+        let (reply, begun_end) = mpsc::channel();
         let mut begun: thread::Result<io::Result<()>> = Ok(Ok(()));
         let ran = poller.run(|poller| {
             begun = panic::catch_unwind(AssertUnwindSafe(|| {
-                server.listen_on(listener, Some(poller))?;
+                let opening = server.listen_on(listener, Some(poller))?;
+                block_on(opening.finish(&server))?;
                 let until = until(&server);
-                let shutdown = ShutdownTask { server: server.clone(), reply, begun: false };
-                poller.spawn(async move { shutdown.begin(until.await) });
+                let end = End { server: server.clone(), begun: false };
+                poller.spawn(async move { drop(reply.send(end.begin(until.await))) });
                 Ok(())
             }));
             if !matches!(begun, Ok(Ok(()))) {
-                poller.handle().stop();
+                poller.handle().stop(None);
             }
         });
         begun.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
         ran?;
-        forced.recv().map_err(|_| io::Error::other("what was to end the server has panicked"))
+        let over = begun_end.recv();
+        let over = over.map_err(|_| io::Error::other("what was to end the server has panicked"))?;
+        Ok(block_on(over).unwrap_or(0))
     }
 
     /// A server that does not listen yet.
@@ -128,7 +136,7 @@ impl Service {
         listener: &Listener,
         start: impl FnOnce(PollerOptions) -> io::Result<Pollers>,
     ) -> io::Result<Server> {
-        let Service { builder, begin, refused } = self;
+        let Service { builder, begin, figures, refused } = self;
         let Builder { pollers, shared, limits, max_connections, callbacks } = builder;
         let own = shared.is_none();
         let refused = match &shared {
@@ -145,10 +153,12 @@ impl Service {
             handle.check(&limits)?;
         }
         let group = next_group();
-        let limit = ConnectionLimit::new(
+        let admission = Admission::new(
             pollers.clone(),
+            figures.clone(),
+            limits,
             max_connections,
-            move |poller, socket, permit| {
+            move |poller, socket, limits, permit| {
                 // A panic of a callback ends the connection that it was called for.
                 let contained = contain(|| {
                     let prepared = match &callbacks.prepare {
@@ -158,47 +168,41 @@ impl Service {
                     match prepared.and_then(|()| poller.open(socket, limits, group)) {
                         Ok(connection) => begin(poller, connection, permit),
                         Err(error) => {
+                            figures.count_refusal();
                             log::debug!("a connection was accepted and is not served: {error}");
                         }
                     }
                 });
                 if !contained {
                     count_handler_panic();
+                    figures.count_panic();
                 }
             },
         );
         let address = listener.local_addr()?;
         let listeners = Mutex::default();
-        Ok(Server { pollers, own, group, limit, address, listeners })
+        Ok(Server { pollers, own, group, admission, address, listeners })
     }
 }
 
 /// The end of a server that one of its own pollers is to bring about.
-struct ShutdownTask {
+struct End {
     server: Arc<Server>,
-    reply: mpsc::Sender<usize>,
     begun: bool,
 }
 
-impl ShutdownTask {
-    /// On another thread, since a shutdown waits for the pollers.
-    fn begin(mut self, grace: Duration) {
-        let (server, reply) = (self.server.clone(), self.reply.clone());
-        let thread = thread::Builder::new().name("duopoll-end".into()).spawn(move || {
-            let _ = reply.send(server.shutdown(grace));
-        });
-        match thread {
-            Ok(_) => self.begun = true,
-            Err(error) => log::error!("the server ends without grace: {error}"),
-        }
+impl End {
+    fn begin(mut self, grace: Duration) -> oneshot::Receiver<usize> {
+        self.begun = true;
+        self.server.begin_shutdown(grace)
     }
 }
 
-impl Drop for ShutdownTask {
+impl Drop for End {
     fn drop(&mut self) {
         // Never begun, if what was to say when has panicked.
         if !self.begun {
-            self.server.pollers.handles()[0].stop();
+            self.server.pollers.handles()[0].stop(None);
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::script::{
     Leave, Outcome, PeerEnd, PeerOp, Place, Planned, Script, Step, TIGHT_INPUT_BYTES,
     TIGHT_OUTPUT_BYTES, peers_bytes, users_bytes,
 };
+use crate::support::settled::Settled;
 use crate::support::{Family, Peer, Setup, eventually};
 use crate::user::{Desk, ReadOrder, control, failed};
 
@@ -241,9 +242,9 @@ impl Barrier<'_> {
 
     fn stats(&self) -> Stats {
         match self {
-            Barrier::Server(server) => server.stats(),
-            Barrier::Own(server) => server.stats(),
-            Barrier::Pollers(pollers) => pollers.stats(),
+            Barrier::Server(server) => server.settled(),
+            Barrier::Own(server) => server.settled(),
+            Barrier::Pollers(pollers) => pollers.settled(),
         }
     }
 
@@ -302,7 +303,7 @@ impl Play<'_> {
                 let (server, grace) = (server.clone(), Duration::from_millis(*grace));
                 let (done, shutdown) = mpsc::channel();
                 self.shutdown = Some(shutdown);
-                thread::spawn(move || done.send(server.shutdown(grace)));
+                thread::spawn(move || done.send(server.shutdown(grace).unwrap()));
             }
             Step::Peer(op) => return self.peer_does(op),
             Step::Over => return Some(self.end()),

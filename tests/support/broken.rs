@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use duopoll::Pollers;
 
+use super::settled::Settled;
 use super::{Setup, eventually};
 
 /// The test that has this runs alone: descriptors are told apart by when they come.
@@ -38,10 +39,10 @@ impl Breakable {
     pub fn break_one(&mut self) {
         let engine = self.engines.pop().expect("one that runs");
         let other = File::open("/dev/null").expect("a file");
-        let failed = self.pollers.stats().failed_pollers;
+        let failed = self.pollers.settled().failed_pollers;
         // SAFETY: takes no memory. The number stays taken, so that whoever owns it closes this file.
         assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), engine) }, engine);
-        eventually("it has failed", || self.pollers.stats().failed_pollers == failed + 1);
+        eventually("it has failed", || self.pollers.settled().failed_pollers == failed + 1);
     }
 }
 

@@ -7,6 +7,7 @@ pub mod full;
 pub mod peers;
 pub mod process;
 pub mod sandbox;
+pub mod settled;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -21,6 +22,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use duopoll::{Address, Builder, Connection, Engine, EventLoop, Limits, Listener, Pollers, Server};
+use settled::Settled;
 
 /// How long anything may take before the test fails instead of hanging.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -381,9 +383,9 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// Waits until the poller has nothing to send any more. Each answer comes from a later turn, and in each turn in which
 /// there is something to send, it is sent.
 pub fn wait_until_still(pollers: &Pollers) {
-    let mut sends = (pollers.stats().sends, 0);
+    let mut sends = (pollers.settled().sends, 0);
     while sends.1 < 4 {
-        let now = pollers.stats().sends;
+        let now = pollers.settled().sends;
         sends = if now == sends.0 { (now, sends.1 + 1) } else { (now, 0) };
     }
 }

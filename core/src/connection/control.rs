@@ -27,7 +27,7 @@ pub struct Control {
 }
 
 impl Control {
-    pub(super) fn new(shared: Arc<Shared>) -> Control {
+    pub(crate) fn new(shared: Arc<Shared>) -> Control {
         Control { shared }
     }
 

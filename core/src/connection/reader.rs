@@ -256,6 +256,13 @@ impl Reader {
         }
     }
 
+    /// As [`poll_request`](Reader::poll_request), for a byte more than there are none.
+    #[doc(hidden)]
+    pub async fn request(&mut self) -> io::Result<bool> {
+        let waiting = Waiting::new(self);
+        poll_fn(|cx| waiting.0.poll_request(cx, 0)).await
+    }
+
     /// For servers: requests of this connection are being handled from now on, so that an end by force is a reset until
     /// [`poll_request`](Reader::poll_request) waits for the next one.
     #[doc(hidden)]

@@ -25,7 +25,7 @@ impl Driver {
         if stream.shared.phase() != Phase::Sending || std::mem::replace(&mut stream.closing, true) {
             return;
         }
-        self.open -= usize::from(stream.shared.uncount());
+        self.open.one_less(stream.group, stream.shared.uncount());
         stream.due = now.saturating_add(stream.shared.write_timeout().unwrap_or(CLOSE_SEND_MS));
         self.wheel.set(token.index(), stream.due);
         // For the FIN, and to find out that there is nothing else.
@@ -99,7 +99,7 @@ impl Driver {
         if !stream.shared.leave() {
             return;
         }
-        self.open -= usize::from(stream.shared.uncount());
+        self.open.one_less(stream.group, stream.shared.uncount());
         if stream.has_pinned() {
             // The notices would come to somebody who does not know of them.
             stream.due = now + DETACH_MS;
@@ -118,7 +118,7 @@ impl Driver {
         {
             stream.reset = end.how == Deregister::Abort;
         }
-        self.open -= usize::from(end.was_open);
+        self.open.one_less(stream.group, end.was_open);
         match reason {
             Reason::Forced | Reason::Unsent => self.stats.forced += u64::from(end.forced),
             Reason::Idle => self.stats.idle_timeouts += 1,

@@ -32,6 +32,8 @@ impl Driver {
                             }
                             self.look_at_deadlines(engine, token);
                         }
+                        // It was closed in this very turn, and the command is on its way.
+                        Phase::Sending if !stream.closing => self.begin_closing(engine, token),
                         Phase::Sending | Phase::Lingering => self.end_closing(engine, token),
                         Phase::Leaving => self.deregister(engine, token, Reason::Detached),
                         Phase::Deregistered { .. } | Phase::Released { .. } => {}

@@ -6,7 +6,7 @@ use super::Driver;
 use super::group::Group;
 use super::slot::Slot;
 use super::stream::Stream;
-use crate::connection::{Phase, Reason};
+use crate::connection::{Control, Phase, Reason};
 use crate::poll::Poll;
 use crate::token::Token;
 
@@ -33,6 +33,16 @@ impl Driver {
         if shared.phase() == Phase::Open {
             shared.drain(engine.pending(token).bytes);
         }
+    }
+
+    /// Handles on the connections of a group that are open.
+    pub fn controls(&self, group: Group) -> Vec<Control> {
+        let ours = self.slots.iter().filter_map(|slot| match slot {
+            Slot::Stream(stream) if stream.group == group => Some(&stream.shared),
+            _ => None,
+        });
+        let open = ours.filter(|shared| shared.phase() == Phase::Open);
+        open.map(|shared| Control::new(shared.clone())).collect()
     }
 
     /// Connections of a group that have not been released since [`drain`](Driver::drain).

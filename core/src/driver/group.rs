@@ -48,3 +48,24 @@ impl Draining {
         self.0.iter_mut().filter(|drain| drain.group == group).for_each(|drain| drain.left -= 1);
     }
 }
+
+/// Connections that nobody has closed.
+#[derive(Debug, Default)]
+pub(super) struct Open {
+    pub(super) all: usize,
+    /// Those that no server owns.
+    pub(super) unowned: usize,
+}
+
+impl Open {
+    pub(super) fn one_more(&mut self, group: Group) {
+        self.all += 1;
+        self.unowned += usize::from(group == Group::default());
+    }
+
+    /// `was_open`: it was counted until now.
+    pub(super) fn one_less(&mut self, group: Group, was_open: bool) {
+        self.all -= usize::from(was_open);
+        self.unowned -= usize::from(was_open && group == Group::default());
+    }
+}

@@ -36,7 +36,7 @@ use crate::poll::{Kind, Poll};
 use crate::thread::Blocks;
 use crate::timer::{Tick, Wheel};
 use crate::token::{Token, TokenSlab};
-use group::Draining;
+use group::{Draining, Open};
 use slot::Slot;
 use stream::Stream;
 
@@ -52,8 +52,7 @@ pub struct Driver {
     /// Connections that have a block from this turn, or may have come to their next phase.
     touched: Vec<Token>,
     accepted: Vec<Accepted>,
-    /// Connections that nobody has closed.
-    open: usize,
+    open: Open,
     draining: Draining,
     #[cfg(feature = "zerocopy")]
     pinned: pinned::Pinned,
@@ -76,7 +75,7 @@ impl Driver {
             mailbox,
             touched: Vec::new(),
             accepted: Vec::new(),
-            open: 0,
+            open: Open::default(),
             draining: Draining::default(),
             #[cfg(feature = "zerocopy")]
             pinned: pinned::Pinned::default(),
@@ -95,7 +94,21 @@ impl Driver {
         limits: Limits,
         group: Group,
     ) -> io::Result<(Reader, Writer)> {
-        self.register(engine, socket, limits, group, Kind::Stream)
+        self.register(engine, socket, limits, group, Kind::Stream, false)
+    }
+
+    /// As [`open`](Driver::open), of which nothing is received before it is [resumed](crate::Control::resume).
+    ///
+    /// # Errors
+    /// As for `open`.
+    pub fn open_paused<P: Poll>(
+        &mut self,
+        engine: &mut P,
+        socket: Option<OwnedFd>,
+        limits: Limits,
+        group: Group,
+    ) -> io::Result<(Reader, Writer)> {
+        self.register(engine, socket, limits, group, Kind::Stream, true)
     }
 
     /// Registers a socket whose connect(2) is under way and gives its two halves;
@@ -110,7 +123,7 @@ impl Driver {
         limits: Limits,
         group: Group,
     ) -> io::Result<(Reader, Writer)> {
-        self.register(engine, socket, limits, group, Kind::Connecting)
+        self.register(engine, socket, limits, group, Kind::Connecting, false)
     }
 
     fn register<P: Poll>(
@@ -120,6 +133,7 @@ impl Driver {
         limits: Limits,
         group: Group,
         kind: Kind,
+        paused: bool,
     ) -> io::Result<(Reader, Writer)> {
         let fd = socket.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let mut halves = None;
@@ -127,6 +141,9 @@ impl Driver {
             let connecting = kind == Kind::Connecting;
             let (shared, reader, writer) =
                 connection::pair(socket, self.mailbox.clone(), token, &limits, connecting);
+            if paused {
+                reader.control().pause();
+            }
             halves = Some((reader, writer));
             Slot::Stream(Stream::new(shared, group))
         });
@@ -136,7 +153,7 @@ impl Driver {
             return Err(error);
         }
         self.stats.connections += 1;
-        self.open += 1;
+        self.open.one_more(group);
         if self.draining.has(group) {
             self.draining.one_more(group);
             self.drain_one(engine, token);
@@ -198,7 +215,12 @@ impl Driver {
 
     /// Connections, without those that are closed and wait for their end. O(1).
     pub fn open_connections(&self) -> usize {
-        self.open
+        self.open.all
+    }
+
+    /// Those of them that are in the default group: no server owns them, so somebody else has them.
+    pub fn kept(&self) -> usize {
+        self.open.unowned
     }
 
     /// Slots in use, by connections in whatever phase and by listeners.

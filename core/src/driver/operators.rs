@@ -15,6 +15,7 @@ use crate::buffer::Chain;
 use crate::connection::{Moved, wake};
 use crate::memory::Slice;
 use crate::poll::{Inputs, Lease, Next, Operators, Outputs, SEND_VECTORS_MAX};
+use crate::syscalls;
 use crate::thread::Blocks;
 use crate::timer::Tick;
 use crate::token::Token;
@@ -261,8 +262,16 @@ impl Driver {
 fn fail_sending(stream: &mut Stream, error: &io::Error) {
     drop(mem::replace(&mut stream.sending, Chain::new()));
     if is_of_the_network(error) {
-        // Receiving comes to its end by itself, behind the bytes that have arrived.
-        stream.shared.fail_output(errno(error));
+        let errno = errno(error);
+        // Receiving comes to its end by itself, behind the bytes that have arrived: where the peer takes nothing more, it may
+        // still send; after a reset nothing comes; and in other cases, in which the socket lives on, it is told to.
+        if !matches!(errno, libc::EPIPE | libc::ECONNRESET) {
+            // SAFETY: the stream lets go when it is dropped.
+            if let Some(socket) = unsafe { stream.shared.socket() } {
+                syscalls::end_receiving(socket);
+            }
+        }
+        stream.shared.fail_output(errno);
     } else {
         stream.shared.fail(errno(error));
     }

@@ -150,6 +150,8 @@ impl Lifecycle {
     pub(crate) fn fail_output(&mut self, errno: i32, effects: &mut Effects, clock: &dyn Clock) {
         if !matches!(self.output, Output::Failed(_)) {
             self.output = Output::Failed(errno);
+            // The socket may live on, and its end must not look like that of the whole.
+            self.cut |= self.unsent > 0;
         }
         effects.dropped.append(&mut self.outbox);
         self.unsent = 0;

@@ -75,7 +75,7 @@ pub(crate) struct Lifecycle {
     send_posted: bool,
     /// The writer has finished before the connect has.
     finish_connected: bool,
-    /// What was flushed was dropped, since it was closed before it was connected.
+    /// What was flushed was dropped: it was closed before it was connected, or a send has failed.
     cut: bool,
 
     // The life.

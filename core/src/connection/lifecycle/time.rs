@@ -114,8 +114,9 @@ impl Lifecycle {
     /// Ends a flush of a connection that is closing, if it is due; the connection goes on to its end. Gives when to look again.
     pub(crate) fn expire_flush(&mut self, now: Tick) -> (Effects, Tick) {
         let mut effects = Effects::default();
-        let until = self.writing.until();
-        if until <= now && !(now - until >= LATE && self.writing.prolong(now)) {
+        // Not if the timeout was shortened to what has passed already.
+        let held_up = self.armed <= now && now - self.armed >= LATE;
+        if self.writing.until() <= now && !(held_up && self.writing.prolong(now)) {
             self.writing.expire(now);
             effects.writer = self.writer.take();
         }

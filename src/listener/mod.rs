@@ -1,21 +1,21 @@
 //! A listening socket.
 
-use std::collections::VecDeque;
-use std::fs;
-use std::future::poll_fn;
+mod ahead;
+mod socket_file;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
-use duopoll_core::{Group, Limits, Token};
+use duopoll_core::{Limits, on_poller_thread};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::address::{Address, IntoAddress};
 use crate::connection::Connection;
-use crate::poller::{Acceptor, Handle};
+use crate::listener::ahead::Ahead;
+pub(crate) use crate::listener::socket_file::SocketFile;
+use crate::named::{Doing, named};
 use crate::pollers::Pollers;
 use crate::tcp::{Keepalive, TcpOptions, not_tcp};
 
@@ -26,10 +26,12 @@ const BACKLOG: u32 = 65_535;
 /// A listening socket: TCP over IPv4 or IPv6, or a Unix socket.
 ///
 /// The socket file that binding to a Unix path has made is removed when the listener, or the server it was given
-/// to, is gone.
+/// to, is gone, unless another file has taken its place meanwhile.
 ///
-/// Give it to a server, or [`accept`](Listener::accept) from it.
+/// Give it to a server, or [`accept`](Listener::accept) from it. When it is dropped its address is free: a listener that has
+/// accepted waits for its poller to let go, but on a poller's own thread, where that happens when the turn ends.
 #[derive(Debug)]
+#[must_use = "a listener that is dropped does not listen"]
 pub struct Listener {
     socket: OwnedFd,
     file: Option<SocketFile>,
@@ -38,7 +40,7 @@ pub struct Listener {
     pollers: Option<Pollers>,
     limits: Limits,
     /// Set by the first accept.
-    accepting: Mutex<Option<Arc<Accepting>>>,
+    ahead: Mutex<Option<Arc<Ahead>>>,
 }
 
 /// How a listener is bound: see [`Listener::options`].
@@ -47,48 +49,9 @@ pub struct ListenerOptions {
     backlog: Option<u32>,
     reuse_port: bool,
     only_v6: Option<bool>,
+    mode: Option<u32>,
+    takes_over_stale: bool,
     tcp: TcpOptions,
-}
-
-/// Accepted sockets that wait for somebody to take them, at most; then the kernel's backlog fills.
-const WAITING_MAX: usize = 128;
-
-/// A listener that accepts by itself.
-#[derive(Debug)]
-struct Accepting {
-    /// Kept so that they run.
-    pollers: Pollers,
-    handle: Arc<Handle>,
-    token: Token,
-    waiting: Arc<Waiting>,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    state: Mutex<WaitingState>,
-}
-
-#[derive(Debug, Default)]
-struct WaitingState {
-    sockets: VecDeque<OwnedFd>,
-    wakers: Vec<Waker>,
-    paused: bool,
-    /// The poller has ended: nothing more comes.
-    over: bool,
-}
-
-/// Where the sockets come from: dropped with the poller's end of it.
-struct Source(Arc<Waiting>);
-
-/// A socket file, removed when dropped.
-#[derive(Debug)]
-pub(crate) struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // It may be gone already; then there is nothing to do.
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 impl Listener {
@@ -118,14 +81,14 @@ impl Listener {
     }
 
     fn new(socket: OwnedFd, file: Option<SocketFile>, options: ListenerOptions) -> Listener {
-        let (pollers, limits, accepting) = (None, Limits::default(), Mutex::new(None));
-        Listener { socket, file, options, pollers, limits, accepting }
+        let (pollers, limits, ahead) = (None, Limits::default(), Mutex::new(None));
+        Listener { socket, file, options, pollers, limits, ahead }
     }
 
     /// Another socket that listens at the same address, for another poller; none unless it was bound with
     /// `reuse_port`.
     pub(crate) fn another(&self) -> Option<io::Result<OwnedFd>> {
-        let again = |address: Address| Ok(self.options.bind(&address)?.socket);
+        let again = |address: Address| self.options.bind(&address)?.socket.try_clone();
         self.options.reuse_port.then(|| self.local_addr().and_then(again))
     }
 
@@ -144,51 +107,60 @@ impl Listener {
 
     /// The next connection. Several may wait at once.
     ///
-    /// The first call begins to accept; from then on up to 128 connections are accepted ahead. Dropping the future
-    /// loses none.
+    /// The first call begins to accept; from then on up to 128 connections are accepted ahead, of which nothing is received
+    /// before they are asked for. Dropping the future loses none: the next call gets it, and so does a server that the
+    /// listener is given to. If the poller that listens breaks, another one goes on.
     ///
     /// # Errors
-    /// What the engine says if it cannot listen, at the first call. A shortage of descriptors or memory is no
-    /// error: accepting goes on when it is over.
+    /// What the engine says if it cannot listen, or cannot take a connection on; the next call tries again. A shortage of
+    /// descriptors or memory is no error: accepting goes on when it is over. [`NotConnected`](io::ErrorKind::NotConnected)
+    /// when its pollers have ended, which is final.
     pub async fn accept(&self) -> io::Result<Connection> {
         loop {
-            let accepting = self.accepting()?;
-            if let Some(socket) = poll_fn(|cx| accepting.poll_take(cx)).await {
-                return accepting.pollers.pick().adopt(socket, self.limits, false).await;
-            }
-            // Another poller takes over, if there is one.
-            let mut current = lock(&self.accepting);
-            if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &accepting)) {
-                *current = None;
+            let ahead = self.ahead()?;
+            if let Some(taken) = ahead.take().await {
+                return taken;
             }
         }
     }
 
-    fn accepting(&self) -> io::Result<Arc<Accepting>> {
-        let mut accepting = lock(&self.accepting);
-        if let Some(accepting) = &*accepting {
-            return Ok(accepting.clone());
+    fn ahead(&self) -> io::Result<Arc<Ahead>> {
+        let mut ahead = lock(&self.ahead);
+        if let Some(ahead) = ahead.as_ref().filter(|ahead| !ahead.has_ended()) {
+            return Ok(ahead.clone());
         }
         let pollers = self.pollers.clone().map_or_else(Pollers::global, Ok)?;
-        let handle = pollers.pick();
         let socket = self.socket.try_clone()?;
         // Whoever bound it may have left it blocking, and a poller must never block.
         SockRef::from(&socket).set_nonblocking(true)?;
-        let waiting = Arc::new(Waiting::default());
-        let source = Source(waiting.clone());
-        let acceptor: Acceptor = Arc::new(move |poller, listener, socket| {
-            if source.0.put(socket) {
-                poller.pause_listener(listener);
-            }
-        });
-        let token = handle
-            .ask(move |poller| poller.listen(socket, Group::default(), acceptor))
-            .unwrap_or_else(|| Err(handle.unanswered()))?;
-        Ok(accepting.insert(Arc::new(Accepting { pollers, handle, token, waiting })).clone())
+        Ok(ahead.insert(Ahead::begin(socket, pollers, self.limits)?).clone())
     }
 
-    pub(crate) fn into_parts(self) -> (OwnedFd, Option<SocketFile>) {
-        (self.socket, self.file)
+    pub(crate) fn as_socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Gives what it has accepted ahead, and its socket file, to whoever goes on in its place.
+    pub(crate) fn hand_over(
+        &mut self,
+        heir: impl Fn(OwnedFd) + Send + Sync + 'static,
+    ) -> Option<SocketFile> {
+        if let Some(ahead) = lock(&self.ahead).take() {
+            ahead.hand_over(Arc::new(heir));
+        }
+        self.file.take()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let Some(ahead) = lock(&self.ahead).take() else { return };
+        let (done, gone) = mpsc::channel::<()>();
+        ahead.stop(Box::new(done));
+        // No poller waits for another, which may wait for it.
+        if !on_poller_thread() {
+            let _ = gone.recv();
+        }
     }
 }
 
@@ -214,6 +186,20 @@ impl ListenerOptions {
         self
     }
 
+    /// The permissions of a Unix socket's file, which say who may connect: `0o660` for instance. Default: what the umask
+    /// leaves.
+    pub fn mode(mut self, mode: u32) -> ListenerOptions {
+        self.mode = Some(mode);
+        self
+    }
+
+    /// Whether a Unix socket's file is taken over at which nobody listens any more, as a server leaves it that was killed.
+    /// Nobody listens if a connect is refused. Default: no, and the bind fails.
+    pub fn take_over_stale(mut self, take: bool) -> ListenerOptions {
+        self.takes_over_stale = take;
+        self
+    }
+
     /// TCP keepalive for the connections, which inherit it. Default: none.
     pub fn keepalive(mut self, keepalive: Keepalive) -> ListenerOptions {
         self.tcp.keepalive = Some(keepalive);
@@ -231,100 +217,66 @@ impl ListenerOptions {
     ///
     /// # Errors
     /// As for `Listener::bind`; [`Unsupported`](io::ErrorKind::Unsupported) for `reuse_port`, `keepalive` or
-    /// `user_timeout` on a Unix socket.
+    /// `user_timeout` on a Unix socket, and for `mode` or `take_over_stale` on one that is no file.
     pub fn bind(self, address: impl IntoAddress) -> io::Result<Listener> {
         let address = address.into_address()?;
+        self.bind_to(&address).map_err(|error| named(error, Doing::Listening, &address))
+    }
+
+    fn bind_to(self, address: &Address) -> io::Result<Listener> {
         let socket_address = address.to_sock_addr()?;
         let domain = Domain::from(i32::from(socket_address.family()));
+        self.check(address)?;
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
-        match &address {
-            Address::Tcp(tcp) => {
-                socket.set_reuse_address(true)?;
-                socket.set_reuse_port(self.reuse_port)?;
-                socket.set_tcp_nodelay(true)?;
-                self.tcp.apply(&socket)?;
-                if let (true, Some(only)) = (tcp.is_ipv6(), self.only_v6) {
-                    socket.set_only_v6(only)?;
-                }
+        if let Address::Tcp(tcp) = address {
+            socket.set_reuse_address(true)?;
+            socket.set_reuse_port(self.reuse_port)?;
+            socket.set_tcp_nodelay(true)?;
+            self.tcp.apply(&socket)?;
+            if let (true, Some(only)) = (tcp.is_ipv6(), self.only_v6) {
+                socket.set_only_v6(only)?;
             }
-            _ if self.reuse_port => {
-                let message = "a Unix socket cannot share its address (SO_REUSEPORT)";
-                return Err(io::Error::new(io::ErrorKind::Unsupported, message));
-            }
-            _ if !self.tcp.is_default() => return Err(not_tcp("keepalive or user timeout")),
-            _ => {}
         }
-        socket.bind(&socket_address)?;
+        let bound = match (socket.bind(&socket_address), address) {
+            (Err(error), Address::Unix(path))
+                if self.takes_over_stale && error.kind() == io::ErrorKind::AddrInUse =>
+            {
+                if !socket_file::remove_stale(path) {
+                    return Err(error);
+                }
+                socket.bind(&socket_address)
+            }
+            (bound, _) => bound,
+        };
+        bound?;
         let file = match address {
-            Address::Unix(path) => Some(SocketFile(path)),
+            Address::Unix(path) => Some(SocketFile::made(path)?),
             _ => None,
         };
+        // Nobody can connect before it listens.
+        if let (Some(file), Some(mode)) = (&file, self.mode) {
+            file.set_mode(mode)?;
+        }
         let backlog = self.backlog.unwrap_or(BACKLOG);
         socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
         Ok(Listener::new(socket.into(), file, self))
     }
-}
 
-impl Accepting {
-    /// The next socket; none if there will never be one.
-    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<OwnedFd>> {
-        let mut state = lock(&self.waiting.state);
-        let Some(socket) = state.sockets.pop_front() else {
-            if state.over {
-                return Poll::Ready(None);
-            }
-            if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                state.wakers.push(cx.waker().clone());
-            }
-            return Poll::Pending;
-        };
-        let resume = state.sockets.len() <= WAITING_MAX / 2 && std::mem::take(&mut state.paused);
-        drop(state);
-        if resume {
-            let token = self.token;
-            self.handle.call(move |poller| poller.resume_listener(token));
+    /// Whether a socket of the kind has what was asked for.
+    fn check(&self, address: &Address) -> io::Result<()> {
+        let unsupported = |message| Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        let is_tcp = matches!(address, Address::Tcp(_));
+        if !is_tcp && self.reuse_port {
+            return unsupported("a Unix socket cannot share its address (SO_REUSEPORT)");
         }
-        Poll::Ready(Some(socket))
-    }
-}
-
-impl Drop for Accepting {
-    fn drop(&mut self) {
-        let token = self.token;
-        self.handle.call(move |poller| poller.stop_listening(token));
-    }
-}
-
-impl Waiting {
-    /// Keeps a socket until somebody takes it. Says whether to pause.
-    fn put(&self, socket: OwnedFd) -> bool {
-        let mut state = lock(&self.state);
-        state.sockets.push_back(socket);
-        // One that was on its way may still come when the listener is paused.
-        let pause = state.sockets.len() >= WAITING_MAX;
-        state.paused |= pause;
-        let wakers = std::mem::take(&mut state.wakers);
-        drop(state);
-        wake_all(wakers);
-        pause
-    }
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        let wakers = {
-            let mut state = lock(&self.0.state);
-            state.over = true;
-            std::mem::take(&mut state.wakers)
-        };
-        wake_all(wakers);
-    }
-}
-
-/// Each is told, whatever another one's waker does.
-fn wake_all(wakers: Vec<Waker>) {
-    for waker in wakers {
-        duopoll_core::contain(|| waker.wake());
+        if !is_tcp && !self.tcp.is_default() {
+            return Err(not_tcp("keepalive or user timeout"));
+        }
+        let is_file = matches!(address, Address::Unix(_));
+        if !is_file && (self.mode.is_some() || self.takes_over_stale) {
+            return unsupported("only a Unix socket with a path is a file");
+        }
+        Ok(())
     }
 }
 
@@ -338,9 +290,12 @@ impl AsFd for Listener {
     }
 }
 
-/// Takes over a listener that something else has bound.
+/// Takes over a listener that something else has bound. Its connections have `TCP_NODELAY`, as those of others.
 impl From<std::net::TcpListener> for Listener {
     fn from(listener: std::net::TcpListener) -> Listener {
+        if let Err(error) = SockRef::from(&listener).set_tcp_nodelay(true) {
+            log::warn!("connections of a listener are without TCP_NODELAY: {error}");
+        }
         Listener::new(listener.into(), None, ListenerOptions::default())
     }
 }
