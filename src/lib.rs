@@ -58,6 +58,7 @@ mod resolver;
 mod server;
 mod stats;
 mod tcp;
+pub mod time;
 
 /// What io_uring can do on this kernel, and what is used of it.
 #[cfg(feature = "uring")]

@@ -44,7 +44,7 @@ fn pollers_go_with_ten_thousand_operations_in_flight() {
             let error = block_on(connection.more()).expect_err("nobody polls");
             assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
         }
-        drop((ours, peers));
+        drop((ours, peers, pollers));
         eventually("all is given back", || {
             open_descriptors() == descriptors && Pool::global().stats().live_blocks == blocks
         });

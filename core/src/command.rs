@@ -10,6 +10,8 @@ pub enum Command {
     Send(Token),
     /// There is much to send, which had better go while it is in the cache.
     SendNow(Token),
+    /// A timer that somebody on another thread has no use for any more; see [`timers`](crate::timers).
+    Forget(Token),
     /// Anything else: to receive again, to end, to be detached, an earlier deadline.
     Look(Token),
 }

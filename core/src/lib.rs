@@ -28,6 +28,8 @@ mod sync;
 pub mod syscalls;
 mod thread;
 mod timer;
+#[doc(hidden)]
+pub mod timers;
 mod token;
 mod token_table;
 

@@ -10,6 +10,7 @@ use crate::buffer::Chain;
 use crate::command::Command;
 use crate::error::Error;
 use crate::memory::{BlockSource, Pool, Tail};
+use crate::timers;
 
 struct Local {
     commands: RefCell<Vec<Command>>,
@@ -55,6 +56,7 @@ pub(crate) fn enter(poller: *const ()) {
 /// Makes this an ordinary thread again.
 pub(crate) fn leave() {
     POLLER.set(ptr::null());
+    timers::clear();
     let _ = LOCAL.try_with(|local| {
         local.blocks.borrow_mut().clear();
         local.commands.borrow_mut().clear();

@@ -124,6 +124,11 @@ impl<T> TokenSlab<T> {
         self.entries.iter().map(|(_, (_, entry))| entry)
     }
 
+    /// All entries, taken out.
+    pub fn into_values(self) -> impl Iterator<Item = T> {
+        self.entries.into_iter().map(|(_, (_, entry))| entry)
+    }
+
     /// The tokens of all entries.
     pub fn tokens(&self) -> impl Iterator<Item = Token> {
         self.entries.iter().map(|(index, (generation, _))| Token::new(index as u32, *generation))

@@ -33,15 +33,19 @@ const BACKLOG: u32 = 65_535;
 #[derive(Debug)]
 #[must_use = "a listener that is dropped does not listen"]
 pub struct Listener {
+    /// Dropped first: the address is free when the socket is closed here, too.
+    ahead: Begun,
     socket: OwnedFd,
     file: Option<SocketFile>,
     options: ListenerOptions,
     /// Where accepted connections live; none: on the global ones.
     pollers: Option<Pollers>,
     limits: Limits,
-    /// Set by the first accept.
-    ahead: Mutex<Option<Arc<Ahead>>>,
 }
+
+/// What it has accepted ahead; set by the first accept.
+#[derive(Debug, Default)]
+pub(crate) struct Begun(Mutex<Option<Arc<Ahead>>>);
 
 /// How a listener is bound: see [`Listener::options`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,7 +85,7 @@ impl Listener {
     }
 
     fn new(socket: OwnedFd, file: Option<SocketFile>, options: ListenerOptions) -> Listener {
-        let (pollers, limits, ahead) = (None, Limits::default(), Mutex::new(None));
+        let (pollers, limits, ahead) = (None, Limits::default(), Begun::default());
         Listener { socket, file, options, pollers, limits, ahead }
     }
 
@@ -125,7 +129,7 @@ impl Listener {
     }
 
     fn ahead(&self) -> io::Result<Arc<Ahead>> {
-        let mut ahead = lock(&self.ahead);
+        let mut ahead = lock(&self.ahead.0);
         if let Some(ahead) = ahead.as_ref().filter(|ahead| !ahead.has_ended()) {
             return Ok(ahead.clone());
         }
@@ -136,25 +140,23 @@ impl Listener {
         Ok(ahead.insert(Ahead::begin(socket, pollers, self.limits)?).clone())
     }
 
-    pub(crate) fn as_socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
-    /// Gives what it has accepted ahead, and its socket file, to whoever goes on in its place.
-    pub(crate) fn hand_over(
-        &mut self,
-        heir: impl Fn(OwnedFd) + Send + Sync + 'static,
-    ) -> Option<SocketFile> {
-        if let Some(ahead) = lock(&self.ahead).take() {
-            ahead.hand_over(Arc::new(heir));
-        }
-        self.file.take()
+    pub(crate) fn into_parts(self) -> (OwnedFd, Option<SocketFile>, Begun) {
+        (self.socket, self.file, self.ahead)
     }
 }
 
-impl Drop for Listener {
+impl Begun {
+    /// Gives what was accepted ahead to whoever goes on in its place.
+    pub(crate) fn hand_over(self, heir: impl Fn(OwnedFd) + Send + Sync + 'static) {
+        if let Some(ahead) = lock(&self.0).take() {
+            ahead.hand_over(Arc::new(heir));
+        }
+    }
+}
+
+impl Drop for Begun {
     fn drop(&mut self) {
-        let Some(ahead) = lock(&self.ahead).take() else { return };
+        let Some(ahead) = lock(&self.0).take() else { return };
         let (done, gone) = mpsc::channel::<()>();
         ahead.stop(Box::new(done));
         // No poller waits for another, which may wait for it.

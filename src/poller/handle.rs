@@ -8,10 +8,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Instant;
 
-use duopoll_core::{Group, Limits, contain};
+use duopoll_core::{Command, Group, Limits, contain};
 use futures_channel::oneshot;
 
 use crate::affinity;
+use crate::clock::Monotonic;
 use crate::connection::Connection;
 use crate::engine::{Choice, EngineReport};
 use crate::poller::shutdown::{GroupShutdown, Outstanding, Token};
@@ -136,6 +137,21 @@ impl Handle {
     /// A connection is about to be given to it. Until its next turn that is all that is known of it.
     pub(crate) fn expect_connection(&self) {
         self.load.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The time that it lives by.
+    pub(crate) fn clock(&self) -> &Monotonic {
+        &self.clock
+    }
+
+    /// Leaves a command for its driver.
+    pub(crate) fn post(&self, command: Command) {
+        self.mailbox.post(command);
+    }
+
+    /// Whether this is the poller's own thread.
+    pub(crate) fn is_local(&self) -> bool {
+        self.mailbox.is_local()
     }
 
     /// Has the poller take a turn.

@@ -54,6 +54,7 @@ pub(crate) trait Acceptor: Send + Sync {
 pub(crate) struct Handle {
     mailbox: Arc<Mailbox>,
     executor: Arc<Executor>,
+    clock: Monotonic,
     /// None once the poller has ended.
     calls: Mutex<Option<Vec<Call>>>,
     report: EngineReport,
@@ -122,6 +123,7 @@ impl Poller {
         let handle = Arc::new(Handle {
             executor: Executor::new(mailbox.clone()),
             mailbox: mailbox.clone(),
+            clock,
             calls: Mutex::new(Some(Vec::new())),
             report,
             load: AtomicUsize::new(0),

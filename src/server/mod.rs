@@ -21,7 +21,7 @@ use socket2::SockRef;
 
 use crate::address::Address;
 use crate::engine::EngineReport;
-use crate::listener::{Listener, SocketFile};
+use crate::listener::{Begun, Listener, SocketFile};
 use crate::poller::{Poller, deadlock};
 use crate::pollers::Pollers;
 use crate::server::admission::{Admission, Entrance, Placement};
@@ -85,7 +85,7 @@ impl Server {
         // One socket, or with SO_REUSEPORT one for each poller.
         let more = (1..handles.len()).map_while(|_| listener.another());
         let more = more.collect::<io::Result<Vec<_>>>()?;
-        let socket = listener.as_socket().try_clone_to_owned()?;
+        let (socket, file, ahead) = listener.into_parts();
         // Whoever bound it may have left it blocking, and a poller must never block.
         SockRef::from(&socket).set_nonblocking(true)?;
         let placement =
@@ -93,7 +93,7 @@ impl Server {
         let entrance = Arc::new(Entrance { admission: self.admission.clone(), placement });
         let sockets = [socket].into_iter().chain(more);
         let beginning = Beginning::new(&handles, sockets, self.group, &entrance, here)?;
-        Ok(Opening { address, listener, beginning })
+        Ok(Opening { address, file, ahead, beginning })
     }
 
     /// The address of the listener that it was started with.
@@ -209,7 +209,8 @@ impl Server {
 /// A listener that its pollers are about to serve.
 struct Opening {
     address: Address,
-    listener: Listener,
+    file: Option<SocketFile>,
+    ahead: Begun,
     beginning: Beginning,
 }
 
@@ -217,14 +218,14 @@ impl Opening {
     async fn finish(mut self, server: &Server) -> io::Result<Address> {
         self.beginning.all_listen().await?;
         let admission = server.admission.clone();
-        let file = self.listener.hand_over(move |socket| admission.admit(None, socket));
+        self.ahead.hand_over(move |socket| admission.admit(None, socket));
         let mut listeners = server.listeners();
         if listeners.over {
             return Err(was_shut_down());
         }
         self.beginning.keep();
         listeners.addresses.push(self.address.clone());
-        listeners.files.extend(file);
+        listeners.files.extend(self.file);
         Ok(self.address)
     }
 }

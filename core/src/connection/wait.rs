@@ -34,6 +34,8 @@ pub(super) struct Wait {
     state: State,
     /// The wait that is under way has no limit, whatever is set.
     exempt: bool,
+    /// Only the deadline counts for it.
+    untimed: bool,
     /// It was begun anew, since the poller was late.
     prolonged: bool,
     /// `NEVER` for none.
@@ -57,6 +59,7 @@ impl Wait {
             timeout: few_ticks(timeout),
             state: State::None,
             exempt: false,
+            untimed: false,
             prolonged: false,
             deadline: NEVER,
             since: 0,
@@ -87,10 +90,24 @@ impl Wait {
         self.go_on(owner, || now) && self.deadline > now
     }
 
+    /// As [`go_on`](Wait::go_on), of a wait that has no timeout, whatever is set.
+    pub(super) fn go_on_untimed(&mut self, owner: Owner, now: impl FnOnce() -> Tick) -> bool {
+        (self.exempt, self.untimed) = (false, true);
+        if self.state == State::Expired {
+            return self.go_on_expired(owner, now());
+        }
+        if self.state == State::None && self.is_limited() {
+            self.begin(now());
+        }
+        true
+    }
+
     #[cold]
     fn go_on_expired(&mut self, owner: Owner, now: Tick) -> bool {
         let ours = owner == Owner::Future || now <= self.since + KEPT_MS;
+        let untimed = self.untimed;
         self.end();
+        self.untimed = untimed;
         if !ours && self.is_limited() {
             self.begin(now);
         }
@@ -113,7 +130,7 @@ impl Wait {
     #[inline]
     pub(super) fn end(&mut self) {
         self.state = State::None;
-        self.prolonged = false;
+        (self.untimed, self.prolonged) = (false, false);
     }
 
     /// When the wait that is under way expires; never if none is.
@@ -123,7 +140,10 @@ impl Wait {
             return NEVER;
         }
         // A tick more, since the wait began somewhere within one.
-        let timeout = self.timeout().map_or(NEVER, |timeout| self.since + timeout + 1);
+        let timeout = match self.timeout() {
+            Some(timeout) if !self.untimed => self.since + timeout + 1,
+            _ => NEVER,
+        };
         timeout.min(self.deadline)
     }
 
@@ -137,7 +157,8 @@ impl Wait {
     /// The poller has looked too late, and does not know what the peer would have taken: begins the wait's period once more,
     /// unless that was done already, or a deadline has passed. Says whether it did.
     pub(super) fn prolong(&mut self, now: Tick) -> bool {
-        let may = !self.prolonged && self.deadline > now && self.timeout().is_some();
+        let timed = self.timeout().is_some() && !self.untimed;
+        let may = timed && !self.prolonged && self.deadline > now;
         if may {
             self.prolonged = true;
             self.since = now;
@@ -174,7 +195,7 @@ impl Wait {
     }
 
     fn is_limited(&self) -> bool {
-        self.timeout != NO_TIMEOUT || self.deadline != NEVER
+        (self.timeout != NO_TIMEOUT && !self.untimed) || self.deadline != NEVER
     }
 
     pub(super) fn timeout(&self) -> Option<Tick> {

@@ -137,7 +137,7 @@ impl Writer {
     }
 
     /// Waits until the connection is established, where [`Driver::connect`](crate::Driver::connect) has begun one.
-    /// Subject to the timeout and the deadline for writing.
+    /// Subject to the deadline for writing, and not to its timeout, which is for what is sent.
     ///
     /// # Errors
     /// The errno of the connect, for instance `ECONNREFUSED`; [`TimedOut`](io::ErrorKind::TimedOut).

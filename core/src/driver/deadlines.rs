@@ -5,6 +5,7 @@ use super::slot::Slot;
 use crate::connection::{Expired, NEVER, Phase, Reason};
 use crate::poll::Poll;
 use crate::timer::Tick;
+use crate::timers;
 use crate::token::Token;
 
 /// When a receive for which there was no memory is tried again, in milliseconds.
@@ -42,13 +43,14 @@ impl Driver {
                 _ => {}
             }
         }
+        timers::fire(now);
         #[cfg(feature = "zerocopy")]
         self.pinned.give_back(now);
     }
 
     /// When [`begin_turn`](Driver::begin_turn) is due next.
     pub fn next_expiry(&self) -> Option<Tick> {
-        let next = self.wheel.next_expiry();
+        let next = self.wheel.next_expiry().into_iter().chain(timers::next_expiry()).min();
         #[cfg(feature = "zerocopy")]
         let next = next.into_iter().chain(self.pinned.due()).min();
         next

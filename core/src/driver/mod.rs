@@ -35,6 +35,7 @@ use crate::mailbox::Mailbox;
 use crate::poll::{Kind, Poll};
 use crate::thread::Blocks;
 use crate::timer::{Tick, Wheel};
+use crate::timers;
 use crate::token::{Token, TokenSlab};
 use group::{Draining, Open};
 use slot::Slot;
@@ -167,6 +168,7 @@ impl Driver {
         match command {
             Command::Send(token) | Command::SendNow(token) => engine.send(token, self),
             Command::Look(token) => self.look(engine, token),
+            Command::Forget(timer) => timers::forget(timer),
         }
     }
 
@@ -235,7 +237,7 @@ impl Driver {
 
     /// Timers that are set.
     pub fn timers(&self) -> usize {
-        self.wheel.len()
+        self.wheel.len() + timers::count()
     }
 
     /// What was seen so far.

@@ -191,8 +191,13 @@ pub(crate) struct Wait {
 }
 
 impl Direction {
-    fn earliest(&self, began: Micros) -> Micros {
-        let timeout = self.timeout.map_or(NEVER, |timeout| began + timeout);
+    /// The timeout, where it counts: a connect has none.
+    fn timeout_of(&self, goal: &Goal) -> Option<Micros> {
+        self.timeout.filter(|_| !matches!(goal, Goal::Connected))
+    }
+
+    fn earliest(&self, goal: &Goal, began: Micros) -> Micros {
+        let timeout = self.timeout_of(goal).map_or(NEVER, |timeout| began + timeout);
         timeout.min(self.deadline.unwrap_or(NEVER))
     }
 
@@ -203,11 +208,8 @@ impl Direction {
         if matches!(wait.goal, Goal::Delimiter(_)) {
             from = from.max(active).max(wait.polled);
         }
-        if matches!(wait.goal, Goal::Connected) {
-            // Left behind for too long, and begun anew.
-            from = from.max(wait.polled);
-        }
-        let timeout = self.timeout.map_or(NEVER, |timeout| from + timeout + 2 * TICK);
+        let timeout =
+            self.timeout_of(&wait.goal).map_or(NEVER, |timeout| from + timeout + 2 * TICK);
         // Of a deadline that had passed when the wait began, the poller learns in its next turn.
         let deadline =
             self.deadline.map_or(NEVER, |deadline| (deadline + TICK).max(wait.began + 1));
@@ -216,7 +218,8 @@ impl Direction {
     }
 
     pub(crate) fn begin(&mut self, task: usize, goal: Goal, now: Micros, seen: u64) -> Wait {
-        let earliest = if matches!(goal, Goal::Request(_)) { NEVER } else { self.earliest(now) };
+        let earliest =
+            if matches!(goal, Goal::Request(_)) { NEVER } else { self.earliest(&goal, now) };
         let wait = Wait { task, goal, began: now, polled: now, seen, earliest };
         let wait = self.wait.get_or_insert(wait);
         (wait.polled, wait.seen) = (now, seen);
@@ -228,7 +231,7 @@ impl Direction {
         self.changed = now;
         if let Some(mut wait) = self.wait {
             if !matches!(wait.goal, Goal::Request(_)) {
-                wait.earliest = wait.earliest.min(self.earliest(wait.began));
+                wait.earliest = wait.earliest.min(self.earliest(&wait.goal, wait.began));
             }
             self.wait = Some(wait);
         }
@@ -344,8 +347,11 @@ impl Link {
         let over = state.fin_out || state.send_failed.is_some() || state.is_broken();
         let cut = !over
             && (unsent || (state.within && state.closed.is_none() && state.connect.is_none()));
-        state.cut = how == Deregister::Abort && !state.aborted && (cut || state.pinned > 0);
-        if cut && matches!(how, Deregister::Shutdown | Deregister::Close) {
+        // A send has failed, and what was flushed is not all on its way.
+        let refused = state.send_failed.is_some() && state.flushed > state.sent;
+        let reset = how == Deregister::Abort && !state.aborted;
+        state.cut = reset && !refused && (cut || state.pinned > 0);
+        if (cut || refused) && matches!(how, Deregister::Shutdown | Deregister::Close) {
             panic!("link {}: a cut that looks like the end: {state:?}", self.id);
         }
         if state.cut {
@@ -362,6 +368,10 @@ impl Link {
                     Deregister::Shutdown
                 }
             }
+            Deregister::Abort if reset && refused && !state.cancelled => match state.closed {
+                Some(_) => Deregister::Close,
+                None => Deregister::Shutdown,
+            },
             // Its users hold on to the socket.
             Deregister::Shutdown if state.closed.is_some() || state.wound_up => Deregister::Close,
             how => how,
@@ -393,7 +403,8 @@ impl Link {
                 assert!(over || late, "link {}: closed before all was sent: {state:?}", self.id);
             }
             Deregister::Abort => {
-                let asked = state.aborted || state.cancelled;
+                // Where receiving has failed, nobody knows what became of a send that was under way.
+                let asked = state.aborted || state.cancelled || state.failed.is_some();
                 assert!(asked, "link {}: reset unasked: {state:?}", self.id);
             }
             _ => {}

@@ -119,7 +119,7 @@ impl Lifecycle {
         let result = match self.output {
             Output::Failed(errno) => Err(Refusal::Errno(errno)),
             Output::Connecting => {
-                if self.writing.go_on(owner, || clock.now()) {
+                if self.writing.go_on_untimed(owner, || clock.now()) {
                     if !offer.keep_in(&mut self.writer) {
                         polled.retry = true;
                         return polled;

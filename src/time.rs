@@ -1,0 +1,370 @@
+//! Time on the pollers: sleeping, timeouts and intervals.
+//!
+//! A timer lies in the wheel of a poller: that of the thread on which it is first polled, or one of the
+//! [global ones](crate::Pollers::global) where there is none. It goes off when its time has come and never before, with a
+//! resolution of one millisecond.
+//!
+//! ```no_run
+//! # async fn example(connection: &mut duopoll::Connection) -> std::io::Result<()> {
+//! use duopoll::time::{sleep, timeout};
+//! use std::time::Duration;
+//!
+//! sleep(Duration::from_millis(100)).await;
+//! let greeting = timeout(Duration::from_secs(1), connection.next(16)).await??;
+//! # Ok(()) }
+//! ```
+
+use std::error::Error;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use duopoll_core::{Clock, Command, Tick, Token, timers};
+use pin_project_lite::pin_project;
+
+use crate::poller::Handle;
+use crate::pollers::Pollers;
+
+/// Farther away than anything that is waited for, and near enough to be added to the time of day.
+const FAR: Duration = Duration::from_secs(1 << 32);
+
+/// Waits for so long.
+pub fn sleep(duration: Duration) -> Sleep {
+    sleep_until(Instant::now() + duration.min(FAR))
+}
+
+/// Waits until then.
+pub fn sleep_until(deadline: Instant) -> Sleep {
+    Sleep { deadline, poller: None, timer: Timer::None }
+}
+
+/// A wait until a point in time. Cheap to make, to [reset](Sleep::reset) and to drop, anywhere; on its poller's thread it
+/// allocates nothing.
+///
+/// # Cancellation
+/// Dropping it takes its timer back.
+///
+/// # Panics
+/// Polling one where there is no poller, and none can be started.
+#[must_use = "a future does nothing unless it is awaited"]
+pub struct Sleep {
+    deadline: Instant,
+    poller: Option<Arc<Handle>>,
+    timer: Timer,
+}
+
+/// What a poller knows of it.
+enum Timer {
+    None,
+    /// Set on the poller's own thread.
+    Here(Token),
+    /// Set from another thread.
+    Elsewhere(Arc<Remote>),
+}
+
+/// A timer that was set from another thread, and whom it wakes.
+#[derive(Default)]
+struct Remote(Mutex<RemoteState>);
+
+#[derive(Default)]
+struct RemoteState {
+    waker: Option<Waker>,
+    /// Once the poller has set it.
+    timer: Option<Token>,
+    /// Nobody waits any more.
+    given_up: bool,
+}
+
+impl Sleep {
+    /// A wait that lives on that poller.
+    pub(crate) fn on(poller: Arc<Handle>, deadline: Instant) -> Sleep {
+        Sleep { deadline, poller: Some(poller), timer: Timer::None }
+    }
+
+    /// When it ends.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Has it end at another time, also if it has ended already. It must be polled for whoever waits to be woken.
+    pub fn reset(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+        let Some(poller) = &self.poller else { return };
+        match &self.timer {
+            Timer::Here(timer) if poller.is_local() => {
+                timers::reset(*timer, poller.clock().tick_of(deadline));
+            }
+            _ => self.forget(),
+        }
+    }
+
+    /// Whether its time has come.
+    pub fn is_elapsed(&self) -> bool {
+        let clock = self.poller.as_ref().map(|poller| poller.clock());
+        clock.map_or(Instant::now() >= self.deadline, |clock| {
+            clock.now() >= clock.tick_of(self.deadline)
+        })
+    }
+
+    /// The poller on which it waits: the one of this thread, if it has none yet.
+    fn poller(&mut self) -> Arc<Handle> {
+        if let Some(poller) = self.poller.as_ref().filter(|poller| !poller.has_ended()) {
+            return poller.clone();
+        }
+        self.forget();
+        let poller = Handle::current().filter(|poller| !poller.has_ended());
+        let poller = poller.unwrap_or_else(|| match Pollers::global() {
+            Ok(pollers) => pollers.pick(),
+            Err(error) => panic!("there is no poller to wait on: {error}"),
+        });
+        self.poller.insert(poller).clone()
+    }
+
+    fn forget(&mut self) {
+        let timer = std::mem::replace(&mut self.timer, Timer::None);
+        let Some(poller) = &self.poller else { return };
+        match timer {
+            Timer::None => {}
+            Timer::Here(timer) if poller.is_local() => timers::forget(timer),
+            Timer::Here(timer) => poller.post(Command::Forget(timer)),
+            Timer::Elsewhere(remote) => remote.give_up(poller),
+        }
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let poller = self.poller();
+        let clock = poller.clock();
+        let (now, deadline) = (clock.now(), clock.tick_of(self.deadline));
+        if now >= deadline {
+            self.forget();
+            return Poll::Ready(());
+        }
+        if poller.is_local() {
+            let known = match self.timer {
+                Timer::Here(timer) => Some(timer),
+                Timer::Elsewhere(_) => {
+                    self.forget();
+                    None
+                }
+                Timer::None => None,
+            };
+            self.timer = Timer::Here(timers::set(known, deadline, now, cx.waker()));
+            return Poll::Pending;
+        }
+        if let Timer::Elsewhere(remote) = &self.timer {
+            remote.wake_by(cx.waker());
+            return Poll::Pending;
+        }
+        self.forget();
+        let remote = Arc::new(Remote::default());
+        remote.wake_by(cx.waker());
+        self.timer = Timer::Elsewhere(remote.clone());
+        // Not run, if the poller ends: then the remote is dropped with its call, which wakes.
+        let begun = Begun(Some(remote));
+        poller.call(move |_| begun.begin(deadline, now));
+        Poll::Pending
+    }
+}
+
+impl Remote {
+    fn wake_by(&self, waker: &Waker) {
+        let waker = waker.clone();
+        let before = self.state().waker.replace(waker);
+        drop(before);
+    }
+
+    fn give_up(&self, poller: &Handle) {
+        let (waker, timer) = {
+            let mut state = self.state();
+            state.given_up = true;
+            (state.waker.take(), state.timer.take())
+        };
+        drop(waker);
+        if let Some(timer) = timer {
+            poller.post(Command::Forget(timer));
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, RemoteState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Remote {
+    fn wake(self: Arc<Self>) {
+        let waker = {
+            let mut state = self.state();
+            state.timer = None;
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// A timer on its way to its poller. If it does not arrive, whoever waits is woken, and looks for another.
+struct Begun(Option<Arc<Remote>>);
+
+impl Begun {
+    fn begin(mut self, deadline: Tick, now: Tick) {
+        let Some(remote) = self.0.take() else { return };
+        let waker = Waker::from(remote.clone());
+        let mut state = remote.state();
+        if !state.given_up {
+            state.timer = Some(timers::set(None, deadline, now, &waker));
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Some(remote) = self.0.take() {
+            remote.wake();
+        }
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+impl fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sleep").field("deadline", &self.deadline).finish_non_exhaustive()
+    }
+}
+
+/// Waits for a future, but no longer than that.
+pub fn timeout<F: Future>(duration: Duration, future: F) -> Timeout<F> {
+    Timeout { future, sleep: sleep(duration) }
+}
+
+/// Waits for a future, but no longer than until then.
+pub fn timeout_at<F: Future>(deadline: Instant, future: F) -> Timeout<F> {
+    Timeout { future, sleep: sleep_until(deadline) }
+}
+
+pin_project! {
+    /// A future that is not waited for any longer than until a point in time: [`Elapsed`] then, and the future is dropped with
+    /// this one. It is polled first, so one that is ready is never late.
+    #[must_use = "a future does nothing unless it is awaited"]
+    #[derive(Debug)]
+    pub struct Timeout<F> {
+        #[pin]
+        future: F,
+        sleep: Sleep,
+    }
+}
+
+impl<F: Future> Timeout<F> {
+    /// As [`timeout_at`], on that poller.
+    pub(crate) fn on(poller: Arc<Handle>, deadline: Instant, future: F) -> Timeout<F> {
+        Timeout { future, sleep: Sleep::on(poller, deadline) }
+    }
+}
+
+impl<F: Future> Future for Timeout<F> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(value) = this.future.poll(cx) {
+            return Poll::Ready(Ok(value));
+        }
+        Pin::new(this.sleep).poll(cx).map(|()| Err(Elapsed(())))
+    }
+}
+
+/// The time was over before the future was ready. As an [`io::Error`] it is [`TimedOut`](io::ErrorKind::TimedOut).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elapsed(());
+
+impl fmt::Display for Elapsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the time is over")
+    }
+}
+
+impl Error for Elapsed {}
+
+impl From<Elapsed> for io::Error {
+    fn from(_: Elapsed) -> io::Error {
+        io::ErrorKind::TimedOut.into()
+    }
+}
+
+/// What an [`Interval`] does when a tick was missed, since nobody waited for it in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MissedTicks {
+    /// Those that were missed follow at once, one after the other, until it is in time again.
+    #[default]
+    Burst,
+    /// The period begins anew with the tick that came late.
+    Delay,
+    /// Those that were missed are left out; the next one is in time.
+    Skip,
+}
+
+/// Ticks: the first at once, each of the others a period after the one before.
+///
+/// # Panics
+/// For a period of zero.
+pub fn interval(period: Duration) -> Interval {
+    assert!(!period.is_zero(), "an interval needs a period");
+    let period = period.min(FAR);
+    Interval { period, missed: MissedTicks::Burst, sleep: sleep_until(Instant::now()) }
+}
+
+/// Ticks in time; see [`interval`].
+#[derive(Debug)]
+pub struct Interval {
+    period: Duration,
+    missed: MissedTicks,
+    sleep: Sleep,
+}
+
+impl Interval {
+    /// What it does about ticks that were missed. Default: [`MissedTicks::Burst`].
+    pub fn missed_ticks(mut self, missed: MissedTicks) -> Interval {
+        self.missed = missed;
+        self
+    }
+
+    /// Waits for the next tick, and gives the time for which it was due.
+    ///
+    /// # Cancellation
+    /// Dropping the future loses no tick.
+    pub async fn tick(&mut self) -> Instant {
+        poll_fn(|cx| self.poll_tick(cx)).await
+    }
+
+    /// As [`tick`](Interval::tick).
+    pub fn poll_tick(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
+        std::task::ready!(Pin::new(&mut self.sleep).poll(cx));
+        let (due, now) = (self.sleep.deadline(), Instant::now());
+        let late = now.saturating_duration_since(due);
+        let next = match self.missed {
+            MissedTicks::Burst => due + self.period,
+            MissedTicks::Delay if late < self.period => due + self.period,
+            MissedTicks::Delay => now + self.period,
+            MissedTicks::Skip => {
+                let since = late.as_nanos() % self.period.as_nanos();
+                let left = self.period - Duration::from_nanos(since as u64);
+                if late < self.period { due + self.period } else { now + left }
+            }
+        };
+        self.sleep.reset(next);
+        Poll::Ready(due)
+    }
+}
