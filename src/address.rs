@@ -1,19 +1,21 @@
 //! Where to listen.
 
-use std::ffi::OsStr;
-use std::fmt;
+use std::ffi::{CString, OsStr, OsString};
+use std::fmt::{self, Write};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, SocketAddrV6, ToSocketAddrs};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use socket2::SockAddr;
 
 /// The address of a stream socket: TCP over IPv4 or IPv6, or a Unix socket.
 ///
-/// As text: `127.0.0.1:6380`, `[::1]:6380`, `localhost:6380`, `unix:/run/server.sock`, and `unix:@name` for Linux's
-/// abstract names. A host name is resolved when the text is parsed, which blocks; its first address is taken.
+/// As text: `127.0.0.1:6380`, `[::1]:6380`, `[fe80::1%eth0]:6380`, `localhost:6380`, `unix:/run/server.sock`, and `unix:@name`
+/// for Linux's abstract names. In names and paths, `%XX` is the byte with that hexadecimal number; a path that begins with `@`
+/// is written with `%40`. Every address but an unnamed one is what its text parses to. A host name is resolved when the text
+/// is parsed, which blocks; its first address is taken.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
@@ -31,7 +33,14 @@ impl Address {
     pub(crate) fn to_sock_addr(&self) -> io::Result<SockAddr> {
         match self {
             Address::Tcp(address) => Ok((*address).into()),
-            Address::Unix(path) => SockAddr::unix(path),
+            Address::Unix(path) => {
+                let invalid = |message| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+                match path.as_os_str().as_bytes() {
+                    [] => invalid("a Unix socket needs a path"),
+                    path if path.contains(&0) => invalid("a path has no NUL in it"),
+                    _ => SockAddr::unix(path),
+                }
+            }
             Address::Abstract(name) => {
                 let mut path = vec![0];
                 path.extend_from_slice(name);
@@ -68,9 +77,12 @@ impl FromStr for Address {
         if let Some(path) = text.strip_prefix("unix:") {
             return match path.strip_prefix('@') {
                 _ if path.is_empty() => Err(invalid("`unix:` needs a path or @name".into())),
-                Some(name) => Ok(Address::Abstract(name.into())),
-                None => Ok(Address::Unix(Path::new(path).to_owned())),
+                Some(name) => Ok(Address::Abstract(unescape(name))),
+                None => Ok(Address::Unix(OsString::from_vec(unescape(path)).into())),
             };
+        }
+        if let Some(address) = numeric(text) {
+            return Ok(Address::Tcp(address));
         }
         let mut resolved = text.to_socket_addrs().map_err(|error| {
             invalid(format!("`{text}` is neither HOST:PORT nor unix:PATH ({error})"))
@@ -123,11 +135,78 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Tcp(address) => address.fmt(f),
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
-            Address::Abstract(name) => write!(f, "unix:@{}", name.escape_ascii()),
+            Address::Unix(path) => {
+                // An abstract name would begin like this.
+                let at = path.as_os_str().as_bytes().first() == Some(&b'@');
+                f.write_str(if at { "unix:%40" } else { "unix:" })?;
+                escape(&path.as_os_str().as_bytes()[usize::from(at)..], f)
+            }
+            Address::Abstract(name) => {
+                f.write_str("unix:@")?;
+                escape(name, f)
+            }
             Address::Unnamed => f.write_str("unix:"),
         }
     }
+}
+
+/// A numeric address of TCP, whose scope may be the name of an interface.
+pub(crate) fn numeric(text: &str) -> Option<SocketAddr> {
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let (host, port) = text.strip_prefix('[')?.rsplit_once("]:")?;
+    let (host, zone) = host.split_once('%')?;
+    let scope = interface(zone)?;
+    Some(SocketAddrV6::new(host.parse().ok()?, port.parse().ok()?, 0, scope).into())
+}
+
+/// The number of an interface.
+fn interface(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the name is a string.
+    let number = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (number != 0).then_some(number)
+}
+
+/// Text for bytes, whatever they are: what is not printed as it is becomes `%XX`.
+fn escape(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for chunk in bytes.utf8_chunks() {
+        for char in chunk.valid().chars() {
+            if char == '%' || char.is_control() {
+                let mut utf8 = [0; 4];
+                escape_all(char.encode_utf8(&mut utf8).as_bytes(), f)?;
+            } else {
+                f.write_char(char)?;
+            }
+        }
+        escape_all(chunk.invalid(), f)?;
+    }
+    Ok(())
+}
+
+fn escape_all(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(f, "%{byte:02X}"))
+}
+
+/// The bytes of such a text. A `%` that no two digits follow stands for itself.
+fn unescape(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let digit = |at: usize| char::from(*behind.get(at)?).to_digit(16);
+        match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push((high << 4 | low) as u8);
+                rest = &behind[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    bytes
 }
 
 #[cfg(test)]
@@ -141,6 +220,44 @@ mod tests {
             assert_eq!(address.to_string(), text);
             let socket = address.to_sock_addr().unwrap();
             assert_eq!(Address::from_sock_addr(&socket).unwrap(), address);
+        }
+    }
+
+    #[test]
+    fn whatever_the_bytes_text_parses_back() {
+        let names: [&[u8]; 9] = [
+            b"caf\xc3\xa9",
+            b"\xff\xfe",
+            b"a\0b",
+            b"100%",
+            b"%41",
+            b"\"quoted\"\n",
+            b"@at",
+            b"\xe9%zz",
+            b" ",
+        ];
+        for name in names {
+            let path = OsStr::from_bytes(name).to_owned().into();
+            for address in [Address::Abstract(name.to_vec()), Address::Unix(path)] {
+                assert_eq!(address.to_string().parse::<Address>().unwrap(), address, "{address}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_scope_may_be_a_name() {
+        let Address::Tcp(SocketAddr::V6(address)) = "[fe80::1%lo]:80".parse().unwrap() else {
+            panic!("not IPv6");
+        };
+        assert_eq!((address.port(), address.scope_id()), (80, interface("lo").unwrap()));
+        assert!("[fe80::1%no-such-interface]:80".parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn paths_that_are_none_are_refused() {
+        for path in [&b""[..], b"/tmp/a\0b"] {
+            let address = Address::Unix(OsStr::from_bytes(path).into());
+            assert_eq!(address.to_sock_addr().unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
     }
 

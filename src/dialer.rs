@@ -1,23 +1,27 @@
 //! Connections that this side opens.
 
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use duopoll_core::Limits;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::address::{Address, IntoAddress};
+use crate::address::{self, Address, IntoAddress};
 use crate::connection::Connection;
-use crate::poller::Handle;
+use crate::listener::SocketFile;
+use crate::named::{Doing, named};
+use crate::poller::{Handle, over};
 use crate::pollers::Pollers;
-use crate::resolver::{connect_blocking, resolve};
-use crate::tcp::{Keepalive, TcpOptions, not_tcp};
+use crate::resolver::{Resolve, Resolving, in_turn, resolve};
+use crate::tcp::{self, Keepalive, TcpOptions, not_tcp};
+use crate::time::{Sleep, Timeout};
 
 /// How long an address may take before the next one is tried beside it (RFC 8305, "Connection Attempt Delay").
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -25,6 +29,8 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const ATTEMPTS_MAX: usize = 16;
 /// How long a Unix socket waits for room in the listener's backlog if no timeout is set.
 const UNIX_PATIENCE: Duration = Duration::from_secs(60);
+/// When it looks again whether there is some, since the kernel does not tell: doubled from the first to the last.
+const UNIX_RETRIES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// Longer than anything takes, and short enough to be added to the time of day.
 const TIMEOUT_MAX: Duration = Duration::from_secs(1 << 32);
 
@@ -49,6 +55,7 @@ pub struct Dialer {
     limits: Limits,
     tcp: TcpOptions,
     prepare: Option<Arc<Prepare>>,
+    resolver: Option<Arc<Resolve>>,
     pollers: Option<Pollers>,
 }
 
@@ -58,8 +65,11 @@ type Prepare = dyn Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync;
 #[derive(Clone, Debug)]
 enum Target {
     Address(Address),
-    /// `HOST:PORT`, to be resolved.
-    Name(String),
+    /// To be resolved.
+    Name {
+        host: String,
+        port: u16,
+    },
 }
 
 impl Dialer {
@@ -74,7 +84,9 @@ impl Dialer {
         self
     }
 
-    /// The address to dial from. Remote addresses of another family are passed over.
+    /// The address to dial from. Remote addresses of another family are passed over. With port 0 the kernel chooses the port
+    /// when it connects (`IP_BIND_ADDRESS_NO_PORT`), so that one is enough for many remote addresses. The file that a Unix
+    /// path makes goes with the connection, so there can be one of them at a time.
     ///
     /// # Errors
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a text that is no address.
@@ -113,6 +125,17 @@ impl Dialer {
         self
     }
 
+    /// Resolves names in place of the C library's resolver: is given host and port, and gives the addresses in the order in
+    /// which they are to be tried. Dropping its future must give up.
+    pub fn resolver<F, T>(mut self, resolver: F) -> Dialer
+    where
+        F: Fn(String, u16) -> T + Send + Sync + 'static,
+        T: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+    {
+        self.resolver = Some(Arc::new(move |host, port| Box::pin(resolver(host, port))));
+        self
+    }
+
     /// The pollers that the connections live on. Default: the poller that the dial is called on, as in a server's
     /// handler, and elsewhere the [global ones](Pollers::global). A proxy has both connections on one thread then.
     pub fn pollers(mut self, pollers: Pollers) -> Dialer {
@@ -122,16 +145,20 @@ impl Dialer {
 
     /// Opens a connection to `HOST:PORT`, or to whatever [`Address`] describes. TCP connections have `TCP_NODELAY`.
     ///
-    /// A name is resolved on a thread of its own. Its addresses are tried in the resolver's order, the two families
+    /// A name is resolved on one of at most 32 threads, unless there is another [resolver](Dialer::resolver). Its addresses are
+    /// tried in the resolver's order, the two families
     /// in turn; when one has not answered after 250 milliseconds, or has refused, the next one is tried beside it,
     /// and the first connection wins.
     ///
-    /// Dropping the future gives up: sockets whose connect is under way are closed.
+    /// Limits of the connection begin to count when it is established. Dropping the future gives up: sockets whose connect is
+    /// under way are closed.
     ///
     /// # Errors
-    /// The errno of the last address that failed, for instance `ECONNREFUSED` or `EHOSTUNREACH`;
+    /// That of the last address that failed: its text names the address, its
+    /// [source](std::error::Error::source) has the errno, for instance `ECONNREFUSED` or `EHOSTUNREACH`.
     /// [`TimedOut`](io::ErrorKind::TimedOut) if the timeout came first;
-    /// [`NotFound`](io::ErrorKind::NotFound) for a name without a suitable address.
+    /// [`NotFound`](io::ErrorKind::NotFound) for a name without a suitable address;
+    /// [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
     pub async fn dial(&self, target: &str) -> io::Result<Connection> {
         self.dial_target(Target::parse(target)?).await
     }
@@ -146,39 +173,62 @@ impl Dialer {
 
     async fn dial_target(&self, target: Target) -> io::Result<Connection> {
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout.min(TIMEOUT_MAX));
+        let poller = self.poller()?;
         let addresses = match target {
             Target::Address(address) => vec![address],
-            Target::Name(name) => resolve(name, deadline).await?,
+            Target::Name { host, port } => {
+                let resolving = self.resolve(host, port);
+                in_turn(within(&poller, deadline, resolving).await?)
+            }
         };
         let suitable = addresses.into_iter().filter(|address| self.suits(address));
-        let mut attempts = Vec::new();
+        let mut attempts = Attempts { poller: &poller, under_way: Vec::new() };
         let mut failed = io::Error::new(io::ErrorKind::NotFound, "no suitable address");
         for address in suitable.take(ATTEMPTS_MAX) {
-            match self.begin(&address, deadline).await {
-                Ok(connection) => attempts.push(connection),
+            let begun = self.begin(&poller, &address, deadline).await;
+            match begun {
+                Ok(connection) => attempts.under_way.push((address, connection)),
                 Err(error) => {
-                    failed = error;
+                    failed = named(error, Doing::Dialing, &address);
                     continue;
                 }
             }
             let next = Instant::now() + ATTEMPT_DELAY;
             let patience = deadline.map_or(next, |deadline| deadline.min(next));
-            match race(&mut attempts, Some(patience)).await {
-                Ok(connection) => return Ok(self.established(connection)),
-                Err(error) => failed = error,
+            match attempts.race(Some(patience)).await {
+                Raced::Won(connection) => return Ok(connection),
+                Raced::Failed(error) => failed = error,
+                Raced::Late => {}
             }
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
-        while !attempts.is_empty() {
-            match race(&mut attempts, deadline).await {
-                Ok(connection) => return Ok(self.established(connection)),
-                Err(error) if is_deadline(&error) => return Err(error),
-                Err(error) => failed = error,
+        while !attempts.under_way.is_empty() {
+            match attempts.race(deadline).await {
+                Raced::Won(connection) => return Ok(connection),
+                Raced::Failed(error) => failed = error,
+                Raced::Late => return Err(io::ErrorKind::TimedOut.into()),
             }
         }
         Err(failed)
+    }
+
+    fn resolve(&self, host: String, port: u16) -> Resolving {
+        match &self.resolver {
+            Some(resolver) => resolver(host, port),
+            None => Box::pin(resolve(host, port)),
+        }
+    }
+
+    /// Where the connection is to live, and the dial's timers.
+    fn poller(&self) -> io::Result<Arc<Handle>> {
+        let poller = match (&self.pollers, Handle::current()) {
+            (Some(pollers), _) => pollers.running().ok_or_else(over)?,
+            (None, Some(here)) => here,
+            (None, None) => Pollers::global()?.pick(),
+        };
+        Ok(poller)
     }
 
     fn suits(&self, address: &Address) -> bool {
@@ -192,26 +242,40 @@ impl Dialer {
     }
 
     /// Begins to connect.
-    async fn begin(&self, address: &Address, deadline: Option<Instant>) -> io::Result<Connection> {
+    async fn begin(
+        &self,
+        poller: &Arc<Handle>,
+        address: &Address,
+        deadline: Option<Instant>,
+    ) -> io::Result<Connection> {
         let remote = address.to_sock_addr()?;
-        let socket = self.socket(&remote)?;
-        let connecting = match socket.connect(&remote) {
-            Ok(()) => false,
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINPROGRESS | libc::EINTR) => true,
+        let (socket, file) = self.socket(&remote)?;
+        let mut retry = UNIX_RETRIES.0;
+        let patience = deadline.unwrap_or_else(|| Instant::now() + UNIX_PATIENCE);
+        let connecting = loop {
+            let Err(error) = socket.connect(&remote) else { break false };
+            match error.raw_os_error() {
+                Some(libc::EINPROGRESS | libc::EINTR) => break true,
                 // A Unix listener's backlog is full, and the kernel does not tell when it no longer is.
+                Some(libc::EAGAIN) if remote.is_unix() && Instant::now() < patience => {
+                    let next = Instant::now() + retry;
+                    Sleep::on(poller.clone(), next.min(patience)).await;
+                    retry = (retry * 2).min(UNIX_RETRIES.1);
+                }
                 Some(libc::EAGAIN) if remote.is_unix() => {
-                    let deadline = deadline.unwrap_or_else(|| Instant::now() + UNIX_PATIENCE);
-                    let socket = connect_blocking(socket, remote, deadline).await?;
-                    return self.adopt(socket, false).await;
+                    return Err(io::ErrorKind::TimedOut.into());
                 }
                 _ => return Err(error),
-            },
+            }
         };
-        self.adopt(socket.into(), connecting).await
+        let connection = poller.clone().adopt(socket.into(), self.limits, connecting).await?;
+        if let Some(file) = file {
+            connection.on_close(move || drop(file));
+        }
+        Ok(connection)
     }
 
-    fn socket(&self, remote: &SockAddr) -> io::Result<Socket> {
+    fn socket(&self, remote: &SockAddr) -> io::Result<(Socket, Option<SocketFile>)> {
         let domain = Domain::from(i32::from(remote.family()));
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
         if !remote.is_unix() {
@@ -223,26 +287,17 @@ impl Dialer {
         if let Some(prepare) = &self.prepare {
             prepare(socket.as_fd())?;
         }
+        let mut file = None;
         if let Some(local) = &self.local {
+            if matches!(local, Address::Tcp(local) if local.port() == 0) {
+                tcp::bind_without_port(&socket)?;
+            }
             socket.bind(&local.to_sock_addr()?)?;
+            if let Address::Unix(path) = local {
+                file = Some(SocketFile::made(path)?);
+            }
         }
-        Ok(socket)
-    }
-
-    /// Gives the socket to a poller.
-    async fn adopt(&self, socket: OwnedFd, connecting: bool) -> io::Result<Connection> {
-        let handle = match (&self.pollers, Handle::current()) {
-            (Some(pollers), _) => pollers.pick(),
-            (None, Some(here)) => here,
-            (None, None) => Pollers::global()?.pick(),
-        };
-        handle.adopt(socket, self.limits, connecting).await
-    }
-
-    /// From here on the connection's own limits count, not those of the dial.
-    fn established(&self, connection: Connection) -> Connection {
-        connection.set_write_deadline(None);
-        connection
+        Ok((socket, file))
     }
 }
 
@@ -258,41 +313,71 @@ impl fmt::Debug for Dialer {
     }
 }
 
-/// The first of the connections that is established. Ends early with the error of those that fail, which are taken out,
-/// and at the deadline with `TimedOut`, none taken out.
-async fn race(attempts: &mut Vec<Connection>, deadline: Option<Instant>) -> io::Result<Connection> {
-    for attempt in &*attempts {
-        attempt.set_write_deadline(deadline);
+/// Waits for a future, but not beyond the deadline.
+async fn within<T>(
+    poller: &Arc<Handle>,
+    deadline: Option<Instant>,
+    future: impl Future<Output = io::Result<T>> + Unpin,
+) -> io::Result<T> {
+    match deadline {
+        Some(deadline) => Timeout::on(poller.clone(), deadline, future).await?,
+        None => future.await,
     }
-    poll_fn(|cx| {
-        let mut failed = None;
-        let mut index = 0;
-        while index < attempts.len() {
-            match attempts[index].writer().poll_connected(cx) {
-                Poll::Pending => index += 1,
-                Poll::Ready(Ok(())) if is_self_connected(&attempts[index]) => {
-                    attempts.remove(index);
-                    failed = Some(io::Error::from_raw_os_error(libc::ECONNREFUSED));
-                }
-                Poll::Ready(Ok(())) => return Poll::Ready(Ok(attempts.swap_remove(index))),
-                Poll::Ready(Err(error)) if is_deadline(&error) => return Poll::Ready(Err(error)),
-                Poll::Ready(Err(error)) => {
-                    attempts.remove(index);
-                    failed = Some(error);
-                }
-            }
-        }
-        match failed {
-            Some(error) => Poll::Ready(Err(error)),
-            None => Poll::Pending,
-        }
-    })
-    .await
 }
 
-/// Whether it is our deadline that has passed, rather than the kernel's patience (`ETIMEDOUT`).
-fn is_deadline(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
+/// Connects that are under way.
+struct Attempts<'a> {
+    poller: &'a Arc<Handle>,
+    under_way: Vec<(Address, Connection)>,
+}
+
+/// How a race between them has ended.
+enum Raced {
+    Won(Connection),
+    /// At least one has failed, and is no longer under way.
+    Failed(io::Error),
+    /// The time was over.
+    Late,
+}
+
+impl Attempts<'_> {
+    /// Waits for the first that is established or fails, until the deadline.
+    async fn race(&mut self, deadline: Option<Instant>) -> Raced {
+        let mut late = deadline.map(|deadline| Sleep::on(self.poller.clone(), deadline));
+        poll_fn(|cx| {
+            if let Poll::Ready(raced) = self.poll(cx) {
+                return Poll::Ready(raced);
+            }
+            match &mut late {
+                Some(late) => Pin::new(late).poll(cx).map(|()| Raced::Late),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Raced> {
+        let mut failed = None;
+        let mut index = 0;
+        while let Some((address, connection)) = self.under_way.get_mut(index) {
+            let error = match connection.writer().poll_connected(cx) {
+                Poll::Pending => {
+                    index += 1;
+                    continue;
+                }
+                Poll::Ready(Ok(())) if is_self_connected(connection) => {
+                    io::Error::from_raw_os_error(libc::ECONNREFUSED)
+                }
+                Poll::Ready(Ok(())) => {
+                    return Poll::Ready(Raced::Won(self.under_way.swap_remove(index).1));
+                }
+                Poll::Ready(Err(error)) => error,
+            };
+            failed = Some(named(error, Doing::Dialing, address));
+            self.under_way.remove(index);
+        }
+        failed.map_or(Poll::Pending, |error| Poll::Ready(Raced::Failed(error)))
+    }
 }
 
 /// A TCP socket that dials a local port nobody listens on may be given that very port, and then it is connected to
@@ -307,12 +392,12 @@ impl Target {
         if text.starts_with("unix:") {
             return text.parse().map(Target::Address);
         }
-        if let Ok(address) = text.parse::<SocketAddr>() {
+        if let Some(address) = address::numeric(text) {
             return Ok(Target::Address(address.into()));
         }
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                Ok(Target::Name(text.into()))
+        match text.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>())) {
+            Some((host, Ok(port))) if !host.is_empty() => {
+                Ok(Target::Name { host: host.into(), port })
             }
             _ => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,

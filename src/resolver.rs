@@ -1,111 +1,48 @@
-//! What of a dial can only block: resolving a name, and waiting for room in the backlog of a Unix socket. Each has a
-//! thread of its own.
+//! Names, and what they mean. The C library's resolver can only block, so it gets threads, a bounded number of them.
 
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::pin::Pin;
 
-use futures_channel::oneshot;
-use socket2::{SockAddr, Socket};
+use async_lock::Semaphore;
+use blocking::unblock;
 
 use crate::address::Address;
 
-/// How long a connect that blocks waits before it looks whether somebody still wants it to.
-const UNIX_WAIT: Duration = Duration::from_millis(100);
+/// Names that are resolved at once in a process, each on a thread. Others wait for their turn, and their dials' timeouts
+/// count meanwhile.
+const RESOLVERS_MAX: usize = 32;
 
-/// The addresses of a name, the two families in turn, beginning with the resolver's first.
-pub(crate) async fn resolve(name: String, deadline: Option<Instant>) -> io::Result<Vec<Address>> {
-    let found: Vec<SocketAddr> =
-        until(deadline, "duopoll-resolve", move || Ok(name.to_socket_addrs()?.collect())).await?;
+/// Resolves a host's name; see [`Dialer::resolver`](crate::Dialer::resolver).
+pub(crate) type Resolve = dyn Fn(String, u16) -> Resolving + Send + Sync;
+pub(crate) type Resolving = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
+
+/// The addresses of a host, as the C library knows them.
+///
+/// Dropping the future gives up. A resolution that has begun goes on, and keeps its thread until it is over.
+pub(crate) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    static TURNS: Semaphore = Semaphore::new(RESOLVERS_MAX);
+    let turn = TURNS.acquire().await;
+    unblock(move || {
+        let found = (&*host, port).to_socket_addrs();
+        drop(turn);
+        Ok(found?.collect())
+    })
+    .await
+}
+
+/// The addresses in the order in which they are tried: the two families in turn, beginning with that of the first.
+pub(crate) fn in_turn(found: Vec<SocketAddr>) -> Vec<Address> {
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
-    let (mut first, mut second): (Vec<_>, Vec<_>) =
+    let (first, second): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
     let mut mixed = Vec::with_capacity(first.len() + second.len());
-    first.reverse();
-    second.reverse();
-    while let Some(address) = first.pop() {
+    let mut second = second.into_iter();
+    for address in first {
         mixed.push(address.into());
-        mixed.extend(second.pop().map(Address::from));
+        mixed.extend(second.next().map(Address::from));
     }
-    mixed.extend(second.into_iter().rev().map(Address::from));
-    Ok(mixed)
-}
-
-/// Connects on a thread of its own, until the deadline or until nobody waits for it any more.
-pub(crate) async fn connect_blocking(
-    socket: Socket,
-    remote: SockAddr,
-    deadline: Instant,
-) -> io::Result<OwnedFd> {
-    on_a_thread("duopoll-connect", move |is_awaited| {
-        socket.set_nonblocking(false)?;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // A timeout of zero would be none.
-            let wait = left.clamp(Duration::from_millis(1), UNIX_WAIT);
-            socket.set_write_timeout(Some(wait))?;
-            match socket.connect(&remote) {
-                Ok(()) => break,
-                // There was no room in the meantime, or a signal came.
-                Err(error) if is_temporary(&error) => {
-                    if !is_awaited() || Instant::now() >= deadline {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        socket.set_write_timeout(None)?;
-        socket.set_nonblocking(true)?;
-        Ok(socket.into())
-    })
-    .await
-}
-
-fn is_temporary(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-/// Has a thread do something that blocks and that cannot be told to stop, and waits for it until the deadline.
-async fn until<T: Send + 'static>(
-    deadline: Option<Instant>,
-    name: &str,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let Some(deadline) = deadline else { return on_a_thread(name, |_| work()).await };
-    let (reply, answer) = mpsc::channel();
-    let work = move || drop(reply.send(work()));
-    thread::Builder::new().name(name.into()).spawn(work)?;
-    on_a_thread("duopoll-timeout", move |_| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        answer.recv_timeout(left).unwrap_or_else(|error| match error {
-            mpsc::RecvTimeoutError::Timeout => Err(io::ErrorKind::TimedOut.into()),
-            mpsc::RecvTimeoutError::Disconnected => Err(panicked()),
-        })
-    })
-    .await
-}
-
-/// Has a thread do something that blocks. It can ask whether somebody still waits for it.
-fn on_a_thread<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce(&dyn Fn() -> bool) -> io::Result<T> + Send + 'static,
-) -> impl Future<Output = io::Result<T>> {
-    let (reply, answer) = oneshot::channel();
-    let started = thread::Builder::new().name(name.into()).spawn(move || {
-        let result = work(&|| !reply.is_canceled());
-        let _ = reply.send(result);
-    });
-    async move {
-        started?;
-        answer.await.unwrap_or_else(|_| Err(panicked()))
-    }
-}
-
-fn panicked() -> io::Error {
-    io::Error::other("the thread has panicked")
+    mixed.extend(second.map(Address::from));
+    mixed
 }

@@ -1,7 +1,7 @@
 //! Options of TCP sockets.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -83,6 +83,22 @@ pub(crate) fn set_keepalive(socket: &impl AsFd, keepalive: Option<Keepalive>) ->
 
 pub(crate) fn set_user_timeout(socket: &impl AsFd, timeout: Option<Duration>) -> io::Result<()> {
     SockRef::from(socket).set_tcp_user_timeout(timeout)
+}
+
+/// Has the kernel choose the port when the socket connects, and not when it is bound.
+pub(crate) fn bind_without_port(socket: &impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the kernel reads an int.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if set == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The error of an option that a Unix socket does not have.

@@ -11,9 +11,12 @@ use duopoll::{Address, Connection, Dialer, Engine, Limits, Listener, Pollers};
 use pollster::block_on;
 use socket2::{Domain, Socket, Type};
 use support::settled::Settled;
-use support::{Family, Pattern, Peer, Setup, connected, eventually, open_descriptors};
+use support::{
+    Family, Pattern, Peer, Setup, connected, errno, eventually, open_descriptors, poll_once,
+};
 
 on_every_setup!(
+    dials_to_a_full_unix_listener_wait_without_threads,
     a_dialed_connection_talks_to_a_server,
     both_ends_can_be_ours,
     halves_work_on_different_threads,
@@ -116,7 +119,7 @@ fn a_refused_connection_keeps_its_errno(setup: Setup) {
     let address = setup.listener().local_addr().expect("bound");
     // The listener is gone: nobody is there.
     let error = block_on(dialer(setup).dial_addr(address)).expect_err("nobody listens");
-    assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED), "{error}");
+    assert_eq!(errno(&error), Some(libc::ECONNREFUSED), "{error}");
 }
 
 fn a_dropped_dial_leaves_nothing(setup: Setup) {
@@ -275,50 +278,33 @@ fn abstract_name(what: &str) -> std::os::unix::net::SocketAddr {
     std::os::unix::net::SocketAddr::from_abstract_name(name(what)).expect("a name")
 }
 
-/// Threads of this process by their name.
-fn threads(name: &str) -> Vec<i32> {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("procfs").flatten();
-    let named = tasks.filter(|task| {
-        let comm = std::fs::read_to_string(task.path().join("comm"));
-        comm.is_ok_and(|comm| comm.trim_end() == name)
-    });
-    named.map(|task| task.file_name().to_string_lossy().parse().expect("a number")).collect()
-}
-
-#[test]
-fn a_dial_to_a_full_unix_listener_waits_through_signals_and_ends_when_dropped() {
-    extern "C" fn nothing(_: libc::c_int) {}
-    // SAFETY: the handler does nothing. Without SA_RESTART, so that calls are interrupted.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
-        assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
+fn dials_to_a_full_unix_listener_wait_without_threads(setup: Setup) {
+    const DIALS: usize = 100;
+    if setup.family != Family::Unix {
+        return;
     }
-    let listener = std::os::unix::net::UnixListener::bind_addr(&abstract_name("signals"));
+    let what = format!("full-{:?}", setup.engine);
+    let listener = std::os::unix::net::UnixListener::bind_addr(&abstract_name(&what));
     let listener = listener.expect("bound");
     // SAFETY: listen(2) takes no memory.
     unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) };
-    let address: Address = format!("unix:@{}", name("signals")).parse().expect("an address");
-    let dialer = Dialer::new();
-    let first = block_on(dialer.dial_addr(address.clone())).expect("there is room for one");
-    let mut dial = Box::pin(dialer.dial_addr(address.clone()));
-    assert!(support::poll_once(dial.as_mut()).is_pending());
-    eventually("it waits", || !threads("duopoll-connect").is_empty());
-    for _ in 0..100 {
-        for thread in threads("duopoll-connect") {
-            // SAFETY: takes no memory. The thread may be gone by now.
-            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR2) };
-        }
-        assert!(support::poll_once(dial.as_mut()).is_pending(), "a signal has ended it");
+    let address: Address = format!("unix:@{}", name(&what)).parse().expect("an address");
+    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let dialer = Dialer::new().pollers(pollers.clone());
+    let _first = block_on(dialer.dial_addr(address.clone())).expect("there is room for one");
+    let mut dials: Vec<_> =
+        (0..DIALS).map(|_| Box::pin(dialer.dial_addr(address.clone()))).collect();
+    for dial in &mut dials {
+        assert!(poll_once(dial.as_mut()).is_pending());
     }
+    // One for each dial; nothing else can have a timer here.
+    eventually("all wait", || pollers.settled().timers == DIALS as u64);
+    let waiting = dials.pop().expect("there are some");
+    drop(dials);
+    eventually("one is left", || pollers.settled().timers == 1);
     listener.accept().expect("the first");
-    block_on(dial).expect("there is room again");
-    let mut dial = Box::pin(dialer.dial_addr(address));
-    assert!(support::poll_once(dial.as_mut()).is_pending());
-    eventually("it waits", || !threads("duopoll-connect").is_empty());
-    drop(dial);
-    eventually("nobody waits", || threads("duopoll-connect").is_empty());
-    drop(first);
+    block_on(waiting).expect("there is room again");
+    assert_eq!(pollers.settled().connections, 2);
 }
 
 #[test]

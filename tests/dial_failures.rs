@@ -11,7 +11,7 @@ use duopoll::{Address, Dialer, Engine, Pollers};
 use pollster::block_on;
 use support::full::Full;
 use support::settled::Settled;
-use support::{Setup, eventually, poll_once};
+use support::{Setup, errno, eventually, poll_once};
 
 on_every_setup!(dials_that_hardly_have_time_leave_nothing);
 
@@ -49,7 +49,7 @@ fn a_dial_that_the_kernel_gives_up_has_its_errno() {
         let dialer = Dialer::new().pollers(pollers(engine));
         let dialer = dialer.user_timeout(Duration::from_millis(100));
         let error = block_on(dialer.dial_addr(full.address)).expect_err("no answer");
-        assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT), "{error}");
+        assert_eq!(errno(&error), Some(libc::ETIMEDOUT), "{error}");
     });
 }
 
@@ -76,7 +76,7 @@ fn what_cannot_be_reached_has_the_errno_of_the_kernel() {
         let dial = |address: &str| {
             let address: Address = address.parse().expect("an address");
             let error = block_on(dialer.dial_addr(address)).expect_err("nobody is there");
-            error.raw_os_error().expect("an errno")
+            errno(&error).expect("an errno")
         };
         // TCP knows no groups.
         assert_eq!(dial("224.0.0.1:9"), libc::ENETUNREACH);

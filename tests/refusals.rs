@@ -45,7 +45,7 @@ fn sweep<T>(calls: &[libc::c_long], attempt: impl Fn() -> io::Result<T> + Sync) 
         for errno in SHORTAGES {
             let error = without(call, errno, || attempt().err());
             let error = error.unwrap_or_else(|| panic!("without call {call} nothing has failed"));
-            assert_eq!(error.raw_os_error(), Some(errno), "call {call}: {error}");
+            assert_eq!(support::errno(&error), Some(errno), "call {call}: {error}");
             eventually("nothing is left", || open_descriptors() == descriptors);
         }
     }

@@ -154,7 +154,7 @@ fn the_last_refusal_is_the_error() {
     define("nobody.test", Some(&["::1", "127.0.0.1", "127.0.0.2"]));
     on_both_engines(|_, dialer| {
         let error = block_on(dialer.dial(&format!("nobody.test:{port}"))).expect_err("nobody");
-        assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED), "{error}");
+        assert_eq!(support::errno(&error), Some(libc::ECONNREFUSED), "{error}");
     });
 }
 

@@ -371,6 +371,12 @@ pub fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("procfs").count()
 }
 
+/// The errno of an error, or of what it is about.
+pub fn errno(error: &io::Error) -> Option<i32> {
+    let source = || error.get_ref()?.source()?.downcast_ref::<io::Error>()?.raw_os_error();
+    error.raw_os_error().or_else(source)
+}
+
 /// Waits until a condition holds that something else is working towards; fails when it takes too long.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
