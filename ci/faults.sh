@@ -9,6 +9,7 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/faults"
 export RUSTFLAGS="--cfg duopoll_faults ${RUSTFLAGS:-}"
 cargo test -p duopoll-uring --lib faults
 # One operation at a time, and each of them failing.
-DUOPOLL_URING=base cargo test --test faults
+DUOPOLL_URING=base cargo test --test faults --test failed_sends
 # Operations that go on by themselves.
 cargo test --test faults storm
+cargo test --test failed_sends

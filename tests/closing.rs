@@ -21,7 +21,6 @@ on_every_setup!(
     a_wait_for_a_request_that_is_dropped_is_not_idle,
     a_poller_that_ends_alone_resets_who_is_within_a_request,
     a_close_in_the_tick_of_a_timer_sends_everything,
-    a_write_timeout_that_is_shortened_while_closing_counts_at_once,
 );
 
 fn a_wait_for_a_request_that_is_dropped_is_not_idle(setup: Setup) {
@@ -106,22 +105,4 @@ fn a_close_in_the_tick_of_a_timer_sends_everything(setup: Setup) {
         eventually("it is closed", || closes.1.load(Ordering::Relaxed));
         assert_eq!(other_peer.read_rest().expect("the end").len(), BYTES);
     }
-}
-
-fn a_write_timeout_that_is_shortened_while_closing_counts_at_once(setup: Setup) {
-    let mut limits = Limits::default();
-    limits.write_timeout = Some(PATIENCE * 2);
-    let (_pollers, mut connection, _peer) = connected(setup, limits);
-    connection.push(vec![1; 64 << 20]);
-    connection.writer().submit().expect("it is open");
-    let control = connection.control();
-    control.close();
-    let shortened = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(50));
-        // Over already; the poller was not late, so nothing begins anew.
-        control.set_write_timeout(Some(Duration::from_millis(20)));
-    });
-    let error = block_on(connection.drain()).expect_err("the peer takes nothing");
-    assert_eq!(error.kind(), ErrorKind::TimedOut);
-    shortened.join().expect("no panic");
 }

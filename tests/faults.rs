@@ -371,7 +371,7 @@ fn every_step_of_a_dial_may_fail(setup: Setup) {
         match result {
             Ok(()) => assert!(!fatal, "{call:?} has failed with {errno}, and nobody knows"),
             Err(error) => {
-                assert!(fatal && error.raw_os_error() == Some(errno), "{call:?}: {error}")
+                assert!(fatal && support::errno(&error) == Some(errno), "{call:?}: {error}")
             }
         }
         block_on(dial(&dialer, &observed.server)).expect("served");
