@@ -220,6 +220,18 @@ impl Connection {
         self.reader.skip(n).await
     }
 
+    /// See [`Reader::frame`].
+    ///
+    /// # Errors
+    /// See [`Reader::frame`].
+    pub async fn frame(
+        &mut self,
+        header_bytes: usize,
+        body_bytes: impl FnMut(&[u8]) -> io::Result<usize>,
+    ) -> io::Result<Slice> {
+        self.reader.frame(header_bytes, body_bytes).await
+    }
+
     /// See [`Reader::until`].
     ///
     /// # Errors

@@ -30,7 +30,7 @@ use crate::poller::Handle;
 use crate::pollers::Pollers;
 
 /// Farther away than anything that is waited for, and near enough to be added to the time of day.
-const FAR: Duration = Duration::from_secs(1 << 32);
+pub(crate) const FAR: Duration = Duration::from_secs(1 << 32);
 
 /// Waits for so long.
 pub fn sleep(duration: Duration) -> Sleep {

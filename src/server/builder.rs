@@ -14,6 +14,7 @@ use crate::connection::Connection;
 use crate::engine::Engine;
 use crate::pollers::{Balance, PollerOptions, Pollers};
 use crate::server::callbacks::Callbacks;
+use crate::time::FAR;
 
 /// Where a server begins: see [`EventLoop::builder`].
 #[derive(Debug)]
@@ -106,6 +107,19 @@ impl Builder {
     /// The wait between two requests is not a read: see [`idle_timeout`](Builder::idle_timeout). Default: for ever.
     pub fn read_timeout(mut self, timeout: Duration) -> Builder {
         self.limits.read_timeout = Some(timeout);
+        self
+    }
+
+    /// How long the bytes of one request may take to arrive, from its first on, however many reads the handler makes of it: it
+    /// sets the [read deadline](crate::Control::set_read_deadline) at each call of the handler. Default: for ever.
+    pub fn request_timeout(mut self, timeout: Duration) -> Builder {
+        self.callbacks.request_timeout = Some(timeout.min(FAR));
+        self
+    }
+
+    /// The largest message; see [`Limits::message_bytes_max`]. Default: 16 MiB.
+    pub fn message_bytes_max(mut self, bytes: usize) -> Builder {
+        self.limits.message_bytes_max = bytes;
         self
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::connection::Connection;
 
@@ -14,6 +15,8 @@ pub(super) struct Callbacks {
     pub(super) prepare: Option<Arc<Prepare>>,
     pub(super) connect: Option<Arc<Connect>>,
     pub(super) disconnect: Option<Arc<Disconnect>>,
+    /// How long a request may take to arrive.
+    pub(super) request_timeout: Option<Duration>,
 }
 
 pub(super) type Prepare = dyn Fn(BorrowedFd<'_>) -> io::Result<()> + Send + Sync;

@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
+use std::time::Instant;
 
 use futures_channel::oneshot;
 use pin_project_lite::pin_project;
@@ -17,6 +18,9 @@ use crate::server::admission::Permit;
 use crate::server::callbacks::Callbacks;
 use crate::server::figures::Figures;
 use crate::stats;
+
+/// Requests of one connection that are handled in a row while others wait.
+const REQUESTS_MAX: u32 = 256;
 
 /// A call of a handler that blocks; see [`Builder::on_request_blocking`](crate::Builder::on_request_blocking).
 pub type Job = Box<dyn FnOnce() + Send>;
@@ -152,9 +156,30 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
     }
     // Bytes that the handler has seen and left.
     let mut seen = 0;
+    let mut in_a_row = 0;
     loop {
         let reader = there(slot)?.reader();
-        let Ok(true) = poll_fn(|cx| reader.poll_request(cx, seen)).await else { return Ok(()) };
+        let more = poll_fn(|cx| {
+            if in_a_row == REQUESTS_MAX {
+                // Others had better have their turn.
+                in_a_row = 0;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let more = reader.poll_request(cx, seen);
+            in_a_row = if more.is_pending() { 0 } else { in_a_row + 1 };
+            more
+        });
+        match more.await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            // More was left unread than a message may have.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(error),
+            Err(_) => return Ok(()),
+        }
+        if let Some(timeout) = service.callbacks.request_timeout {
+            reader.control().set_read_deadline(Some(Instant::now() + timeout));
+        }
         stats::count_request();
         service.figures.count_request();
         let consumed = reader.consumed();

@@ -144,7 +144,7 @@ impl LinkBuffer {
     /// [`Error::OutOfMemory`] if there is no block to be had.
     pub fn lend_writable(&mut self, vectors: &mut [iovec; 2]) -> Result<usize, Error> {
         self.promised = 0;
-        self.recv.lend(&mut &self.pool, vectors)
+        self.recv.lend(&mut &self.pool, 0, vectors)
     }
 
     /// Takes the first `n` bytes that were written to the vectors last lent. They are readable at once, and come

@@ -37,6 +37,8 @@ struct Sizing {
 const BLOCK_BYTES_MIN: usize = 4 << 10;
 /// The largest block that is asked for, unless the smallest is larger, in bytes.
 const BLOCK_BYTES_MAX: usize = 512 << 10;
+/// What is known to come is believed up to here, in bytes: whoever only announces it gets no more memory.
+const AWAITED_BYTES_MAX: usize = 1 << 20;
 /// The least block that copied bytes go into, in bytes.
 const COPY_BLOCK_BYTES: usize = 4 << 10;
 /// Small reads in a row before the size is halved.
@@ -88,7 +90,7 @@ impl RecvBuffer {
         RecvBuffer { sizing: Sizing::starting_with(block_bytes), ..RecvBuffer::default() }
     }
 
-    /// Describes where bytes may be written; returns how many vectors, 1 or 2. They stay valid until the next call
+    /// Describes where bytes may be written; returns how many vectors, 1 or 2. `awaited`: so many are known to come. They stay valid until the next call
     /// on this receive buffer, and nothing else writes there.
     ///
     /// # Errors
@@ -96,9 +98,10 @@ impl RecvBuffer {
     pub fn lend(
         &mut self,
         source: &mut impl BlockSource,
+        awaited: usize,
         vectors: &mut [iovec; 2],
     ) -> Result<usize, Error> {
-        let wanted = self.sizing.block_bytes();
+        let wanted = self.sizing.block_bytes().max(awaited.min(AWAITED_BYTES_MAX));
         if let Some(tail) = &mut self.tail {
             if tail.remaining() < wanted / 2 {
                 // If all of its bytes are gone, the whole block can be lent again.

@@ -10,6 +10,10 @@ pub struct Limits {
     /// back. It goes on when the reader takes them. What was received by then comes on top: on epoll one receive, on
     /// io_uring up to 4 MiB, for all connections of a poller together. Default: 1 MiB.
     pub input_high_bytes: usize,
+    /// The largest message: a read that waits for more bytes at once fails with
+    /// [`InvalidData`](std::io::ErrorKind::InvalidData), as does a server whose handler leaves so many unread, and nothing
+    /// more is received. What a peer merely announces is believed up to here. At most 4 GiB. Default: 16 MiB.
+    pub message_bytes_max: usize,
     /// A flush waits while more bytes than this have not been taken by the kernel. Default: 1 MiB.
     pub output_high_bytes: usize,
     /// How long a read may wait. Default: for ever. See [`Control::set_read_timeout`](crate::Control::set_read_timeout).
@@ -33,6 +37,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             input_high_bytes: 1 << 20,
+            message_bytes_max: 16 << 20,
             output_high_bytes: 1 << 20,
             read_timeout: None,
             write_timeout: None,

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 pub use control::Control;
 pub(crate) use effects::wake;
-pub(crate) use lifecycle::{Closing, Expired, LATE, Moved, Phase, Reason, Todo};
+pub(crate) use lifecycle::{Closing, Expected, Expired, LATE, Moved, Phase, Reason, Todo};
 pub use limits::Limits;
 pub use reader::Reader;
 pub(crate) use shared::Shared;

@@ -28,7 +28,10 @@ use crate::memory::Slice;
 /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the peer has ended before enough bytes came; what did come
 /// stays readable. The errno of the kernel, for instance `ECONNRESET`, if the connection broke, and `ECONNABORTED` if
 /// it was aborted; what had arrived before stays readable too. [`NotConnected`](io::ErrorKind::NotConnected) if this side has
-/// closed it, [`TimedOut`](io::ErrorKind::TimedOut) without an errno if the wait was over time.
+/// closed it, [`TimedOut`](io::ErrorKind::TimedOut) without an errno if the wait was over time,
+/// [`InvalidData`](io::ErrorKind::InvalidData) if more is wanted than the limit
+/// [`message_bytes_max`](crate::Limits::message_bytes_max): nothing more is received then, and later reads that have to wait
+/// fail with `EMSGSIZE`.
 ///
 /// # Threads
 /// A reader is `Send`: it can wait on its poller, on another thread, or in any executor.
@@ -75,6 +78,9 @@ impl Reader {
         if self.buffer.len() >= min_bytes {
             return Poll::Ready(Ok(()));
         }
+        if min_bytes > self.shared.message_bytes_max() {
+            return Poll::Ready(Err(self.overrun(min_bytes)));
+        }
         let buffer = &mut self.buffer;
         if self.waiting {
             let is_request = matches!(wanted, Wanted::Request);
@@ -91,6 +97,17 @@ impl Reader {
         });
         self.waiting = result.is_pending();
         result.map_err(io::Error::from)
+    }
+
+    /// More is wanted than a message may have.
+    #[cold]
+    fn overrun(&mut self, bytes: usize) -> io::Error {
+        self.shared.change(|life| life.overrun(self.shared.clock()));
+        let max = self.shared.message_bytes_max();
+        let text = format!(
+            "a message of {bytes} bytes or more, where {max} are the most (`message_bytes_max`)"
+        );
+        io::Error::new(io::ErrorKind::InvalidData, text)
     }
 
     /// Waits until [`buffer`](Reader::buffer) holds at least `min_bytes`.
@@ -137,6 +154,38 @@ impl Reader {
         Ok(self.buffer.next(n)?)
     }
 
+    /// The next message of those that begin with a header of `header_bytes`, from which `body_bytes` tells how many follow it:
+    /// gives those that follow, contiguous and owned, not copied unless they arrived in pieces of different blocks, and drops
+    /// the header.
+    ///
+    /// It is one wait, with one read timeout for the whole message: a peer that sends a byte now and then does not put it off.
+    ///
+    /// ```no_run
+    /// # async fn example(connection: &mut duopoll_core::Reader) -> std::io::Result<()> {
+    /// let mut kind = 0;
+    /// let body = connection.frame(5, |header| {
+    ///     kind = header[0];
+    ///     Ok(u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize)
+    /// }).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Reader`]; what `body_bytes` returns, and nothing is consumed then.
+    pub async fn frame(
+        &mut self,
+        header_bytes: usize,
+        mut body_bytes: impl FnMut(&[u8]) -> io::Result<usize>,
+    ) -> io::Result<Slice> {
+        let mut whole = Whole::new(self);
+        whole.fill(header_bytes).await?;
+        let body_bytes = body_bytes(whole.0.0.buffer.peek(header_bytes)?)?;
+        whole.fill(header_bytes.saturating_add(body_bytes)).await?;
+        let buffer = &mut whole.0.0.buffer;
+        buffer.skip(header_bytes)?;
+        Ok(buffer.next(body_bytes)?)
+    }
+
     /// The next `n` bytes, contiguous, left where they are.
     ///
     /// # Errors
@@ -155,25 +204,27 @@ impl Reader {
         Ok(self.buffer.skip(n)?)
     }
 
-    /// The next bytes through `delimiter`, which is included.
+    /// The next bytes through `delimiter`, which is included. It is one wait, with one read timeout.
     ///
     /// # Errors
     /// See [`Reader`]; [`InvalidData`](io::ErrorKind::InvalidData) if the delimiter is not among the next
     /// `max_bytes`. Nothing is consumed then.
     pub async fn until(&mut self, delimiter: u8, max_bytes: usize) -> io::Result<Slice> {
+        let mut whole = Whole::new(self);
         let mut searched = 0;
         loop {
-            if let Some(at) = self.buffer.find(delimiter, searched) {
+            let buffer = &mut whole.0.0.buffer;
+            if let Some(at) = buffer.find(delimiter, searched) {
                 if at < max_bytes {
-                    return Ok(self.buffer.next(at + 1)?);
+                    return Ok(buffer.next(at + 1)?);
                 }
             }
-            searched = self.buffer.len();
+            searched = buffer.len();
             if searched >= max_bytes {
                 let message = format!("no delimiter within {max_bytes} bytes");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
-            self.fill(searched + 1).await?;
+            whole.fill(searched + 1).await?;
         }
     }
 
@@ -327,6 +378,30 @@ impl Waiting<'_> {
         // Somebody may have polled and gone.
         reader.end_wait();
         Waiting(reader)
+    }
+}
+
+/// Waits that are one, for the parts of a message.
+struct Whole<'a>(Waiting<'a>, bool);
+
+impl Whole<'_> {
+    fn new(reader: &mut Reader) -> Whole<'_> {
+        Whole(Waiting::new(reader), false)
+    }
+
+    async fn fill(&mut self, min_bytes: usize) -> io::Result<()> {
+        let Whole(Waiting(reader), begun) = self;
+        poll_fn(|cx| {
+            if reader.buffer.len() >= min_bytes {
+                return Poll::Ready(Ok(()));
+            }
+            // Only what has to wait needs the time.
+            if !std::mem::replace(begun, true) {
+                reader.shared.life().begin_message(reader.shared.clock());
+            }
+            reader.poll_wanted(cx, min_bytes, Wanted::Rest)
+        })
+        .await
     }
 }
 

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 
 use super::effects::{Effects, Offer};
 use super::lifecycle::{
-    Amount, Closing, End, Expired, Half, Lifecycle, Moved, Phase, Polled, Reason, Refusal, Todo,
+    Amount, Closing, End, Expected, Expired, Half, Lifecycle, Moved, Phase, Polled, Reason, Refusal, Todo,
 };
 use super::limits::Limits;
 use super::socket::Socket;
@@ -32,6 +32,7 @@ pub(crate) struct Shared {
     /// In bytes; no watermark is beyond 4 GiB.
     input_high: u32,
     output_high: u32,
+    message_max: u32,
     #[cfg(feature = "zerocopy")]
     zero_copy: ZeroCopy,
     life: Mutex<Lifecycle>,
@@ -60,6 +61,7 @@ impl Shared {
             token,
             input_high: saturating(limits.input_high_bytes),
             output_high: saturating(limits.output_high_bytes),
+            message_max: saturating(limits.message_bytes_max),
             #[cfg(feature = "zerocopy")]
             zero_copy: ZeroCopy {
                 threshold: AtomicU32::new(threshold(limits.zerocopy_bytes)),
@@ -85,6 +87,11 @@ impl Shared {
 
     pub(super) fn output_high_bytes(&self) -> usize {
         self.output_high as usize
+    }
+
+    #[inline]
+    pub(super) fn message_bytes_max(&self) -> usize {
+        self.message_max as usize
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {
@@ -212,9 +219,9 @@ impl Shared {
 
 /// The poller's side.
 impl Shared {
-    /// Whether anything is to be received, and if so whether other bytes wait already.
+    /// What is to be received, if anything is.
     #[inline]
-    pub(crate) fn receives(&self) -> Option<bool> {
+    pub(crate) fn receives(&self) -> Option<Expected> {
         self.life().receives()
     }
 

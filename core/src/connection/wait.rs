@@ -80,6 +80,32 @@ impl Wait {
         true
     }
 
+    /// The waits that follow are one, as of now.
+    pub(super) fn begin_whole(&mut self, now: impl FnOnce() -> Tick) {
+        self.end();
+        if self.is_limited() {
+            self.since = now();
+        } else {
+            // Whatever is set meanwhile counts from then.
+            self.since = NEVER;
+        }
+    }
+
+    /// As [`go_on`](Wait::go_on), of a wait that has [begun](Wait::begin_whole) earlier.
+    pub(super) fn go_on_whole(&mut self, now: impl FnOnce() -> Tick) -> bool {
+        self.exempt = false;
+        if self.state == State::Expired {
+            return self.go_on_expired(Owner::Future, now());
+        }
+        if self.state == State::None && self.is_limited() {
+            self.state = State::Waiting;
+            if self.since == NEVER {
+                self.since = now();
+            }
+        }
+        true
+    }
+
     /// As [`go_on`](Wait::go_on), and not beyond the deadline: for waits that nothing from before it can end.
     pub(super) fn go_on_in_time(&mut self, owner: Owner, now: impl FnOnce() -> Tick) -> bool {
         if self.state == State::None && !self.is_limited() {

@@ -29,14 +29,14 @@ const LAGGING_COPY_BYTES: usize = 16 << 10;
 unsafe impl Operators for Driver {
     fn inputs(&mut self, token: Token, lease: Lease, vectors: &mut [iovec; 2]) -> Inputs {
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return Inputs::Stop };
-        let Some(lags) = stream.shared.receives() else { return Inputs::Stop };
+        let Some(expected) = stream.shared.receives() else { return Inputs::Stop };
         if lease == Lease::UntilAck {
-            if let Some(lent) = stream.share_block(lags) {
+            if let Some(lent) = stream.share_block(expected) {
                 vectors[0] = lent;
                 return Inputs::Vectors(1);
             }
         }
-        match stream.recv.lend(&mut Blocks, vectors) {
+        match stream.recv.lend(&mut Blocks, expected.awaited, vectors) {
             Ok(count) => {
                 stream.receiving = Receiving::Own;
                 Inputs::Vectors(count)

@@ -11,7 +11,7 @@ use super::group::Group;
 #[cfg(feature = "zerocopy")]
 use super::pinned::Sends;
 use crate::buffer::{Chain, RecvBuffer};
-use crate::connection::Shared;
+use crate::connection::{Expected, Shared};
 use crate::thread::Blocks;
 use crate::timer::Tick;
 
@@ -78,10 +78,10 @@ impl Stream {
         }
     }
 
-    /// Room for a small message in the block that connections share; none if a larger one is expected. `lags`: a part of
-    /// one has come, and would keep the block for longer than others need it.
-    pub(super) fn share_block(&mut self, lags: bool) -> Option<iovec> {
-        if lags || !self.recv.expects_little() {
+    /// Room for a small message in the block that connections share; none if a larger one is expected, or if a part of one
+    /// has come, which would keep the block for longer than others need it.
+    pub(super) fn share_block(&mut self, expected: Expected) -> Option<iovec> {
+        if expected.lags || !self.recv.expects_little() {
             return None;
         }
         let lent = Blocks::lend()?;

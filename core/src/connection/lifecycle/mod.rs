@@ -26,7 +26,7 @@ mod time;
 use std::mem;
 use std::task::Waker;
 
-pub(crate) use outcome::{Amount, Closing, End, Expired, Moved, Polled, Refusal};
+pub(crate) use outcome::{Amount, Closing, End, Expected, Expired, Moved, Polled, Refusal};
 pub(crate) use request::{Half, Limit, Reason, Wanted};
 use state::Serving;
 pub(crate) use state::{Input, Output, Phase, Todo};

@@ -41,6 +41,15 @@ pub(crate) enum Amount {
     Much,
 }
 
+/// What is to be received.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected {
+    /// Other bytes wait in the inbox already, or with the reader for the rest of a message.
+    pub(crate) lags: bool,
+    /// Bytes for which the reader waits.
+    pub(crate) awaited: usize,
+}
+
 /// What came of a poll.
 #[derive(Debug)]
 #[must_use]

@@ -3,7 +3,7 @@
 use std::mem;
 use std::task::{Poll, Waker};
 
-use super::outcome::{Moved, Polled, Refusal};
+use super::outcome::{Expected, Moved, Polled, Refusal};
 use super::request::Wanted;
 use super::state::{Input, Output, Phase, Serving, Todo};
 use super::{Lifecycle, NOT_ASKED, few};
@@ -54,6 +54,7 @@ impl Lifecycle {
         } else if self.input == Input::Open {
             let goes_on = match wanted {
                 Wanted::Bytes(owner) => self.reading.go_on(owner, || clock.now()),
+                Wanted::Rest => self.reading.go_on_whole(|| clock.now()),
                 Wanted::Request => {
                     self.reading.go_on_exempt();
                     true
@@ -91,6 +92,24 @@ impl Lifecycle {
         polled
     }
 
+    /// A message is larger than it may be: nothing more is received. What this side sends still goes out.
+    pub(crate) fn overrun(&mut self, clock: &dyn Clock) -> Effects {
+        let mut effects = Effects::default();
+        if self.input == Input::Open {
+            self.paused = true;
+            let peer_done = self.peer_done;
+            self.fail_input(Input::Failed(libc::EMSGSIZE), &mut effects, clock);
+            // It will still send its FIN.
+            self.peer_done = peer_done;
+        }
+        effects
+    }
+
+    /// The reader begins to wait for a whole message: all of its waits until that is there are one, with one timeout.
+    pub(crate) fn begin_message(&mut self, clock: &dyn Clock) {
+        self.reading.begin_whole(|| clock.now());
+    }
+
     /// The reader waits no more.
     #[inline]
     pub(crate) fn end_reading(&mut self, clock: &dyn Clock) -> Option<Waker> {
@@ -122,14 +141,16 @@ impl Lifecycle {
         }
     }
 
-    /// Whether anything is to be received, and if so whether others wait in the inbox already, or with the reader for the
-    /// rest of a message.
+    /// What is to be received, if anything is.
     #[inline]
-    pub(crate) fn receives(&self) -> Option<bool> {
+    pub(crate) fn receives(&self) -> Option<Expected> {
         match self.phase {
             Phase::Open if self.paused => None,
             // Even if it was paused: for the peer's FIN.
-            Phase::Open | Phase::Sending | Phase::Lingering => Some(self.lags()),
+            Phase::Open | Phase::Sending | Phase::Lingering => Some(Expected {
+                lags: self.lags(),
+                awaited: self.need.saturating_sub(self.inbox.len()),
+            }),
             Phase::Leaving | Phase::Deregistered { .. } | Phase::Released { .. } => None,
         }
     }

@@ -10,6 +10,8 @@ use crate::timer::Tick;
 pub(crate) enum Wanted {
     /// Bytes, subject to the limits for reading.
     Bytes(Owner),
+    /// More bytes of the message that the reader has begun to wait for.
+    Rest,
     /// The next request, which only the idle timeout ends.
     Request,
 }
