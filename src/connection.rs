@@ -7,8 +7,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Control, LinkBuffer, Reader, Slice, Writer};
+use duopoll_core::{CallbackId, Control, LinkBuffer, Reader, Slice, Writer};
 use socket2::{Domain, SockRef};
+use sync_wrapper::SyncWrapper;
 
 use crate::address::Address;
 use crate::tcp::{self, Keepalive};
@@ -121,7 +122,7 @@ use crate::tcp::{self, Keepalive};
 /// a wait ends with the wait.
 ///
 /// # Threads
-/// A connection is `Send`, and its futures may move between threads and executors; the last waker counts. In each
+/// A connection is `Send` and `Sync`, and its futures may move between threads and executors; the last waker counts. In each
 /// direction there is one wait at a time, which the borrow checker sees to:
 ///
 /// ```compile_fail,E0499
@@ -136,12 +137,21 @@ use crate::tcp::{self, Keepalive};
 pub struct Connection {
     reader: Reader,
     writer: Writer,
-    state: Option<Box<dyn Any + Send>>,
+    /// Boxed twice, since most have none. Only reached through `&mut`, so it need not be `Sync`.
+    state: SyncWrapper<Option<Box<Box<dyn Any + Send>>>>,
 }
 
 impl Connection {
+    /// Asks the kernel for the peer's address, which it does not know any more after a reset.
+    pub(crate) fn remember_peer(&self) {
+        let address = SockRef::from(self).peer_addr();
+        if let Some(address) = address.ok().and_then(|address| address.as_socket()) {
+            self.control().remember_peer(address);
+        }
+    }
+
     pub(crate) fn new(reader: Reader, writer: Writer) -> Connection {
-        Connection { reader, writer, state: None }
+        Connection { reader, writer, state: SyncWrapper::new(None) }
     }
 
     /// The receiving half.
@@ -161,12 +171,12 @@ impl Connection {
 
     /// Keeps a value with the connection, in place of the one it kept before. It is dropped with the connection.
     pub fn set_state<T: Any + Send>(&mut self, state: T) {
-        self.state = Some(Box::new(state));
+        self.state = SyncWrapper::new(Some(Box::new(Box::new(state))));
     }
 
     /// The value that is kept with the connection, if there is one of this type.
     pub fn state<T: Any + Send>(&mut self) -> Option<&mut T> {
-        self.state.as_mut()?.downcast_mut()
+        self.state.get_mut().as_mut()?.downcast_mut()
     }
 
     /// The halves as values of their own. The connection is closed when both are dropped. The state that was kept with it
@@ -377,8 +387,13 @@ impl Connection {
     }
 
     /// See [`Control::on_close`].
-    pub fn on_close(&self, callback: impl FnOnce() + Send + 'static) {
-        self.control().on_close(callback);
+    pub fn on_close(&self, callback: impl FnOnce() + Send + 'static) -> Option<CallbackId> {
+        self.control().on_close(callback)
+    }
+
+    /// A number that no other connection of this process has, also on its halves and [`Control`]s.
+    pub fn id(&self) -> u64 {
+        self.reader.id()
     }
 
     /// See [`Control::pause`].
@@ -417,11 +432,14 @@ impl Connection {
         self.writer.close();
     }
 
-    /// The address of the other end.
+    /// The address of the other end, also when the connection is over.
     ///
     /// # Errors
-    /// `ENOTCONN` if the connection has been reset.
+    /// `ENOTCONN` if it was gone before it was taken on.
     pub fn peer_addr(&self) -> io::Result<Address> {
+        if let Some(address) = self.reader.peer_addr() {
+            return Ok(Address::Tcp(address));
+        }
         Address::from_sock_addr(&SockRef::from(self).peer_addr()?)
     }
 

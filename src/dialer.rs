@@ -270,7 +270,7 @@ impl Dialer {
         };
         let connection = poller.clone().adopt(socket.into(), self.limits, connecting).await?;
         if let Some(file) = file {
-            connection.on_close(move || drop(file));
+            let _ = connection.on_close(move || drop(file));
         }
         Ok(connection)
     }
@@ -369,6 +369,9 @@ impl Attempts<'_> {
                     io::Error::from_raw_os_error(libc::ECONNREFUSED)
                 }
                 Poll::Ready(Ok(())) => {
+                    if let Address::Tcp(address) = address {
+                        connection.control().remember_peer(*address);
+                    }
                     return Poll::Ready(Raced::Won(self.under_way.swap_remove(index).1));
                 }
                 Poll::Ready(Err(error)) => error,

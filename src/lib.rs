@@ -71,7 +71,8 @@ pub use blocking::Blocking;
 pub use connection::Connection;
 pub use dialer::Dialer;
 pub use duopoll_core::{
-    Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Slice, Writer,
+    CallbackId, Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Slice,
+    Watch, Writer,
 };
 pub use engine::{Engine, EngineReport};
 pub use listener::{Listener, ListenerOptions};

@@ -136,7 +136,9 @@ fn messages_of_every_size_arrive_whole(setup: Setup) {
 
 fn a_large_message_is_one_slice(setup: Setup) {
     const BYTES: usize = 32 << 20;
-    let (_pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    let mut limits = Limits::default();
+    limits.message_bytes_max = BYTES;
+    let (_pollers, mut connection, mut peer) = connected(setup, limits);
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut pattern = Pattern::new(11);

@@ -39,7 +39,7 @@ pub use buffer::{
 };
 pub use clock::Clock;
 pub use command::Command;
-pub use connection::{Control, Limits, Reader, Writer};
+pub use connection::{CallbackId, Control, Limits, Reader, Watch, Writer};
 #[doc(hidden)]
 pub use contain::contain;
 pub use driver::{Accepted, Driver, DriverStats, Group};

@@ -22,6 +22,9 @@ const SLEEPING: usize = 1;
 /// Something was put into the list since the poller last looked.
 const NOTIFIED: usize = 2;
 
+/// Pollers that there were.
+static NUMBERS: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+
 /// The way to one poller.
 pub struct Mailbox {
     /// None once the poller has ended.
@@ -31,6 +34,8 @@ pub struct Mailbox {
     clock: Arc<dyn Clock>,
     /// A thread is the poller's.
     entered: AtomicBool,
+    /// Of the poller, in this process. They begin anew after 65,536.
+    number: u16,
     /// Why the engine cannot send without a copy, if it cannot.
     #[cfg(feature = "zerocopy")]
     zerocopy_refusal: std::sync::OnceLock<String>,
@@ -45,6 +50,7 @@ impl Mailbox {
             notify,
             clock,
             entered: AtomicBool::new(false),
+            number: NUMBERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             #[cfg(feature = "zerocopy")]
             zerocopy_refusal: std::sync::OnceLock::new(),
         }
@@ -68,6 +74,10 @@ impl Mailbox {
             }
             None => Ok(()),
         }
+    }
+
+    pub(crate) fn number(&self) -> u16 {
+        self.number
     }
 
     pub(crate) fn clock(&self) -> &dyn Clock {

@@ -236,6 +236,12 @@ pub enum Next {
 ///   acknowledged, even if the connection is closed meanwhile.
 /// - No reference to the bytes of an input vector exists while it is lent.
 pub unsafe trait Operators {
+    /// Whether anything is to be received: for an engine that has memory of its own for it, before it begins.
+    fn receives(&mut self, token: Token) -> bool {
+        let _ = token;
+        true
+    }
+
     /// Where to put what comes next.
     fn inputs(&mut self, token: Token, lease: Lease, vectors: &mut [iovec; 2]) -> Inputs;
 

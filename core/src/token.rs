@@ -11,10 +11,11 @@ pub struct Token {
     generation: u32,
 }
 
-const GENERATION_BITS: u32 = 24;
-const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;
+const GENERATION_MASK: u32 = (1 << Token::GENERATION_BITS) - 1;
 
 impl Token {
+    pub(crate) const GENERATION_BITS: u32 = 24;
+
     /// A token of these parts; the generation is cut to 24 bits.
     #[inline]
     pub const fn new(index: u32, generation: u32) -> Token {
@@ -53,7 +54,8 @@ impl Token {
 #[derive(Debug)]
 pub struct TokenSlab<T> {
     entries: Slab<(u32, T)>,
-    next_generation: u32,
+    /// So many were inserted; the lower bits are the next one's generation.
+    insertions: u64,
 }
 
 impl<T> TokenSlab<T> {
@@ -65,7 +67,12 @@ impl<T> TokenSlab<T> {
 
     /// An empty slab whose first token has this generation.
     pub const fn starting_at(generation: u32) -> TokenSlab<T> {
-        TokenSlab { entries: Slab::new(), next_generation: generation & GENERATION_MASK }
+        TokenSlab { entries: Slab::new(), insertions: (generation & GENERATION_MASK) as u64 }
+    }
+
+    /// Entries that were inserted; the next one's generation is in the lower bits.
+    pub(crate) fn insertions(&self) -> u64 {
+        self.insertions
     }
 
     /// Entries in the slab.
@@ -80,8 +87,8 @@ impl<T> TokenSlab<T> {
 
     /// Inserts what `make` makes of its own token.
     pub fn insert_with(&mut self, make: impl FnOnce(Token) -> T) -> Token {
-        let generation = self.next_generation;
-        self.next_generation = (generation + 1) & GENERATION_MASK;
+        let generation = self.insertions as u32 & GENERATION_MASK;
+        self.insertions += 1;
         let vacant = self.entries.vacant_entry();
         // A slab of 2^32 entries would need more memory than a machine has.
         let token = Token::new(vacant.key() as u32, generation);

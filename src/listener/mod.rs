@@ -111,8 +111,8 @@ impl Listener {
 
     /// The next connection. Several may wait at once.
     ///
-    /// The first call begins to accept; from then on up to 128 connections are accepted ahead, of which nothing is received
-    /// before they are asked for. Dropping the future loses none: the next call gets it, and so does a server that the
+    /// The first call begins to accept; from then on up to 128 connections are accepted ahead, and what the engine
+    /// has accepted by the time that it is told to stop. Nothing of them is received before they are asked for. Dropping the future loses none: the next call gets it, and so does a server that the
     /// listener is given to. If the poller that listens breaks, another one goes on.
     ///
     /// # Errors

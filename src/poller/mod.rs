@@ -293,7 +293,9 @@ impl Poller {
         group: Group,
     ) -> io::Result<Connection> {
         let (reader, writer) = self.driver.open(&mut self.engine, Some(socket), limits, group)?;
-        Ok(Connection::new(reader, writer))
+        let connection = Connection::new(reader, writer);
+        connection.remember_peer();
+        Ok(connection)
     }
 
     /// Takes a connected socket on, of which nothing is received before it is [resumed](Connection::resume).
@@ -305,7 +307,9 @@ impl Poller {
     ) -> io::Result<Connection> {
         let (reader, writer) =
             self.driver.open_paused(&mut self.engine, Some(socket), limits, group)?;
-        Ok(Connection::new(reader, writer))
+        let connection = Connection::new(reader, writer);
+        connection.remember_peer();
+        Ok(connection)
     }
 
     /// Takes a socket on whose connect(2) is under way.

@@ -1,11 +1,15 @@
 //! What can be done to a connection while somebody else reads and writes.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::effects::{Callback, When};
 use super::lifecycle::Limit;
+use super::peer::Peer;
 use super::shared::Shared;
+use super::watch::Watch;
 
 /// A handle on a connection: to limit what it may wait for, to pause it, and to end it. From any thread, while others
 /// read and write.
@@ -25,6 +29,10 @@ use super::shared::Shared;
 pub struct Control {
     shared: Arc<Shared>,
 }
+
+/// Names a callback, for [`Control::remove_callback`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CallbackId(u64);
 
 impl Control {
     pub(crate) fn new(shared: Arc<Shared>) -> Control {
@@ -81,16 +89,60 @@ impl Control {
     }
 
     /// Has `callback` called once, as soon as it is found out that the connection ends: the peer has ended it, it broke, it was
-    /// closed or aborted by this side, or taken away from its poller. At once if that was found out already. For those who
-    /// keep connections that nobody reads from, such as a pool of a client.
+    /// closed or aborted by this side, or taken away from its poller. At once if that was found out already, and then there is
+    /// nothing to remove. For those who keep connections that nobody reads from, such as a pool of a client.
     ///
     /// It runs where the end is found out, mostly on the poller's thread, and must not block. The callback that
     /// was set last is called first. What had arrived before the end can still be read.
-    pub fn on_close(&self, callback: impl FnOnce() + Send + 'static) {
-        let callback = self.shared.life().on_close(Box::new(callback));
-        if let Some(callback) = callback {
-            callback();
-        }
+    pub fn on_close(&self, callback: impl FnOnce() + Send + 'static) -> Option<CallbackId> {
+        self.call_when(When::Closed, Box::new(callback))
+    }
+
+    /// Takes a callback back. False if it has been called, or is about to be.
+    pub fn remove_callback(&self, callback: CallbackId) -> bool {
+        let removed = self.shared.life().remove_callback(callback.0);
+        removed.is_some()
+    }
+
+    /// Calls back at once if that has been.
+    pub(super) fn call_when(&self, when: When, callback: Callback) -> Option<CallbackId> {
+        let kept = self.shared.life().call_when(when, callback);
+        kept.map_err(|callback| callback()).ok().map(CallbackId)
+    }
+
+    /// Waits until it is found out that the connection ends; see [`on_close`](Control::on_close).
+    pub fn closed(&self) -> Watch {
+        Watch::new(self.clone(), When::Closed)
+    }
+
+    /// Waits until the server begins to shut down that the connection belongs to, or until it ends: for whoever streams, or keeps
+    /// connections alive, and is to come to an end then.
+    pub fn draining(&self) -> Watch {
+        Watch::new(self.clone(), When::Draining)
+    }
+
+    /// Whether the server is shutting down that the connection belongs to.
+    pub fn is_draining(&self) -> bool {
+        self.shared.life().is_draining()
+    }
+
+    /// A number that no other connection of this process has.
+    pub fn id(&self) -> u64 {
+        self.shared.id()
+    }
+
+    /// The address of the other end of a TCP connection, also when it is over; none on a Unix socket, and before a dial has
+    /// succeeded.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.shared.life().peer.get()
+    }
+
+    /// For whoever has made the connection.
+    #[doc(hidden)]
+    pub fn remember_peer(&self, address: SocketAddr) {
+        let peer = Peer::from(address);
+        let before = std::mem::replace(&mut self.shared.life().peer, peer);
+        drop(before);
     }
 
     /// From now on, sends pieces of at least so many bytes without a copy (`MSG_ZEROCOPY`, `IORING_OP_SENDMSG_ZC`); none

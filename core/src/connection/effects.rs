@@ -7,10 +7,47 @@ use std::task::Waker;
 use crate::buffer::Chain;
 use crate::contain::contain;
 
-/// What a user wants to be called when the connection is over.
-pub(super) type Closer = Box<dyn FnOnce() + Send>;
+/// What a user wants to be called when something happens to the connection.
+pub(super) type Callback = Box<dyn FnOnce() + Send>;
 /// Few connections have any, and those without spend a pointer on it.
-pub(super) type Closers = Option<Box<Vec<Closer>>>;
+pub(super) type Callbacks = Option<Box<CallbackList>>;
+
+/// When a callback is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// At the end.
+    Closed,
+    /// When its server begins to shut down, and at the end.
+    Draining,
+}
+
+/// Callbacks in the order in which they were set, each with a number of its own.
+#[derive(Default)]
+pub(super) struct CallbackList {
+    numbers: u64,
+    all: Vec<(u64, When, Callback)>,
+}
+
+impl CallbackList {
+    pub(super) fn add(&mut self, when: When, callback: Callback) -> u64 {
+        self.numbers += 1;
+        self.all.push((self.numbers, when, callback));
+        self.numbers
+    }
+
+    pub(super) fn remove(&mut self, number: u64) -> Option<Callback> {
+        let at = self.all.iter().position(|(other, ..)| *other == number)?;
+        Some(self.all.remove(at).2)
+    }
+
+    /// Those that do not wait for the end.
+    pub(super) fn take_draining(&mut self) -> Callbacks {
+        let is_draining = |(_, when, _): &(u64, When, Callback)| *when == When::Draining;
+        let (draining, others) = mem::take(&mut self.all).into_iter().partition(is_draining);
+        self.all = others;
+        Some(Box::new(CallbackList { numbers: 0, all: draining }))
+    }
+}
 
 /// Whom to wake, what to call and what to drop. All that belongs to a user is in here: it may call back,
 /// block or panic, and so it is never touched under the lock.
@@ -19,7 +56,7 @@ pub(super) type Closers = Option<Box<Vec<Closer>>>;
 pub(crate) struct Effects {
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
-    pub(super) closers: Closers,
+    pub(super) callbacks: Callbacks,
     /// Bytes that nobody needs any more, with their owners.
     pub(super) dropped: Chain,
     /// Wakers of waits that have ended by themselves.
@@ -28,12 +65,13 @@ pub(crate) struct Effects {
 
 impl Effects {
     pub(crate) fn perform(self) {
-        let Effects { reader, writer, closers, dropped, unused } = self;
+        let Effects { reader, writer, callbacks, dropped, unused } = self;
         wake(reader);
         wake(writer);
         // The last first, as destructors run.
-        for closer in closers.into_iter().flat_map(|closers| closers.into_iter().rev()) {
-            contain(closer);
+        let callbacks = callbacks.into_iter().flat_map(|callbacks| callbacks.all.into_iter().rev());
+        for (.., callback) in callbacks {
+            contain(callback);
         }
         for waker in unused.into_iter().flatten() {
             contain(|| drop(waker));
@@ -56,7 +94,7 @@ impl fmt::Debug for Effects {
         f.debug_struct("Effects")
             .field("reader", &self.reader.is_some())
             .field("writer", &self.writer.is_some())
-            .field("closers", &self.closers.as_ref().map_or(0, |closers| closers.len()))
+            .field("callbacks", &self.callbacks.as_ref().map_or(0, |callbacks| callbacks.all.len()))
             .field("dropped_bytes", &self.dropped.len())
             .finish()
     }

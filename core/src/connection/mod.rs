@@ -16,37 +16,41 @@ mod control;
 mod effects;
 mod lifecycle;
 mod limits;
+mod peer;
 mod reader;
 mod shared;
 mod socket;
 #[cfg(all(test, not(loom)))]
 mod spies;
 mod wait;
+mod watch;
 mod writer;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-pub use control::Control;
+pub use control::{CallbackId, Control};
 pub(crate) use effects::wake;
 pub(crate) use lifecycle::{Closing, Expected, Expired, LATE, Moved, Phase, Reason, Todo};
 pub use limits::Limits;
 pub use reader::Reader;
 pub(crate) use shared::Shared;
 pub(crate) use wait::NEVER;
+pub use watch::Watch;
 pub use writer::Writer;
 
 use crate::mailbox::Mailbox;
 use crate::token::Token;
 
-/// The two halves of a new connection, and what the poller keeps. `connecting`: its connect is under way.
+/// The two halves of a new connection, and what the poller keeps. `serial`: its number, whose lower bits the token has; `connecting`: its connect is under way.
 pub(crate) fn pair(
     socket: Option<OwnedFd>,
     mailbox: Arc<Mailbox>,
     token: Token,
+    serial: u64,
     limits: &Limits,
     connecting: bool,
 ) -> (Arc<Shared>, Reader, Writer) {
-    let shared = Arc::new(Shared::new(socket, mailbox, token, limits, connecting));
+    let shared = Arc::new(Shared::new(socket, mailbox, token, serial, limits, connecting));
     (shared.clone(), Reader::new(shared.clone()), Writer::new(shared))
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -38,15 +39,16 @@ use crate::memory::Slice;
 pub struct Reader {
     shared: Arc<Shared>,
     buffer: LinkBuffer,
-    /// Bytes handed over so far.
-    handed_over: u64,
-    /// The last poll has left a wait behind.
-    waiting: bool,
+    /// Bytes handed over so far, and [`WAITING`]: together, since every connection has them.
+    progress: u64,
 }
+
+/// The last poll has left a wait behind.
+const WAITING: u64 = 1 << 63;
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Reader {
-        Reader { shared, buffer: LinkBuffer::new(), handed_over: 0, waiting: false }
+        Reader { shared, buffer: LinkBuffer::new(), progress: 0 }
     }
 
     /// What has been handed over and not been read. More may have arrived.
@@ -56,7 +58,7 @@ impl Reader {
 
     /// Bytes read so far: handed over, and not in [`buffer`](Reader::buffer) any more.
     pub fn consumed(&self) -> u64 {
-        self.handed_over.saturating_sub(self.buffer.len() as u64)
+        (self.progress & !WAITING).saturating_sub(self.buffer.len() as u64)
     }
 
     /// Waits until [`buffer`](Reader::buffer) holds at least `min_bytes`.
@@ -81,22 +83,31 @@ impl Reader {
         if min_bytes > self.shared.message_bytes_max() {
             return Poll::Ready(Err(self.overrun(min_bytes)));
         }
-        let buffer = &mut self.buffer;
-        if self.waiting {
+        let waiting = self.is_waiting();
+        let Reader { shared, buffer, progress } = self;
+        if waiting {
             let is_request = matches!(wanted, Wanted::Request);
-            let taken = self.shared.life().take_awaited(buffer, min_bytes, is_request);
+            let taken = shared.life().take_awaited(buffer, min_bytes, is_request);
             if let Some(taken) = taken {
-                self.handed_over += taken as u64;
-                self.waiting = false;
+                *progress = (*progress & !WAITING) + taken as u64;
                 return Poll::Ready(Ok(()));
             }
         }
-        let handed_over = &mut self.handed_over;
-        let result = self.shared.poll(cx, !self.waiting, handed_over, |life, offer, clock| {
+        let result = shared.poll(cx, !waiting, progress, |life, offer, clock| {
             life.fill(buffer, min_bytes, wanted, offer, clock)
         });
-        self.waiting = result.is_pending();
+        self.set_waiting(result.is_pending());
         result.map_err(io::Error::from)
+    }
+
+    #[inline]
+    fn is_waiting(&self) -> bool {
+        self.progress & WAITING != 0
+    }
+
+    #[inline]
+    fn set_waiting(&mut self, waits: bool) {
+        self.progress = (self.progress & !WAITING) | (u64::from(waits) << 63);
     }
 
     /// More is wanted than a message may have.
@@ -329,12 +340,11 @@ impl Reader {
     /// # Errors
     /// [`NotConnected`](io::ErrorKind::NotConnected) if it was closed before, the errno of the kernel if it broke.
     pub fn poll_detach(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let buffer = &mut self.buffer;
-        let handed_over = &mut self.handed_over;
-        let result = self.shared.poll(cx, !self.waiting, handed_over, |life, offer, clock| {
-            life.detach(buffer, offer, clock)
-        });
-        self.waiting = result.is_pending();
+        let waiting = self.is_waiting();
+        let Reader { shared, buffer, progress } = self;
+        let result = shared
+            .poll(cx, !waiting, progress, |life, offer, clock| life.detach(buffer, offer, clock));
+        self.set_waiting(result.is_pending());
         result.map_err(io::Error::from)
     }
 
@@ -345,7 +355,8 @@ impl Reader {
 
     /// Forgets the wait that a poll has left behind, and with it its waker and its timeout.
     pub fn end_wait(&mut self) {
-        if std::mem::take(&mut self.waiting) {
+        if self.is_waiting() {
+            self.set_waiting(false);
             let unused = self.shared.life().end_reading(self.shared.clock());
             drop(unused);
         }
@@ -358,6 +369,17 @@ impl Reader {
     /// [`Writer::close`](super::Writer::close).
     pub fn close(&self) {
         self.shared.close(None);
+    }
+
+    /// A number that no other connection of this process has.
+    pub fn id(&self) -> u64 {
+        self.shared.id()
+    }
+
+    /// The address of the other end of a TCP connection, also when it is over; see
+    /// [`Control::peer_addr`](super::Control::peer_addr).
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.shared.life().peer.get()
     }
 
     /// The socket, for options and addresses. None under a simulated engine.

@@ -12,7 +12,8 @@ use std::task::{Context, Poll};
 
 use super::effects::{Effects, Offer};
 use super::lifecycle::{
-    Amount, Closing, End, Expected, Expired, Half, Lifecycle, Moved, Phase, Polled, Reason, Refusal, Todo,
+    Amount, Closing, End, Expected, Expired, Half, Lifecycle, Moved, Phase, Polled, Reason,
+    Refusal, Todo,
 };
 use super::limits::Limits;
 use super::socket::Socket;
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     socket: Socket,
     mailbox: Arc<Mailbox>,
     token: Token,
+    /// What of its number is not in the token.
+    serial_high: u32,
     /// In bytes; no watermark is beyond 4 GiB.
     input_high: u32,
     output_high: u32,
@@ -51,6 +54,7 @@ impl Shared {
         socket: Option<OwnedFd>,
         mailbox: Arc<Mailbox>,
         token: Token,
+        serial: u64,
         limits: &Limits,
         connecting: bool,
     ) -> Shared {
@@ -59,6 +63,7 @@ impl Shared {
             socket: Socket::new(socket),
             mailbox,
             token,
+            serial_high: (serial >> Token::GENERATION_BITS) as u32,
             input_high: saturating(limits.input_high_bytes),
             output_high: saturating(limits.output_high_bytes),
             message_max: saturating(limits.message_bytes_max),
@@ -87,6 +92,14 @@ impl Shared {
 
     pub(super) fn output_high_bytes(&self) -> usize {
         self.output_high as usize
+    }
+
+    /// The poller's number in the upper 16 bits, and below it a number that no other connection of the poller has.
+    pub(super) fn id(&self) -> u64 {
+        let serial = u64::from(self.serial_high) << Token::GENERATION_BITS;
+        u64::from(self.mailbox.number()) << 48
+            | (serial & ((1 << 48) - 1))
+            | u64::from(self.token.generation())
     }
 
     #[inline]

@@ -112,7 +112,7 @@ impl Busy {
             ..Limits::default()
         };
         let (shared, mut reader, mut writer) =
-            pair(None, mailbox, Token::new(0, 0), &limits, connecting);
+            pair(None, mailbox, Token::new(0, 0), 0, &limits, connecting);
         let spy = Spy::default();
         assert!(spy.0.0.set(shared.clone()).is_ok(), "is new");
         writer.push(spy.bytes());

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -231,6 +232,17 @@ impl Writer {
     pub fn close(&mut self) {
         self.shared.close(Some(&mut self.staged));
         self.staged.clear();
+    }
+
+    /// A number that no other connection of this process has.
+    pub fn id(&self) -> u64 {
+        self.shared.id()
+    }
+
+    /// The address of the other end of a TCP connection, also when it is over; see
+    /// [`Control::peer_addr`](super::Control::peer_addr).
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.shared.life().peer.get()
     }
 
     /// The socket, for options and addresses. None under a simulated engine.

@@ -138,10 +138,11 @@ impl Driver {
     ) -> io::Result<(Reader, Writer)> {
         let fd = socket.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let mut halves = None;
+        let serial = self.slots.insertions();
         let token = self.slots.insert_with(|token| {
             let connecting = kind == Kind::Connecting;
             let (shared, reader, writer) =
-                connection::pair(socket, self.mailbox.clone(), token, &limits, connecting);
+                connection::pair(socket, self.mailbox.clone(), token, serial, &limits, connecting);
             if paused {
                 reader.control().pause();
             }

@@ -27,6 +27,10 @@ const LAGGING_COPY_BYTES: usize = 16 << 10;
 // while it is lent, except that `sending` grows at its end, which moves no bytes; and a slot is removed only when the
 // engine has released it. If the driver is dropped earlier, `Stream::drop` leaks what is lent.
 unsafe impl Operators for Driver {
+    fn receives(&mut self, token: Token) -> bool {
+        self.stream(token).is_some_and(|stream| stream.shared.receives().is_some())
+    }
+
     fn inputs(&mut self, token: Token, lease: Lease, vectors: &mut [iovec; 2]) -> Inputs {
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return Inputs::Stop };
         let Some(expected) = stream.shared.receives() else { return Inputs::Stop };

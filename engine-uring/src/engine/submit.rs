@@ -83,7 +83,10 @@ impl Uring {
             }
             socket.cancelled = false;
             match socket.kind {
-                Kind::Stream if self.buffers.is_some() => self.queue_receive_multi(token),
+                Kind::Stream if self.buffers.is_some() => match operators.receives(token) {
+                    true => self.queue_receive_multi(token),
+                    false => socket.stopped = true,
+                },
                 Kind::Stream if socket.readable => refused |= !self.queue_receive(token, operators),
                 // Without a buffer.
                 Kind::Stream => self.queue_poll(token, Op::PollIn),

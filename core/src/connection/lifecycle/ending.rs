@@ -5,11 +5,11 @@ use std::task::Poll;
 
 use super::outcome::{Closing, End, Polled, Refusal};
 use super::request::{Half, Reason};
-use super::state::{Input, Output, Phase, Todo};
+use super::state::{Errno, Input, Output, Phase, Todo};
 use super::{Lifecycle, few};
 use crate::buffer::LinkBuffer;
 use crate::clock::Clock;
-use crate::connection::effects::{Closer, Effects, Offer};
+use crate::connection::effects::{Callback, Effects, Offer, When};
 use crate::poll::Deregister;
 
 impl Lifecycle {
@@ -32,13 +32,13 @@ impl Lifecycle {
             // The peer may have accepted it meanwhile.
             self.cut = self.unsent > 0;
             self.fail(libc::ECANCELED, &mut effects, clock);
-            self.input = Input::Failed(libc::ECANCELED);
+            self.input = Input::Failed(Errno::new(libc::ECANCELED));
         } else {
             self.finish(staged, clock);
         }
         let reader = self.end_reading(clock);
         effects.reader = effects.reader.take().or(reader);
-        effects.closers = effects.closers.take().or(self.closers.take());
+        effects.callbacks = effects.callbacks.take().or(self.callbacks.take());
         self.ask(Todo::CLOSE);
         effects
     }
@@ -100,7 +100,7 @@ impl Lifecycle {
                 buffer.adopt_chain(&mut self.inbox);
                 Ok(())
             }
-            (_, Input::Failed(errno)) if begins || !goes_on => Err(Refusal::Errno(errno)),
+            (_, Input::Failed(errno)) if begins || !goes_on => Err(Refusal::Errno(errno.get())),
             _ if goes_on => {
                 if !offer.keep_in(&mut self.reader) {
                     polled.retry = true;
@@ -120,20 +120,25 @@ impl Lifecycle {
         polled
     }
 
-    /// Keeps a callback for the end. Gives it back if that has been.
-    pub(crate) fn on_close(&mut self, closer: Closer) -> Option<Closer> {
+    /// Keeps a callback for what is to come. Gives it back if that has been.
+    pub(crate) fn call_when(&mut self, when: When, callback: Callback) -> Result<u64, Callback> {
         let failed = matches!(self.output, Output::Failed(_));
         let over = matches!(self.phase, Phase::Released { .. });
-        if self.input != Input::Open || failed || over {
-            return Some(closer);
+        let drains = when == When::Draining && self.draining;
+        if self.input != Input::Open || failed || over || drains {
+            return Err(callback);
         }
-        self.closers.get_or_insert_default().push(closer);
-        None
+        Ok(self.callbacks.get_or_insert_default().add(when, callback))
+    }
+
+    /// Takes a callback back, if it has not been called.
+    pub(crate) fn remove_callback(&mut self, number: u64) -> Option<Callback> {
+        self.callbacks.as_mut()?.remove(number)
     }
 
     /// The connection is broken, for both directions.
     pub(crate) fn fail(&mut self, errno: i32, effects: &mut Effects, clock: &dyn Clock) {
-        self.fail_input(Input::Failed(errno), effects, clock);
+        self.fail_input(Input::Failed(Errno::new(errno)), effects, clock);
         self.fail_output(errno, effects, clock);
     }
 
@@ -143,20 +148,20 @@ impl Lifecycle {
             self.input = how;
         }
         effects.reader = self.end_reading(clock);
-        effects.closers = self.closers.take().or(effects.closers.take());
+        effects.callbacks = self.callbacks.take().or(effects.callbacks.take());
     }
 
     /// Nothing can be sent any more; what was queued is dropped.
     pub(crate) fn fail_output(&mut self, errno: i32, effects: &mut Effects, clock: &dyn Clock) {
         if !matches!(self.output, Output::Failed(_)) {
-            self.output = Output::Failed(errno);
+            self.output = Output::Failed(Errno::new(errno));
             // The socket may live on, and its end must not look like that of the whole.
             self.cut |= self.unsent > 0;
         }
         effects.dropped.append(&mut self.outbox);
         self.unsent = 0;
         effects.writer = self.end_writing();
-        effects.closers = self.closers.take().or(effects.closers.take());
+        effects.callbacks = self.callbacks.take().or(effects.callbacks.take());
         self.recount(clock);
     }
 
@@ -232,7 +237,7 @@ impl Lifecycle {
         self.phase = Phase::Sending;
         self.detaching = false;
         let peer_done = self.peer_done;
-        self.fail_input(Input::Failed(libc::ECONNABORTED), &mut effects, clock);
+        self.fail_input(Input::Failed(Errno::new(libc::ECONNABORTED)), &mut effects, clock);
         self.peer_done = peer_done;
         self.wound_up = true;
         self.finish(None, clock);
@@ -245,7 +250,7 @@ impl Lifecycle {
         let leaves = matches!(self.phase, Phase::Deregistered { leaves: true });
         let detached = leaves && self.detaching;
         self.phase = Phase::Released { detached };
-        let mut effects = Effects { closers: self.closers.take(), ..Effects::default() };
+        let mut effects = Effects { callbacks: self.callbacks.take(), ..Effects::default() };
         effects.dropped.append(&mut self.outbox);
         self.unsent = 0;
         if self.input == Input::Open {
@@ -254,7 +259,7 @@ impl Lifecycle {
         if matches!(self.output, Output::Open | Output::Connecting | Output::Finishing) {
             // Whoever still waits to have it sent is told.
             let errno = if detached { libc::ENOTCONN } else { libc::ECONNABORTED };
-            self.output = Output::Failed(errno);
+            self.output = Output::Failed(Errno::new(errno));
         }
         effects.reader = self.end_reading(clock);
         effects.writer = self.end_writing();
@@ -273,8 +278,9 @@ impl Lifecycle {
     pub(crate) fn drain(&mut self, expected: usize) -> Effects {
         self.draining = true;
         self.expected = few(expected);
+        let callbacks = self.callbacks.as_mut().and_then(|callbacks| callbacks.take_draining());
         // Looks again, and goes on waiting for what it waits for.
-        Effects { reader: self.reader.take(), ..Effects::default() }
+        Effects { reader: self.reader.take(), callbacks, ..Effects::default() }
     }
 
     /// The poller has seen that it is closed. Says whether it was counted among the open ones.

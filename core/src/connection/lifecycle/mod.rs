@@ -28,12 +28,15 @@ use std::task::Waker;
 
 pub(crate) use outcome::{Amount, Closing, End, Expected, Expired, Moved, Polled, Refusal};
 pub(crate) use request::{Half, Limit, Reason, Wanted};
+#[cfg(test)]
+pub(crate) use state::Errno;
 use state::Serving;
 pub(crate) use state::{Input, Output, Phase, Todo};
 pub(crate) use time::LATE;
 
-use super::effects::Closers;
+use super::effects::Callbacks;
 use super::limits::Limits;
+use super::peer::Peer;
 use super::wait::{Idle, NEVER, Wait};
 use crate::buffer::Chain;
 use crate::timer::Tick;
@@ -89,7 +92,8 @@ pub(crate) struct Lifecycle {
     writer_gone: bool,
     /// Somebody waits for the socket to be taken away from its poller.
     detaching: bool,
-    closers: Closers,
+    callbacks: Callbacks,
+    pub(super) peer: Peer,
 
     // Time.
     idle: Idle,
@@ -146,7 +150,8 @@ impl Lifecycle {
             reader_gone: false,
             writer_gone: false,
             detaching: false,
-            closers: None,
+            callbacks: None,
+            peer: Peer::Unknown,
             idle: Idle::new(limits.idle_timeout, now),
             armed: NEVER,
             late: NOT_ASKED,
@@ -154,6 +159,11 @@ impl Lifecycle {
             #[cfg(feature = "zerocopy")]
             retries_zerocopy: false,
         }
+    }
+
+    /// Whether its server is shutting down.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining
     }
 
     /// Whether both directions can still be used, as far as this side knows.

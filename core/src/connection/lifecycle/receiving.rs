@@ -5,7 +5,7 @@ use std::task::{Poll, Waker};
 
 use super::outcome::{Expected, Moved, Polled, Refusal};
 use super::request::Wanted;
-use super::state::{Input, Output, Phase, Serving, Todo};
+use super::state::{Errno, Input, Output, Phase, Serving, Todo};
 use super::{Lifecycle, NOT_ASKED, few};
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
@@ -79,7 +79,7 @@ impl Lifecycle {
             Some(if ends { Refusal::Ended } else { Refusal::TimedOut })
         } else {
             Some(match self.input {
-                Input::Failed(errno) => Refusal::Errno(errno),
+                Input::Failed(errno) => Refusal::Errno(errno.get()),
                 Input::Closed => Refusal::Closed,
                 Input::Open | Input::Ended => Refusal::Ended,
             })
@@ -98,7 +98,7 @@ impl Lifecycle {
         if self.input == Input::Open {
             self.paused = true;
             let peer_done = self.peer_done;
-            self.fail_input(Input::Failed(libc::EMSGSIZE), &mut effects, clock);
+            self.fail_input(Input::Failed(Errno::new(libc::EMSGSIZE)), &mut effects, clock);
             // It will still send its FIN.
             self.peer_done = peer_done;
         }
@@ -208,7 +208,7 @@ impl Lifecycle {
     pub(crate) fn end_input(&mut self, clock: &dyn Clock) -> Effects {
         let how = match self.output {
             // A send into a connection that the peer has closed breaks only what is sent.
-            Output::Failed(errno) if errno != libc::EPIPE => Input::Failed(errno),
+            Output::Failed(errno) if errno.get() != libc::EPIPE => Input::Failed(errno),
             _ => Input::Ended,
         };
         let mut effects = Effects::default();

@@ -87,7 +87,7 @@ impl Lifecycle {
     ) -> Result<(), Refusal> {
         let bytes = staged.len() + staged.reserved_len();
         match self.output {
-            Output::Failed(errno) => return Err(Refusal::Errno(errno)),
+            Output::Failed(errno) => return Err(Refusal::Errno(errno.get())),
             Output::Finishing | Output::Finished if bytes > 0 => return Err(self.finished()),
             Output::Connecting if self.finish_connected && bytes > 0 => {
                 return Err(self.finished());
@@ -117,7 +117,7 @@ impl Lifecycle {
     ) -> Polled {
         let mut polled = Polled::new();
         let result = match self.output {
-            Output::Failed(errno) => Err(Refusal::Errno(errno)),
+            Output::Failed(errno) => Err(Refusal::Errno(errno.get())),
             Output::Connecting => {
                 if self.writing.go_on_untimed(owner, || clock.now()) {
                     if !offer.keep_in(&mut self.writer) {

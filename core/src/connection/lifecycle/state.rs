@@ -1,5 +1,19 @@
 //! What a connection can be in.
 
+/// An error of the kernel. It has less than 4,096 of them, and every connection has room for two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Errno(u16);
+
+impl Errno {
+    pub(crate) fn new(errno: i32) -> Errno {
+        Errno(errno.clamp(0, 4095) as u16)
+    }
+
+    pub(crate) fn get(self) -> i32 {
+        self.0.into()
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Input {
     #[default]
@@ -7,7 +21,7 @@ pub(crate) enum Input {
     /// The peer sent its FIN.
     Ended,
     /// The kernel reported this errno, or the poller has ended.
-    Failed(i32),
+    Failed(Errno),
     /// Closed by this side.
     Closed,
 }
@@ -23,7 +37,7 @@ pub(crate) enum Output {
     /// The FIN is out.
     Finished,
     /// The kernel reported this errno.
-    Failed(i32),
+    Failed(Errno),
 }
 
 /// Whether a server handles requests of this connection.

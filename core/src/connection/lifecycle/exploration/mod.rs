@@ -14,10 +14,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use world::{STEP, STEPS, Step, TIMEOUT, Waiter, World};
 
-use super::{Half, Input, Limit, Output, Phase, Reason, Todo};
+use super::{Errno, Half, Input, Limit, Output, Phase, Reason, Todo};
 use crate::buffer::Chain;
 use crate::clock::Clock;
-use crate::connection::effects::Effects;
+use crate::connection::effects::{Effects, When};
 use crate::poll::Deregister;
 
 /// Steps from the beginning, with two beginnings.
@@ -61,7 +61,7 @@ impl World {
                 let closer = Box::new(move || {
                     called.fetch_add(1, Relaxed);
                 });
-                if let Some(closer) = self.life.on_close(closer) {
+                if let Err(closer) = self.life.call_when(When::Closed, closer) {
                     closer();
                 }
             }
@@ -140,7 +140,7 @@ impl World {
             _ => return false,
         }
         // Closed before it was connected: nothing is sent, and nobody is there to end.
-        self.broken |= self.life.output == Output::Failed(libc::ECANCELED);
+        self.broken |= self.life.output == Output::Failed(Errno::new(libc::ECANCELED));
         self.told |= self.life.must_tell();
         true
     }
