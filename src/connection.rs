@@ -144,8 +144,9 @@ pub struct Connection {
 impl Connection {
     /// Asks the kernel for the peer's address, which it does not know any more after a reset.
     pub(crate) fn remember_peer(&self) {
-        let address = SockRef::from(self).peer_addr();
-        if let Some(address) = address.ok().and_then(|address| address.as_socket()) {
+        let address = self.reader.own_socket().map(|socket| SockRef::from(&socket).peer_addr());
+        let address = address.and_then(Result::ok);
+        if let Some(address) = address.and_then(|address| address.as_socket()) {
             self.control().remember_peer(address);
         }
     }

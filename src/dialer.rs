@@ -269,6 +269,9 @@ impl Dialer {
             }
         };
         let connection = poller.clone().adopt(socket.into(), self.limits, connecting).await?;
+        if self.prepare.is_some() {
+            connection.control().expose();
+        }
         if let Some(file) = file {
             let _ = connection.on_close(move || drop(file));
         }

@@ -103,7 +103,11 @@ pub(crate) enum AnyPoll {
 impl AnyPoll {
     /// Makes the engine, on the thread that will run it.
     pub(crate) fn new(choice: Choice) -> io::Result<(AnyPoll, EngineReport)> {
-        match choice.engine.overridden()? {
+        let engine = choice.engine.overridden()?;
+        // A typo is an error, whichever engine it would have been for.
+        #[cfg(feature = "uring")]
+        let choice = Choice { uring: Some(choice.uring.map_or_else(allowed, Ok)?), ..choice };
+        match engine {
             Engine::Epoll => AnyPoll::epoll(None),
             Engine::Uring => AnyPoll::uring(choice),
             Engine::Auto => AnyPoll::uring(choice).or_else(|refused| {
@@ -131,7 +135,7 @@ impl AnyPoll {
 
     #[cfg(feature = "uring")]
     fn uring(choice: Choice) -> io::Result<(AnyPoll, EngineReport)> {
-        let allowed = choice.uring.map_or_else(allowed, Ok)?;
+        let allowed = choice.uring.unwrap_or(Features::ALL);
         Ok(AnyPoll::Uring(Box::new(Uring::new(allowed)?)).reported("uring", None))
     }
 

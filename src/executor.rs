@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use async_task::Builder;
-use duopoll_core::Mailbox;
+use duopoll_core::{Mailbox, shrink};
 use pin_project_lite::pin_project;
 use slab::Slab;
 
@@ -16,6 +16,9 @@ use slab::Slab;
 /// schedules it: one that holds something costs another atomic a wake-up.
 type Runnable = async_task::Runnable<Arc<Executor>>;
 type Task = async_task::Task<(), Arc<Executor>>;
+
+/// Room for so many tasks that can go on is kept.
+const READY_KEPT: usize = 1024;
 
 /// The tasks of this thread's poller.
 struct Local {
@@ -50,7 +53,13 @@ struct Finished(usize);
 
 impl Drop for Finished {
     fn drop(&mut self) {
-        let handle = LOCAL.with(|local| local.borrow_mut().tasks.try_remove(self.0)).flatten();
+        let handle = LOCAL.with(|local| {
+            let Local { tasks, .. } = &mut *local.borrow_mut();
+            let handle = tasks.try_remove(self.0);
+            shrink(tasks);
+            handle
+        });
+        let handle = handle.flatten();
         if let Some(handle) = handle {
             // The task is on its last poll; a detached handle does not cancel it.
             handle.detach();
@@ -116,6 +125,13 @@ impl Executor {
             ran.panics += u64::from(!contained);
             after();
         }
+        LOCAL.with(|local| {
+            let Local { ready, .. } = &mut *local.borrow_mut();
+            // A burst has left it behind.
+            if ready.capacity() > READY_KEPT && (ran.polls as usize) < ready.capacity() / 8 {
+                ready.shrink_to(READY_KEPT);
+            }
+        });
         ran
     }
 

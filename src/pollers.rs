@@ -238,7 +238,9 @@ impl Pollers {
         }
         socket.peer_addr()?;
         socket.set_nonblocking(true)?;
-        self.pick().adopt(socket.into(), Limits::default(), false).await
+        let connection = self.pick().adopt(socket.into(), Limits::default(), false).await?;
+        connection.control().expose();
+        Ok(connection)
     }
 
     /// Ends them now, whoever has them, and whatever lives on them: connections end with `ECONNABORTED`, what was flushed is

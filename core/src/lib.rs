@@ -52,5 +52,7 @@ pub use poll::{
 };
 pub use thread::on_poller_thread;
 pub use timer::{Tick, Wheel};
+#[doc(hidden)]
+pub use token::shrink;
 pub use token::{Token, TokenSlab};
 pub use token_table::TokenTable;

@@ -87,6 +87,15 @@ pub fn finish(fd: BorrowedFd<'_>) {
     let _ = shutdown(fd, Shutdown::Write);
 }
 
+/// Sees to it that closing a socket does not wait for what is on its way, whatever its user has set (`SO_LINGER`). A time of
+/// zero is left, which asks for a reset.
+pub fn close_at_once(fd: BorrowedFd<'_>) {
+    let waits = rustix::net::sockopt::socket_linger(fd);
+    if waits.is_ok_and(|waits| waits.is_some_and(|time| !time.is_zero())) {
+        let _ = rustix::net::sockopt::set_socket_linger(fd, None);
+    }
+}
+
 /// Has receiving end behind what has arrived; the peer is not told.
 pub fn end_receiving(fd: BorrowedFd<'_>) {
     // ENOTCONN: it has ended anyway.

@@ -5,6 +5,8 @@
 //! whatever the number of timers. Timers are named by small integers, slab indices, and linked by them in one array,
 //! so setting and clearing allocate nothing once the array has grown.
 
+use crate::token::shrink_array;
+
 /// A point in time, in ticks since the owner's own beginning. duopoll's tick is a millisecond.
 pub type Tick = u64;
 
@@ -70,7 +72,10 @@ impl Wheel {
     /// Sets the timer, whether or not it was set before. A deadline that has passed fires at the next
     /// [`advance`](Wheel::advance). O(1).
     pub fn set(&mut self, index: usize, deadline: Tick) {
-        self.clear(index);
+        if self.deadline(index).is_some() {
+            self.unlink(index as u32);
+            self.len -= 1;
+        }
         if index >= self.timers.len() {
             let unset = Timer { deadline: 0, next: NONE, prev: NONE, place: UNSET };
             self.timers.resize(index + 1, unset);
@@ -85,7 +90,13 @@ impl Wheel {
         if self.deadline(index).is_some() {
             self.unlink(index as u32);
             self.len -= 1;
+            self.shrink();
         }
+    }
+
+    /// Gives back what a burst has left behind.
+    fn shrink(&mut self) {
+        shrink_array(&mut self.timers, self.len, |timer| timer.place == UNSET);
     }
 
     /// Moves to `now` and takes out one timer whose deadline is not later; call again until there is none.
@@ -98,6 +109,7 @@ impl Wheel {
             if head != NONE && self.now <= now {
                 self.unlink(head);
                 self.len -= 1;
+                self.shrink();
                 return Some(head as usize);
             }
             if self.now >= now {

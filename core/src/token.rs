@@ -120,10 +120,17 @@ impl<T> TokenSlab<T> {
         Some(Token::new(index as u32, *generation))
     }
 
+    /// Slots up to the last that was ever used, or that is in use if there are far fewer now.
+    pub(crate) fn slots(&self) -> usize {
+        self.entries.iter().next_back().map_or(0, |(index, _)| index + 1)
+    }
+
     /// Takes the entry out, unless it is gone.
     pub fn remove(&mut self, token: Token) -> Option<T> {
         self.get(token)?;
-        Some(self.entries.remove(token.index()).1)
+        let (_, entry) = self.entries.remove(token.index());
+        shrink(&mut self.entries);
+        Some(entry)
     }
 
     /// All entries.
@@ -140,6 +147,33 @@ impl<T> TokenSlab<T> {
     pub fn tokens(&self) -> impl Iterator<Item = Token> {
         self.entries.iter().map(|(index, (generation, _))| Token::new(index as u32, *generation))
     }
+}
+
+/// A table with fewer entries does not grow nor shrink to speak of.
+const SHRINKS_FROM: usize = 1024;
+
+/// Gives memory back that a burst has left behind, after an entry was taken out: when the entries have become an eighth of
+/// what there is room for, and each time that they are half as many again. Those at the end stand in the way.
+#[doc(hidden)]
+pub fn shrink<T>(slab: &mut Slab<T>) {
+    if has_become_few(slab.len(), slab.capacity()) {
+        slab.shrink_to_fit();
+    }
+}
+
+/// The same, for an array of so many entries, in which others are empty.
+pub(crate) fn shrink_array<T>(array: &mut Vec<T>, entries: usize, is_empty: impl Fn(&T) -> bool) {
+    if has_become_few(entries, array.capacity()) {
+        while array.last().is_some_and(&is_empty) {
+            array.pop();
+        }
+        array.shrink_to_fit();
+    }
+}
+
+fn has_become_few(entries: usize, room: usize) -> bool {
+    let at_a_step = entries == 0 || entries.is_power_of_two();
+    room >= SHRINKS_FROM && entries <= room / 8 && at_a_step
 }
 
 impl<T> Default for TokenSlab<T> {

@@ -1,21 +1,22 @@
 //! What an engine keeps of each registration, found by its token.
 
-use crate::token::Token;
+use crate::token::{Token, shrink_array};
 
 /// Values by tokens that somebody else gives out: an array by their index, in which each place knows the generation of
 /// its occupant.
 ///
-/// It is as long as the largest index was, since a driver gives small ones first. A [`TokenSlab`](crate::TokenSlab) gives
+/// It is as long as the largest index in use, since a driver gives small ones first. A [`TokenSlab`](crate::TokenSlab) gives
 /// the tokens itself.
 #[derive(Debug)]
 pub struct TokenTable<T> {
     places: Vec<Option<(u32, T)>>,
+    entries: usize,
 }
 
 impl<T> TokenTable<T> {
     /// An empty table.
     pub const fn new() -> TokenTable<T> {
-        TokenTable { places: Vec::new() }
+        TokenTable { places: Vec::new(), entries: 0 }
     }
 
     /// Puts a value into the place of a token. An earlier occupant is dropped: its token is stale from now on.
@@ -24,7 +25,8 @@ impl<T> TokenTable<T> {
         if index >= self.places.len() {
             self.places.resize_with(index + 1, || None);
         }
-        self.places[index] = Some((token.generation(), value));
+        let before = self.places[index].replace((token.generation(), value));
+        self.entries += usize::from(before.is_none());
     }
 
     /// The value, unless the token is stale.
@@ -39,7 +41,10 @@ impl<T> TokenTable<T> {
     /// Takes the value out, unless the token is stale.
     pub fn remove(&mut self, token: Token) -> Option<T> {
         self.get_mut(token)?;
-        self.places[token.index()].take().map(|(_, value)| value)
+        let (_, value) = self.places[token.index()].take()?;
+        self.entries -= 1;
+        shrink_array(&mut self.places, self.entries, Option::is_none);
+        Some(value)
     }
 
     /// All values, by the index of their tokens.

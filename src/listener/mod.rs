@@ -85,6 +85,8 @@ impl Listener {
     }
 
     fn new(socket: OwnedFd, file: Option<SocketFile>, options: ListenerOptions) -> Listener {
+        // Connections would inherit it, and pollers wait for them.
+        duopoll_core::syscalls::close_at_once(socket.as_fd());
         let (pollers, limits, ahead) = (None, Limits::default(), Begun::default());
         Listener { socket, file, options, pollers, limits, ahead }
     }

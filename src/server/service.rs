@@ -166,7 +166,12 @@ impl Service {
                         None => Ok(()),
                     };
                     match prepared.and_then(|()| poller.open(socket, limits, group)) {
-                        Ok(connection) => begin(poller, connection, permit),
+                        Ok(connection) => {
+                            if callbacks.prepare.is_some() {
+                                connection.control().expose();
+                            }
+                            begin(poller, connection, permit);
+                        }
                         Err(error) => {
                             figures.count_refusal();
                             log::debug!("a connection was accepted and is not served: {error}");

@@ -137,6 +137,12 @@ impl Control {
         self.shared.life().peer.get()
     }
 
+    /// For whoever has had the socket before it was a connection's.
+    #[doc(hidden)]
+    pub fn expose(&self) {
+        self.shared.expose();
+    }
+
     /// For whoever has made the connection.
     #[doc(hidden)]
     pub fn remember_peer(&self, address: SocketAddr) {

@@ -382,8 +382,16 @@ impl Reader {
         self.shared.life().peer.get()
     }
 
+    /// The same, for whoever sets no options of it.
+    #[doc(hidden)]
+    pub fn own_socket(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: a half lets go when it is dropped.
+        unsafe { self.shared.socket() }
+    }
+
     /// The socket, for options and addresses. None under a simulated engine.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.expose();
         // SAFETY: a half lets go when it is dropped.
         unsafe { self.shared.socket() }
     }

@@ -133,6 +133,10 @@ impl Shared {
         unsafe { self.socket.borrow() }
     }
 
+    pub(super) fn expose(&self) {
+        self.socket.expose();
+    }
+
     /// Makes a transition, and what follows from it.
     pub(super) fn change(&self, transition: impl FnOnce(&mut Lifecycle) -> Effects) {
         let (effects, look) = {

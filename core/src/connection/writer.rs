@@ -247,6 +247,7 @@ impl Writer {
 
     /// The socket, for options and addresses. None under a simulated engine.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.expose();
         // SAFETY: a half lets go when it is dropped.
         unsafe { self.shared.socket() }
     }

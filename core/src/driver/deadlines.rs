@@ -44,12 +44,16 @@ impl Driver {
             }
         }
         timers::fire(now);
+        self.go_on_draining(engine);
         #[cfg(feature = "zerocopy")]
         self.pinned.give_back(now);
     }
 
     /// When [`begin_turn`](Driver::begin_turn) is due next.
     pub fn next_expiry(&self) -> Option<Tick> {
+        if self.draining.untold().is_some() {
+            return Some(0);
+        }
         let next = self.wheel.next_expiry().into_iter().chain(timers::next_expiry()).min();
         #[cfg(feature = "zerocopy")]
         let next = next.into_iter().chain(self.pinned.due()).min();

@@ -10,21 +10,33 @@ use crate::connection::{Control, Phase, Reason};
 use crate::poll::Poll;
 use crate::token::Token;
 
+/// Slots that a turn goes through to tell the connections in them.
+const DRAINED_IN_A_TURN: usize = 1024;
+
 impl Driver {
     /// Tells every connection of a group, and those that are opened in it later, that it is to end between two
-    /// requests, when what has arrived by now is handled.
+    /// requests, when what has arrived by then is handled. Some are told now, the others in the turns that follow.
     pub fn drain<P: Poll>(&mut self, engine: &mut P, group: Group) {
         if self.draining.has(group) {
             return;
         }
-        let mut left = 0;
-        for token in self.slots.tokens().collect::<Vec<_>>() {
+        let is_ours = |slot: &&Slot| matches!(slot, Slot::Stream(stream) if stream.group == group);
+        self.draining.begin(group, self.slots.iter().filter(is_ours).count());
+        self.go_on_draining(engine);
+    }
+
+    /// Tells some of those who have not been told yet: a turn has other things to do, too.
+    pub(super) fn go_on_draining<P: Poll>(&mut self, engine: &mut P) {
+        let Some((group, first)) = self.draining.untold() else { return };
+        let slots = self.slots.slots();
+        let end = slots.min(first + DRAINED_IN_A_TURN);
+        for index in first..end {
+            let Some(token) = self.slots.token_at(index) else { continue };
             if self.stream(token).is_some_and(|stream| stream.group == group) {
-                left += 1;
                 self.drain_one(engine, token);
             }
         }
-        self.draining.begin(group, left);
+        self.draining.told(group, (end < slots).then_some(end));
     }
 
     pub(super) fn drain_one<P: Poll>(&mut self, engine: &mut P, token: Token) {

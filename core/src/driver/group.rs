@@ -20,11 +20,26 @@ struct Drain {
     group: Group,
     /// Connections of it that are registered, in whatever phase.
     left: usize,
+    /// The slot from which on connections have not been told; none if all have.
+    untold: Option<usize>,
 }
 
 impl Draining {
     pub(super) fn begin(&mut self, group: Group, left: usize) {
-        self.0.push(Drain { group, left });
+        self.0.push(Drain { group, left, untold: Some(0) });
+    }
+
+    /// A group whose connections have not all been told, and from which slot on.
+    pub(super) fn untold(&self) -> Option<(Group, usize)> {
+        self.0.iter().find_map(|drain| Some((drain.group, drain.untold?)))
+    }
+
+    /// All up to that slot have been told; none: all there are.
+    pub(super) fn told(&mut self, group: Group, next: Option<usize>) {
+        self.0
+            .iter_mut()
+            .filter(|drain| drain.group == group)
+            .for_each(|drain| drain.untold = next);
     }
 
     pub(super) fn end(&mut self, group: Group) {
