@@ -9,7 +9,9 @@ use crate::blocking::Blocking;
 use crate::connection::Connection;
 use crate::server::builder::Builder;
 use crate::server::figures::Figures;
-use crate::server::life::{AsyncHandler, BlockingHandler, Handler, Job, Running, Task, live};
+use crate::server::life::{
+    AsyncHandler, BlockingHandler, Handler, Job, Running, StatefulHandler, Task, live,
+};
 use crate::server::service::Service;
 
 impl Builder {
@@ -28,6 +30,34 @@ impl Builder {
         F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
     {
         self.served_by(AsyncHandler(handler))
+    }
+
+    /// As [`on_request`](Builder::on_request), with state of each connection that the handler gets beside it, and that need not
+    /// be `Send`. `init` makes it before the first request, behind `on_connect`; it may send and receive, and an error of it
+    /// ends the connection. The state is dropped with the connection's last request, before `on_disconnect`.
+    ///
+    /// ```no_run
+    /// # use duopoll::{Connection, EventLoop, Listener};
+    /// # use std::rc::Rc;
+    /// let server = EventLoop::builder()
+    ///     .on_request_with(
+    ///         async |_: &mut Connection| Ok(Rc::new(std::cell::Cell::new(0))),
+    ///         async |connection: &mut Connection, requests: &mut Rc<std::cell::Cell<u64>>| {
+    ///             connection.until(b'\n', 1024).await?;
+    ///             requests.set(requests.get() + 1);
+    ///             connection.write(format!("{}\n", requests.get()).as_bytes())
+    ///         },
+    ///     )
+    ///     .serve(Listener::bind("127.0.0.1:8080")?)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn on_request_with<S, I, F>(self, init: I, handler: F) -> Service
+    where
+        S: 'static,
+        I: AsyncFn(&mut Connection) -> io::Result<S> + Send + Sync + 'static,
+        F: AsyncFn(&mut Connection, &mut S) -> io::Result<()> + Send + Sync + 'static,
+    {
+        self.served_by(StatefulHandler { init, handler })
     }
 
     /// A handler that blocks, as [`on_request`](Builder::on_request) otherwise. Each call is a [`Job`] of its own, given

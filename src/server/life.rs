@@ -1,6 +1,6 @@
 //! The life of a connection that is served: a task on its poller, from the first callback to the last.
 
-use std::future::{Future, poll_fn};
+use std::future::{Future, poll_fn, ready};
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::{Pin, pin};
@@ -37,8 +37,18 @@ pub(super) struct Running<H> {
 
 /// How a request is handled.
 pub(super) trait Handler: Send + Sync + 'static {
+    /// What is kept of a connection between its requests. It stays on the poller.
+    type State: 'static;
+
+    /// Makes it, before the first request.
+    fn begin(&self, connection: &mut Connection) -> impl Future<Output = io::Result<Self::State>>;
+
     /// Handles one. What is left in `slot` is the connection, unless it was lost.
-    fn handle(&self, slot: &mut Option<Connection>) -> impl Future<Output = io::Result<()>>;
+    fn handle(
+        &self,
+        slot: &mut Option<Connection>,
+        state: &mut Self::State,
+    ) -> impl Future<Output = io::Result<()>>;
 }
 
 /// On the poller.
@@ -48,10 +58,50 @@ impl<F> Handler for AsyncHandler<F>
 where
     F: AsyncFn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
 {
+    type State = ();
+
+    fn begin(&self, _: &mut Connection) -> impl Future<Output = io::Result<()>> {
+        ready(Ok(()))
+    }
+
     // Every connection has one of these futures. An async function would need more room.
-    fn handle(&self, slot: &mut Option<Connection>) -> impl Future<Output = io::Result<()>> {
+    fn handle(
+        &self,
+        slot: &mut Option<Connection>,
+        (): &mut (),
+    ) -> impl Future<Output = io::Result<()>> {
         match slot {
             Some(connection) => Handling::There { future: (self.0)(connection) },
+            None => Handling::Lost,
+        }
+    }
+}
+
+/// On the poller, with state.
+pub(super) struct StatefulHandler<I, F> {
+    pub(super) init: I,
+    pub(super) handler: F,
+}
+
+impl<S, I, F> Handler for StatefulHandler<I, F>
+where
+    S: 'static,
+    I: AsyncFn(&mut Connection) -> io::Result<S> + Send + Sync + 'static,
+    F: AsyncFn(&mut Connection, &mut S) -> io::Result<()> + Send + Sync + 'static,
+{
+    type State = S;
+
+    fn begin(&self, connection: &mut Connection) -> impl Future<Output = io::Result<S>> {
+        (self.init)(connection)
+    }
+
+    fn handle(
+        &self,
+        slot: &mut Option<Connection>,
+        state: &mut S,
+    ) -> impl Future<Output = io::Result<()>> {
+        match slot {
+            Some(connection) => Handling::There { future: (self.handler)(connection, state) },
             None => Handling::Lost,
         }
     }
@@ -87,7 +137,13 @@ where
     S: Fn(Job) + Send + Sync + 'static,
     F: Fn(&mut Blocking) -> io::Result<()> + Send + Sync + 'static,
 {
-    async fn handle(&self, slot: &mut Option<Connection>) -> io::Result<()> {
+    type State = ();
+
+    fn begin(&self, _: &mut Connection) -> impl Future<Output = io::Result<()>> {
+        ready(Ok(()))
+    }
+
+    async fn handle(&self, slot: &mut Option<Connection>, (): &mut ()) -> io::Result<()> {
         let connection = slot.take().ok_or_else(lost)?;
         let handler = self.handler.clone();
         let (reply, answer) = oneshot::channel();
@@ -154,6 +210,8 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
         connect(there(slot)?).await?;
         flush_staged(there(slot)?).await?;
     }
+    let mut state = service.handler.begin(there(slot)?).await?;
+    flush_staged(there(slot)?).await?;
     // Bytes that the handler has seen and left.
     let mut seen = 0;
     let mut in_a_row = 0;
@@ -183,7 +241,7 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
         stats::count_request();
         service.figures.count_request();
         let consumed = reader.consumed();
-        service.handler.handle(slot).await?;
+        service.handler.handle(slot, &mut state).await?;
         let connection = there(slot)?;
         flush_staged(connection).await?;
         let idle = connection.reader().consumed() == consumed;
