@@ -15,6 +15,7 @@ on_every_setup!(
     a_waker_that_panics_ends_nothing,
     the_connections_of_a_poller_that_fails_end_with_an_error,
     a_poller_that_has_failed_gets_nothing_new,
+    a_listener_goes_on_when_its_poller_has_failed,
     a_listener_goes_to_the_pollers_that_are_left,
 );
 
@@ -83,6 +84,30 @@ fn a_poller_that_has_failed_gets_nothing_new(setup: Setup) {
         let dialed = block_on(dialer.dial_addr(server.local_addr().clone()));
         block_on(round_trip(&mut dialed.expect("connected")));
     }
+}
+
+/// A listener that listens already goes on at another poller, with whoever is in its backlog.
+fn a_listener_goes_on_when_its_poller_has_failed(setup: Setup) {
+    let _alone = alone();
+    let mut breakable = Breakable::start(setup, 2);
+    let pollers = breakable.pollers.clone();
+    let service = EventLoop::builder().on(pollers.clone()).on_request(support::echo);
+    let server = service.serve(setup.listener()).expect("a server");
+    let accepts: Vec<_> = (0..2).map(|_| setup.listener().pollers(pollers.clone())).collect();
+    // One of them accepts at each poller.
+    for listener in &accepts {
+        assert!(support::poll_once(std::pin::pin!(listener.accept())).is_pending());
+    }
+    assert_eq!(Peer::connect(server.local_addr()).round_trip(b"x"), b"x");
+    breakable.break_first();
+    for _ in 0..4 {
+        assert_eq!(Peer::connect(server.local_addr()).round_trip(b"y"), b"y");
+        for listener in &accepts {
+            let _peer = Peer::connect(&listener.local_addr().expect("bound"));
+            block_on(listener.accept()).expect("accepted");
+        }
+    }
+    assert_eq!(server.shutdown(support::PATIENCE).unwrap(), 0);
 }
 
 fn a_listener_goes_to_the_pollers_that_are_left(setup: Setup) {

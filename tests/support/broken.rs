@@ -38,6 +38,16 @@ impl Breakable {
     /// Breaks one that runs, and waits until it has ended.
     pub fn break_one(&mut self) {
         let engine = self.engines.pop().expect("one that runs");
+        self.break_engine(engine);
+    }
+
+    /// As `break_one`, the one on which a server's listener is.
+    pub fn break_first(&mut self) {
+        let engine = self.engines.remove(0);
+        self.break_engine(engine);
+    }
+
+    fn break_engine(&self, engine: RawFd) {
         let other = File::open("/dev/null").expect("a file");
         let failed = self.pollers.settled().failed_pollers;
         // SAFETY: takes no memory. The number stays taken, so that whoever owns it closes this file.
