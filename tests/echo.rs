@@ -38,7 +38,7 @@ fn every_byte_comes_back(setup: Setup) {
             });
         }
     });
-    assert_eq!(server.shutdown(Duration::from_secs(10)).unwrap(), 0, "nobody had to be forced");
+    assert_eq!(server.shutdown(Duration::from_secs(10)), 0, "nobody had to be forced");
     let stats = server.settled();
     assert_eq!(stats.received_bytes, CONNECTIONS * scaled(BYTES_PER_CONNECTION) as u64);
     assert_eq!(stats.sent_bytes, stats.received_bytes);

@@ -457,7 +457,7 @@ fn a_shutdown_within_the_grace_sends_all_replies(setup: Setup) {
         let mut idle = Peer::connect(server.local_addr());
         eventually("it is served", || server.settled().connections == 2);
         thread::scope(|scope| {
-            let shutdown = scope.spawn(|| server.shutdown(PATIENCE).unwrap());
+            let shutdown = scope.spawn(|| server.shutdown(PATIENCE));
             // It has begun.
             gets_all(&mut idle, 0, b"");
             drop(idle);
@@ -494,7 +494,7 @@ fn a_reply_cut_by_a_dropped_server_is_reset(setup: Setup) {
 fn a_reply_cut_by_a_grace_that_is_over_is_reset(setup: Setup) {
     for how in [Reply::Waits, Reply::Leaves] {
         let Replying { server, mut peer, .. } = replying(setup, how);
-        assert_eq!(server.shutdown(SHORT).unwrap(), 1, "{how:?}");
+        assert_eq!(server.shutdown(SHORT), 1, "{how:?}");
         is_cut_short(setup, &mut peer);
     }
 }
@@ -744,7 +744,7 @@ fn ended_by_its_handler(setup: Setup, end: fn(&mut Connection)) -> (Vec<u8>, End
     let (_, received, end) = read_to_the_end(&mut peer, 0);
     drop(peer);
     eventually("it is over", || server.settled().closed == 1);
-    assert_eq!(server.shutdown(PATIENCE).unwrap(), 0);
+    assert_eq!(server.shutdown(PATIENCE), 0);
     assert_eq!(server.settled().requests, 1);
     (received, end)
 }

@@ -237,7 +237,7 @@ fn without_accept4_connections_are_accepted_all_the_same(setup: Setup) {
         peer.write_all(b"late").expect("sent");
     }
     thread::scope(|scope| {
-        let shutdown = scope.spawn(|| server.shutdown(PATIENCE).unwrap());
+        let shutdown = scope.spawn(|| server.shutdown(PATIENCE));
         release.send(()).expect("held");
         for peer in late {
             let mut peer = peer;

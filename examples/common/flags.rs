@@ -87,10 +87,7 @@ pub(crate) fn main(
     say(&format!("listening on {address} engine={} pollers={pollers}\n", report.engine));
 
     signals.forever().next();
-    let forced = match end(&server, flags.grace, &mut signals) {
-        Ok(forced) => forced,
-        Err(error) => return complain(1, &error),
-    };
+    let forced = end(&server, flags.grace, &mut signals);
     if forced > 0 {
         complain(0, &format!("{forced} connections were closed by force"));
     }
@@ -101,17 +98,17 @@ pub(crate) fn main(
 }
 
 /// Shuts the server down; another signal cuts the grace short.
-fn end(server: &Server, grace: Duration, signals: &mut Signals) -> io::Result<usize> {
+fn end(server: &Server, grace: Duration, signals: &mut Signals) -> usize {
     let watch = signals.handle();
     thread::scope(|scope| {
         let hurry = scope.spawn(|| match signals.forever().next() {
             Some(_) => server.shutdown(Duration::ZERO),
-            None => Ok(0),
+            None => 0,
         });
         let forced = server.shutdown(grace);
         watch.close();
         let hurried = hurry.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
-        Ok(forced? + hurried?)
+        forced + hurried
     })
 }
 

@@ -39,7 +39,7 @@ impl EventLoop {
     ///         .serve(Listener::bind("127.0.0.1:8080")?)?;
     ///     println!("{}", server.engine_report());
     ///     std::thread::park();
-    ///     server.shutdown(Duration::from_secs(5))?;
+    ///     server.shutdown(Duration::from_secs(5));
     ///     Ok(())
     /// }
     /// ```

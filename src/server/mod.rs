@@ -174,18 +174,18 @@ impl Server {
     /// peer closes too, or a second, and a handler that computes is waited for, since nobody can stop it. Harmless if it was
     /// done before.
     ///
-    /// # Errors
-    /// [`Deadlock`](io::ErrorKind::Deadlock) on a poller's thread, as in a handler, and nothing is shut down:
-    /// [`shutdown_async`](Server::shutdown_async) works there.
-    pub fn shutdown(&self, grace: Duration) -> io::Result<usize> {
+    /// On a poller's thread, as in a handler, nobody can be waited for: the shutdown is begun, and 0 is returned at once. There
+    /// and on the threads of other executors, [`shutdown_async`](Server::shutdown_async) waits.
+    pub fn shutdown(&self, grace: Duration) -> usize {
+        let over = self.begin_shutdown(grace);
         if on_poller_thread() {
-            return Err(deadlock());
+            return 0;
         }
-        let forced = block_on(self.shutdown_async(grace));
+        let forced = block_on(over).unwrap_or(0);
         if self.own {
             self.pollers.join();
         }
-        Ok(forced)
+        forced
     }
 
     /// As [`shutdown`](Server::shutdown), for any thread and any executor. It is begun when this is called, and goes on if the

@@ -303,7 +303,7 @@ impl Play<'_> {
                 let (server, grace) = (server.clone(), Duration::from_millis(*grace));
                 let (done, shutdown) = mpsc::channel();
                 self.shutdown = Some(shutdown);
-                thread::spawn(move || done.send(server.shutdown(grace).unwrap()));
+                thread::spawn(move || done.send(server.shutdown(grace)));
             }
             Step::Peer(op) => return self.peer_does(op),
             Step::Over => return Some(self.end()),
