@@ -119,7 +119,7 @@ impl Executor {
             let Some(runnable) = next_ready() else { break };
             ran.polls += 1;
             // A panic ends its own task: the future is dropped, and with it its connection is closed.
-            let contained = duopoll_core::contain(|| {
+            let contained = duopoll_core::contain("a task", || {
                 runnable.run();
             });
             ran.panics += u64::from(!contained);
@@ -149,7 +149,7 @@ impl Executor {
         self.collect();
         while let Some(runnable) = next_ready() {
             // A cancelled task only drops its future, whose destructors may panic like any other code.
-            duopoll_core::contain(|| {
+            duopoll_core::contain("a task", || {
                 runnable.run();
             });
         }

@@ -207,14 +207,14 @@ impl Pollers {
         self.shared.handles().iter().map(|handle| handle.stats()).collect()
     }
 
-    /// Their figures, added up, and those of the process's pool. Waits for nobody, and may be called anywhere: in a handler,
+    /// Their figures, added up, and those of the process. Waits for nobody, and may be called anywhere: in a handler,
     /// what its own turn has done is not among them yet.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats::default();
         for one in self.stats_of_each() {
             stats += one;
         }
-        stats.set_pool();
+        stats.set_process();
         stats
     }
 

@@ -185,6 +185,8 @@ figures! {
     zerocopy_pinned_bytes: Gauge,
     /// Timers that are set.
     timers: Gauge,
+    /// Panics of the process's wakers, callbacks and destructors that ended nothing but their own.
+    contained_panics: Counter,
     /// Blocks of the process's pool that are in use.
     live_blocks: Gauge,
     /// Their bytes.
@@ -281,8 +283,9 @@ impl Stats {
         self.handler_panics += HANDLER_PANICS.get();
     }
 
-    /// The figures of the process's pool, which belong to no poller.
-    pub(crate) fn set_pool(&mut self) {
+    /// The figures of the process, which belong to no poller.
+    pub(crate) fn set_process(&mut self) {
+        self.contained_panics = duopoll_core::contained_panics();
         let pool = Pool::global().stats();
         self.live_blocks = pool.live_blocks as u64;
         self.live_block_bytes = pool.live_bytes as u64;

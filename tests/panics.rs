@@ -23,6 +23,7 @@ on_every_setup!(
     a_waker_of_an_accept_that_panics_ends_nothing,
     wakers_of_a_connection_that_panic_end_nothing,
     an_owner_of_bytes_that_panics_ends_nothing,
+    wherever_it_panics_others_are_served,
 );
 
 /// What the first caller gets.
@@ -161,4 +162,123 @@ fn an_owner_of_bytes_that_panics_ends_nothing(setup: Setup) {
     }
     support::eventually("the owner is dropped", || dropped.load(Ordering::Relaxed));
     assert_eq!(pollers.settled().failed_pollers, 0);
+}
+
+/// Where something of a user's panics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Prepare,
+    Connect,
+    Request,
+    Disconnect,
+    Close,
+    Bytes,
+    Future,
+    State,
+}
+
+/// Panics as it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            panic::resume_unwind(Box::new("as the test wants it"));
+        }
+    }
+}
+
+struct Bytes1(Bomb);
+
+impl AsRef<[u8]> for Bytes1 {
+    fn as_ref(&self) -> &[u8] {
+        let _ = &self.0;
+        b"bytes"
+    }
+}
+
+fn panic_if(is_here: bool) {
+    if is_here {
+        panic::resume_unwind(Box::new("as the test wants it"));
+    }
+}
+
+/// A server on these pollers that panics at a place, for each of its connections.
+fn bad_server(setup: Setup, pollers: &Pollers, place: Place) -> Server {
+    duopoll::EventLoop::builder()
+        .on(pollers.clone())
+        .on_prepare(move |_| {
+            panic_if(place == Place::Prepare);
+            Ok(())
+        })
+        .on_connect(async move |connection: &mut Connection| {
+            panic_if(place == Place::Connect);
+            if place == Place::Close {
+                let _ = connection.on_close(|| panic_if(true));
+            }
+            if place == Place::State {
+                connection.set_state(Bomb);
+            }
+            Ok(())
+        })
+        .on_disconnect(async move |_: &mut Connection| panic_if(place == Place::Disconnect))
+        .on_request(async move |connection: &mut Connection| {
+            panic_if(place == Place::Request);
+            let _bomb = (place == Place::Future).then_some(Bomb);
+            let len = connection.input().len();
+            connection.skip(len).await?;
+            if place == Place::Bytes {
+                connection.push(Bytes::from_owner(Bytes1(Bomb)));
+            }
+            connection.flush().await?;
+            if place == Place::Future {
+                // Until the connection is ended, and the future dropped.
+                connection.next(1).await?;
+            }
+            Ok(())
+        })
+        .serve(setup.listener())
+        .expect("a server")
+}
+
+fn wherever_it_panics_others_are_served(setup: Setup) {
+    const REQUESTS: usize = 1000;
+    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let good = duopoll::EventLoop::builder().on(pollers.clone()).on_request(echo);
+    let good = good.serve(setup.listener()).expect("a server");
+    let places = [
+        Place::Prepare,
+        Place::Connect,
+        Place::Request,
+        Place::Disconnect,
+        Place::Close,
+        Place::Bytes,
+        Place::Future,
+        Place::State,
+    ];
+    let contained = pollers.settled().contained_panics;
+    thread::scope(|scope| {
+        let served = scope.spawn(|| {
+            let mut peer = Peer::connect(good.local_addr());
+            for request in 0..REQUESTS {
+                let request = request.to_be_bytes();
+                assert_eq!(peer.round_trip(&request), request);
+            }
+        });
+        for place in places {
+            let server = bad_server(setup, &pollers, place);
+            for _ in 0..3 {
+                let mut peer = Peer::connect(server.local_addr());
+                let _ = io::Write::write_all(&mut peer, b"x");
+                peer.shutdown(std::net::Shutdown::Write);
+                let _ = peer.read_to_end(&mut Vec::new());
+            }
+            let _ = server.shutdown(support::PATIENCE);
+        }
+        served.join().expect("all are answered");
+    });
+    let stats = pollers.settled();
+    assert_eq!(stats.failed_pollers, 0);
+    let counted = stats.contained_panics - contained + stats.handler_panics;
+    assert!(counted >= 3 * places.len() as u64, "{counted} of {}", 3 * places.len());
 }

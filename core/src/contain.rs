@@ -3,21 +3,33 @@
 use std::any::Any;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Does what is a user's, who must not end whoever does it: a panic is left to the panic hook. False if there was one.
+/// Panics that were contained, in this process.
+static CONTAINED: AtomicU64 = AtomicU64::new(0);
+
+/// Does what is a user's, who must not end whoever does it: a panic is left to the panic hook, counted, and logged as that of
+/// `what`. False if there was one.
 #[inline]
-pub fn contain(call: impl FnOnce()) -> bool {
+pub fn contain(what: &'static str, call: impl FnOnce()) -> bool {
     match panic::catch_unwind(AssertUnwindSafe(call)) {
         Ok(()) => true,
         Err(payload) => {
-            end(payload);
+            end(what, payload);
             false
         }
     }
 }
 
+/// Panics that were contained, in this process.
+pub fn contained_panics() -> u64 {
+    CONTAINED.load(Ordering::Relaxed)
+}
+
 /// The payload of a panic may panic as well, as it is dropped.
 #[cold]
-fn end(payload: Box<dyn Any + Send>) {
+fn end(what: &'static str, payload: Box<dyn Any + Send>) {
+    CONTAINED.fetch_add(1, Ordering::Relaxed);
+    log::error!("{what} has panicked");
     mem::forget(panic::catch_unwind(AssertUnwindSafe(|| drop(payload))));
 }

@@ -289,7 +289,7 @@ impl Drop for Take<'_> {
 /// Each is told, whatever another one's waker does.
 fn wake_all(waiting: BTreeMap<u64, Waker>) {
     for waker in waiting.into_values() {
-        contain(|| waker.wake());
+        contain("a waker", || waker.wake());
     }
 }
 

@@ -73,7 +73,7 @@ impl Handle {
         self.call(move |poller| {
             let told = question(poller);
             // It wakes a user's waker.
-            contain(|| {
+            contain("a waker", || {
                 if let Err(told) = reply.send(told) {
                     unwanted(poller, told);
                 }

@@ -390,7 +390,7 @@ impl Poller {
         self.handle.ended.store(true, Ordering::Relaxed);
         let late_calls = lock(&self.handle.calls).take();
         // With them those who wait for an answer are woken.
-        contain(|| drop(late_calls));
+        contain("a call to a poller that was dropped", || drop(late_calls));
         self.pass_listeners_on();
         self.take_commands();
         // Before the tasks, with which handlers go: whoever is within a request ends with a reset.

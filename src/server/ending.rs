@@ -111,7 +111,7 @@ impl Drop for Stopping {
         let Some(plan) = take(&self.0) else { return };
         let forced = plan.admission.take_forced();
         // Whoever waits is woken by a waker of theirs.
-        duopoll_core::contain(|| {
+        duopoll_core::contain("a waker", || {
             let _ = plan.over.send(forced);
         });
     }

@@ -160,7 +160,7 @@ impl Service {
             max_connections,
             move |poller, socket, limits, permit| {
                 // A panic of a callback ends the connection that it was called for.
-                let contained = contain(|| {
+                let contained = contain("a callback of a server", || {
                     let prepared = match &callbacks.prepare {
                         Some(prepare) => prepare(socket.as_fd()),
                         None => Ok(()),

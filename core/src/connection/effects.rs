@@ -71,10 +71,10 @@ impl Effects {
         // The last first, as destructors run.
         let callbacks = callbacks.into_iter().flat_map(|callbacks| callbacks.all.into_iter().rev());
         for (.., callback) in callbacks {
-            contain(callback);
+            contain("a callback of a connection", callback);
         }
         for waker in unused.into_iter().flatten() {
-            contain(|| drop(waker));
+            contain("a waker that was dropped", || drop(waker));
         }
         drop(dropped);
     }
@@ -85,7 +85,7 @@ impl Effects {
 #[inline]
 pub(crate) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
-        contain(|| waker.wake());
+        contain("a waker", || waker.wake());
     }
 }
 

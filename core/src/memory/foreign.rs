@@ -33,7 +33,7 @@ impl Drop for Foreign {
 /// Apart, so that dropping a slice of a block stays short.
 #[inline(never)]
 fn release(bytes: Bytes) {
-    contain(|| drop(bytes));
+    contain("the owner of pushed bytes", || drop(bytes));
 }
 
 impl Deref for Foreign {
