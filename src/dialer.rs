@@ -335,6 +335,7 @@ struct Attempts<'a> {
 }
 
 /// How a race between them has ended.
+#[expect(clippy::large_enum_variant, reason = "it is moved once in a dial")]
 enum Raced {
     Won(Connection),
     /// At least one has failed, and is no longer under way.

@@ -10,21 +10,30 @@
 //! // Messages with a length in front, sent back.
 //! let server = EventLoop::builder()
 //!     .on_request(async |connection: &mut Connection| {
-//!         let len = connection.read_u32().await? as usize;
-//!         let body = connection.next(len).await?;          // owned, contiguous, not copied
-//!         connection.write(&(len as u32).to_be_bytes())?;  // copied
-//!         connection.push(body);                           // not copied
-//!         connection.flush().await                         // one system call for both
+//!         let body = connection.frame(4, length).await?;          // owned, contiguous
+//!         connection.write(&(body.len() as u32).to_be_bytes())?;  // copied
+//!         connection.push(body);                                  // not copied
+//!         connection.flush().await                                // one system call for both
 //!     })
 //!     .serve(Listener::bind("127.0.0.1:8080")?)?;
 //! println!("{}", server.engine_report());
+//!
+//! fn length(header: &[u8]) -> std::io::Result<usize> {
+//!     Ok(u32::from_be_bytes(header.try_into().unwrap()) as usize)
+//! }
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
 //! - [`EventLoop`] is where a server begins; its handlers are async closures that run on the connection's poller.
 //! - [`Connection`], with its halves [`Reader`] and [`Writer`], is what they get.
 //! - [`LinkBuffer`] and [`Slice`] are the memory, useful without any socket too.
+//! - [`time`] has timers, on the pollers.
+//! - [`Stats`] are the figures of pollers, and [`ServerStats`] those of a server, for a metrics endpoint.
 //! - [`Engine`] says which engine to use, and [`EngineReport`] which one it was, and why.
+//!
+//! # Processes
+//! After a fork the child may use nothing of this but what it makes anew: the pollers' threads are not in it, rings and
+//! descriptors are the parent's. What it may do is execute another program.
 //!
 //! # Cargo features
 //! Features say what is in the binary; which engine runs is decided at run time.

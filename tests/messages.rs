@@ -179,7 +179,7 @@ fn a_request_has_its_time(setup: Setup) {
     let service = setup.builder().read_timeout(Duration::from_secs(10));
     let service = service.request_timeout(Duration::from_millis(100));
     let service = service.on_request(async |connection: &mut Connection| {
-        while !connection.input().find(b'\n', 0).is_some() {
+        while connection.input().find(b'\n', 0).is_none() {
             if !connection.more().await? {
                 return Err(ErrorKind::UnexpectedEof.into());
             }

@@ -75,7 +75,7 @@ fn only_the_file_that_was_made_is_removed() {
 fn what_is_no_path_is_an_error() {
     let directory = Directory::new();
     for path in [PathBuf::new(), directory.path("a\0b")] {
-        let error = Listener::bind(&Address::Unix(path)).expect_err("no path");
+        let error = Listener::bind(Address::Unix(path)).expect_err("no path");
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     }
     assert_eq!(fs::read_dir(&directory.0).expect("a directory").count(), 0);
@@ -108,7 +108,7 @@ fn a_stale_file_is_taken_over_if_it_is_asked_for() {
 fn a_mode_says_who_may_connect() {
     let directory = Directory::new();
     let options = Listener::options().mode(0o620);
-    let listener = options.bind(&directory.address("socket")).expect("bound");
+    let listener = options.bind(directory.address("socket")).expect("bound");
     let metadata = fs::metadata(directory.path("socket")).expect("a file");
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o620);
@@ -129,7 +129,7 @@ fn a_local_path_goes_with_its_connection() {
     for engine in [Engine::Epoll, Engine::Uring] {
         let pollers = Pollers::options().engine(engine).count(1).start().expect("a poller");
         let dialer = Dialer::new().pollers(pollers);
-        let dialer = dialer.local_addr(&directory.address("client")).expect("an address");
+        let dialer = dialer.local_addr(directory.address("client")).expect("an address");
         for _ in 0..3 {
             let dialed = block_on(dialer.dial_addr(directory.address("server")));
             let connection = dialed.expect("connected");

@@ -30,10 +30,10 @@ impl EventLoop {
     /// fn main() -> std::io::Result<()> {
     ///     let server = EventLoop::builder()
     ///         .on_request(async |connection: &mut Connection| {
-    ///             let len = connection.read_u32().await? as usize;
-    ///             let body = connection.next(len).await?;          // not copied
-    ///             connection.write(&(len as u32).to_be_bytes())?;  // copied
-    ///             connection.push(body);                           // not copied
+    ///             let length = |header: &[u8]| Ok(usize::from(header[0]) << 8 | usize::from(header[1]));
+    ///             let body = connection.frame(2, length).await?;
+    ///             connection.write(&(body.len() as u16).to_be_bytes())?;  // copied
+    ///             connection.push(body);                                  // not copied
     ///             connection.flush().await
     ///         })
     ///         .serve(Listener::bind("127.0.0.1:8080")?)?;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::effects::{Callback, When};
+use super::effects::When;
 use super::lifecycle::Limit;
 use super::peer::Peer;
 use super::shared::Shared;
@@ -95,30 +95,23 @@ impl Control {
     /// It runs where the end is found out, mostly on the poller's thread, and must not block. The callback that
     /// was set last is called first. What had arrived before the end can still be read.
     pub fn on_close(&self, callback: impl FnOnce() + Send + 'static) -> Option<CallbackId> {
-        self.call_when(When::Closed, Box::new(callback))
+        self.shared.call_when(When::Closed, Box::new(callback)).map(CallbackId)
     }
 
     /// Takes a callback back. False if it has been called, or is about to be.
     pub fn remove_callback(&self, callback: CallbackId) -> bool {
-        let removed = self.shared.life().remove_callback(callback.0);
-        removed.is_some()
-    }
-
-    /// Calls back at once if that has been.
-    pub(super) fn call_when(&self, when: When, callback: Callback) -> Option<CallbackId> {
-        let kept = self.shared.life().call_when(when, callback);
-        kept.map_err(|callback| callback()).ok().map(CallbackId)
+        self.shared.remove_callback(callback.0)
     }
 
     /// Waits until it is found out that the connection ends; see [`on_close`](Control::on_close).
     pub fn closed(&self) -> Watch {
-        Watch::new(self.clone(), When::Closed)
+        Watch::new(self.shared.clone(), When::Closed)
     }
 
     /// Waits until the server begins to shut down that the connection belongs to, or until it ends: for whoever streams, or keeps
     /// connections alive, and is to come to an end then.
     pub fn draining(&self) -> Watch {
-        Watch::new(self.clone(), When::Draining)
+        Watch::new(self.shared.clone(), When::Draining)
     }
 
     /// Whether the server is shutting down that the connection belongs to.

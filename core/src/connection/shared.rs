@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
-use super::effects::{Effects, Offer};
+use super::effects::{Callback, Effects, Offer, When};
 use super::lifecycle::{
     Amount, Closing, End, Expected, Expired, Half, Lifecycle, Moved, Phase, Polled, Reason,
     Refusal, Todo,
@@ -215,6 +215,18 @@ impl Shared {
         if look {
             self.mailbox.post(Command::Look(self.token));
         }
+    }
+
+    /// Has something called when that happens; at once, if it has happened.
+    pub(super) fn call_when(&self, when: When, callback: Callback) -> Option<u64> {
+        let kept = self.life().call_when(when, callback);
+        kept.map_err(|callback| callback()).ok()
+    }
+
+    /// False if it has been called.
+    pub(super) fn remove_callback(&self, number: u64) -> bool {
+        let removed = self.life().remove_callback(number);
+        removed.is_some()
     }
 
     pub(super) fn finish(&self, staged: Option<&mut LinkBuffer>) {

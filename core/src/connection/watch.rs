@@ -6,21 +6,21 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use super::control::{CallbackId, Control};
 use super::effects::When;
+use super::shared::Shared;
 use crate::sync::{Mutex, lock};
 
-/// Waits until a connection ends, or is to end: see [`Control::closed`] and [`Control::draining`]. Does not keep the connection
-/// open.
+/// Waits until a connection ends, or is to end: see [`Control::closed`](super::Control::closed) and
+/// [`Control::draining`](super::Control::draining). Does not keep the connection open.
 ///
 /// # Cancellation
 /// Dropping it leaves nothing behind.
 #[must_use = "a future does nothing unless it is awaited"]
 pub struct Watch {
-    control: Control,
+    shared: Arc<Shared>,
     when: When,
     /// None before the first poll.
-    waiting: Option<(CallbackId, Arc<Waiter>)>,
+    waiting: Option<(u64, Arc<Waiter>)>,
 }
 
 #[derive(Default)]
@@ -33,8 +33,8 @@ struct Waiting {
 }
 
 impl Watch {
-    pub(super) fn new(control: Control, when: When) -> Watch {
-        Watch { control, when, waiting: None }
+    pub(super) fn new(shared: Arc<Shared>, when: When) -> Watch {
+        Watch { shared, when, waiting: None }
     }
 }
 
@@ -57,8 +57,7 @@ impl Future for Watch {
         let waiter = Arc::new(Waiter::default());
         lock(&waiter.0).waker = Some(waker);
         let told = waiter.clone();
-        let Some(callback) = self.control.call_when(self.when, Box::new(move || told.tell()))
-        else {
+        let Some(callback) = self.shared.call_when(self.when, Box::new(move || told.tell())) else {
             return Poll::Ready(());
         };
         self.waiting = Some((callback, waiter));
@@ -82,13 +81,13 @@ impl Waiter {
 impl Drop for Watch {
     fn drop(&mut self) {
         if let Some((callback, _)) = self.waiting.take() {
-            self.control.remove_callback(callback);
+            self.shared.remove_callback(callback);
         }
     }
 }
 
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch").field("control", &self.control).field("when", &self.when).finish()
+        f.debug_struct("Watch").field("connection", &self.shared).field("when", &self.when).finish()
     }
 }
