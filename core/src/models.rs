@@ -306,7 +306,7 @@ impl Shares {
         let (mailbox, bell) = mailbox();
         let limits = Limits::default();
         let (shared, reader, writer) =
-            pair(None, mailbox.clone(), Token::new(0, 0), &limits, false);
+            pair(None, mailbox.clone(), Token::new(0, 0), 0, &limits, false);
         (Shares { mailbox, bell, shared }, reader, writer)
     }
 
