@@ -32,7 +32,7 @@ use std::process::ExitCode;
 use duopoll::{Connection, LinkBuffer, Writer};
 
 use reply::Reply;
-use resp::{Parser, Step};
+use resp::{BULK_BYTES_MAX, Parser, Step};
 use store::SharedStore;
 
 const ABOUT: &str = "A server that speaks the Redis protocol (RESP2).";
@@ -53,6 +53,8 @@ fn main() -> ExitCode {
         let (connected, disconnected) = (store.clone(), store.clone());
         let service = flags
             .builder()
+            // A value is read as a whole.
+            .message_bytes_max(BULK_BYTES_MAX + IN_PLACE_BYTES_MAX)
             .on_connect(async move |_: &mut Connection| {
                 connected.lock().stats.connect();
                 Ok(())

@@ -471,6 +471,10 @@ fn has_arrived(socket: BorrowedFd<'_>) -> bool {
     told == -1 || bytes <= 1
 }
 
+/// Connections that are still accepted when a listener stops, at most: as many as a backlog can hold. Others may come as fast as
+/// these are taken.
+const BACKLOG_TAKEN_MAX: usize = 65_535;
+
 /// The connections that the kernel has established for a listener.
 fn accept_rest(listener: BorrowedFd<'_>) -> Vec<OwnedFd> {
     let listener = SockRef::from(&listener);
@@ -483,7 +487,7 @@ fn accept_rest(listener: BorrowedFd<'_>) -> Vec<OwnedFd> {
             Err(_) => return None,
         }
     };
-    std::iter::from_fn(accept).collect()
+    std::iter::from_fn(accept).take(BACKLOG_TAKEN_MAX).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
