@@ -91,7 +91,7 @@ pub(crate) fn count() -> usize {
 }
 
 /// The poller ends: wakes everybody, who is to look for another.
-pub(crate) fn clear() {
+pub fn clear() {
     let timers = TIMERS.try_with(|timers| timers.borrow_mut().take()).ok().flatten();
     for waker in timers.into_iter().flat_map(|timers| timers.wakers.into_values()) {
         wake(Some(waker));

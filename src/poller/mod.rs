@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use duopoll_core::{
-    Accepted, Command, Control, Driver, Group, Limits, Mailbox, Poll, Token, contain,
+    Accepted, Command, Control, Driver, Group, Limits, Mailbox, Poll, Token, contain, timers,
 };
 use socket2::{Domain, SockRef, Socket};
 
@@ -405,6 +405,7 @@ impl Poller {
         self.driver.abort_all(&mut self.engine);
         self.go_on_until(TEARDOWN, Driver::is_empty);
         self.handle.mailbox.close();
+        timers::clear();
         self.publish();
     }
 

@@ -1,0 +1,180 @@
+//! Timers on the pollers: never early, never lost, and gone when they are dropped.
+
+mod support;
+
+use std::pin::{Pin, pin};
+use std::sync::mpsc;
+use std::task::Poll;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use duopoll::time::{MissedTicks, Sleep, interval, sleep, sleep_until, timeout};
+use duopoll::{Connection, Pollers, Server};
+use pollster::block_on;
+use support::settled::Settled;
+use support::{PATIENCE, Peer, Setup, poll_once, scaled};
+
+on_every_setup!(
+    a_handler_sleeps_and_holds_up_nobody,
+    timers_that_are_dropped_are_gone,
+    a_sleep_moves_between_threads,
+    a_timeout_ends_what_takes_too_long,
+    ticks_come_in_time,
+);
+
+const MOMENT: Duration = Duration::from_millis(20);
+
+/// Has a handler do something, and waits for what it says.
+fn in_a_handler<T: Send + 'static>(
+    setup: Setup,
+    act: impl AsyncFn(&mut Connection) -> T + Send + Sync + 'static,
+) -> (T, Server) {
+    let (tell, told) = mpsc::channel();
+    let server = setup.serve(async move |connection: &mut Connection| {
+        let said = act(connection).await;
+        tell.send(said).expect("the test waits");
+        support::echo(connection).await
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    assert_eq!(peer.round_trip(b"x"), b"x");
+    drop(peer);
+    (told.recv_timeout(PATIENCE).expect("told"), server)
+}
+
+fn a_handler_sleeps_and_holds_up_nobody(setup: Setup) {
+    let server = setup.serve(async |connection: &mut Connection| {
+        if connection.next(1).await?[..] == b"s"[..] {
+            let start = Instant::now();
+            sleep(MOMENT).await;
+            assert!(start.elapsed() >= MOMENT, "after {:?}", start.elapsed());
+        }
+        connection.write(b"x")
+    });
+    let mut sleeper = Peer::connect(server.local_addr());
+    let mut other = Peer::connect(server.local_addr());
+    std::io::Write::write_all(&mut sleeper, b"s").expect("sent");
+    for _ in 0..100 {
+        assert_eq!(other.round_trip(b"o"), b"x");
+    }
+    let mut reply = [0];
+    std::io::Read::read_exact(&mut sleeper, &mut reply).expect("a reply");
+    assert_eq!(server.settled().handler_panics, 0);
+}
+
+fn timers_that_are_dropped_are_gone(setup: Setup) {
+    let many = scaled(100_000);
+    let ((), server) = in_a_handler(setup, async move |_| {
+        for _ in 0..many {
+            assert!(poll_once(pin!(sleep(PATIENCE))).is_pending());
+        }
+        // All at once, too, reset a few times.
+        let mut sleeps: Vec<_> = (0..1000).map(|_| sleep(PATIENCE)).collect();
+        for round in 1..=3 {
+            for sleep in &mut sleeps {
+                sleep.reset(Instant::now() + PATIENCE * round);
+                assert!(poll_once(Pin::new(sleep)).is_pending());
+            }
+        }
+    });
+    assert_eq!(server.settled().timers, 0);
+}
+
+/// Set on a poller, awaited elsewhere, and dropped by somebody else; and the other way round.
+fn a_sleep_moves_between_threads(setup: Setup) {
+    let (sleeps, server) = in_a_handler(setup, async |_| {
+        let mut sleeps = [sleep(MOMENT), sleep(PATIENCE), sleep(PATIENCE)];
+        for sleep in &mut sleeps {
+            assert!(poll_once(Pin::new(sleep)).is_pending());
+        }
+        sleeps
+    });
+    assert_eq!(server.settled().timers, 3);
+    let [short, mut earlier, dropped] = sleeps;
+    block_on(short);
+    earlier.reset(Instant::now() + MOMENT);
+    block_on(earlier);
+    drop(dropped);
+    assert_eq!(server.settled().timers, 0);
+
+    let mut begun_here = sleep_until(Instant::now() + MOMENT);
+    assert!(poll_once(Pin::new(&mut begun_here)).is_pending());
+    let (slot, deadline) = (std::sync::Mutex::new(Some(begun_here)), Instant::now());
+    let (after, _) = in_a_handler(setup, async move |_| {
+        let begun: Option<Sleep> = slot.lock().expect("no panic").take();
+        if let Some(begun) = begun {
+            begun.await;
+        }
+        deadline.elapsed()
+    });
+    assert!(after >= MOMENT - Duration::from_millis(2), "after {after:?}");
+}
+
+fn a_timeout_ends_what_takes_too_long(setup: Setup) {
+    let (said, server) = in_a_handler(setup, async |connection| {
+        let ready = timeout(MOMENT, async { 7 }).await;
+        let late = timeout(MOMENT, connection.next(1000)).await.map(drop);
+        (ready, late.map_err(std::io::Error::from).map_err(|error| error.kind()))
+    });
+    assert_eq!(said.0, Ok(7));
+    assert_eq!(said.1, Err(std::io::ErrorKind::TimedOut));
+    assert_eq!(server.settled().timers, 0);
+}
+
+fn ticks_come_in_time(setup: Setup) {
+    let (ticks, _) = in_a_handler(setup, async |_| {
+        let mut all = Vec::new();
+        for missed in [MissedTicks::Burst, MissedTicks::Delay, MissedTicks::Skip] {
+            let mut ticks = interval(MOMENT).missed_ticks(missed);
+            let first = ticks.tick().await;
+            // It misses two.
+            thread::sleep(MOMENT * 5 / 2);
+            let second = ticks.tick().await;
+            let third = ticks.tick().await;
+            // Polled and dropped, no tick is lost.
+            let fourth = match poll_once(pin!(ticks.tick())) {
+                Poll::Ready(due) => due,
+                Poll::Pending => ticks.tick().await,
+            };
+            assert!(Instant::now() >= fourth);
+            all.push((missed, second - first, third - second, fourth - third));
+        }
+        all
+    });
+    for (missed, second, third, fourth) in ticks {
+        assert_eq!(second, MOMENT, "{missed:?}");
+        match missed {
+            MissedTicks::Burst => assert_eq!((third, fourth), (MOMENT, MOMENT)),
+            MissedTicks::Delay => assert!(third >= MOMENT * 5 / 2 && fourth == MOMENT),
+            // In step with the first.
+            MissedTicks::Skip => {
+                let since = (second + third).as_nanos() % MOMENT.as_nanos();
+                let off = since.min(MOMENT.as_nanos() - since);
+                assert!(off < 1_000_000, "{third:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sleep_outlives_its_pollers() {
+    let pollers = Pollers::options().count(1).start().expect("a poller");
+    let listener = duopoll::Listener::bind("127.0.0.1:0").expect("bound").pollers(pollers.clone());
+    // Somebody who sleeps on a poller that ends is woken, and goes on at another.
+    let service = duopoll::EventLoop::builder().on(pollers.clone());
+    let (tell, told) = mpsc::channel();
+    let service = service.on_request(async move |connection: &mut Connection| {
+        let mut sleep = sleep(MOMENT * 10);
+        assert!(poll_once(Pin::new(&mut sleep)).is_pending());
+        tell.send(sleep).expect("the test waits");
+        support::echo(connection).await
+    });
+    let server = service.serve(listener).expect("a server");
+    let mut peer = Peer::connect(server.local_addr());
+    assert_eq!(peer.round_trip(b"x"), b"x");
+    let sleep = told.recv_timeout(PATIENCE).expect("told");
+    let (start, deadline) = (Instant::now(), sleep.deadline());
+    let sleeper = thread::spawn(move || block_on(sleep));
+    pollers.stop();
+    sleeper.join().expect("no panic");
+    assert!(Instant::now() >= deadline && start.elapsed() < PATIENCE);
+}
