@@ -131,7 +131,8 @@ fn ticks_come_in_time(setup: Setup) {
             let second = ticks.tick().await;
             let third = ticks.tick().await;
             // Polled and dropped, no tick is lost.
-            let fourth = match poll_once(pin!(ticks.tick())) {
+            let polled = poll_once(pin!(ticks.tick()));
+            let fourth = match polled {
                 Poll::Ready(due) => due,
                 Poll::Pending => ticks.tick().await,
             };
