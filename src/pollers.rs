@@ -15,15 +15,16 @@ use socket2::{Socket, Type};
 use crate::affinity;
 use crate::connection::Connection;
 use crate::engine::{Choice, Engine, EngineReport};
-use crate::poller::{Handle, Poller};
+use crate::poller::{Handle, Poller, over};
 use crate::stats::Stats;
 
 /// Threads that move bytes, each with an engine of its own, and the connections that live on them: those of servers,
 /// those that a [`Dialer`](crate::Dialer) dials, and those that a [`Listener`](crate::Listener) accepts.
 ///
 /// Cheap to clone; clones are the same pollers. They live for as long as somebody has one of these, or a connection that was
-/// dialed, adopted or [accepted](crate::Listener::accept) on them and is not over: such a connection keeps its poller. When
-/// the last is dropped, they end, which is waited for unless it happens on a poller's thread. A poller also
+/// dialed, adopted or [accepted](crate::Listener::accept) on them and is not closed: such a connection keeps its poller. When
+/// the last is dropped, they end, which is waited for unless it happens on a poller's thread: what closed connections have left
+/// is sent for at most a second more. A poller also
 /// ends, alone, if its engine breaks: its connections end with `ECONNABORTED`, its listeners go on at the pollers that are
 /// left, it gets no new connections, and [`Stats::failed_pollers`] counts it.
 #[derive(Clone, Debug)]
@@ -36,8 +37,15 @@ pub struct Pollers {
 #[derive(Debug)]
 struct Shared {
     options: PollerOptions,
-    handles: RwLock<Vec<Arc<Handle>>>,
+    handles: RwLock<Handles>,
     turn: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Handles {
+    all: Vec<Arc<Handle>>,
+    /// They were told to end, and there will be no more.
+    stopped: bool,
 }
 
 /// Which poller gets the next connection.
@@ -145,7 +153,7 @@ impl PollerOptions {
             affinity::pin(cpu)?;
         }
         let poller = Poller::new(options.choice)?;
-        pollers.shared.handles_mut().insert(0, poller.handle().clone());
+        pollers.shared.handles_mut().all.insert(0, poller.handle().clone());
         Ok((pollers, poller))
     }
 
@@ -191,7 +199,8 @@ impl Pollers {
     /// them, bring none to the new pollers.
     ///
     /// # Errors
-    /// As for [`PollerOptions::start`]; those that had been started by then stay.
+    /// As for [`PollerOptions::start`]; those that had been started by then stay. [`NotConnected`](io::ErrorKind::NotConnected)
+    /// when they have been stopped.
     pub fn grow(&self, more: usize) -> io::Result<()> {
         // Two who let it grow at once may choose the same name, or CPU.
         self.shared.add((0..more).map(|_| self.shared.options.start_one(self.count())))
@@ -247,18 +256,24 @@ impl Pollers {
     /// sent for at most a second more, and what needs pollers fails from now on. Waits until they have ended, unless it is
     /// called on a poller's thread.
     pub fn stop(&self) {
-        let handles = self.shared.handles();
-        handles.iter().for_each(|handle| handle.stop(None));
+        self.begin_stop().iter().for_each(|handle| handle.stop(None));
         // No poller waits for another, which may wait for it.
         if !on_poller_thread() {
             self.join();
         }
     }
 
+    /// No more are started from now on. Those that there are, which are to be told to end.
+    pub(crate) fn begin_stop(&self) -> Vec<Arc<Handle>> {
+        let mut handles = self.shared.handles_mut();
+        handles.stopped = true;
+        handles.all.clone()
+    }
+
     /// The one that gets the next connection: one that runs, if there is any.
     pub(crate) fn pick(&self) -> Arc<Handle> {
         let Shared { options, handles, turn } = &*self.shared;
-        let handles = handles.read().unwrap_or_else(PoisonError::into_inner);
+        let handles = &handles.read().unwrap_or_else(PoisonError::into_inner).all;
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         let first = match options.balance {
             Balance::RoundRobin | Balance::FewestConnections => turn,
@@ -296,17 +311,22 @@ impl Shared {
     fn add(&self, started: impl Iterator<Item = io::Result<Arc<Handle>>>) -> io::Result<()> {
         for handle in started {
             let handle = handle?;
-            self.handles_mut().push(handle);
+            let mut handles = self.handles_mut();
+            if handles.stopped {
+                handle.stop(None);
+                return Err(over());
+            }
+            handles.all.push(handle);
         }
         Ok(())
     }
 
-    fn handles_mut(&self) -> RwLockWriteGuard<'_, Vec<Arc<Handle>>> {
+    fn handles_mut(&self) -> RwLockWriteGuard<'_, Handles> {
         self.handles.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn handles(&self) -> Vec<Arc<Handle>> {
-        self.handles.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.handles.read().unwrap_or_else(PoisonError::into_inner).all.clone()
     }
 }
 

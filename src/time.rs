@@ -77,6 +77,8 @@ struct RemoteState {
     timer: Option<Token>,
     /// Nobody waits any more.
     given_up: bool,
+    /// It has gone off, or its poller has ended: nobody is woken any more.
+    over: bool,
 }
 
 impl Sleep {
@@ -140,6 +142,12 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Timer::Elsewhere(remote) = &self.timer {
+            // First: whether it has gone off since is asked behind it.
+            if !remote.wake_by(cx.waker()) {
+                self.timer = Timer::None;
+            }
+        }
         let poller = self.poller();
         let clock = poller.clock();
         let (now, deadline) = (clock.now(), clock.tick_of(self.deadline));
@@ -159,13 +167,12 @@ impl Future for Sleep {
             self.timer = Timer::Here(timers::set(known, deadline, now, cx.waker()));
             return Poll::Pending;
         }
-        if let Timer::Elsewhere(remote) = &self.timer {
-            remote.wake_by(cx.waker());
+        if let Timer::Elsewhere(_) = &self.timer {
             return Poll::Pending;
         }
         self.forget();
         let remote = Arc::new(Remote::default());
-        remote.wake_by(cx.waker());
+        let _ = remote.wake_by(cx.waker());
         self.timer = Timer::Elsewhere(remote.clone());
         // Not run, if the poller ends: then the remote is dropped with its call, which wakes.
         let begun = Begun(Some(remote));
@@ -175,10 +182,15 @@ impl Future for Sleep {
 }
 
 impl Remote {
-    fn wake_by(&self, waker: &Waker) {
+    /// False if there will be nobody who wakes.
+    fn wake_by(&self, waker: &Waker) -> bool {
         let waker = waker.clone();
-        let before = self.state().waker.replace(waker);
+        let mut state = self.state();
+        let before = state.waker.replace(waker);
+        let over = state.over;
+        drop(state);
         drop(before);
+        !over
     }
 
     fn give_up(&self, poller: &Handle) {
@@ -202,7 +214,7 @@ impl Wake for Remote {
     fn wake(self: Arc<Self>) {
         let waker = {
             let mut state = self.state();
-            state.timer = None;
+            (state.timer, state.over) = (None, true);
             state.waker.take()
         };
         if let Some(waker) = waker {

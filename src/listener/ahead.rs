@@ -83,13 +83,13 @@ impl Ahead {
     }
 
     /// Gives what was accepted, and what may still come, to somebody else.
-    pub(super) fn hand_over(&self, heir: Arc<Heir>) {
+    pub(super) fn hand_over(&self, heir: Arc<Heir>, done: Done) {
         let ready = {
             let mut state = self.state();
             state.heir = Some(heir.clone());
             mem::take(&mut state.ready)
         };
-        self.stop(Box::new(()));
+        self.stop(done);
         for connection in ready.into_iter().flatten() {
             self.give(connection, &heir);
         }
@@ -97,7 +97,8 @@ impl Ahead {
 
     /// Takes a connection away from its poller, and gives it to somebody else.
     fn give(&self, connection: Connection, heir: &Arc<Heir>) {
-        let heir = heir.clone();
+        // They stay until the heir has it.
+        let (heir, pollers) = (heir.clone(), self.pollers.clone());
         self.pollers.pick().call(move |poller| {
             poller.spawn(async move {
                 match connection.detach().await {
@@ -106,6 +107,7 @@ impl Ahead {
                         log::debug!("a connection was gone before it was served: {error}")
                     }
                 }
+                drop((heir, pollers));
             });
         });
     }
@@ -228,7 +230,14 @@ impl Acceptor for Ahead {
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        self.0.state().opening -= 1;
+        let resumes = {
+            let mut state = self.0.state();
+            state.opening -= 1;
+            state.resumes()
+        };
+        if let Some((handle, token)) = resumes {
+            handle.call(move |poller| poller.resume_listener(token));
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod ahead;
 mod socket_file;
 
+use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -148,10 +149,15 @@ impl Listener {
 }
 
 impl Begun {
-    /// Gives what was accepted ahead to whoever goes on in its place.
-    pub(crate) fn hand_over(self, heir: impl Fn(OwnedFd) + Send + Sync + 'static) {
+    /// Gives what was accepted ahead to whoever goes on in its place. `done` is dropped when nothing more is accepted for this
+    /// one.
+    pub(crate) fn hand_over(
+        self,
+        heir: impl Fn(OwnedFd) + Send + Sync + 'static,
+        done: Box<dyn Any + Send>,
+    ) {
         if let Some(ahead) = lock(&self.0).take() {
-            ahead.hand_over(Arc::new(heir));
+            ahead.hand_over(Arc::new(heir), done);
         }
     }
 }

@@ -40,6 +40,11 @@ pub(crate) trait Acceptor: Send + Sync {
     /// A connection was accepted, on this poller.
     fn accepted(self: Arc<Self>, poller: &mut Poller, listener: Token, socket: OwnedFd);
 
+    /// Whether nothing is to be accepted any more.
+    fn is_over(&self) -> bool {
+        false
+    }
+
     /// A poller listens.
     fn listens(&self, poller: &Arc<Handle>, listener: Token);
 
@@ -259,6 +264,9 @@ impl Poller {
         group: Group,
         acceptor: Arc<dyn Acceptor>,
     ) -> io::Result<Token> {
+        if acceptor.is_over() {
+            return Err(over());
+        }
         let token = self.driver.listen(&mut self.engine, socket)?;
         acceptor.listens(&self.handle, token);
         self.listeners.push(ListenerEntry { token, group, acceptor, leaving: false, _done: None });
@@ -338,18 +346,25 @@ impl Poller {
         &self.handle
     }
 
+    /// Accepts who waits at a listener, without being told by the engine.
+    pub(crate) fn accept_backlog(&mut self, token: Token) {
+        let entry = self.listeners.iter().find(|entry| entry.token == token && !entry.leaving);
+        let Some(acceptor) = entry.map(|entry| entry.acceptor.clone()) else { return };
+        let backlog = self.driver.listener(token).map(accept_rest).unwrap_or_default();
+        self.stats.accepts += backlog.len() as u64;
+        for socket in backlog {
+            acceptor.clone().accepted(self, token, socket);
+        }
+    }
+
     /// Stops accepting for a group, and drops `done` when nothing can be accepted any more. Connections that the kernel has
     /// established already are still taken on, since their peers may have sent requests.
     fn unlisten(&mut self, group: Group, done: shutdown::Token) {
         let ours = self.listeners.iter().filter(|entry| entry.group == group && !entry.leaving);
-        let ours: Vec<_> = ours.map(|entry| (entry.token, entry.acceptor.clone())).collect();
-        for (token, acceptor) in ours {
-            let backlog = self.driver.listener(token).map(accept_rest).unwrap_or_default();
+        let ours: Vec<_> = ours.map(|entry| entry.token).collect();
+        for token in ours {
+            self.accept_backlog(token);
             self.stop_listening(token, None);
-            self.stats.accepts += backlog.len() as u64;
-            for socket in backlog {
-                acceptor.clone().accepted(self, token, socket);
-            }
         }
         self.shutdowns.await_listeners(group, done);
     }

@@ -49,6 +49,8 @@ struct State {
     admitting: bool,
     /// The server is shutting down.
     ending: bool,
+    /// Its grace is over: whoever comes now is closed.
+    refuses: bool,
     /// The listeners that are paused, and their pollers.
     paused: Vec<(Arc<Handle>, Token)>,
 }
@@ -57,7 +59,13 @@ struct State {
 pub(crate) struct Permit(Arc<Admission>);
 
 /// A connection that is on its way to another poller; dropped when it is there.
-struct Entering(Arc<Admission>);
+pub(crate) struct Entering(Arc<Admission>);
+
+impl Entering {
+    pub(crate) fn admission(&self) -> &Arc<Admission> {
+        &self.0
+    }
+}
 
 /// What becomes of the connections of one listener.
 pub(crate) struct Entrance {
@@ -81,6 +89,7 @@ impl Admission {
             entering: 0,
             admitting: false,
             ending: false,
+            refuses: false,
             paused: Vec::new(),
         };
         Arc::new(Admission {
@@ -100,11 +109,16 @@ impl Admission {
     ) {
         self.figures.count_accept();
         let mut state = self.state();
+        if state.refuses {
+            drop(state);
+            self.count_forced(1);
+            return;
+        }
         if state.open < state.max {
-            state.open += 1;
+            let entering = self.enter(&mut state);
             drop(state);
             let here = here.map(|(poller, _, placement)| (poller, placement));
-            return self.begin(here, socket, Permit(self.clone()));
+            return self.begin(here, socket, entering);
         }
         state.waiting.push_back(socket);
         let Some((poller, listener, _)) = here else { return };
@@ -113,12 +127,19 @@ impl Admission {
         poller.pause_listener(listener);
     }
 
+    /// Takes a place for somebody who is then on its way to its poller.
+    fn enter(self: &Arc<Self>, state: &mut State) -> (Permit, Entering) {
+        state.open += 1;
+        state.entering += 1;
+        (Permit(self.clone()), Entering(self.clone()))
+    }
+
     /// Starts a connection, on the poller that we are on or on another.
     fn begin(
         self: &Arc<Self>,
         here: Option<(&mut Poller, Placement)>,
         socket: OwnedFd,
-        permit: Permit,
+        (permit, entering): (Permit, Entering),
     ) {
         let limits = self.state().limits;
         let (next, here) = match here {
@@ -133,10 +154,14 @@ impl Admission {
                 (self.start)(poller, socket, limits, permit);
             }
             _ => {
-                self.state().entering += 1;
-                let entering = Entering(self.clone());
                 // If that poller has ended, the socket is closed with the call.
-                next.call(move |poller| (entering.0.start)(poller, socket, limits, permit));
+                next.call(move |poller| {
+                    let admission = entering.admission();
+                    if admission.state().refuses {
+                        return admission.count_forced(1);
+                    }
+                    (admission.start)(poller, socket, limits, permit);
+                });
             }
         }
     }
@@ -151,9 +176,9 @@ impl Admission {
         while state.open < state.max {
             // The one who has waited longest.
             let Some(socket) = state.waiting.pop_front() else { break };
-            state.open += 1;
+            let entering = self.enter(&mut state);
             drop(state);
-            self.begin(None, socket, Permit(self.clone()));
+            self.begin(None, socket, entering);
             state = self.state();
         }
         state.admitting = false;
@@ -178,6 +203,17 @@ impl Admission {
     /// The server is shutting down, and somebody waits for that.
     pub(crate) fn begin_ending(&self) {
         self.state().ending = true;
+    }
+
+    /// Nobody gets in any more.
+    pub(crate) fn refuse(&self) {
+        self.state().refuses = true;
+    }
+
+    /// Somebody is expected: until that is dropped, a shutdown is not over.
+    pub(crate) fn expect(self: &Arc<Self>) -> Entering {
+        self.state().entering += 1;
+        Entering(self.clone())
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -207,6 +243,10 @@ impl Acceptor for Entrance {
         self.admission.admit(Some((poller, listener, self.placement)), socket);
     }
 
+    fn is_over(&self) -> bool {
+        self.admission.state().ending
+    }
+
     fn listens(&self, _: &Arc<Handle>, _: Token) {}
 
     fn successor(&self) -> Option<Arc<Handle>> {
@@ -219,11 +259,15 @@ impl Acceptor for Entrance {
 impl Outstanding for Admission {
     fn is_empty(&self) -> bool {
         let state = self.state();
-        state.waiting.is_empty() && state.entering == 0
+        // Whoever comes when the grace is over is closed, and need not be waited for.
+        state.refuses || (state.waiting.is_empty() && state.entering == 0)
     }
 
     fn give_up(&self) -> usize {
-        let waiting = mem::take(&mut self.state().waiting);
+        let mut state = self.state();
+        state.refuses = true;
+        let waiting = mem::take(&mut state.waiting);
+        drop(state);
         waiting.len()
     }
 

@@ -49,6 +49,8 @@ pub(super) fn begin(
     grace: Duration,
 ) -> oneshot::Receiver<usize> {
     let (over, is_over) = oneshot::channel();
+    // Before anybody is told to accept no more: whoever listens from now on is refused.
+    admission.begin_ending();
     let handles = pollers.handles();
     let plan = Plan { pollers, own, group, admission, grace, over };
     let step = Arc::new(Unlistening(Mutex::new(Some(plan))));
@@ -68,7 +70,6 @@ impl Drop for Unlistening {
         let deadline = Instant::now() + plan.grace.min(GRACE_MAX);
         let (handles, group, admission) =
             (plan.pollers.handles(), plan.group, plan.admission.clone());
-        admission.begin_ending();
         let step = Arc::new(Draining { plan: Mutex::new(Some(plan)), admission });
         for handle in handles {
             handle.shut_down_group(group, deadline, step.clone());
@@ -96,12 +97,11 @@ impl Drop for Draining {
         // Where no poller was left to let them in.
         let left = plan.admission.give_up();
         plan.admission.count_forced(left);
-        let (handles, own) = (plan.pollers.handles(), plan.own);
+        plan.admission.refuse();
+        let stopped = if plan.own { plan.pollers.begin_stop() } else { Vec::new() };
         let step = Arc::new(Stopping(Mutex::new(Some(plan))));
-        if own {
-            for handle in handles {
-                handle.stop(Some(Box::new(step.clone())));
-            }
+        for handle in stopped {
+            handle.stop(Some(Box::new(step.clone())));
         }
     }
 }

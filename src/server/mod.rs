@@ -217,15 +217,19 @@ struct Opening {
 impl Opening {
     async fn finish(mut self, server: &Server) -> io::Result<Address> {
         self.beginning.all_listen().await?;
-        let admission = server.admission.clone();
-        self.ahead.hand_over(move |socket| admission.admit(None, socket));
-        let mut listeners = server.listeners();
-        if listeners.over {
-            return Err(was_shut_down());
-        }
-        self.beginning.keep();
-        listeners.addresses.push(self.address.clone());
-        listeners.files.extend(self.file);
+        let expected = {
+            let mut listeners = server.listeners();
+            if listeners.over {
+                return Err(was_shut_down());
+            }
+            listeners.addresses.push(self.address.clone());
+            listeners.files.extend(self.file);
+            // A shutdown from now on waits for whoever is on its way.
+            server.admission.expect()
+        };
+        let started = self.beginning.keep();
+        let heir = move |socket| expected.admission().admit(None, socket);
+        self.ahead.hand_over(heir, Box::new(started));
         Ok(self.address)
     }
 }
