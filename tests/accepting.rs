@@ -21,6 +21,8 @@ on_every_setup!(
     a_select_with_a_tick_serves_everybody,
     accepts_that_are_dropped_leave_nothing,
     what_was_accepted_ahead_is_served,
+    nobody_is_lost_while_a_listener_changes_hands,
+    a_server_that_was_shut_down_serves_nobody,
     accepting_ahead_is_bounded,
     a_handler_may_accept_on_its_own_pollers,
     an_accept_without_pollers_fails_for_good,
@@ -228,4 +230,60 @@ fn a_listener_that_nobody_accepted_from_yet_can_be_dropped(setup: Setup) {
     assert!(poll_once(pin!(listener.accept())).is_pending());
     drop(listener);
     eventually("nothing is left", || pollers.settled().connections == 0);
+}
+
+/// Clients come and send while the listener is given to a server, and its own pollers go.
+fn nobody_is_lost_while_a_listener_changes_hands(setup: Setup) {
+    const PEERS: u8 = 100;
+    for round in 0..scaled(16) as u64 {
+        let own = pollers(setup, 2);
+        let listener = setup.listener().pollers(own.clone());
+        let address = listener.local_addr().expect("bound");
+        assert!(poll_once(pin!(listener.accept())).is_pending());
+        let peers = thread::spawn(move || {
+            let sends = |number| {
+                let mut peer = Peer::connect(&address);
+                peer.write_all(&[number; 5]).expect("sent");
+                peer
+            };
+            (0..PEERS).map(sends).collect::<Vec<_>>()
+        });
+        // Somewhere in the middle.
+        thread::sleep(Duration::from_micros(round * 200));
+        let builder = match round % 2 {
+            0 => EventLoop::builder().on(own.clone()),
+            _ => EventLoop::builder().engine(setup.engine).pollers(2),
+        };
+        let server = builder.on_request(support::echo).serve(listener).expect("a server");
+        drop(own);
+        for (number, peer) in peers.join().expect("no panic").iter_mut().enumerate() {
+            let mut echo = [0; 5];
+            peer.read_exact(&mut echo).expect("served");
+            assert_eq!(echo, [number as u8; 5]);
+        }
+        assert_eq!(server.server_stats().accepts, u64::from(PEERS));
+    }
+}
+
+/// Whoever was accepted ahead and comes too late is closed.
+fn a_server_that_was_shut_down_serves_nobody(setup: Setup) {
+    const PEERS: u64 = 20;
+    let (own, others) = (pollers(setup, 1), pollers(setup, 1));
+    let listener = setup.listener().pollers(own.clone());
+    let address = listener.local_addr().expect("bound");
+    assert!(poll_once(pin!(listener.accept())).is_pending());
+    let mut peers: Vec<_> = (0..PEERS).map(|_| Peer::connect(&address)).collect();
+    eventually("they are accepted", || own.settled().accepts == PEERS);
+    let server = EventLoop::builder().on(others.clone()).on_request(support::echo);
+    let server = server.serve(listener).expect("a server");
+    server.shutdown(Duration::ZERO);
+    drop(server);
+    for peer in &mut peers {
+        let _ = peer.write_all(b"x");
+        assert_eq!(peer.read_rest().unwrap_or_default(), b"");
+    }
+    drop(peers);
+    eventually("nobody is open", || {
+        others.settled().open_connections == 0 && own.settled().open_connections == 0
+    });
 }

@@ -22,6 +22,7 @@ on_every_setup!(
     a_shutdown_goes_on_when_its_future_is_dropped,
     pollers_and_servers_are_dropped_in_handlers,
     pollers_grow_in_a_handler,
+    pollers_that_are_stopped_start_no_more,
     a_server_listens_at_more_in_a_handler,
     the_last_poller_may_end_while_somebody_waits,
 );
@@ -274,4 +275,19 @@ fn the_last_poller_may_end_while_somebody_waits(setup: Setup) {
     drop(server);
     let _ = open.read_rest();
     waiting.iter_mut().for_each(|peer| drop(peer.read_rest()));
+}
+
+fn pollers_that_are_stopped_start_no_more(setup: Setup) {
+    for _ in 0..scaled(8) {
+        let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+        thread::scope(|scope| {
+            let grows = scope.spawn(|| {
+                let refused = (0..1000).find_map(|_| pollers.grow(1).err());
+                refused.expect("they are stopped").kind()
+            });
+            eventually("some are started", || pollers.count() > 2);
+            pollers.stop();
+            assert_eq!(grows.join().expect("no panic"), ErrorKind::NotConnected);
+        });
+    }
 }

@@ -3,8 +3,9 @@
 mod support;
 
 use std::pin::{Pin, pin};
-use std::sync::mpsc;
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ on_every_setup!(
     a_handler_sleeps_and_holds_up_nobody,
     timers_that_are_dropped_are_gone,
     a_sleep_moves_between_threads,
+    the_last_waker_counts,
     a_timeout_ends_what_takes_too_long,
     ticks_come_in_time,
 );
@@ -178,4 +180,49 @@ fn a_sleep_outlives_its_pollers() {
     pollers.stop();
     sleeper.join().expect("no panic");
     assert!(Instant::now() >= deadline && start.elapsed() < PATIENCE);
+}
+
+/// Says that it was called.
+#[derive(Default)]
+struct Called(AtomicBool);
+
+impl Wake for Called {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A sleep of another thread's poller that is polled with one waker and then with another, until it is over. Whoever polled last
+/// and was told to wait is woken.
+fn the_last_waker_counts(setup: Setup) {
+    let (tell, told) = mpsc::channel();
+    let server = setup.serve(async move |connection: &mut Connection| {
+        let mut sleep = sleep(Duration::from_millis(1));
+        assert!(poll_once(Pin::new(&mut sleep)).is_pending());
+        tell.send(sleep).expect("the test waits");
+        // Beyond the deadline, so that there is time between it and the timer.
+        let busy = Instant::now();
+        while busy.elapsed() < Duration::from_millis(3) {}
+        support::echo(connection).await
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    for _ in 0..scaled(200) {
+        std::io::Write::write_all(&mut peer, b"x").expect("sent");
+        let mut sleep = told.recv_timeout(PATIENCE).expect("told");
+        let wakers = [Arc::new(Called::default()), Arc::new(Called::default())];
+        for turn in 0.. {
+            let (this, other) = (&wakers[turn % 2], &wakers[1 - turn % 2]);
+            this.0.store(false, Ordering::Relaxed);
+            let waker = Waker::from(this.clone());
+            if Pin::new(&mut sleep).poll(&mut Context::from_waker(&waker)).is_ready() {
+                break;
+            }
+            if other.0.load(Ordering::Relaxed) {
+                // It went off under the one before, and this one was told to wait.
+                support::eventually("it is woken", || this.0.load(Ordering::Relaxed));
+                break;
+            }
+        }
+        std::io::Read::read_exact(&mut peer, &mut [0]).expect("a reply");
+    }
 }
