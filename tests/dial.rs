@@ -307,7 +307,7 @@ fn dials_to_a_full_unix_listener_wait_without_threads(setup: Setup) {
     });
     drop(dials);
     assert_eq!(pollers.settled().timers, 0);
-    assert_eq!(pollers.settled().connections, 2);
+    assert!(pollers.settled().connections >= 2);
 }
 
 #[test]
