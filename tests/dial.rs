@@ -306,7 +306,8 @@ fn dials_to_a_full_unix_listener_wait_without_threads(setup: Setup) {
         dials.iter_mut().any(|dial| poll_once(dial.as_mut()).is_ready())
     });
     drop(dials);
-    assert_eq!(pollers.settled().timers, 0);
+    // The one that is closed has a timer for its peer's end.
+    eventually("no timer is left", || pollers.settled().timers == 0);
     assert!(pollers.settled().connections >= 2);
 }
 
