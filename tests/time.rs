@@ -90,7 +90,8 @@ fn a_sleep_moves_between_threads(setup: Setup) {
         }
         sleeps
     });
-    assert_eq!(server.settled().timers, 3);
+    // The short one may be over.
+    assert!(server.settled().timers >= 2);
     let [short, mut earlier, dropped] = sleeps;
     block_on(short);
     earlier.reset(Instant::now() + MOMENT);
@@ -98,17 +99,18 @@ fn a_sleep_moves_between_threads(setup: Setup) {
     drop(dropped);
     assert_eq!(server.settled().timers, 0);
 
-    let mut begun_here = sleep_until(Instant::now() + MOMENT);
+    let start = Instant::now();
+    let mut begun_here = sleep_until(start + MOMENT);
     assert!(poll_once(Pin::new(&mut begun_here)).is_pending());
-    let (slot, deadline) = (std::sync::Mutex::new(Some(begun_here)), Instant::now());
+    let slot = std::sync::Mutex::new(Some(begun_here));
     let (after, _) = in_a_handler(setup, async move |_| {
         let begun: Option<Sleep> = slot.lock().expect("no panic").take();
         if let Some(begun) = begun {
             begun.await;
         }
-        deadline.elapsed()
+        start.elapsed()
     });
-    assert!(after >= MOMENT - Duration::from_millis(2), "after {after:?}");
+    assert!(after >= MOMENT, "after {after:?}");
 }
 
 fn a_timeout_ends_what_takes_too_long(setup: Setup) {
