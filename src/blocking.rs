@@ -7,6 +7,7 @@ use duopoll_core::on_poller_thread;
 use pollster::block_on;
 
 use crate::connection::Connection;
+use crate::poller::deadlock;
 
 /// The most that one write takes, in bytes.
 const WRITE_BYTES_MAX: usize = 1 << 20;
@@ -82,11 +83,7 @@ impl io::Write for Blocking {
 }
 
 fn may_block() -> io::Result<()> {
-    if on_poller_thread() {
-        let message = "a poller's own thread would wait for itself";
-        return Err(io::Error::new(io::ErrorKind::Deadlock, message));
-    }
-    Ok(())
+    if on_poller_thread() { Err(deadlock()) } else { Ok(()) }
 }
 
 impl fmt::Debug for Blocking {

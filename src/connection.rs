@@ -142,13 +142,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Asks the kernel for the peer's address, which it does not know any more after a reset.
-    pub(crate) fn remember_peer(&self) {
-        let address = self.reader.own_socket().map(|socket| SockRef::from(&socket).peer_addr());
+    /// One that has a peer. The kernel is asked for its address, which it does not know any more after a reset.
+    pub(crate) fn established(reader: Reader, writer: Writer) -> Connection {
+        let address = reader.own_socket().map(|socket| SockRef::from(&socket).peer_addr());
         let address = address.and_then(Result::ok);
         if let Some(address) = address.and_then(|address| address.as_socket()) {
-            self.control().remember_peer(address);
+            reader.control().remember_peer(address);
         }
+        Connection::new(reader, writer)
     }
 
     pub(crate) fn new(reader: Reader, writer: Writer) -> Connection {

@@ -166,6 +166,17 @@ impl Ahead {
         }
     }
 
+    /// Accepts again, if that was put off and there is room.
+    fn resume_if_there_is_room(&self, mut state: MutexGuard<'_, State>) {
+        let has_room = state.ready.len() + state.opening <= AHEAD_MAX / 2;
+        let resumes = has_room && mem::take(&mut state.paused);
+        let source = resumes.then(|| state.source.clone()).flatten();
+        drop(state);
+        if let Some((handle, token)) = source {
+            handle.call(move |poller| poller.resume_listener(token));
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,13 +185,6 @@ impl Ahead {
 impl State {
     fn is_full(&self) -> bool {
         self.ready.len() + self.opening >= AHEAD_MAX
-    }
-
-    /// There is room again: whom to tell to go on.
-    fn resumes(&mut self) -> Option<(Arc<Handle>, Token)> {
-        let has_room = self.ready.len() + self.opening <= AHEAD_MAX / 2;
-        let resumes = has_room && mem::take(&mut self.paused);
-        resumes.then(|| self.source.clone()).flatten()
     }
 }
 
@@ -230,14 +234,9 @@ impl Acceptor for Ahead {
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        let resumes = {
-            let mut state = self.0.state();
-            state.opening -= 1;
-            state.resumes()
-        };
-        if let Some((handle, token)) = resumes {
-            handle.call(move |poller| poller.resume_listener(token));
-        }
+        let mut state = self.0.state();
+        state.opening -= 1;
+        self.0.resume_if_there_is_room(state);
     }
 }
 
@@ -274,11 +273,7 @@ impl Future for Take<'_> {
             self.wait = Some(wait);
             return Poll::Pending;
         };
-        let resumes = state.resumes();
-        drop(state);
-        if let Some((handle, token)) = resumes {
-            handle.call(move |poller| poller.resume_listener(token));
-        }
+        self.ahead.resume_if_there_is_room(state);
         if let Ok(connection) = &taken {
             connection.resume();
         }

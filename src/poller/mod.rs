@@ -301,9 +301,7 @@ impl Poller {
         group: Group,
     ) -> io::Result<Connection> {
         let (reader, writer) = self.driver.open(&mut self.engine, Some(socket), limits, group)?;
-        let connection = Connection::new(reader, writer);
-        connection.remember_peer();
-        Ok(connection)
+        Ok(Connection::established(reader, writer))
     }
 
     /// Takes a connected socket on, of which nothing is received before it is [resumed](Connection::resume).
@@ -315,9 +313,7 @@ impl Poller {
     ) -> io::Result<Connection> {
         let (reader, writer) =
             self.driver.open_paused(&mut self.engine, Some(socket), limits, group)?;
-        let connection = Connection::new(reader, writer);
-        connection.remember_peer();
-        Ok(connection)
+        Ok(Connection::established(reader, writer))
     }
 
     /// Takes a socket on whose connect(2) is under way.
