@@ -1,32 +1,122 @@
-//! The time of a poller.
+//! The time of a poller: that of the machine, until a test pauses it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use duopoll_core::{Clock, Tick};
 
-/// The clock of a poller: milliseconds since it was made.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Monotonic {
+/// It is not paused.
+const RUNS: u64 = u64::MAX;
+
+/// The clock of a poller: milliseconds since it was made. Clones are the same clock.
+#[derive(Clone, Debug)]
+pub(crate) struct PollerClock(Arc<State>);
+
+#[derive(Debug)]
+struct State {
     origin: Instant,
+    /// Nanoseconds since the origin at which it stands, or [`RUNS`].
+    stands_at: AtomicU64,
+    /// Nanoseconds that it is ahead of the machine's, since it stood and was moved.
+    ahead: AtomicU64,
+    /// To where somebody moves it, while it stands: nanoseconds since the origin.
+    target: AtomicU64,
+    /// Work elsewhere during which it does not move by itself.
+    busy: AtomicUsize,
 }
 
-impl Monotonic {
-    pub(crate) fn new() -> Monotonic {
-        Monotonic { origin: Instant::now() }
+/// While it lives, a clock that stands does not move by itself.
+pub(crate) struct Busy(Arc<State>);
+
+// Relaxed throughout: a clock is paused and moved on its poller's thread, and each figure stands for itself.
+impl PollerClock {
+    pub(crate) fn new() -> PollerClock {
+        PollerClock(Arc::new(State {
+            origin: Instant::now(),
+            stands_at: AtomicU64::new(RUNS),
+            ahead: AtomicU64::new(0),
+            target: AtomicU64::new(0),
+            busy: AtomicUsize::new(0),
+        }))
+    }
+
+    /// What it shows, as a point in time.
+    pub(crate) fn instant(&self) -> Instant {
+        self.0.origin + Duration::from_nanos(self.nanos())
     }
 
     pub(crate) fn instant_of(&self, tick: Tick) -> Instant {
-        self.origin + Duration::from_millis(tick)
+        self.0.origin + Duration::from_millis(tick)
+    }
+
+    #[inline]
+    fn nanos(&self) -> u64 {
+        match self.0.stands_at.load(Ordering::Relaxed) {
+            RUNS => self.0.origin.elapsed().as_nanos() as u64 + self.0.ahead.load(Ordering::Relaxed),
+            stands_at => stands_at,
+        }
+    }
+
+    pub(crate) fn stands(&self) -> bool {
+        self.0.stands_at.load(Ordering::Relaxed) != RUNS
+    }
+
+    /// Has it stand where it is.
+    pub(crate) fn pause(&self) {
+        self.0.stands_at.store(self.nanos(), Ordering::Relaxed);
+    }
+
+    /// Has it go on from where it stands.
+    pub(crate) fn resume(&self) {
+        let elapsed = self.0.origin.elapsed().as_nanos() as u64;
+        let ahead = self.nanos().saturating_sub(elapsed);
+        self.0.ahead.store(ahead, Ordering::Relaxed);
+        self.0.stands_at.store(RUNS, Ordering::Relaxed);
+    }
+
+    /// Has it be moved to that point by its poller, timer by timer.
+    pub(crate) fn aim(&self, target: Instant) {
+        let nanos = target.saturating_duration_since(self.0.origin).as_nanos();
+        self.0.target.fetch_max(u64::try_from(nanos).unwrap_or(RUNS - 1), Ordering::Relaxed);
+    }
+
+    /// Moves it to the next of what is due, or as far as it is to be moved. Where nobody moves it, it does that only if `idle`.
+    /// False if it stays where it is.
+    pub(crate) fn step(&self, next: Option<Tick>, idle: bool) -> bool {
+        let (now, target) = (self.nanos(), self.0.target.load(Ordering::Relaxed));
+        let next = next.map(|tick| tick.saturating_mul(1_000_000));
+        let to = if target > now {
+            next.map_or(target, |next| next.min(target))
+        } else if let (Some(next), true) = (next, idle && self.0.busy.load(Ordering::Relaxed) == 0) {
+            next
+        } else {
+            return false;
+        };
+        self.0.stands_at.store(to.clamp(now, RUNS - 1), Ordering::Relaxed);
+        true
+    }
+
+    /// Somebody works for this poller elsewhere.
+    pub(crate) fn busy(&self) -> Busy {
+        self.0.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(self.0.clone())
     }
 }
 
-impl Clock for Monotonic {
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Clock for PollerClock {
     fn now(&self) -> Tick {
-        self.origin.elapsed().as_millis() as Tick
+        self.nanos() / 1_000_000
     }
 
     fn tick_of(&self, instant: Instant) -> Tick {
-        let since = instant.saturating_duration_since(self.origin);
+        let since = instant.saturating_duration_since(self.0.origin);
         Tick::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(Tick::MAX)
     }
 }

@@ -4,10 +4,12 @@ use std::any::Any;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use duopoll_core::{CallbackId, Control, LinkBuffer, Reader, Slice, Writer};
+use futures_channel::oneshot;
 use socket2::{Domain, SockRef};
 use sync_wrapper::SyncWrapper;
 
@@ -62,7 +64,7 @@ use crate::tcp::{self, Keepalive};
 /// | the idle timeout | a FIN, or a reset if it cuts something short | dropped | dropped | can be read |
 /// | the write timeout of a close | a reset if it cuts something short, else a FIN | dropped | dropped | dropped |
 /// | a server's shutdown, within the grace | all replies, then a FIN | sent when the handler returns | sent | answered first |
-/// | a handler returns an error or panics, a future of `on_connection` ends | what was flushed, then a FIN; [`abort`](Control::abort) first, if that is not the whole | dropped | sent, see below | dropped |
+/// | a handler returns an error or panics, an owned connection is dropped | what was flushed, then a FIN; [`abort`](Control::abort) first, if that is not the whole | dropped | sent, see below | dropped |
 /// | its grace is over, or the [`Server`](crate::Server) is dropped | a FIN, or a reset if it cuts something short | dropped | dropped | can be read |
 /// | [`Pollers::stop`](crate::Pollers::stop), a poller ends | what was flushed, then a FIN; a reset if it cuts something short | dropped | sent, for at most a second | can be read |
 /// | the process ends, or an engine breaks | what the kernel has taken, then a FIN, or a reset if something was not read | lost | lost | lost |
@@ -135,10 +137,19 @@ use crate::tcp::{self, Keepalive};
 ///
 /// Reading and writing at once need [`split`](Connection::split); a [`Control`] can be had for everything else.
 pub struct Connection {
-    reader: Reader,
-    writer: Writer,
-    /// Boxed twice, since most have none. Only reached through `&mut`, so it need not be `Sync`.
-    state: SyncWrapper<Option<Box<Box<dyn Any + Send>>>>,
+    // Taken out once, when it is dropped or taken apart.
+    reader: ManuallyDrop<Reader>,
+    writer: ManuallyDrop<Writer>,
+    /// Most have none. Only reached through `&mut`, so it need not be `Sync`.
+    extra: SyncWrapper<Option<Box<Extra>>>,
+}
+
+/// What few connections have.
+#[derive(Default)]
+struct Extra {
+    state: Option<Box<dyn Any + Send>>,
+    /// Where it goes when it is dropped.
+    home: Option<oneshot::Sender<Connection>>,
 }
 
 impl Connection {
@@ -153,7 +164,34 @@ impl Connection {
     }
 
     pub(crate) fn new(reader: Reader, writer: Writer) -> Connection {
-        Connection { reader, writer, state: SyncWrapper::new(None) }
+        Connection {
+            reader: ManuallyDrop::new(reader),
+            writer: ManuallyDrop::new(writer),
+            extra: SyncWrapper::new(None),
+        }
+    }
+
+    /// Puts a connection together of its halves. The limits and whatever else they have stay.
+    ///
+    /// # Errors
+    /// The halves, if they are not of the same connection.
+    #[expect(clippy::result_large_err, reason = "they are what was given")]
+    pub fn from_halves(reader: Reader, writer: Writer) -> Result<Connection, (Reader, Writer)> {
+        match reader.is_half_of(&writer) {
+            true => Ok(Connection::new(reader, writer)),
+            false => Err((reader, writer)),
+        }
+    }
+
+    /// Has it come back when it is dropped, unless it is taken apart or detached.
+    pub(crate) fn lend(&mut self) -> oneshot::Receiver<Connection> {
+        let (home, back) = oneshot::channel();
+        self.extra().home = Some(home);
+        back
+    }
+
+    fn extra(&mut self) -> &mut Extra {
+        self.extra.get_mut().get_or_insert_default()
     }
 
     /// The receiving half.
@@ -173,18 +211,30 @@ impl Connection {
 
     /// Keeps a value with the connection, in place of the one it kept before. It is dropped with the connection.
     pub fn set_state<T: Any + Send>(&mut self, state: T) {
-        self.state = SyncWrapper::new(Some(Box::new(Box::new(state))));
+        self.extra().state = Some(Box::new(state));
     }
 
     /// The value that is kept with the connection, if there is one of this type.
     pub fn state<T: Any + Send>(&mut self) -> Option<&mut T> {
-        self.state.get_mut().as_mut()?.downcast_mut()
+        self.extra.get_mut().as_mut()?.state.as_mut()?.downcast_mut()
     }
 
-    /// The halves as values of their own. The connection is closed when both are dropped. The state that was kept with it
-    /// is dropped now.
+    /// The halves as values of their own, of which [`from_halves`](Connection::from_halves) makes a connection again. It is
+    /// closed when both are dropped. The state that was kept with it is dropped now.
     pub fn into_split(self) -> (Reader, Writer) {
-        (self.reader, self.writer)
+        let mut this = ManuallyDrop::new(self);
+        let extra = this.extra.get_mut().take();
+        // SAFETY: nobody has the connection any more.
+        let halves = unsafe { this.take_halves() };
+        drop(extra);
+        halves
+    }
+
+    /// # Safety
+    /// Once, and neither half is used or dropped afterwards.
+    unsafe fn take_halves(&mut self) -> (Reader, Writer) {
+        // SAFETY: promised by the caller.
+        unsafe { (ManuallyDrop::take(&mut self.reader), ManuallyDrop::take(&mut self.writer)) }
     }
 
     /// What has been received and not been read, as far as it was handed over; see [`Reader::buffer`].
@@ -324,11 +374,15 @@ impl Connection {
     /// # Errors
     /// The errno of the kernel if the connection broke, [`TimedOut`](io::ErrorKind::TimedOut) if the write timeout
     /// ends the sending, [`NotConnected`](io::ErrorKind::NotConnected) if it was closed before.
-    pub async fn detach(mut self) -> io::Result<(OwnedFd, LinkBuffer)> {
-        self.writer.drain().await?;
-        let socket = self.as_fd().try_clone_to_owned()?;
-        poll_fn(|cx| self.reader.poll_detach(cx)).await?;
-        Ok((socket, std::mem::take(self.reader.buffer())))
+    pub async fn detach(self) -> io::Result<(OwnedFd, LinkBuffer)> {
+        let (mut reader, mut writer) = self.into_split();
+        writer.drain().await?;
+        let socket = match reader.socket() {
+            Some(socket) => socket.try_clone_to_owned()?,
+            None => unreachable!("a connection of this crate has a socket"),
+        };
+        poll_fn(|cx| reader.poll_detach(cx)).await?;
+        Ok((socket, std::mem::take(reader.buffer())))
     }
 
     /// A handle for timeouts, deadlines, and ending the connection from elsewhere.
@@ -451,6 +505,21 @@ impl Connection {
     /// `ENOBUFS` if the kernel has no memory.
     pub fn local_addr(&self) -> io::Result<Address> {
         Address::from_sock_addr(&SockRef::from(self).local_addr()?)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let extra = self.extra.get_mut().take();
+        // SAFETY: once, and last.
+        let (reader, writer) = unsafe { self.take_halves() };
+        let Some(Extra { state, home: Some(home) }) = extra.map(|extra| *extra) else { return };
+        let mut connection = Connection::new(reader, writer);
+        if state.is_some() {
+            connection.extra().state = state;
+        }
+        // If nobody waits for it any more, it is dropped for good.
+        let _ = home.send(connection);
     }
 }
 

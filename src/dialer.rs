@@ -172,8 +172,9 @@ impl Dialer {
     }
 
     async fn dial_target(&self, target: Target) -> io::Result<Connection> {
-        let deadline = self.timeout.map(|timeout| Instant::now() + timeout.min(TIMEOUT_MAX));
         let poller = self.poller()?;
+        let now = || poller.clock().instant();
+        let deadline = self.timeout.map(|timeout| now() + timeout.min(TIMEOUT_MAX));
         let addresses = match target {
             Target::Address(address) => vec![address],
             Target::Name { host, port } => {
@@ -193,14 +194,14 @@ impl Dialer {
                     continue;
                 }
             }
-            let next = Instant::now() + ATTEMPT_DELAY;
+            let next = now() + ATTEMPT_DELAY;
             let patience = deadline.map_or(next, |deadline| deadline.min(next));
             match attempts.race(Some(patience)).await {
                 Raced::Won(connection) => return Ok(connection),
                 Raced::Failed(error) => failed = error,
                 Raced::Late => {}
             }
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if deadline.is_some_and(|deadline| deadline <= now()) {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
@@ -251,14 +252,15 @@ impl Dialer {
         let remote = address.to_sock_addr()?;
         let (socket, file) = self.socket(&remote)?;
         let mut retry = UNIX_RETRIES.0;
-        let patience = deadline.unwrap_or_else(|| Instant::now() + UNIX_PATIENCE);
+        let now = || poller.clock().instant();
+        let patience = deadline.unwrap_or_else(|| now() + UNIX_PATIENCE);
         let connecting = loop {
             let Err(error) = socket.connect(&remote) else { break false };
             match error.raw_os_error() {
                 Some(libc::EINPROGRESS | libc::EINTR) => break true,
                 // A Unix listener's backlog is full, and the kernel does not tell when it no longer is.
-                Some(libc::EAGAIN) if remote.is_unix() && Instant::now() < patience => {
-                    let next = Instant::now() + retry;
+                Some(libc::EAGAIN) if remote.is_unix() && now() < patience => {
+                    let next = now() + retry;
                     Sleep::on(poller.clone(), next.min(patience)).await;
                     retry = (retry * 2).min(UNIX_RETRIES.1);
                 }

@@ -27,7 +27,7 @@
 //! - [`EventLoop`] is where a server begins; its handlers are async closures that run on the connection's poller.
 //! - [`Connection`], with its halves [`Reader`] and [`Writer`], is what they get.
 //! - [`LinkBuffer`] and [`Slice`] are the memory, useful without any socket too.
-//! - [`time`] has timers, on the pollers.
+//! - [`task`] has tasks, and [`time`] timers, on the pollers.
 //! - [`Stats`] are the figures of pollers, and [`ServerStats`] those of a server, for a metrics endpoint.
 //! - [`Engine`] says which engine to use, and [`EngineReport`] which one it was, and why.
 //!
@@ -58,7 +58,6 @@ mod clock;
 mod connection;
 mod dialer;
 mod engine;
-mod executor;
 mod listener;
 mod named;
 mod poller;
@@ -66,6 +65,7 @@ mod pollers;
 mod resolver;
 mod server;
 mod stats;
+pub mod task;
 mod tcp;
 pub mod time;
 

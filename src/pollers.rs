@@ -1,5 +1,7 @@
 //! Pollers that connections are spread over, and how they are started.
 
+use std::any::Any;
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,7 +37,7 @@ pub struct Pollers {
 
 /// What clones have in common.
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     options: PollerOptions,
     handles: RwLock<Handles>,
     turn: AtomicUsize,
@@ -69,6 +71,31 @@ pub struct PollerOptions {
     balance: Balance,
     pinned: bool,
     name: Option<String>,
+    on_thread_start: Option<ThreadStart>,
+}
+
+/// What is called on a poller's thread before it runs, and what it leaves, which is dropped when it has run.
+#[derive(Clone)]
+pub(crate) struct ThreadStart(Arc<dyn Fn() -> Box<dyn Any> + Send + Sync>);
+
+impl ThreadStart {
+    pub(crate) fn call(&self) -> Box<dyn Any> {
+        (self.0)()
+    }
+}
+
+impl PartialEq for ThreadStart {
+    fn eq(&self, other: &ThreadStart) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for ThreadStart {}
+
+impl fmt::Debug for ThreadStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ThreadStart")
+    }
 }
 
 impl PollerOptions {
@@ -119,6 +146,41 @@ impl PollerOptions {
         self
     }
 
+    /// Called on the thread of each before it runs. What is returned lives as long as the poller runs, and is dropped on the same
+    /// thread when all its tasks and connections are gone. So handlers can be within another runtime's context:
+    ///
+    /// ```no_run
+    /// # use duopoll::{Connection, EventLoop, Listener};
+    /// use std::sync::LazyLock;
+    /// use tokio::runtime::Runtime;
+    ///
+    /// static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+    ///
+    /// let server = EventLoop::builder()
+    ///     .on_thread_start(|| RUNTIME.enter())
+    ///     .on_request(async |connection: &mut Connection| {
+    ///         connection.next(1).await?;
+    ///         // On a thread of tokio's, with tokio's timer.
+    ///         let answer = tokio::spawn(async {
+    ///             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    ///             42
+    ///         });
+    ///         connection.write(&[answer.await?])
+    ///     })
+    ///     .serve(Listener::bind("127.0.0.1:8080")?)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// If it panics the poller is not started.
+    pub fn on_thread_start<F, G>(mut self, start: F) -> PollerOptions
+    where
+        F: Fn() -> G + Send + Sync + 'static,
+        G: 'static,
+    {
+        self.on_thread_start = Some(ThreadStart(Arc::new(move || Box::new(start()))));
+        self
+    }
+
     /// Starts them.
     ///
     /// # Errors
@@ -128,6 +190,12 @@ impl PollerOptions {
         let (pollers, count) = self.unstarted()?;
         pollers.grow(count)?;
         Ok(pollers)
+    }
+
+    /// With so many of them, if nobody has said how many.
+    pub(crate) fn count_or(mut self, count: usize) -> PollerOptions {
+        self.count = self.count.or(Some(count));
+        self
     }
 
     /// None yet, and how many there shall be.
@@ -146,13 +214,14 @@ impl PollerOptions {
     pub(crate) fn start_here(self) -> io::Result<(Pollers, Poller)> {
         let (pollers, count) = self.unstarted()?;
         let others = (1..count).map(|index| pollers.shared.options.start_one(index));
-        pollers.shared.add(others)?;
+        pollers.add(others)?;
         let options = &pollers.shared.options;
         // Last, since the others are bound to what this thread may run on.
         if let Some(cpu) = options.cpu(0)? {
             affinity::pin(cpu)?;
         }
-        let poller = Poller::new(options.choice)?;
+        let poller = Poller::new(options.choice, options.on_thread_start.as_ref())?;
+        pollers.own(poller.handle());
         pollers.shared.handles_mut().all.insert(0, poller.handle().clone());
         Ok((pollers, poller))
     }
@@ -160,7 +229,8 @@ impl PollerOptions {
     fn start_one(&self, index: usize) -> io::Result<Arc<Handle>> {
         let cpu = self.cpu(index)?;
         let prefix = self.name.as_deref().unwrap_or("duopoll-");
-        Handle::start(format!("{prefix}{index}"), self.choice, cpu)
+        let hook = self.on_thread_start.clone();
+        Handle::start(format!("{prefix}{index}"), self.choice, cpu, hook)
     }
 
     fn cpu(&self, index: usize) -> io::Result<Option<usize>> {
@@ -189,6 +259,17 @@ impl Pollers {
         Ok(global.insert(Pollers::options().start()?).clone())
     }
 
+    /// Those of the poller that the calling thread runs: in a handler, a task, and within [`block_on`](crate::task::block_on).
+    pub fn current() -> Option<Pollers> {
+        let shared = Handle::current()?.owner()?;
+        Some(Pollers { shared })
+    }
+
+    /// Those of this thread, else the global ones.
+    pub(crate) fn nearest() -> io::Result<Pollers> {
+        Pollers::current().map_or_else(Pollers::global, Ok)
+    }
+
     /// How many there are, with those that have failed.
     pub fn count(&self) -> usize {
         self.shared.handles().len()
@@ -203,7 +284,7 @@ impl Pollers {
     /// when they have been stopped.
     pub fn grow(&self, more: usize) -> io::Result<()> {
         // Two who let it grow at once may choose the same name, or CPU.
-        self.shared.add((0..more).map(|_| self.shared.options.start_one(self.count())))
+        self.add((0..more).map(|_| self.shared.options.start_one(self.count())))
     }
 
     /// What each of them runs on, and why.
@@ -272,6 +353,13 @@ impl Pollers {
 
     /// The one that gets the next connection: one that runs, if there is any.
     pub(crate) fn pick(&self) -> Arc<Handle> {
+        let chosen = self.choose();
+        chosen.expect_connection();
+        chosen
+    }
+
+    /// The one whose turn it is: one that runs, if there is any.
+    pub(crate) fn choose(&self) -> Arc<Handle> {
         let Shared { options, handles, turn } = &*self.shared;
         let handles = &handles.read().unwrap_or_else(PoisonError::into_inner).all;
         let turn = turn.fetch_add(1, Ordering::Relaxed);
@@ -286,9 +374,7 @@ impl Pollers {
             Balance::RoundRobin | Balance::Random => candidates.next(),
             Balance::FewestConnections => candidates.min_by_key(|handle| handle.load()),
         };
-        let chosen = chosen.unwrap_or_else(|| &handles[first % handles.len()]);
-        chosen.expect_connection();
-        chosen.clone()
+        chosen.unwrap_or_else(|| &handles[first % handles.len()]).clone()
     }
 
     /// As [`pick`](Pollers::pick), if there is one that runs.
@@ -301,17 +387,11 @@ impl Pollers {
         self.shared.handles()
     }
 
-    /// Waits until they have ended, which they have been told to. Not on a poller's thread.
-    pub(crate) fn join(&self) {
-        self.shared.handles().iter().for_each(|handle| handle.join());
-    }
-}
-
-impl Shared {
     fn add(&self, started: impl Iterator<Item = io::Result<Arc<Handle>>>) -> io::Result<()> {
         for handle in started {
             let handle = handle?;
-            let mut handles = self.handles_mut();
+            self.own(&handle);
+            let mut handles = self.shared.handles_mut();
             if handles.stopped {
                 handle.stop(None);
                 return Err(over());
@@ -321,6 +401,18 @@ impl Shared {
         Ok(())
     }
 
+    /// Has a poller know whose it is.
+    fn own(&self, handle: &Handle) {
+        handle.belong(Arc::downgrade(&self.shared));
+    }
+
+    /// Waits until they have ended, which they have been told to. Not on a poller's thread.
+    pub(crate) fn join(&self) {
+        self.shared.handles().iter().for_each(|handle| handle.join());
+    }
+}
+
+impl Shared {
     fn handles_mut(&self) -> RwLockWriteGuard<'_, Handles> {
         self.handles.write().unwrap_or_else(PoisonError::into_inner)
     }

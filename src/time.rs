@@ -32,9 +32,79 @@ use crate::pollers::Pollers;
 /// Farther away than anything that is waited for, and near enough to be added to the time of day.
 pub(crate) const FAR: Duration = Duration::from_secs(1 << 32);
 
+/// The time that the poller of this thread lives by: that of the machine, unless it is [paused](pause).
+pub fn now() -> Instant {
+    Handle::current().map_or_else(Instant::now, |poller| poller.clock().instant())
+}
+
+/// Has the time of this thread's poller stand still, for tests: all timers and timeouts of its tasks and connections live by
+/// it. While everybody sleeps it jumps to the next timer, so a test of a day takes no longer than what happens in it;
+/// a job of [`spawn_blocking`](crate::task::spawn_blocking) holds it up. What other threads, processes and the kernel do
+/// takes its time, and the clock does not wait for it.
+///
+/// ```
+/// use duopoll::{task, time};
+/// use std::time::Duration;
+///
+/// # fn main() -> std::io::Result<()> {
+/// task::block_on(async {
+///     time::pause()?;
+///     let begin = time::now();
+///     time::sleep(Duration::from_secs(86_400)).await;
+///     assert_eq!(time::now() - begin, Duration::from_secs(86_400));
+///     Ok(())
+/// })?
+/// # }
+/// ```
+///
+/// Points in time have to be made with [`now`] then.
+///
+/// # Errors
+/// [`Unsupported`](io::ErrorKind::Unsupported) where there is no poller on this thread, or several that would each have a time of
+/// their own; [`task::block_on`](crate::task::block_on) has one.
+pub fn pause() -> io::Result<()> {
+    alone()?.clock().pause();
+    Ok(())
+}
+
+/// Has the time go on.
+///
+/// # Errors
+/// As for [`pause`].
+pub fn resume() -> io::Result<()> {
+    alone()?.clock().resume();
+    Ok(())
+}
+
+/// Moves the time, which is [paused](pause), by so much: timer by timer, and whoever is woken by one has his turn before the
+/// next goes off. Returns when that is done.
+///
+/// # Errors
+/// As for [`pause`]; [`InvalidInput`](io::ErrorKind::InvalidInput) if it is not paused.
+pub async fn advance(duration: Duration) -> io::Result<()> {
+    let poller = alone()?;
+    if !poller.clock().stands() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the time is not paused"));
+    }
+    let target = poller.clock().instant() + duration.min(FAR);
+    poller.clock().aim(target);
+    Sleep::on(poller, target).await;
+    Ok(())
+}
+
+/// The poller of this thread, if it is the only one of its kind.
+fn alone() -> io::Result<Arc<Handle>> {
+    let alone = Pollers::current().is_some_and(|pollers| pollers.count() == 1);
+    let poller = if alone { Handle::current() } else { None };
+    poller.ok_or_else(|| {
+        let why = "only a thread with a single poller has a time of its own";
+        io::Error::new(io::ErrorKind::Unsupported, why)
+    })
+}
+
 /// Waits for so long.
 pub fn sleep(duration: Duration) -> Sleep {
-    sleep_until(Instant::now() + duration.min(FAR))
+    sleep_until(now() + duration.min(FAR))
 }
 
 /// Waits until then.
@@ -107,7 +177,7 @@ impl Sleep {
     /// Whether its time has come.
     pub fn is_elapsed(&self) -> bool {
         let clock = self.poller.as_ref().map(|poller| poller.clock());
-        clock.map_or(Instant::now() >= self.deadline, |clock| {
+        clock.map_or(now() >= self.deadline, |clock| {
             clock.now() >= clock.tick_of(self.deadline)
         })
     }
@@ -335,7 +405,7 @@ pub enum MissedTicks {
 pub fn interval(period: Duration) -> Interval {
     assert!(!period.is_zero(), "an interval needs a period");
     let period = period.min(FAR);
-    Interval { period, missed: MissedTicks::Burst, sleep: sleep_until(Instant::now()) }
+    Interval { period, missed: MissedTicks::Burst, sleep: sleep_until(now()) }
 }
 
 /// Ticks in time; see [`interval`].
@@ -364,7 +434,7 @@ impl Interval {
     /// As [`tick`](Interval::tick).
     pub fn poll_tick(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
         std::task::ready!(Pin::new(&mut self.sleep).poll(cx));
-        let (due, now) = (self.sleep.deadline(), Instant::now());
+        let (due, now) = (self.sleep.deadline(), now());
         let late = now.saturating_duration_since(due);
         let next = match self.missed {
             MissedTicks::Burst => due + self.period,

@@ -31,7 +31,7 @@ on_every_setup!(
 );
 
 fn pollers(setup: Setup, count: usize) -> Pollers {
-    Pollers::options().engine(setup.engine).count(count).start().expect("pollers")
+    setup.pollers(count)
 }
 
 fn an_accept_that_is_dropped_loses_nobody(setup: Setup) {

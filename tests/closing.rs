@@ -83,7 +83,7 @@ impl Wake for Closes {
 fn a_close_in_the_tick_of_a_timer_sends_everything(setup: Setup) {
     const BYTES: usize = 8 << 20;
     for age in [Duration::ZERO, Duration::from_millis(30)] {
-        let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+        let pollers = setup.pollers(1);
         let listener = setup.listener().pollers(pollers.clone());
         let address = listener.local_addr().expect("bound");
         let accept = || (Peer::connect(&address), block_on(listener.accept()).expect("accepted"));

@@ -31,7 +31,7 @@ on_every_setup!(
 
 fn dialer(setup: Setup) -> Dialer {
     Dialer::new()
-        .pollers(Pollers::options().engine(setup.engine).count(1).start().expect("pollers"))
+        .pollers(setup.pollers(1))
 }
 
 async fn round_trip(connection: &mut Connection, message: &[u8]) -> io::Result<()> {
@@ -141,7 +141,7 @@ fn a_dropped_dial_leaves_nothing(setup: Setup) {
 
 fn a_connection_ends_with_its_pollers(setup: Setup) {
     let server = setup.serve_echo();
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("pollers");
+    let pollers = setup.pollers(1);
     let dial = async |pollers: Pollers| {
         Dialer::new().pollers(pollers).dial_addr(server.local_addr().clone()).await
     };
@@ -210,7 +210,7 @@ fn a_blocking_connection_reads_and_writes(setup: Setup) {
 
 /// One that blocks, with a request in the kernel and its peer's end behind it.
 fn what_a_socket_of_std_holds_is_not_lost(setup: Setup) {
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let listener = setup.listener();
     let mut peer = Peer::connect(&listener.local_addr().expect("bound"));
     let socket = socket2::SockRef::from(&listener);
@@ -289,7 +289,7 @@ fn dials_to_a_full_unix_listener_wait_without_threads(setup: Setup) {
     // SAFETY: listen(2) takes no memory.
     unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) };
     let address: Address = format!("unix:@{}", name(&what)).parse().expect("an address");
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let dialer = Dialer::new().pollers(pollers.clone());
     let _first = block_on(dialer.dial_addr(address.clone())).expect("there is room for one");
     let mut dials: Vec<_> =

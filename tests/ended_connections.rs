@@ -233,7 +233,7 @@ fn a_closed_server_is_noticed_by_an_idle_client(setup: Setup) {
         connection.close();
         Ok(())
     });
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let dialer = Dialer::new().pollers(pollers.clone());
     let dialed = block_on(dialer.dial_addr(server.local_addr().clone()));
     let mut connection = dialed.expect("connected");

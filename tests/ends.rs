@@ -575,7 +575,7 @@ fn dial(pollers: &Pollers, address: duopoll::Address) -> Connection {
 }
 
 fn pollers(setup: Setup) -> Pollers {
-    Pollers::options().engine(setup.engine).count(1).start().expect("a poller")
+    setup.pollers(1)
 }
 
 const SOME: usize = 256 << 10;

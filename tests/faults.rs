@@ -340,7 +340,7 @@ async fn dial(dialer: &Dialer, server: &Server) -> io::Result<()> {
 }
 
 fn pollers(setup: Setup) -> Pollers {
-    Pollers::options().engine(setup.engine).count(1).start().expect("pollers")
+    setup.pollers(1)
 }
 
 fn every_step_of_a_dial_may_fail(setup: Setup) {

@@ -107,7 +107,7 @@ fn pausing_under_a_flood_loses_no_byte(setup: Setup) {
 
 fn leaving_under_a_flood_loses_no_byte(setup: Setup) {
     const BYTES: usize = 1 << 20;
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let listener = setup.listener().pollers(pollers.clone());
     let address = listener.local_addr().expect("bound");
     for round in 0..40 {

@@ -208,7 +208,7 @@ fn pollers_and_servers_are_dropped_in_handlers(setup: Setup) {
         let pollers = Pollers::options().engine(setup.engine).count(count).start();
         let pollers = pollers.expect("pollers");
         // The last handle of other pollers, a server on these ones, and a listener on these ones.
-        let others = Pollers::options().engine(setup.engine).count(2).start().expect("pollers");
+        let others = setup.pollers(2);
         let inner = doing(setup, Some(pollers.clone()), support::echo);
         let listener = setup.listener().pollers(pollers.clone());
         let slot = Mutex::new(Some((others, inner, listener)));
@@ -232,7 +232,7 @@ fn pollers_and_servers_are_dropped_in_handlers(setup: Setup) {
 }
 
 fn pollers_grow_in_a_handler(setup: Setup) {
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let own = pollers.clone();
     let server = doing(setup, Some(pollers.clone()), async move |connection: &mut Connection| {
         own.grow(1)?;
@@ -262,7 +262,7 @@ fn a_server_listens_at_more_in_a_handler(setup: Setup) {
 
 /// One is open, others wait for their turn, and the engine breaks.
 fn the_last_poller_may_end_while_somebody_waits(setup: Setup) {
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let builder = EventLoop::builder().on(pollers.clone()).max_connections(1);
     let server = builder.on_request(support::echo).serve(setup.listener()).expect("a server");
     let mut open = Peer::connect(server.local_addr());
@@ -279,7 +279,7 @@ fn the_last_poller_may_end_while_somebody_waits(setup: Setup) {
 
 fn pollers_that_are_stopped_start_no_more(setup: Setup) {
     for _ in 0..scaled(8) {
-        let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+        let pollers = setup.pollers(1);
         thread::scope(|scope| {
             let grows = scope.spawn(|| {
                 let refused = (0..1000).find_map(|_| pollers.grow(1).err());

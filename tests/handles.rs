@@ -41,7 +41,7 @@ fn connections_and_handles_can_be_shared() {
 fn every_connection_has_a_number_of_its_own(setup: Setup) {
     let mut numbers = HashSet::new();
     for _ in 0..2 {
-        let pollers = Pollers::options().engine(setup.engine).count(2).start().expect("pollers");
+        let pollers = setup.pollers(2);
         let listener = setup.listener().pollers(pollers);
         let address = listener.local_addr().expect("bound");
         for _ in 0..20 {
@@ -252,7 +252,7 @@ fn a_connection_keeps_its_pollers(setup: Setup) {
     let server = setup.serve_echo();
     // As a helper does that dials with pollers of its own.
     let connection = {
-        let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("pollers");
+        let pollers = setup.pollers(1);
         block_on(Dialer::new().pollers(pollers).dial_addr(server.local_addr().clone()))
     };
     let mut connection = connection.expect("connected");

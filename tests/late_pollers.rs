@@ -123,7 +123,7 @@ impl Holder {
 }
 
 fn one_poller(setup: Setup) -> Pollers {
-    Pollers::options().engine(setup.engine).count(1).start().expect("a poller")
+    setup.pollers(1)
 }
 
 /// Reads that wait with a limit, on a poller that is held up until it has passed, while their peers do something.

@@ -29,7 +29,7 @@ on_every_setup!(
 
 /// A connection, dialed and accepted, and what it lives on.
 fn pair(setup: Setup) -> (Pollers, Connection, Connection) {
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let listener = setup.listener().pollers(pollers.clone());
     let dialer = Dialer::new().pollers(pollers.clone());
     block_on(async {

@@ -70,7 +70,7 @@ fn a_panic_of_a_handler_for_a_whole_connection_ends_it_alone(setup: Setup) {
     let spawn = |task| {
         thread::spawn(|| block_on(task));
     };
-    let service = setup.builder().on_connection(spawn, move |connection| {
+    let service = setup.builder().on_connection_spawned(spawn, move |connection| {
         panics_once(&before);
         echoes(connection)
     });
@@ -83,7 +83,7 @@ fn a_panic_of_its_executor_ends_it_alone(setup: Setup) {
         panics_once(&before);
         thread::spawn(|| block_on(task));
     };
-    let service = setup.builder().on_connection(spawn, echoes);
+    let service = setup.builder().on_connection_spawned(spawn, echoes);
     the_first_alone_is_lost(&service.serve(setup.listener()).expect("a server"));
 }
 
@@ -109,7 +109,7 @@ impl Wake for Panics {
 }
 
 fn a_waker_of_an_accept_that_panics_ends_nothing(setup: Setup) {
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let listener = setup.listener().pollers(pollers.clone());
     let address = listener.local_addr().expect("bound");
     let (panics, waker) = Panics::waker();
@@ -243,7 +243,7 @@ fn bad_server(setup: Setup, pollers: &Pollers, place: Place) -> Server {
 
 fn wherever_it_panics_others_are_served(setup: Setup) {
     const REQUESTS: usize = 1000;
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let good = duopoll::EventLoop::builder().on(pollers.clone()).on_request(echo);
     let good = good.serve(setup.listener()).expect("a server");
     let places = [

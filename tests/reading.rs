@@ -158,7 +158,7 @@ fn a_large_message_is_one_slice(setup: Setup) {
 /// Of a server that goes on, and whose memory is used by others.
 fn slices_outlive_their_connection(setup: Setup) {
     const BYTES: usize = 1000;
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let listener = setup.listener().pollers(pollers.clone());
     let address = listener.local_addr().expect("bound");
     let mut kept = Vec::new();

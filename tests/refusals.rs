@@ -32,7 +32,7 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn pollers(setup: Setup) -> Pollers {
-    Pollers::options().engine(setup.engine).count(1).start().expect("a poller")
+    setup.pollers(1)
 }
 
 /// What the machine may be short of.

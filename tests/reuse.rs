@@ -32,7 +32,7 @@ fn message(server: u64, connection: u64) -> Vec<u8> {
 fn no_byte_reaches_another_connection(setup: Setup) {
     const CLIENTS: u64 = 8;
     const CONNECTIONS: u64 = 60;
-    let pollers = Pollers::options().engine(setup.engine).count(2).start().expect("pollers");
+    let pollers = setup.pollers(2);
     let serve = || {
         let service = duopoll::EventLoop::builder().on(pollers.clone());
         service.on_request(support::echo).serve(setup.listener()).expect("a server")
@@ -83,7 +83,7 @@ fn no_dialed_connection_gets_anothers_bytes(setup: Setup) {
         })
     };
     let servers = [serve(0), serve(1)];
-    let pollers = Pollers::options().engine(setup.engine).count(2).start().expect("pollers");
+    let pollers = setup.pollers(2);
     thread::scope(|scope| {
         for client in 0..CLIENTS {
             let (servers, dialer) = (&servers, Dialer::new().pollers(pollers.clone()));
@@ -118,7 +118,7 @@ fn no_dialed_connection_gets_anothers_bytes(setup: Setup) {
 
 fn no_timer_outlives_its_connection(setup: Setup) {
     const SHORT: Duration = Duration::from_millis(50);
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let listener = setup.listener().pollers(pollers.clone());
     let address = listener.local_addr().expect("bound");
     let connect = || {

@@ -160,7 +160,7 @@ fn a_panic_ends_it(setup: Setup) {
 }
 
 fn what_contradicts_itself_is_refused(setup: Setup) {
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let on_others = duopoll::EventLoop::builder().on(pollers).on_request(echo);
     let error = on_others.serve_here(setup.listener(), |_| pending()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);

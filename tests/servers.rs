@@ -32,7 +32,7 @@ on_every_setup!(
 const GRACE: Duration = Duration::from_secs(10);
 
 fn pollers(setup: Setup, count: usize) -> Pollers {
-    Pollers::options().engine(setup.engine).count(count).start().expect("pollers")
+    setup.pollers(count)
 }
 
 fn serve_on(setup: Setup, pollers: &Pollers) -> Server {
@@ -241,7 +241,7 @@ async fn serve_lines(mut connection: Connection) -> io::Result<()> {
 
 fn elsewhere(setup: Setup) -> Server {
     let spawn = |task| drop(thread::spawn(|| block_on(task)));
-    let service = setup.builder().on_connection(spawn, serve_lines);
+    let service = setup.builder().on_connection_spawned(spawn, serve_lines);
     service.serve(setup.listener()).expect("a server")
 }
 
@@ -286,7 +286,7 @@ fn a_handler_elsewhere_that_fails_or_panics_gives_its_place_back(setup: Setup) {
         }
         Ok(())
     };
-    let service = setup.builder().max_connections(1).on_connection(spawn, handler);
+    let service = setup.builder().max_connections(1).on_connection_spawned(spawn, handler);
     let server = service.serve(setup.listener()).expect("a server");
     for end in [b"p", b"f", b"p", b"f"] {
         let mut peer = Peer::connect(server.local_addr());
@@ -305,7 +305,7 @@ fn options_that_contradict_each_other_are_an_error() {
     let both = EventLoop::builder().pollers(2).on(shared).on_request(support::echo);
     assert_eq!(both.serve(listener()).expect_err("both").kind(), ErrorKind::InvalidInput);
     let late = EventLoop::builder().on_disconnect(async |_: &mut Connection| {});
-    let late = late.on_connection(block_on, serve_lines);
+    let late = late.on_connection_spawned(block_on, serve_lines);
     assert_eq!(late.serve(listener()).expect_err("no place").kind(), ErrorKind::InvalidInput);
 }
 

@@ -52,7 +52,7 @@ fn a_shutdown_ends_a_dial_that_is_under_way(setup: Setup) {
     SockRef::from(&full).listen(0).expect("listening");
     let _waiting = fill(&address);
 
-    let dialers = Pollers::options().engine(setup.engine).count(1).start().expect("pollers");
+    let dialers = setup.pollers(1);
     let dialer = Dialer::new().pollers(dialers.clone());
     let (said, dials) = mpsc::channel();
     let said = Mutex::new(said);

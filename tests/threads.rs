@@ -87,7 +87,7 @@ impl Stage {
             .on_request(echo)
             .serve(setup.listener())
             .expect("a server");
-        let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+        let pollers = setup.pollers(1);
         Stage { server, dialer: Dialer::new().pollers(pollers), accepted }
     }
 

@@ -40,7 +40,7 @@ fn limits() -> Limits {
 
 /// A connection that sends without a copy; none where that cannot be, which it then says.
 fn connected(setup: Setup, limits: Limits) -> Option<(Pollers, Connection, Peer)> {
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let listener = setup.listener().pollers(pollers.clone()).limits(limits);
     let peer = Peer::connect(&listener.local_addr().expect("bound"));
     match block_on(listener.accept()) {

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 /// Panics that were contained, in this process.
 static CONTAINED: AtomicU64 = AtomicU64::new(0);
@@ -21,6 +22,16 @@ pub fn contain(what: &'static str, call: impl FnOnce()) -> bool {
     }
 }
 
+/// The same, for who wants to know what the panic was about.
+#[inline]
+pub(crate) fn caught<T>(what: &'static str, call: impl FnOnce() -> T) -> thread::Result<T> {
+    let result = panic::catch_unwind(AssertUnwindSafe(call));
+    if result.is_err() {
+        count(what);
+    }
+    result
+}
+
 /// Panics that were contained, in this process.
 pub fn contained_panics() -> u64 {
     CONTAINED.load(Ordering::Relaxed)
@@ -29,7 +40,12 @@ pub fn contained_panics() -> u64 {
 /// The payload of a panic may panic as well, as it is dropped.
 #[cold]
 fn end(what: &'static str, payload: Box<dyn Any + Send>) {
+    count(what);
+    mem::forget(panic::catch_unwind(AssertUnwindSafe(|| drop(payload))));
+}
+
+#[cold]
+fn count(what: &'static str) {
     CONTAINED.fetch_add(1, Ordering::Relaxed);
     log::error!("{what} has panicked");
-    mem::forget(panic::catch_unwind(AssertUnwindSafe(|| drop(payload))));
 }

@@ -26,6 +26,8 @@ mod poll;
 mod sync;
 #[doc(hidden)]
 pub mod syscalls;
+#[doc(hidden)]
+pub mod task;
 mod thread;
 mod timer;
 #[doc(hidden)]
@@ -52,7 +54,5 @@ pub use poll::{
 };
 pub use thread::on_poller_thread;
 pub use timer::{Tick, Wheel};
-#[doc(hidden)]
-pub use token::shrink;
 pub use token::{Token, TokenSlab};
 pub use token_table::TokenTable;

@@ -154,8 +154,7 @@ const SHRINKS_FROM: usize = 1024;
 
 /// Gives memory back that a burst has left behind, after an entry was taken out: when the entries have become an eighth of
 /// what there is room for, and each time that they are half as many again. Those at the end stand in the way.
-#[doc(hidden)]
-pub fn shrink<T>(slab: &mut Slab<T>) {
+fn shrink<T>(slab: &mut Slab<T>) {
     if has_become_few(slab.len(), slab.capacity()) {
         slab.shrink_to_fit();
     }

@@ -99,8 +99,8 @@ impl Listener {
         self.options.reuse_port.then(|| self.local_addr().and_then(again))
     }
 
-    /// The pollers that connections live on which [`accept`](Listener::accept) gives. Default: the [global
-    /// ones](Pollers::global). A server has its own.
+    /// The pollers that connections live on which [`accept`](Listener::accept) gives. Default: those [of the
+    /// thread](Pollers::current) that accepts first, elsewhere the [global ones](Pollers::global). A server has its own.
     pub fn pollers(mut self, pollers: Pollers) -> Listener {
         self.pollers = Some(pollers);
         self
@@ -136,7 +136,7 @@ impl Listener {
         if let Some(ahead) = ahead.as_ref().filter(|ahead| !ahead.has_ended()) {
             return Ok(ahead.clone());
         }
-        let pollers = self.pollers.clone().map_or_else(Pollers::global, Ok)?;
+        let pollers = self.pollers.clone().map_or_else(Pollers::nearest, Ok)?;
         let socket = self.socket.try_clone()?;
         // Whoever bound it may have left it blocking, and a poller must never block.
         SockRef::from(&socket).set_nonblocking(true)?;

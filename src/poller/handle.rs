@@ -4,19 +4,21 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::thread;
 use std::time::Instant;
 
+use duopoll_core::task::Executor;
 use duopoll_core::{Command, Group, Limits, contain};
 use futures_channel::oneshot;
 
 use crate::affinity;
-use crate::clock::Monotonic;
+use crate::clock::PollerClock;
 use crate::connection::Connection;
 use crate::engine::{Choice, EngineReport};
 use crate::poller::shutdown::{GroupShutdown, Outstanding, Token};
 use crate::poller::{CURRENT, Call, Handle, Poller, lock};
+use crate::pollers::{Shared, ThreadStart};
 use crate::stats::Stats;
 
 impl Handle {
@@ -25,17 +27,18 @@ impl Handle {
         name: String,
         choice: Choice,
         cpu: Option<usize>,
+        hook: Option<ThreadStart>,
     ) -> io::Result<Arc<Handle>> {
         let (ready, started) = mpsc::channel();
         let thread = thread::Builder::new().name(name).spawn(move || {
             let pinned = cpu.map_or(Ok(()), affinity::pin);
             // Made here, since a ring belongs to the thread that made it.
-            match pinned.and_then(|()| Poller::new(choice)) {
+            match pinned.and_then(|()| Poller::new(choice, hook.as_ref())) {
                 Ok(poller) => {
                     let handle = poller.handle.clone();
                     if ready.send(Ok(handle)).is_ok() {
                         // Logged.
-                        let _ = poller.run(|_| ());
+                        let _ = poller.run(|_| (), &mut || false);
                     }
                 }
                 Err(error) => {
@@ -129,6 +132,20 @@ impl Handle {
         CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
     }
 
+    /// Its tasks.
+    pub(crate) fn executor(&self) -> &Arc<Executor> {
+        &self.executor
+    }
+
+    /// The pollers that it is one of.
+    pub(crate) fn belong(&self, owner: Weak<Shared>) {
+        let _ = self.owner.set(owner);
+    }
+
+    pub(crate) fn owner(&self) -> Option<Arc<Shared>> {
+        self.owner.get()?.upgrade()
+    }
+
     /// How many connections it has.
     pub(crate) fn load(&self) -> usize {
         self.load.load(Ordering::Relaxed)
@@ -140,7 +157,7 @@ impl Handle {
     }
 
     /// The time that it lives by.
-    pub(crate) fn clock(&self) -> &Monotonic {
+    pub(crate) fn clock(&self) -> &PollerClock {
         &self.clock
     }
 

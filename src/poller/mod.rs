@@ -5,32 +5,37 @@
 mod handle;
 pub(crate) mod shutdown;
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use duopoll_core::task::Executor;
 use duopoll_core::{
-    Accepted, Command, Control, Driver, Group, Limits, Mailbox, Poll, Token, contain, timers,
+    Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, Poll, Token, contain, timers,
 };
 use socket2::{Domain, SockRef, Socket};
 
-use crate::clock::Monotonic;
+use crate::clock::PollerClock;
 use crate::connection::Connection;
 use crate::engine::{AnyPoll, Choice, EngineReport};
-use crate::executor::Executor;
 pub(crate) use crate::poller::handle::{deadlock, over};
 use crate::poller::shutdown::{Shutdowns, TEARDOWN};
+use crate::pollers::{Shared, ThreadStart};
 use crate::stats::{self, Published, Stats};
 
 /// How long a poller that ends goes on sending what was flushed before, until the peer's kernel has it. What the kernel has
 /// not taken by then ends with a reset.
 const END_SEND: Duration = Duration::from_secs(1);
+
+/// After so many turns in which nothing happened a clock that stands is moved.
+const QUIET_TURNS: u32 = 3;
 
 /// What another thread has a poller do.
 type Call = Box<dyn FnOnce(&mut Poller) + Send>;
@@ -59,7 +64,7 @@ pub(crate) trait Acceptor: Send + Sync {
 pub(crate) struct Handle {
     mailbox: Arc<Mailbox>,
     executor: Arc<Executor>,
-    clock: Monotonic,
+    clock: PollerClock,
     /// None once the poller has ended.
     calls: Mutex<Option<Vec<Call>>>,
     report: EngineReport,
@@ -70,6 +75,8 @@ pub(crate) struct Handle {
     /// As of the end of the last turn.
     published: Published,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Whose it is.
+    owner: OnceLock<Weak<Shared>>,
 }
 
 /// The poller itself, on its own thread.
@@ -78,7 +85,7 @@ pub(crate) struct Poller {
     engine: AnyPoll,
     driver: Driver,
     listeners: Vec<ListenerEntry>,
-    clock: Monotonic,
+    clock: PollerClock,
     commands: Vec<Command>,
     accepted: Vec<Accepted>,
     stats: Stats,
@@ -90,6 +97,10 @@ pub(crate) struct Poller {
     mourners: Vec<shutdown::Token>,
     /// It was logged that accepting is put off.
     backoff_logged: bool,
+    /// Turns in a row in which nothing happened, while the clock stands.
+    quiet_turns: u32,
+    /// Dropped when it has run.
+    guard: Option<Box<dyn Any>>,
 }
 
 /// A listener of this poller.
@@ -110,10 +121,14 @@ thread_local! {
 
 impl Poller {
     /// A poller for the calling thread, which is to [`run`](Poller::run) it.
-    pub(crate) fn new(choice: Choice) -> io::Result<Poller> {
+    pub(crate) fn new(choice: Choice, start: Option<&ThreadStart>) -> io::Result<Poller> {
+        let mut guard = None;
+        if !contain("on_thread_start", || guard = start.map(ThreadStart::call)) {
+            return Err(io::Error::other("on_thread_start has panicked"));
+        }
         let (engine, report) = AnyPoll::new(choice)?;
-        let clock = Monotonic::new();
-        let mailbox = Arc::new(Mailbox::new(engine.waker(), Arc::new(clock)));
+        let clock = PollerClock::new();
+        let mailbox = Arc::new(Mailbox::new(engine.waker(), Arc::new(clock.clone())));
         #[cfg_attr(not(feature = "zerocopy"), expect(unused_mut))]
         let mut driver = Driver::new(mailbox.clone());
         #[cfg(feature = "zerocopy")]
@@ -128,13 +143,14 @@ impl Poller {
         let handle = Arc::new(Handle {
             executor: Executor::new(mailbox.clone()),
             mailbox: mailbox.clone(),
-            clock,
+            clock: clock.clone(),
             calls: Mutex::new(Some(Vec::new())),
             report,
             load: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             published: Published::default(),
             thread: Mutex::new(None),
+            owner: OnceLock::new(),
         });
         Ok(Poller {
             handle,
@@ -150,11 +166,18 @@ impl Poller {
             retiring: false,
             mourners: Vec::new(),
             backoff_logged: false,
+            quiet_turns: 0,
+            guard,
         })
     }
 
-    /// Runs it on the calling thread until it is stopped. What `begin` does comes first.
-    pub(crate) fn run(mut self, begin: impl FnOnce(&mut Poller)) -> io::Result<()> {
+    /// Runs it on the calling thread until it is stopped. What `begin` does comes first. `main` is called in each turn, and
+    /// stops it by returning true.
+    pub(crate) fn run(
+        mut self,
+        begin: impl FnOnce(&mut Poller),
+        main: &mut dyn FnMut() -> bool,
+    ) -> io::Result<()> {
         let _entered = self.handle.mailbox.enter();
         stats::begin();
         self.publish();
@@ -163,7 +186,7 @@ impl Poller {
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
             begin(&mut self);
             loop {
-                self.turn()?;
+                self.turn(main)?;
                 self.look_at_shutdowns();
                 if self.stopping || (self.retiring && self.driver.kept() == 0) {
                     break io::Result::Ok(());
@@ -183,13 +206,15 @@ impl Poller {
                 Err(io::Error::other("a waker has panicked"))
             }
         };
+        let guard = self.guard.take();
         self.tear_down();
+        contain("what on_thread_start has left", || drop(guard));
         CURRENT.set(previous);
         result
     }
 
     /// Harvests what the engine has, runs the tasks that it woke, then sends what they flushed.
-    fn turn(&mut self) -> io::Result<()> {
+    fn turn(&mut self, main: &mut dyn FnMut() -> bool) -> io::Result<()> {
         let timeout = self.timeout();
         self.engine.wait(timeout, &mut self.driver)?;
         // Before the timers: somebody may have changed what is due.
@@ -210,7 +235,11 @@ impl Poller {
             }
         });
         self.stats.task_polls += ran.polls;
+        if ran.polls > 0 {
+            self.quiet_turns = 0;
+        }
         self.stats.handler_panics += ran.panics;
+        self.stopping |= main();
         self.take_commands();
         self.driver.end_turn(&mut self.engine);
         self.handle.load.store(self.driver.open_connections(), Ordering::Relaxed);
@@ -219,14 +248,32 @@ impl Poller {
     }
 
     /// How long to sleep; not at all if there is something to do.
-    fn timeout(&self) -> Option<Duration> {
+    fn timeout(&mut self) -> Option<Duration> {
         if self.handle.executor.has_ready() || !self.handle.mailbox.sleep() {
             return Some(Duration::ZERO);
         }
-        let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        if self.clock.stands() {
+            return self.move_clock();
+        }
+        let until = |deadline: Instant| deadline.saturating_duration_since(self.clock.instant());
         let timer = self.driver.next_expiry().map(|tick| until(self.clock.instant_of(tick)));
         let shutdowns = self.shutdowns.deadlines().map(until);
         timer.into_iter().chain(shutdowns).min()
+    }
+
+    /// Moves a clock that stands to what is due next, if nothing else happens. How long to sleep then.
+    #[cold]
+    fn move_clock(&mut self) -> Option<Duration> {
+        // What the kernel is to move between two connections of this poller may take a turn or two.
+        self.quiet_turns += 1;
+        let shutdowns = self.shutdowns.deadlines().map(|deadline| self.clock.tick_of(deadline));
+        let next = self.driver.next_expiry().into_iter().chain(shutdowns).min();
+        let idle = self.quiet_turns > QUIET_TURNS;
+        if self.clock.step(next, idle) {
+            self.quiet_turns = 0;
+            return Some(Duration::ZERO);
+        }
+        (!idle).then_some(Duration::ZERO)
     }
 
     fn take_commands(&mut self) {
@@ -333,7 +380,7 @@ impl Poller {
         self.driver.controls(group)
     }
 
-    /// Starts a task on this poller.
+    /// Starts a task on this poller, that nobody has a handle on.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
         self.handle.executor.spawn(future);
     }
@@ -367,14 +414,14 @@ impl Poller {
 
     /// Tells whoever waits for a shutdown.
     fn look_at_shutdowns(&mut self) {
-        let Poller { listeners, shutdowns, driver, engine, .. } = self;
+        let Poller { listeners, shutdowns, driver, engine, clock, .. } = self;
         if listeners.iter().any(|entry| entry.leaving) {
             listeners.retain(|entry| !entry.leaving || driver.listener(entry.token).is_some());
         }
         shutdowns.tell_unlistened(|group| {
             listeners.iter().any(|entry| entry.leaving && entry.group == group)
         });
-        shutdowns.advance(driver, engine);
+        shutdowns.advance(driver, engine, || clock.instant());
     }
 
     /// Has its listeners go on elsewhere, if it ends by itself and there is where.

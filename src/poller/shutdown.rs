@@ -59,11 +59,16 @@ impl Shutdowns {
     }
 
     /// Uses force where a deadline has passed, and forgets those groups that are over.
-    pub(super) fn advance(&mut self, driver: &mut Driver, engine: &mut AnyPoll) {
+    pub(super) fn advance(
+        &mut self,
+        driver: &mut Driver,
+        engine: &mut AnyPoll,
+        now: impl FnOnce() -> Instant,
+    ) {
         if self.groups.is_empty() {
             return;
         }
-        let now = Instant::now();
+        let now = now();
         for shutdown in &mut self.groups {
             if !shutdown.forced && now >= shutdown.deadline {
                 shutdown.forced = true;

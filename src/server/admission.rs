@@ -14,6 +14,7 @@ use crate::poller::{Acceptor, Handle, Poller};
 use crate::pollers::Pollers;
 use crate::server::figures::Figures;
 use crate::stats::ServerStats;
+use crate::task::TaskGroup;
 
 /// Takes a connection on.
 type Start = dyn Fn(&mut Poller, OwnedFd, Limits, Permit) + Send + Sync;
@@ -33,6 +34,8 @@ pub(crate) struct Admission {
     figures: Arc<Figures>,
     start: Box<Start>,
     state: Mutex<State>,
+    /// The server's own.
+    tasks: TaskGroup,
     /// Connections that were closed by force at the shutdown.
     forced: AtomicUsize,
 }
@@ -79,6 +82,7 @@ impl Admission {
         figures: Arc<Figures>,
         limits: Limits,
         max: Option<usize>,
+        tasks: TaskGroup,
         start: impl Fn(&mut Poller, OwnedFd, Limits, Permit) + Send + Sync + 'static,
     ) -> Arc<Admission> {
         let state = State {
@@ -97,6 +101,7 @@ impl Admission {
             figures,
             start: Box::new(start),
             state: Mutex::new(state),
+            tasks,
             forced: AtomicUsize::new(0),
         })
     }
@@ -203,6 +208,8 @@ impl Admission {
     /// The server is shutting down, and somebody waits for that.
     pub(crate) fn begin_ending(&self) {
         self.state().ending = true;
+        self.tasks.tell_at_end(self.pollers.handles());
+        self.tasks.close();
     }
 
     /// Nobody gets in any more.
@@ -260,7 +267,9 @@ impl Outstanding for Admission {
     fn is_empty(&self) -> bool {
         let state = self.state();
         // Whoever comes when the grace is over is closed, and need not be waited for.
-        state.refuses || (state.waiting.is_empty() && state.entering == 0)
+        let all_in = state.refuses || (state.waiting.is_empty() && state.entering == 0);
+        drop(state);
+        all_in && self.tasks.is_empty()
     }
 
     fn give_up(&self) -> usize {
@@ -268,7 +277,7 @@ impl Outstanding for Admission {
         state.refuses = true;
         let waiting = mem::take(&mut state.waiting);
         drop(state);
-        waiting.len()
+        waiting.len() + self.tasks.abort_all()
     }
 
     fn count_forced(&self, connections: usize) {

@@ -14,6 +14,7 @@ use crate::connection::Connection;
 use crate::engine::Engine;
 use crate::pollers::{Balance, PollerOptions, Pollers};
 use crate::server::callbacks::Callbacks;
+use crate::task::TaskGroup;
 use crate::time::FAR;
 
 /// Where a server begins: see [`EventLoop::builder`].
@@ -55,6 +56,7 @@ pub struct Builder {
     pub(super) shared: Option<Pollers>,
     pub(super) limits: Limits,
     pub(super) max_connections: Option<usize>,
+    pub(super) tasks: Option<TaskGroup>,
     pub(super) callbacks: Callbacks,
 }
 
@@ -87,6 +89,16 @@ impl Builder {
     /// Whether each poller is bound to a CPU of its own. Default: no.
     pub fn pinned(mut self, pinned: bool) -> Builder {
         self.pollers = self.pollers.pinned(pinned);
+        self
+    }
+
+    /// Called on the thread of each poller before it runs; see [`PollerOptions::on_thread_start`].
+    pub fn on_thread_start<F, G>(mut self, start: F) -> Builder
+    where
+        F: Fn() -> G + Send + Sync + 'static,
+        G: 'static,
+    {
+        self.pollers = self.pollers.on_thread_start(start);
         self
     }
 
@@ -149,6 +161,13 @@ impl Builder {
     /// but the process's descriptors.
     pub fn max_connections(mut self, max: usize) -> Builder {
         self.max_connections = Some(max);
+        self
+    }
+
+    /// Tasks that belong to the server: a graceful shutdown asks them to come to their end, waits for them within the grace, and
+    /// ends those that are left. Default: none.
+    pub fn tasks(mut self, tasks: &TaskGroup) -> Builder {
+        self.tasks = Some(tasks.clone());
         self
     }
 

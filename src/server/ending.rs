@@ -4,7 +4,7 @@
 //! destructor begins the next.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use duopoll_core::Group;
 use futures_channel::oneshot;
@@ -12,6 +12,7 @@ use futures_channel::oneshot;
 use crate::poller::shutdown::Outstanding;
 use crate::pollers::Pollers;
 use crate::server::admission::Admission;
+use crate::time::now;
 
 /// Longer than any grace, and short enough to be added to the time of day.
 const GRACE_MAX: Duration = Duration::from_secs(1 << 32);
@@ -67,7 +68,7 @@ fn take(plan: &Mutex<Option<Plan>>) -> Option<Plan> {
 impl Drop for Unlistening {
     fn drop(&mut self) {
         let Some(plan) = take(&self.0) else { return };
-        let deadline = Instant::now() + plan.grace.min(GRACE_MAX);
+        let deadline = now() + plan.grace.min(GRACE_MAX);
         let (handles, group, admission) =
             (plan.pollers.handles(), plan.group, plan.admission.clone());
         let step = Arc::new(Draining { plan: Mutex::new(Some(plan)), admission });

@@ -1,4 +1,4 @@
-//! The handlers that make a service of a builder: on the poller, in jobs that may block, and on another executor.
+//! The handlers that make a service of a builder: on the poller, in jobs that may block, and those that own their connections.
 
 use std::future::Future;
 use std::io;
@@ -10,7 +10,7 @@ use crate::connection::Connection;
 use crate::server::builder::Builder;
 use crate::server::figures::Figures;
 use crate::server::life::{
-    AsyncHandler, BlockingHandler, Handler, Job, Running, StatefulHandler, Task, live,
+    AsyncHandler, BlockingHandler, Handler, Job, Running, StatefulHandler, Task, give, live,
 };
 use crate::server::service::Service;
 
@@ -97,22 +97,72 @@ impl Builder {
         })
     }
 
-    /// A handler for a connection as a whole, on an executor of the user's own: `spawn` is given its future, which is
-    /// `Send`, for instance for `tokio::spawn`. It serves requests in a loop around
-    /// [`next_request`](Connection::next_request), and its end drops the connection, with what it has not flushed. Every wait then wakes another
-    /// thread.
+    /// A handler that owns its connection, on the connection's poller: for protocols that are more than requests and replies, and
+    /// for whatever takes a connection by value. Neither it nor its future need be `Send`, and it may move the connection into a
+    /// [task](crate::task), take it apart, or [detach](Connection::detach) it.
+    ///
+    /// It serves requests in a loop around [`next_request`](Connection::next_request), which says when the server shuts down, as
+    /// [`Control::draining`](crate::Control::draining) does. `on_connect` comes before it; `on_disconnect` gets the connection
+    /// when it is dropped, and is not called for one that was taken apart or detached. The connection has its place among
+    /// [`max_connections`](Builder::max_connections) until the handler has returned and the connection has come to its end,
+    /// wherever it is.
+    ///
+    /// An error ends nothing but what the handler still had: it is counted and logged, as a panic is.
+    ///
+    /// ```no_run
+    /// # use duopoll::{Connection, EventLoop, Listener, task};
+    /// # use std::time::Duration;
+    /// let server = EventLoop::builder()
+    ///     .on_connection(async |connection: Connection| {
+    ///         let (mut reader, mut writer) = connection.into_split();
+    ///         // Pushes beside what it receives.
+    ///         let ticks = task::spawn_local(async move {
+    ///             let mut interval = duopoll::time::interval(Duration::from_secs(1));
+    ///             loop {
+    ///                 interval.tick().await;
+    ///                 writer.write(b"tick\n")?;
+    ///                 writer.flush().await?;
+    ///             }
+    ///         });
+    ///         while reader.more().await? {
+    ///             println!("{} bytes", reader.buffer().len());
+    ///             reader.buffer().clear();
+    ///         }
+    ///         ticks.abort();
+    ///         ticks.await.unwrap_or(Ok(()))
+    ///     })
+    ///     .serve(Listener::bind("127.0.0.1:8080")?)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn on_connection<F>(self, handler: F) -> Service
+    where
+        F: AsyncFn(Connection) -> io::Result<()> + Send + Sync + 'static,
+    {
+        let timed = self.callbacks.request_timeout.is_some();
+        let (callbacks, figures) = (self.callbacks.clone(), Arc::<Figures>::default());
+        let running = Arc::new(Running { callbacks, handler, figures: figures.clone() });
+        let service = Service::new(self, figures, move |poller, connection, permit| {
+            poller.spawn(give(connection, running.clone(), permit));
+        });
+        service.refused_if(timed, "request_timeout does not go with on_connection")
+    }
+
+    /// As [`on_connection`](Builder::on_connection), on an executor of the user's own: `spawn` is given its future, which is
+    /// `Send`, for instance for `tokio::spawn`. Every wait then wakes another thread. Its end drops what it has of the
+    /// connection, with what it has not flushed.
     ///
     /// `on_connect` and `on_disconnect` have no place here, and are an error when the service is served. Requests are not
     /// counted; errors and panics are, in [`ServerStats`](crate::ServerStats).
-    pub fn on_connection<S, F, T>(self, spawn: S, handler: F) -> Service
+    pub fn on_connection_spawned<S, F, T>(self, spawn: S, handler: F) -> Service
     where
         S: Fn(Task) + Send + Sync + 'static,
         F: Fn(Connection) -> T + Send + Sync + 'static,
         T: Future<Output = io::Result<()>> + Send + 'static,
     {
-        let refused = self.callbacks.connect.is_some() || self.callbacks.disconnect.is_some();
+        let called = self.callbacks.connect.is_some() || self.callbacks.disconnect.is_some();
+        let timed = self.callbacks.request_timeout.is_some();
         let figures = Arc::<Figures>::default();
-        let mut service = Service::new(self, figures.clone(), move |_, connection, permit| {
+        let service = Service::new(self, figures.clone(), move |_, connection, permit| {
             let served = handler(connection);
             let panics = PanicCount(figures.clone());
             spawn(Box::pin(async move {
@@ -123,10 +173,9 @@ impl Builder {
                 drop(permit);
             }));
         });
-        if refused {
-            service.refused = Some("on_connect and on_disconnect do not go with on_connection");
-        }
-        service
+        let callbacks = "on_connect and on_disconnect do not go with on_connection_spawned";
+        let service = service.refused_if(called, callbacks);
+        service.refused_if(timed, "request_timeout does not go with on_connection_spawned")
     }
 }
 

@@ -7,7 +7,6 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
-use std::time::Instant;
 
 use futures_channel::oneshot;
 use pin_project_lite::pin_project;
@@ -18,6 +17,7 @@ use crate::server::admission::Permit;
 use crate::server::callbacks::Callbacks;
 use crate::server::figures::Figures;
 use crate::stats;
+use crate::time::now;
 
 /// Requests of one connection that are handled in a row while others wait.
 const REQUESTS_MAX: u32 = 256;
@@ -25,7 +25,7 @@ const REQUESTS_MAX: u32 = 256;
 /// A call of a handler that blocks; see [`Builder::on_request_blocking`](crate::Builder::on_request_blocking).
 pub type Job = Box<dyn FnOnce() + Send>;
 
-/// The life of a connection; see [`Builder::on_connection`](crate::Builder::on_connection).
+/// The life of a connection; see [`Builder::on_connection_spawned`](crate::Builder::on_connection_spawned).
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What all connections of a server share.
@@ -181,25 +181,61 @@ pub(super) fn live<H: Handler>(
             let mut handling = pin!(handle(&mut slot, &service));
             poll_fn(|cx| caught(|| handling.as_mut().poll(cx))).await
         };
-        match handled {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                stats::count_handler_error();
-                service.figures.count_error();
-                log::debug!("a handler has failed: {error}");
-            }
-            // The panic hook has reported it.
-            Err(_) => {
-                stats::count_handler_panic();
-                service.figures.count_panic();
-            }
-        }
+        service.count(handled);
         if let (Some(disconnect), Some(connection)) = (&service.callbacks.disconnect, &mut slot) {
             disconnect(connection).await;
         }
         // The connection first, then its place.
         drop(slot.take());
         drop(permit);
+    }
+}
+
+/// The life of a connection that its handler owns.
+pub(super) async fn give<F>(mut connection: Connection, service: Arc<Running<F>>, permit: Permit)
+where
+    F: AsyncFn(Connection) -> io::Result<()> + Send + Sync + 'static,
+{
+    let control = connection.control();
+    let back = connection.lend();
+    let handled = {
+        let mut handling = pin!(async {
+            connection.reader().serve();
+            if let Some(connect) = &service.callbacks.connect {
+                connect(&mut connection).await?;
+                flush_staged(&mut connection).await?;
+            }
+            (service.handler)(connection).await
+        });
+        poll_fn(|cx| caught(|| handling.as_mut().poll(cx))).await
+    };
+    service.count(handled);
+    // Somebody else may have it now.
+    match (back.await, &service.callbacks.disconnect) {
+        (Ok(mut connection), Some(disconnect)) => disconnect(&mut connection).await,
+        (Ok(_), None) => {}
+        // It was taken apart.
+        (Err(oneshot::Canceled), _) => control.closed().await,
+    }
+    drop(permit);
+}
+
+impl<H> Running<H> {
+    /// Counts how a handler has ended.
+    fn count(&self, handled: thread::Result<io::Result<()>>) {
+        match handled {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                stats::count_handler_error();
+                self.figures.count_error();
+                log::debug!("a handler has failed: {error}");
+            }
+            // The panic hook has reported it.
+            Err(_) => {
+                stats::count_handler_panic();
+                self.figures.count_panic();
+            }
+        }
     }
 }
 
@@ -236,7 +272,7 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
             Err(_) => return Ok(()),
         }
         if let Some(timeout) = service.callbacks.request_timeout {
-            reader.control().set_read_deadline(Some(Instant::now() + timeout));
+            reader.control().set_read_deadline(Some(now() + timeout));
         }
         stats::count_request();
         service.figures.count_request();

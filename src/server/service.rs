@@ -31,7 +31,7 @@ pub struct Service {
     begin: Box<Begin>,
     figures: Arc<Figures>,
     /// Why it cannot be served.
-    pub(super) refused: Option<&'static str>,
+    refused: Option<&'static str>,
 }
 
 /// Starts what serves a connection.
@@ -46,6 +46,14 @@ impl Service {
         Service { builder, begin: Box::new(begin), figures, refused: None }
     }
 
+    /// Not to be served, if that is so.
+    pub(super) fn refused_if(mut self, contradicts: bool, why: &'static str) -> Service {
+        if contradicts {
+            self.refused = Some(why);
+        }
+        self
+    }
+
     /// Starts the pollers, and serves what the listener accepts. Returns at once; the server runs until it is shut
     /// down or dropped. [`Server::listen`] adds further listeners.
     ///
@@ -57,6 +65,18 @@ impl Service {
     pub fn serve(self, listener: Listener) -> io::Result<Server> {
         let server = self.server(&listener, PollerOptions::start)?;
         server.listen(listener)?;
+        Ok(server)
+    }
+
+    /// As [`serve`](Service::serve), for any thread: also in a handler, a task, and within
+    /// [`block_on`](crate::task::block_on), most of all with pollers that it runs [on](Builder::on). Dropping the future takes
+    /// it back.
+    ///
+    /// # Errors
+    /// As for `serve`.
+    pub async fn serve_async(self, listener: Listener) -> io::Result<Server> {
+        let server = self.server(&listener, PollerOptions::start)?;
+        server.listen_async(listener).await?;
         Ok(server)
     }
 
@@ -110,7 +130,7 @@ impl Service {
         let server = Arc::new(server);
         let (reply, begun_end) = mpsc::channel();
         let mut begun: thread::Result<io::Result<()>> = Ok(Ok(()));
-        let ran = poller.run(|poller| {
+        let begin = |poller: &mut Poller| {
             begun = panic::catch_unwind(AssertUnwindSafe(|| {
                 let opening = server.listen_on(listener, Some(poller))?;
                 block_on(opening.finish(&server))?;
@@ -122,7 +142,8 @@ impl Service {
             if !matches!(begun, Ok(Ok(()))) {
                 poller.handle().stop(None);
             }
-        });
+        };
+        let ran = poller.run(begin, &mut || false);
         begun.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
         ran?;
         let over = begun_end.recv();
@@ -137,7 +158,7 @@ impl Service {
         start: impl FnOnce(PollerOptions) -> io::Result<Pollers>,
     ) -> io::Result<Server> {
         let Service { builder, begin, figures, refused } = self;
-        let Builder { pollers, shared, limits, max_connections, callbacks } = builder;
+        let Builder { pollers, shared, limits, max_connections, tasks, callbacks } = builder;
         let own = shared.is_none();
         let refused = match &shared {
             Some(_) if pollers != PollerOptions::default() => {
@@ -158,6 +179,7 @@ impl Service {
             figures.clone(),
             limits,
             max_connections,
+            tasks.unwrap_or_default(),
             move |poller, socket, limits, permit| {
                 // A panic of a callback ends the connection that it was called for.
                 let contained = contain("a callback of a server", || {

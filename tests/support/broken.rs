@@ -26,10 +26,10 @@ pub struct Breakable {
 impl Breakable {
     pub fn start(setup: Setup, count: usize) -> Breakable {
         // What the self-test of io_uring opens is closed by then.
-        drop(Pollers::options().engine(setup.engine).count(1).start().expect("a poller"));
+        drop(setup.pollers(1));
         let before = engines();
         let pollers =
-            Pollers::options().engine(setup.engine).count(count).start().expect("pollers");
+            setup.pollers(count);
         let engines: Vec<_> = engines().difference(&before).copied().collect();
         assert_eq!(engines.len(), count, "an engine has one descriptor of its kind");
         Breakable { pollers, engines }

@@ -98,6 +98,11 @@ impl Setup {
         if self.engine == Engine::Epoll { 512 << 10 } else { 4 << 20 }
     }
 
+    /// Pollers of this cell.
+    pub fn pollers(self, count: usize) -> Pollers {
+        Pollers::options().engine(self.engine).count(count).start().expect("an engine")
+    }
+
     /// A server's options for this cell, with one poller.
     pub fn builder(self) -> Builder {
         EventLoop::builder().engine(self.engine).pollers(1)
@@ -133,7 +138,7 @@ impl Setup {
 
 /// A connection of ours, on a poller of its own, and the other end of it.
 pub fn connected(setup: Setup, limits: Limits) -> (Pollers, Connection, Peer) {
-    let pollers = Pollers::options().engine(setup.engine).count(1).start().expect("a poller");
+    let pollers = setup.pollers(1);
     let listener = setup.listener().pollers(pollers.clone()).limits(limits);
     let peer = Peer::connect(&listener.local_addr().expect("bound"));
     let connection = pollster::block_on(listener.accept()).expect("accepted");

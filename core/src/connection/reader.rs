@@ -12,6 +12,7 @@ use super::control::Control;
 use super::lifecycle::{Half, Wanted};
 use super::shared::Shared;
 use super::wait::Owner;
+use super::writer::Writer;
 use crate::buffer::LinkBuffer;
 use crate::memory::Slice;
 
@@ -54,6 +55,11 @@ impl Reader {
     /// What has been handed over and not been read. More may have arrived.
     pub fn buffer(&mut self) -> &mut LinkBuffer {
         &mut self.buffer
+    }
+
+    /// Whether the two are halves of one connection.
+    pub fn is_half_of(&self, writer: &Writer) -> bool {
+        Arc::ptr_eq(&self.shared, writer.shared())
     }
 
     /// Bytes read so far: handed over, and not in [`buffer`](Reader::buffer) any more.

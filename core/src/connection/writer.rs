@@ -46,6 +46,10 @@ impl Writer {
         Writer { shared, staged: LinkBuffer::new(), waiting: false }
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Stages a copy of `bytes`.
     ///
     /// # Errors

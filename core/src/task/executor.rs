@@ -1,0 +1,237 @@
+//! The tasks of one poller: futures that need not be `Send`, run on the poller's own thread.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use async_task::Builder;
+use pin_project_lite::pin_project;
+
+use crate::contain::contain;
+use crate::mailbox::Mailbox;
+use crate::sync::{Mutex, lock};
+use crate::token::{Token, TokenSlab};
+
+/// A task that can go on, with the executor that it goes on in. Kept beside the task rather than by the function that
+/// schedules it: one that holds something costs another atomic a wake-up.
+type Runnable = async_task::Runnable<Arc<Executor>>;
+type Task = async_task::Task<(), Arc<Executor>>;
+
+/// Room for so many tasks that can go on is kept.
+const READY_KEPT: usize = 1024;
+
+/// The tasks of this thread's poller.
+struct Local {
+    /// Those that can go on.
+    ready: VecDeque<Runnable>,
+    /// All of them; dropping a handle cancels its task.
+    tasks: TokenSlab<Option<Task>>,
+    /// The poller ends, and takes none any more.
+    closed: bool,
+}
+
+thread_local! {
+    static LOCAL: RefCell<Local> = const {
+        RefCell::new(Local { ready: VecDeque::new(), tasks: TokenSlab::new(), closed: false })
+    };
+}
+
+/// The way to the tasks of a poller, from any thread.
+pub struct Executor {
+    mailbox: Arc<Mailbox>,
+    others: Mutex<FromOthers>,
+}
+
+/// What other threads have left.
+#[derive(Default)]
+struct FromOthers {
+    /// Tasks that were woken.
+    woken: Vec<Runnable>,
+    /// Tasks that are to end.
+    aborted: Vec<Token>,
+}
+
+/// How the tasks that were run have ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ran {
+    /// So often was one polled.
+    pub polls: u64,
+    /// So many have panicked.
+    pub panics: u64,
+}
+
+/// Takes a task's handle out when its future is gone.
+struct Finished(Token);
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        let handle = LOCAL.with(|local| local.borrow_mut().tasks.remove(self.0));
+        if let Some(handle) = handle.flatten() {
+            // The task is on its last poll; a detached handle does not cancel it.
+            handle.detach();
+        }
+    }
+}
+
+pin_project! {
+    /// A future that is known to the executor. An async block around it would keep room for two of it.
+    struct Tracked<F> {
+        #[pin]
+        future: F,
+        _finished: Finished,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Tracked<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().future.poll(cx)
+    }
+}
+
+impl Executor {
+    /// An executor for the poller of that mailbox.
+    pub fn new(mailbox: Arc<Mailbox>) -> Arc<Executor> {
+        Arc::new(Executor { mailbox, others: Mutex::default() })
+    }
+
+    /// Starts a task on this thread, which must be the poller's. None if the poller ends: the future is dropped then.
+    pub fn spawn(
+        self: &Arc<Self>,
+        future: impl Future<Output = ()> + 'static,
+    ) -> Option<Token> {
+        debug_assert!(self.mailbox.is_local());
+        let mut future = Some(future);
+        let started = LOCAL.with(|local| {
+            let mut local = local.borrow_mut();
+            if local.closed {
+                return None;
+            }
+            let mut started = None;
+            let token = local.tasks.insert_with(|token| {
+                let tracked = Tracked { future: future.take()?, _finished: Finished(token) };
+                let builder = Builder::new().metadata(self.clone());
+                let (runnable, task) = builder.spawn_local(|_| tracked, schedule);
+                started = Some(runnable);
+                Some(task)
+            });
+            Some((token, started?))
+        });
+        let Some((token, runnable)) = started else {
+            contain("a task", || drop(future));
+            return None;
+        };
+        runnable.schedule();
+        Some(token)
+    }
+
+    /// Ends a task, from any thread: its future is dropped on its poller's, soon. Harmless if it has ended.
+    pub fn abort(&self, task: Token) {
+        if self.mailbox.is_local() {
+            let task = LOCAL.with(|local| local.borrow_mut().tasks.get_mut(task)?.take());
+            // Cancels it.
+            drop(task);
+        } else {
+            lock(&self.others).aborted.push(task);
+            self.mailbox.wake();
+        }
+    }
+
+    /// Whether this is the thread of its poller.
+    pub fn is_local(&self) -> bool {
+        self.mailbox.is_local()
+    }
+
+    /// Takes in what other threads have left.
+    pub fn collect(&self) {
+        let aborted = {
+            let mut others = lock(&self.others);
+            LOCAL.with(|local| local.borrow_mut().ready.extend(others.woken.drain(..)));
+            mem::take(&mut others.aborted)
+        };
+        for task in aborted {
+            self.abort(task);
+        }
+    }
+
+    /// Runs the tasks that are ready now, each once; those they wake run in the next call. Calls `after` behind
+    /// each.
+    pub fn run(&self, mut after: impl FnMut()) -> Ran {
+        let mut ran = Ran::default();
+        for _ in 0..LOCAL.with(|local| local.borrow().ready.len()) {
+            let Some(runnable) = next_ready() else { break };
+            ran.polls += 1;
+            // A panic ends its own task: the future is dropped, and with it its connection is closed.
+            let contained = contain("a task", || {
+                runnable.run();
+            });
+            ran.panics += u64::from(!contained);
+            after();
+        }
+        LOCAL.with(|local| {
+            let Local { ready, .. } = &mut *local.borrow_mut();
+            // A burst has left it behind.
+            if ready.capacity() > READY_KEPT && (ran.polls as usize) < ready.capacity() / 8 {
+                ready.shrink_to(READY_KEPT);
+            }
+        });
+        ran
+    }
+
+    /// Whether a task can go on.
+    pub fn has_ready(&self) -> bool {
+        LOCAL.with(|local| !local.borrow().ready.is_empty())
+    }
+
+    /// Tasks that there are.
+    pub fn tasks(&self) -> usize {
+        LOCAL.with(|local| local.borrow().tasks.len())
+    }
+
+    /// Cancels every task, on the poller's thread, before it ends. From now on none is started.
+    pub fn cancel_all(&self) {
+        let tasks = LOCAL.with(|local| {
+            let mut local = local.borrow_mut();
+            local.closed = true;
+            let tokens: Vec<_> = local.tasks.tokens().collect();
+            let take = |token| local.tasks.get_mut(token).and_then(Option::take);
+            tokens.into_iter().filter_map(take).collect::<Vec<_>>()
+        });
+        drop(tasks);
+        self.collect();
+        while let Some(runnable) = next_ready() {
+            // A cancelled task only drops its future, whose destructors may panic like any other code.
+            contain("a task", || {
+                runnable.run();
+            });
+        }
+        // This thread may run another poller some day.
+        LOCAL.with(|local| local.borrow_mut().closed = false);
+    }
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor").field("mailbox", &self.mailbox).finish_non_exhaustive()
+    }
+}
+
+fn schedule(runnable: Runnable) {
+    if runnable.metadata().mailbox.is_local() {
+        LOCAL.with(|local| local.borrow_mut().ready.push_back(runnable));
+    } else {
+        let executor = runnable.metadata().clone();
+        lock(&executor.others).woken.push(runnable);
+        executor.mailbox.wake();
+    }
+}
+
+fn next_ready() -> Option<Runnable> {
+    LOCAL.with(|local| local.borrow_mut().ready.pop_front())
+}
