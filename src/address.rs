@@ -85,7 +85,14 @@ impl FromStr for Address {
             return Ok(Address::Tcp(address));
         }
         let mut resolved = text.to_socket_addrs().map_err(|error| {
-            invalid(format!("`{text}` is neither HOST:PORT nor unix:PATH ({error})"))
+            let is_name = error.kind() != io::ErrorKind::InvalidInput;
+            match text.strip_prefix(':').filter(|port| port.parse::<u16>().is_ok()) {
+                Some(port) => {
+                    invalid(format!("`{text}` names no host: 0.0.0.0:{port}, [::]:{port}?"))
+                }
+                None if is_name => io::Error::new(error.kind(), format!("`{text}`: {error}")),
+                None => invalid(format!("`{text}` is neither HOST:PORT nor unix:PATH ({error})")),
+            }
         })?;
         let first = resolved.next();
         first.map(Address::Tcp).ok_or_else(|| invalid(format!("`{text}` resolves to nothing")))

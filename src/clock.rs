@@ -26,9 +26,6 @@ struct State {
     busy: AtomicUsize,
 }
 
-/// While it lives, a clock that stands does not move by itself.
-pub(crate) struct Busy(Arc<State>);
-
 // Relaxed throughout: a clock is paused and moved on its poller's thread, and each figure stands for itself.
 impl PollerClock {
     pub(crate) fn new() -> PollerClock {
@@ -53,7 +50,9 @@ impl PollerClock {
     #[inline]
     fn nanos(&self) -> u64 {
         match self.0.stands_at.load(Ordering::Relaxed) {
-            RUNS => self.0.origin.elapsed().as_nanos() as u64 + self.0.ahead.load(Ordering::Relaxed),
+            RUNS => {
+                self.0.origin.elapsed().as_nanos() as u64 + self.0.ahead.load(Ordering::Relaxed)
+            }
             stands_at => stands_at,
         }
     }
@@ -88,7 +87,8 @@ impl PollerClock {
         let next = next.map(|tick| tick.saturating_mul(1_000_000));
         let to = if target > now {
             next.map_or(target, |next| next.min(target))
-        } else if let (Some(next), true) = (next, idle && self.0.busy.load(Ordering::Relaxed) == 0) {
+        } else if let (Some(next), true) = (next, idle && self.0.busy.load(Ordering::Relaxed) == 0)
+        {
             next
         } else {
             return false;
@@ -97,15 +97,13 @@ impl PollerClock {
         true
     }
 
-    /// Somebody works for this poller elsewhere.
-    pub(crate) fn busy(&self) -> Busy {
+    /// Somebody works for this poller elsewhere: until [`rest`](PollerClock::rest), it does not move by itself.
+    pub(crate) fn work(&self) {
         self.0.busy.fetch_add(1, Ordering::Relaxed);
-        Busy(self.0.clone())
     }
-}
 
-impl Drop for Busy {
-    fn drop(&mut self) {
+    /// He has finished.
+    pub(crate) fn rest(&self) {
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -72,6 +72,15 @@ enum Target {
     },
 }
 
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Address(address) => address.fmt(f),
+            Target::Name { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
 impl Dialer {
     /// A dialer with the defaults: no timeout but the kernel's, and any local address.
     pub fn new() -> Dialer {
@@ -137,7 +146,7 @@ impl Dialer {
     }
 
     /// The pollers that the connections live on. Default: the poller that the dial is called on, as in a server's
-    /// handler, and elsewhere the [global ones](Pollers::global). A proxy has both connections on one thread then.
+    /// handler, elsewhere those that the thread has [entered](Pollers::enter), and else the [global ones](Pollers::global). A proxy has both connections on one thread then.
     pub fn pollers(mut self, pollers: Pollers) -> Dialer {
         self.pollers = Some(pollers);
         self
@@ -154,7 +163,7 @@ impl Dialer {
     /// under way are closed.
     ///
     /// # Errors
-    /// That of the last address that failed: its text names the address, its
+    /// That of the last address that failed: its text names the address, or the name that was dialed, its
     /// [source](std::error::Error::source) has the errno, for instance `ECONNREFUSED` or `EHOSTUNREACH`.
     /// [`TimedOut`](io::ErrorKind::TimedOut) if the timeout came first;
     /// [`NotFound`](io::ErrorKind::NotFound) for a name without a suitable address;
@@ -172,19 +181,24 @@ impl Dialer {
     }
 
     async fn dial_target(&self, target: Target) -> io::Result<Connection> {
+        let dialed = self.dial_within(&target).await;
+        dialed.map_err(|error| named(error, Doing::Dialing, &*target.to_string()))
+    }
+
+    async fn dial_within(&self, target: &Target) -> io::Result<Connection> {
         let poller = self.poller()?;
         let now = || poller.clock().instant();
         let deadline = self.timeout.map(|timeout| now() + timeout.min(TIMEOUT_MAX));
         let addresses = match target {
-            Target::Address(address) => vec![address],
+            Target::Address(address) => vec![address.clone()],
             Target::Name { host, port } => {
-                let resolving = self.resolve(host, port);
+                let resolving = self.resolve(host.clone(), *port);
                 in_turn(within(&poller, deadline, resolving).await?)
             }
         };
         let suitable = addresses.into_iter().filter(|address| self.suits(address));
         let mut attempts = Attempts { poller: &poller, under_way: Vec::new() };
-        let mut failed = io::Error::new(io::ErrorKind::NotFound, "no suitable address");
+        let mut failed = self.unsuitable();
         for address in suitable.take(ATTEMPTS_MAX) {
             let begun = self.begin(&poller, &address, deadline).await;
             match begun {
@@ -227,9 +241,20 @@ impl Dialer {
         let poller = match (&self.pollers, Handle::current()) {
             (Some(pollers), _) => pollers.running().ok_or_else(over)?,
             (None, Some(here)) => here,
-            (None, None) => Pollers::global()?.pick(),
+            (None, None) => Pollers::nearest()?.pick(),
         };
         Ok(poller)
+    }
+
+    /// The error where no address suits.
+    fn unsuitable(&self) -> io::Error {
+        let text = match &self.local {
+            Some(local) => {
+                format!("it has no address of the family of {local}, where it is dialed from")
+            }
+            None => "the name has no address".to_owned(),
+        };
+        io::Error::new(io::ErrorKind::NotFound, text)
     }
 
     fn suits(&self, address: &Address) -> bool {

@@ -157,9 +157,11 @@ impl Engine {
     /// The choice, after the environment has had its say.
     fn overridden(self) -> io::Result<Engine> {
         match (self, env::var(ENGINE_VARIABLE)) {
-            (Engine::Auto, Ok(text)) => text.parse().map_err(|error: io::Error| {
-                io::Error::new(error.kind(), format!("{ENGINE_VARIABLE}: {error}"))
-            }),
+            (Engine::Auto, Ok(text)) if !text.is_empty() => {
+                text.parse().map_err(|error: io::Error| {
+                    io::Error::new(error.kind(), format!("{ENGINE_VARIABLE}: {error}"))
+                })
+            }
             _ => Ok(self),
         }
     }
@@ -169,10 +171,10 @@ impl Engine {
 #[cfg(feature = "uring")]
 fn allowed() -> io::Result<Features> {
     match env::var(URING_VARIABLE) {
-        Ok(text) => text.parse().map_err(|error: io::Error| {
+        Ok(text) if !text.is_empty() => text.parse().map_err(|error: io::Error| {
             io::Error::new(error.kind(), format!("{URING_VARIABLE}: {error}"))
         }),
-        Err(_) => Ok(Features::ALL),
+        _ => Ok(Features::ALL),
     }
 }
 

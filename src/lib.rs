@@ -85,10 +85,10 @@ pub use duopoll_core::{
 };
 pub use engine::{Engine, EngineReport};
 pub use listener::{Listener, ListenerOptions};
-pub use pollers::{Balance, PollerOptions, Pollers};
-pub use server::Server;
+pub use pollers::{Balance, Entered, PollerOptions, Pollers};
 pub use server::builder::{Builder, EventLoop};
 pub use server::life::{Job, Task};
 pub use server::service::Service;
+pub use server::{RunningServer, Server, WeakServer};
 pub use stats::{Figure, Kind, ServerStats, Stats};
 pub use tcp::Keepalive;

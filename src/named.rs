@@ -2,7 +2,10 @@
 
 use std::error::Error;
 use std::fmt;
+use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use crate::address::Address;
 
@@ -20,26 +23,46 @@ struct Named {
     error: io::Error,
 }
 
-/// The error with the address, and the remedy where there is one. Its kind stays.
-pub(crate) fn named(error: io::Error, doing: Doing, address: &Address) -> io::Error {
+/// The error with the address, unless it has one, and the remedy where there is one. Its kind stays.
+pub(crate) fn named(error: io::Error, doing: Doing, address: &(impl Where + ?Sized)) -> io::Error {
+    if error.get_ref().is_some_and(|source| source.is::<Named>()) {
+        return error;
+    }
     let verb = match doing {
         Doing::Listening => "cannot listen at",
         Doing::Dialing => "cannot connect to",
     };
     let remedy = match doing {
-        Doing::Listening => remedy(&error, address),
+        Doing::Listening => address.address().map_or("", |address| remedy(&error, address)),
         Doing::Dialing => "",
     };
     let text = format!("{verb} {address}: {error}{remedy}");
     io::Error::new(error.kind(), Named { text, error })
 }
 
+/// What an error is about.
+pub(crate) trait Where: fmt::Display {
+    /// If it is known.
+    fn address(&self) -> Option<&Address>;
+}
+
+impl Where for Address {
+    fn address(&self) -> Option<&Address> {
+        Some(self)
+    }
+}
+
+/// A name that stands for addresses.
+impl Where for str {
+    fn address(&self) -> Option<&Address> {
+        None
+    }
+}
+
 /// What helps whoever cannot listen.
 fn remedy(error: &io::Error, address: &Address) -> &'static str {
     match (error.raw_os_error(), address) {
-        (Some(libc::EADDRINUSE), Address::Unix(_)) => {
-            "; if nobody listens there any more, remove the file, or see `take_over_stale`"
-        }
+        (Some(libc::EADDRINUSE), Address::Unix(path)) => in_use(path),
         (Some(libc::EADDRINUSE), Address::Tcp(_)) => "; somebody else listens there",
         (Some(libc::EADDRNOTAVAIL), Address::Tcp(_)) => "; this machine does not have that address",
         (Some(libc::EACCES), Address::Tcp(tcp)) if tcp.port() < 1024 => {
@@ -47,6 +70,16 @@ fn remedy(error: &io::Error, address: &Address) -> &'static str {
         }
         (Some(libc::ENOENT), Address::Unix(_)) => "; there is no such directory",
         _ => "",
+    }
+}
+
+/// Who is at the path of a Unix socket.
+fn in_use(path: &Path) -> &'static str {
+    match fs::symlink_metadata(path) {
+        Ok(file) if !file.file_type().is_socket() => "; there is a file that is no socket",
+        _ => {
+            "; if nobody listens there any more, as a refused connection tells, remove the file or see `take_over_stale`"
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Pollers that connections are spread over, and how they are started.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
@@ -33,6 +35,32 @@ use crate::stats::Stats;
 #[must_use = "pollers that nobody uses end at once"]
 pub struct Pollers {
     shared: Arc<Shared>,
+}
+
+thread_local! {
+    /// The pollers that this thread has entered, with a number for each time.
+    static ENTERED: RefCell<Vec<(u64, Pollers)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// While it lives, [`Pollers`] are those that its thread uses.
+#[derive(Debug)]
+#[must_use = "the thread leaves them when it is dropped"]
+pub struct Entered {
+    number: u64,
+    /// On its thread.
+    stays: PhantomData<*const ()>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // Dropped without the borrow: they may be the last.
+        let left = ENTERED.try_with(|entered| {
+            let mut entered = entered.borrow_mut();
+            let place = entered.iter().position(|(number, _)| *number == self.number)?;
+            Some(entered.remove(place))
+        });
+        drop(left);
+    }
 }
 
 /// What clones have in common.
@@ -246,23 +274,40 @@ impl Pollers {
     }
 
     /// The pollers of the process, with [`Engine::Auto`] and as many pollers as the machine can run threads at once.
-    /// Started at its first use, and never ended.
+    /// Started at its first use, and never ended but by [`stop`](Pollers::stop), after which there are new ones.
     ///
     /// # Errors
     /// As for [`PollerOptions::start`]; the next call tries again.
     pub fn global() -> io::Result<Pollers> {
         static GLOBAL: Mutex<Option<Pollers>> = Mutex::new(None);
         let mut global = GLOBAL.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pollers) = &*global {
+        // Somebody may have stopped them.
+        if let Some(pollers) = global.as_ref().filter(|pollers| pollers.running().is_some()) {
             return Ok(pollers.clone());
         }
         Ok(global.insert(Pollers::options().start()?).clone())
     }
 
     /// Those of the poller that the calling thread runs: in a handler, a task, and within [`block_on`](crate::task::block_on).
+    /// Elsewhere those that it has [entered](Pollers::enter).
     pub fn current() -> Option<Pollers> {
-        let shared = Handle::current()?.owner()?;
-        Some(Pollers { shared })
+        match Handle::current() {
+            Some(handle) => Some(Pollers { shared: handle.owner()? }),
+            None => {
+                ENTERED.with_borrow(|entered| entered.last().map(|(_, pollers)| pollers.clone()))
+            }
+        }
+    }
+
+    /// Has whatever needs pollers on this thread, and is not told which, use these and not the [global ones](Pollers::global):
+    /// [timers](crate::time), a [`Dialer`](crate::Dialer), [`Listener::accept`](crate::Listener::accept). Until what is returned
+    /// is dropped; it may be entered more than once.
+    pub fn enter(&self) -> Entered {
+        ENTERED.with_borrow_mut(|entered| {
+            let number = entered.last().map_or(0, |(number, _)| number + 1);
+            entered.push((number, self.clone()));
+            Entered { number, stays: PhantomData }
+        })
     }
 
     /// Those of this thread, else the global ones.
@@ -358,10 +403,21 @@ impl Pollers {
         chosen
     }
 
+    /// As [`pick`](Pollers::pick), among those.
+    pub(crate) fn pick_of(&self, handles: &[Arc<Handle>]) -> Arc<Handle> {
+        let chosen = self.choose_of(handles);
+        chosen.expect_connection();
+        chosen
+    }
+
     /// The one whose turn it is: one that runs, if there is any.
     pub(crate) fn choose(&self) -> Arc<Handle> {
-        let Shared { options, handles, turn } = &*self.shared;
-        let handles = &handles.read().unwrap_or_else(PoisonError::into_inner).all;
+        let handles = self.shared.handles.read().unwrap_or_else(PoisonError::into_inner);
+        self.choose_of(&handles.all)
+    }
+
+    fn choose_of(&self, handles: &[Arc<Handle>]) -> Arc<Handle> {
+        let Shared { options, turn, .. } = &*self.shared;
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         let first = match options.balance {
             Balance::RoundRobin | Balance::FewestConnections => turn,

@@ -55,11 +55,15 @@ macro_rules! figures {
             /// # use duopoll::Kind;
             /// # fn text(stats: duopoll::Stats) -> String {
             /// # let mut text = String::new();
-            /// // As Prometheus reads it.
+            /// // As Prometheus reads it. The figures of a server need another prefix: some have the same names.
             /// for figure in stats.figures() {
-            ///     let kind = if figure.kind == Kind::Counter { "counter" } else { "gauge" };
-            ///     text += &format!("# TYPE duopoll_{} {kind}\n", figure.name);
-            ///     text += &format!("duopoll_{} {}\n", figure.name, figure.value);
+            ///     let (kind, end) = match figure.kind {
+            ///         Kind::Counter => ("counter", "_total"),
+            ///         _ => ("gauge", ""),
+            ///     };
+            ///     let name = format!("duopoll_{}{end}", figure.name);
+            ///     text += &format!("# HELP {name} {}\n# TYPE {name} {kind}\n", figure.help);
+            ///     text += &format!("{name} {}\n", figure.value);
             /// }
             /// # text }
             /// ```
@@ -162,7 +166,7 @@ figures! {
     buffer_shortages: Counter,
     /// Times that a task was run.
     task_polls: Counter,
-    /// Requests handled.
+    /// Requests that a handler was called for.
     requests: Counter,
     /// Handlers that ended their connection with an error.
     handler_errors: Counter,
@@ -189,7 +193,7 @@ figures! {
     contained_panics: Counter,
     /// Blocks of the process's pool that are in use.
     live_blocks: Gauge,
-    /// Their bytes.
+    /// Bytes of the blocks that are in use.
     live_block_bytes: Gauge,
     /// Bytes that wait in the process's pool.
     pooled_bytes: Gauge,
@@ -206,7 +210,7 @@ figures! {
     waiting_connections: Gauge,
     /// Connections that `on_prepare` or the engine has refused.
     refused: Counter,
-    /// Requests handled.
+    /// Requests that a handler was called for.
     requests: Counter,
     /// Handlers that ended their connection with an error.
     handler_errors: Counter,

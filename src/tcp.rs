@@ -82,6 +82,8 @@ pub(crate) fn set_keepalive(socket: &impl AsFd, keepalive: Option<Keepalive>) ->
 }
 
 pub(crate) fn set_user_timeout(socket: &impl AsFd, timeout: Option<Duration>) -> io::Result<()> {
+    // In milliseconds, of which 0 would be the kernel's default.
+    let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
     SockRef::from(socket).set_tcp_user_timeout(timeout)
 }
 

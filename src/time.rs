@@ -1,7 +1,8 @@
 //! Time on the pollers: sleeping, timeouts and intervals.
 //!
-//! A timer lies in the wheel of a poller: that of the thread on which it is first polled, or one of the
-//! [global ones](crate::Pollers::global) where there is none. It goes off when its time has come and never before, with a
+//! A timer lies in the wheel of a poller: that of the thread on which it is first polled. Where there is none, it is one of those
+//! that the thread has [entered](crate::Pollers::enter), or else of the [global ones](crate::Pollers::global), which are started
+//! then, with as many threads as the machine can run. It goes off when its time has come and never before, with a
 //! resolution of one millisecond.
 //!
 //! ```no_run
@@ -177,9 +178,7 @@ impl Sleep {
     /// Whether its time has come.
     pub fn is_elapsed(&self) -> bool {
         let clock = self.poller.as_ref().map(|poller| poller.clock());
-        clock.map_or(now() >= self.deadline, |clock| {
-            clock.now() >= clock.tick_of(self.deadline)
-        })
+        clock.map_or(now() >= self.deadline, |clock| clock.now() >= clock.tick_of(self.deadline))
     }
 
     /// The poller on which it waits: the one of this thread, if it has none yet.
@@ -189,8 +188,8 @@ impl Sleep {
         }
         self.forget();
         let poller = Handle::current().filter(|poller| !poller.has_ended());
-        let poller = poller.unwrap_or_else(|| match Pollers::global() {
-            Ok(pollers) => pollers.pick(),
+        let poller = poller.unwrap_or_else(|| match Pollers::nearest() {
+            Ok(pollers) => pollers.choose(),
             Err(error) => panic!("there is no poller to wait on: {error}"),
         });
         self.poller.insert(poller).clone()

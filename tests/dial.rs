@@ -30,8 +30,7 @@ on_every_setup!(
 );
 
 fn dialer(setup: Setup) -> Dialer {
-    Dialer::new()
-        .pollers(setup.pollers(1))
+    Dialer::new().pollers(setup.pollers(1))
 }
 
 async fn round_trip(connection: &mut Connection, message: &[u8]) -> io::Result<()> {

@@ -25,6 +25,8 @@ on_every_setup!(
     pollers_that_are_stopped_start_no_more,
     a_server_listens_at_more_in_a_handler,
     the_last_poller_may_end_while_somebody_waits,
+    a_handler_serves_and_asks_its_own_server,
+    what_lies_in_a_thread_local_ends_with_its_thread,
 );
 
 /// As a metrics endpoint answers.
@@ -290,4 +292,49 @@ fn pollers_that_are_stopped_start_no_more(setup: Setup) {
             assert_eq!(grows.join().expect("no panic"), ErrorKind::NotConnected);
         });
     }
+}
+
+fn a_handler_serves_and_asks_its_own_server(setup: Setup) {
+    let builder = setup.builder();
+    let weak = builder.weak_server();
+    let service = builder.on_request(async move |connection: &mut Connection| {
+        connection.next(1).await?;
+        let server = weak.upgrade().expect("it runs");
+        // Another one, on the same pollers.
+        let service = EventLoop::builder().on(server.pollers().clone());
+        let blocking = service.clone().on_request(support::echo).serve(setup.listener());
+        assert_eq!(blocking.expect_err("it would wait").kind(), ErrorKind::Deadlock);
+        let other = service.on_request(support::echo).serve_async(setup.listener()).await?;
+        let address = other.local_addr().clone();
+        let mut dialed = duopoll::Dialer::new().dial_addr(address).await?;
+        dialed.write(b"hello")?;
+        dialed.flush().await?;
+        assert_eq!(&dialed.next(5).await?[..], b"hello");
+        assert_eq!((server.open_connections(), other.open_connections()), (1, 1));
+        connection.write(b"y")
+    });
+    let server = service.serve(setup.listener()).expect("a server");
+    let mut peer = Peer::connect(server.local_addr());
+    assert_eq!(peer.round_trip(b"x"), b"y");
+    assert_eq!(server.settled().handler_panics, 0);
+}
+
+fn what_lies_in_a_thread_local_ends_with_its_thread(setup: Setup) {
+    thread_local! {
+        static KEPT: std::cell::RefCell<Vec<Box<dyn std::any::Any>>> =
+            const { std::cell::RefCell::new(Vec::new()) };
+    }
+    let server = setup.serve_echo();
+    let address = server.local_addr().clone();
+    let pollers = server.pollers().clone();
+    let keep = pollers.clone();
+    let kept = pollers.spawn(move || async move {
+        KEPT.with_borrow_mut(|kept| {
+            kept.push(Box::new(server));
+            kept.push(Box::new(keep));
+        });
+    });
+    block_on(kept).expect("no panic");
+    assert_eq!(Peer::connect(&address).round_trip(b"x"), b"x");
+    pollers.stop();
 }

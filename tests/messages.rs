@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::pin::pin;
 use std::thread;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use support::{Peer, Setup, connected, eventually, poll_once, scaled};
 on_every_setup!(
     what_is_larger_than_a_message_may_be_is_refused,
     a_handler_that_leaves_too_much_unread_is_ended,
+    how_a_message_arrives_does_not_matter,
     peers_that_announce_too_much_cost_nothing,
     frames_are_read_whole,
     a_frame_is_one_wait,
@@ -70,6 +71,41 @@ fn a_handler_that_leaves_too_much_unread_is_ended(setup: Setup) {
     let _ = peer.write_all(&[7; 100_000]);
     eventually("it is ended", || server.server_stats().handler_errors == 1);
     let _ = peer.read_rest();
+}
+
+/// A message that is too large is that in one piece, in two, and behind others.
+fn how_a_message_arrives_does_not_matter(setup: Setup) {
+    let service = setup.builder().message_bytes_max(1000);
+    let service = service.on_request(async |connection: &mut Connection| {
+        let body = connection.frame(4, length).await?;
+        connection.write(&(body.len() as u32).to_be_bytes())
+    });
+    let server = service.serve(setup.listener()).expect("a server");
+    let framed = |bytes: usize| {
+        let mut message = (bytes as u32).to_be_bytes().to_vec();
+        message.resize(4 + bytes, 7);
+        message
+    };
+    // The header counts.
+    let fits = framed(996);
+    for too_much in [997, 2000, 40_000, 300_000] {
+        let message = framed(too_much);
+        let mut at_once = Peer::connect(server.local_addr());
+        let _ = at_once.write_all(&[&fits[..], &message].concat());
+        let mut in_pieces = Peer::connect(server.local_addr());
+        assert_eq!(in_pieces.round_trip_of(&fits, 4), 996_u32.to_be_bytes());
+        for piece in message.chunks(message.len() / 3) {
+            let _ = in_pieces.write_all(piece);
+        }
+        for (mut peer, replies) in [(at_once, 1), (in_pieces, 0)] {
+            let mut replied = Vec::new();
+            // A reset, if something was on its way when it was ended.
+            let _ = peer.read_to_end(&mut replied);
+            assert!(replied.len() <= 4 * replies, "{too_much} bytes were answered");
+        }
+    }
+    eventually("each has ended with an error", || server.server_stats().handler_errors == 8);
+    assert_eq!(server.server_stats().requests, 4 + 4 + 8);
 }
 
 /// They announce 2 GiB each, and send as fast as they can.

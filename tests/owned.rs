@@ -237,7 +237,8 @@ fn a_connection_is_put_together_again(setup: Setup) {
     let (_pollers, first, _peer) = support::connected(setup, duopoll::Limits::default());
     let (_others, second, _other) = support::connected(setup, duopoll::Limits::default());
     let (id, other) = (first.id(), second.id());
-    let ((reader, first_writer), (second_reader, writer)) = (first.into_split(), second.into_split());
+    let ((reader, first_writer), (second_reader, writer)) =
+        (first.into_split(), second.into_split());
     let (reader, writer) = Connection::from_halves(reader, writer).expect_err("of two connections");
     let first = Connection::from_halves(reader, first_writer).expect("of one");
     let second = Connection::from_halves(second_reader, writer).expect("of one");

@@ -24,6 +24,9 @@ on_every_setup!(
     wakers_of_a_connection_that_panic_end_nothing,
     an_owner_of_bytes_that_panics_ends_nothing,
     wherever_it_panics_others_are_served,
+    a_waker_that_panics_as_it_is_dropped_ends_nothing,
+    several_that_panic_at_the_end_of_a_poller_abort_nothing,
+    an_end_is_told_whatever_the_error_does,
 );
 
 /// What the first caller gets.
@@ -281,4 +284,106 @@ fn wherever_it_panics_others_are_served(setup: Setup) {
     assert_eq!(stats.failed_pollers, 0);
     let counted = stats.contained_panics - contained + stats.handler_panics;
     assert!(counted >= 3 * places.len() as u64, "{counted} of {}", 3 * places.len());
+}
+
+/// Panics when the last of its wakers is dropped, if it is to.
+struct Fragile(AtomicBool);
+
+impl Wake for Fragile {
+    fn wake(self: Arc<Self>) {
+        panic_if(self.0.load(Ordering::SeqCst));
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        panic_if(self.0.load(Ordering::SeqCst));
+    }
+}
+
+fn a_waker_that_panics_as_it_is_dropped_ends_nothing(setup: Setup) {
+    let pollers = setup.pollers(1);
+    let fragile = Arc::new(Fragile(AtomicBool::new(false)));
+    let waker = Waker::from(fragile.clone());
+    // Set there, and taken back from here.
+    let make = move || async move {
+        let mut sleep = duopoll::time::sleep(support::PATIENCE);
+        let pin = std::pin::Pin::new(&mut sleep);
+        assert!(pin.poll(&mut Context::from_waker(&waker)).is_pending());
+        sleep
+    };
+    let sleep = block_on(pollers.spawn(make)).expect("no panic");
+    fragile.0.store(true, Ordering::SeqCst);
+    drop(fragile);
+    drop(sleep);
+    support::eventually("the timer is gone", || pollers.settled().timers == 0);
+    assert_eq!(pollers.settled().failed_pollers, 0);
+    assert_eq!(block_on(pollers.spawn(|| async { 1 })).expect("it goes on"), 1);
+}
+
+fn several_that_panic_at_the_end_of_a_poller_abort_nothing(setup: Setup) {
+    let pollers = setup.pollers(1);
+    let fragile = Arc::new(Fragile(AtomicBool::new(true)));
+    let waker = Waker::from(fragile.clone());
+    // Calls that come while the poller is told to end: each wakes with what it carries.
+    let busy = pollers.clone();
+    let ended = pollers.spawn(move || async move {
+        let mut asked = Vec::new();
+        for _ in 0..5 {
+            let (one, other) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+            let adopt = busy.clone();
+            let mut adopting = Box::pin(async move { adopt.adopt(one).await.map(drop) });
+            assert!(adopting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            asked.push((adopting, other));
+        }
+        busy.stop();
+        for _ in 0..5 {
+            let mut pending = Box::pin(busy.spawn(std::future::pending::<()>));
+            let _ = pending.as_mut().poll(&mut Context::from_waker(&waker));
+            std::mem::forget(pending);
+        }
+        std::mem::forget(asked);
+        std::future::pending::<()>().await;
+    });
+    assert!(block_on(ended).expect_err("its poller has ended").is_cancelled());
+    std::mem::forget(fragile);
+    let late = block_on(pollers.spawn(|| async {})).expect_err("they have ended");
+    assert!(late.is_cancelled());
+}
+
+/// An error that panics when it is shown, and when it is dropped.
+#[derive(Debug)]
+struct Nasty;
+
+impl std::fmt::Display for Nasty {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic_if(true);
+        Ok(())
+    }
+}
+
+impl std::error::Error for Nasty {}
+
+impl Drop for Nasty {
+    fn drop(&mut self) {
+        panic_if(true);
+    }
+}
+
+fn an_end_is_told_whatever_the_error_does(setup: Setup) {
+    let (tell, told) = std::sync::mpsc::channel();
+    let builder = setup.builder().on_disconnect(async move |_: &mut Connection| {
+        tell.send(()).expect("the test waits");
+        panic_if(true);
+    });
+    let service = builder.on_request(async |_: &mut Connection| Err(io::Error::other(Nasty)));
+    let server = service.serve(setup.listener()).expect("a server");
+    for round in 1..=3 {
+        let mut peer = Peer::connect(server.local_addr());
+        io::Write::write_all(&mut peer, b"x").expect("sent");
+        told.recv_timeout(support::PATIENCE).expect("on_disconnect is called");
+        support::eventually("it is counted", || server.server_stats().handler_panics == round);
+    }
+    let stats = server.settled();
+    assert_eq!((stats.handler_errors, stats.handler_panics, stats.failed_pollers), (3, 3, 0));
 }

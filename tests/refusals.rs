@@ -24,6 +24,7 @@ on_every_setup!(
     a_detach_without_a_descriptor_closes_the_connection,
     without_descriptors_everything_is_a_clear_error,
     without_accept4_connections_are_accepted_all_the_same,
+    who_waits_at_a_shutdown_without_descriptors_is_served,
 );
 
 fn alone() -> MutexGuard<'static, ()> {
@@ -134,7 +135,7 @@ fn a_detach_without_a_descriptor_closes_the_connection(setup: Setup) {
 /// No descriptor is left for this process, until this is dropped.
 struct Exhausted {
     before: libc::rlimit,
-    _files: Vec<File>,
+    files: Vec<File>,
 }
 
 impl Exhausted {
@@ -143,8 +144,13 @@ impl Exhausted {
         // SAFETY: getrlimit(2) writes to the structure.
         assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut before) }, 0);
         set(libc::rlimit { rlim_cur: before.rlim_cur.min(500), ..before });
-        let files = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
-        Exhausted { before, _files: files }
+        let mut exhausted = Exhausted { before, files: Vec::new() };
+        exhausted.fill();
+        exhausted
+    }
+
+    fn fill(&mut self) {
+        self.files.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
     }
 }
 
@@ -247,4 +253,55 @@ fn without_accept4_connections_are_accepted_all_the_same(setup: Setup) {
         assert_eq!(shutdown.join().expect("no panic"), 0);
     });
     assert_eq!(told.try_iter().collect::<Vec<_>>(), [(true, true); 10]);
+}
+
+fn who_waits_at_a_shutdown_without_descriptors_is_served(setup: Setup) {
+    let _alone = alone();
+    let server = setup.serve_echo();
+    let address = server.local_addr().clone();
+    // Its descriptor is there before there are none.
+    let mut peers: Vec<_> = (0..6).map(|_| Unconnected::new(&address)).collect();
+    let mut exhausted = Exhausted::new();
+    for peer in &mut peers {
+        // Other threads may still close what earlier tests had.
+        exhausted.fill();
+        peer.connect(&address);
+    }
+    eventually("accepting is put off, or they are served", || {
+        let stats = server.settled();
+        stats.accept_backoffs > 0 || stats.requests == 6
+    });
+    thread::scope(|scope| {
+        let shutdown = scope.spawn(|| server.shutdown(PATIENCE));
+        thread::sleep(std::time::Duration::from_millis(50));
+        drop(exhausted);
+        for peer in peers {
+            assert_eq!(peer.reply(), b"hello");
+        }
+        assert_eq!(shutdown.join().expect("no panic"), 0);
+    });
+}
+
+/// A socket that is not connected yet.
+struct Unconnected(socket2::Socket);
+
+impl Unconnected {
+    fn new(address: &Address) -> Unconnected {
+        let domain = support::peers::sock_addr(address).domain();
+        Unconnected(socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("a socket"))
+    }
+
+    /// Connects, and sends a request.
+    fn connect(&mut self, address: &Address) {
+        self.0.connect(&support::peers::sock_addr(address)).expect("there is room in the backlog");
+        self.0.write_all(b"hello").expect("sent");
+    }
+
+    fn reply(mut self) -> Vec<u8> {
+        self.0.set_read_timeout(Some(PATIENCE)).expect("an option");
+        self.0.shutdown(std::net::Shutdown::Write).expect("connected");
+        let mut reply = Vec::new();
+        io::Read::read_to_end(&mut self.0, &mut reply).expect("a reply, and the end");
+        reply
+    }
 }

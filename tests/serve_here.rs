@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use duopoll::{Address, Connection, Dialer, Pollers};
+use duopoll::{Address, Connection, Dialer};
 use futures_channel::oneshot;
 use support::{PATIENCE, Peer, Setup, echo};
 
@@ -21,6 +21,7 @@ on_every_setup!(
     the_task_that_ends_it_may_use_its_poller,
     the_other_pollers_serve_too,
     a_panic_ends_it,
+    somebody_else_may_end_it,
     what_contradicts_itself_is_refused,
 );
 
@@ -175,4 +176,26 @@ fn what_contradicts_itself_is_refused(setup: Setup) {
     let none = setup.builder().pollers(0).on_request(echo);
     let error = none.serve_here(setup.listener(), |_| pending()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+fn somebody_else_may_end_it(setup: Setup) {
+    let stopped = setup.builder().on_request(echo).serve_here(setup.listener(), |server| {
+        let pollers = server.pollers().clone();
+        async move {
+            pollers.stop();
+            pending().await
+        }
+    });
+    assert_eq!(stopped.expect("no panic"), 0);
+    let builder = setup.builder();
+    let weak = builder.weak_server();
+    assert!(weak.upgrade().is_none());
+    let ended = builder.on_request(echo).serve_here(setup.listener(), |_| async move {
+        let server = weak.upgrade().expect("it runs");
+        let over = server.shutdown_async(GRACE);
+        drop(server);
+        over.await;
+        pending().await
+    });
+    assert_eq!(ended.expect("no panic"), 0);
 }

@@ -9,14 +9,16 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use duopoll::{Address, Connection, Dialer, Engine, Limits, Listener, Pollers};
+use duopoll::{Address, Connection, Dialer, Engine, EventLoop, Limits, Listener, Pollers};
 use pollster::block_on;
-use socket2::SockRef;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use support::settled::Settled;
-use support::{Family, Peer, Setup, connected, eventually};
+use support::{Family, Peer, Setup, connected, eventually, scaled};
 
 on_every_setup!(a_socket_that_lingers_holds_up_nobody, listeners_of_std_have_the_same_options);
 
@@ -102,6 +104,70 @@ fn a_stale_file_is_taken_over_if_it_is_asked_for() {
     fs::write(directory.path("socket"), b"precious").expect("a file");
     options.bind(&address).expect_err("a file");
     assert_eq!(fs::read(directory.path("socket")).expect("a file"), b"precious");
+}
+
+/// A rolling restart: the old server has stopped listening, and is dropped when the new one listens at the path.
+#[test]
+fn a_server_that_was_shut_down_leaves_its_successors_file() {
+    let directory = Directory::new();
+    let address = directory.address("socket");
+    let options = Listener::options().take_over_stale(true);
+    let serve = || {
+        let service = EventLoop::builder().pollers(1).on_request(support::echo);
+        service.serve(options.clone().bind(&address).expect("bound")).expect("a server")
+    };
+    let mut old = serve();
+    for _ in 0..20 {
+        assert_eq!(old.shutdown(Duration::ZERO), 0);
+        let new = serve();
+        drop(old);
+        assert_eq!(Peer::connect(&address).round_trip(b"x"), b"x");
+        old = new;
+    }
+    drop(old);
+    assert!(!directory.path("socket").exists());
+}
+
+#[test]
+fn of_those_who_take_a_file_over_one_has_it() {
+    let directory = Directory::new();
+    let address = directory.address("socket");
+    let options = Listener::options().take_over_stale(true);
+    for _ in 0..scaled(500) {
+        drop(UnixListener::bind(directory.path("socket")).expect("bound"));
+        let meeting = Barrier::new(3);
+        let bound: Vec<_> = thread::scope(|scope| {
+            let bind = || {
+                meeting.wait();
+                options.clone().bind(&address)
+            };
+            let threads = [0; 3].map(|_| scope.spawn(bind));
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        assert_eq!(bound.iter().filter(|bound| bound.is_ok()).count(), 1);
+        for error in bound.iter().filter_map(|bound| bound.as_ref().err()) {
+            assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        }
+    }
+}
+
+#[test]
+fn a_listener_without_room_is_not_waited_for() {
+    let directory = Directory::new();
+    let address = directory.address("socket");
+    let full = Listener::options().backlog(1).bind(&address).expect("bound");
+    let mut waiting = Vec::new();
+    loop {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).expect("a socket");
+        let to = SockAddr::unix(directory.path("socket")).expect("a path");
+        match socket.connect(&to) {
+            Ok(()) => waiting.push(socket),
+            Err(error) => break assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    }
+    let error = Listener::options().take_over_stale(true).bind(&address).expect_err("taken");
+    assert_eq!(error.kind(), ErrorKind::AddrInUse);
+    drop(full);
 }
 
 #[test]
@@ -191,7 +257,7 @@ fn a_resolver_of_ones_own_is_asked() {
     let good = block_on(dialer.dial(&format!("good.test:{}", address.port())));
     assert_eq!(good.expect("connected").peer_addr().expect("remembered"), address.into());
     let error = block_on(dialer.dial("bad.test:80")).expect_err("no such name");
-    assert_eq!(error.to_string(), "no such name");
+    assert_eq!(error.to_string(), "cannot connect to bad.test:80: no such name");
     let dialer = dialer.timeout(Duration::from_millis(10));
     let error = block_on(dialer.dial("silent.test:80")).expect_err("no answer");
     assert_eq!(error.kind(), ErrorKind::TimedOut);

@@ -104,7 +104,8 @@ fn echo_elsewhere(engine: Engine) -> Server {
         }
         Ok(())
     };
-    let service = EventLoop::builder().engine(engine).pollers(1).on_connection_spawned(spawn, serve);
+    let service =
+        EventLoop::builder().engine(engine).pollers(1).on_connection_spawned(spawn, serve);
     let listener = Listener::bind("127.0.0.1:0").expect("an address");
     common::apart(|| service.serve(listener)).expect("a server")
 }

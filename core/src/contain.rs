@@ -41,11 +41,23 @@ pub fn contained_panics() -> u64 {
 #[cold]
 fn end(what: &'static str, payload: Box<dyn Any + Send>) {
     count(what);
+    forget(payload);
+}
+
+fn forget(payload: Box<dyn Any + Send>) {
     mem::forget(panic::catch_unwind(AssertUnwindSafe(|| drop(payload))));
 }
 
 #[cold]
 fn count(what: &'static str) {
     CONTAINED.fetch_add(1, Ordering::Relaxed);
-    log::error!("{what} has panicked");
+    report(|| log::error!("{what} has panicked"));
+}
+
+/// Tells the log something. The logger is a user's, too, and may not end whoever tells it.
+pub fn report(tell: impl FnOnce()) {
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(tell)) {
+        CONTAINED.fetch_add(1, Ordering::Relaxed);
+        forget(payload);
+    }
 }

@@ -43,7 +43,7 @@ pub use clock::Clock;
 pub use command::Command;
 pub use connection::{CallbackId, Control, Limits, Reader, Watch, Writer};
 #[doc(hidden)]
-pub use contain::{contain, contained_panics};
+pub use contain::{contain, contained_panics, report};
 pub use driver::{Accepted, Driver, DriverStats, Group};
 pub use error::Error;
 pub use mailbox::{Entered, Mailbox};

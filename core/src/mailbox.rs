@@ -23,7 +23,7 @@ const SLEEPING: usize = 1;
 const NOTIFIED: usize = 2;
 
 /// Pollers that there were.
-static NUMBERS: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+static NUMBERS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
 /// The way to one poller.
 pub struct Mailbox {
@@ -34,8 +34,8 @@ pub struct Mailbox {
     clock: Arc<dyn Clock>,
     /// A thread is the poller's.
     entered: AtomicBool,
-    /// Of the poller, in this process. They begin anew after 65,536.
-    number: u16,
+    /// Of the poller, in this process.
+    number: u32,
     /// Why the engine cannot send without a copy, if it cannot.
     #[cfg(feature = "zerocopy")]
     zerocopy_refusal: std::sync::OnceLock<String>,
@@ -76,7 +76,7 @@ impl Mailbox {
         }
     }
 
-    pub(crate) fn number(&self) -> u16 {
+    pub(crate) fn number(&self) -> u32 {
         self.number
     }
 

@@ -5,6 +5,7 @@ use std::mem;
 use std::task::Waker;
 
 use crate::connection::wake;
+use crate::contain::contain;
 use crate::timer::{Tick, Wheel};
 use crate::token::{Token, TokenSlab};
 
@@ -64,7 +65,7 @@ pub fn forget(timer: Token) {
         timers.wheel.clear(timer.index());
         Some(waker)
     });
-    drop(waker);
+    contain("a waker that was dropped", || drop(waker));
 }
 
 /// Wakes those whose time has come.

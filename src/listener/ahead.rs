@@ -44,6 +44,8 @@ struct State {
     /// Nobody wants more, and this is to be dropped when the listener is gone.
     stopped: bool,
     done: Option<Done>,
+    /// The kernel holds nothing of the listener any more.
+    over: bool,
     /// To whom connections are given instead.
     heir: Option<Arc<Heir>>,
 }
@@ -53,6 +55,12 @@ type Done = Box<dyn Any + Send>;
 
 /// A connection on its way to its poller.
 struct Opening(Arc<Ahead>);
+
+/// Dropped when the kernel holds nothing of the listener any more.
+struct Over {
+    ahead: Arc<Ahead>,
+    _done: Done,
+}
 
 /// A wait for the next connection.
 pub(super) struct Take<'a> {
@@ -83,12 +91,13 @@ impl Ahead {
     }
 
     /// Gives what was accepted, and what may still come, to somebody else.
-    pub(super) fn hand_over(&self, heir: Arc<Heir>, done: Done) {
+    pub(super) fn hand_over(self: &Arc<Self>, heir: Arc<Heir>, done: Done) {
         let ready = {
             let mut state = self.state();
             state.heir = Some(heir.clone());
             mem::take(&mut state.ready)
         };
+        let done = Box::new(Over { ahead: self.clone(), _done: done });
         self.stop(done);
         for connection in ready.into_iter().flatten() {
             self.give(connection, &heir);
@@ -186,6 +195,22 @@ impl State {
     fn is_full(&self) -> bool {
         self.ready.len() + self.opening >= AHEAD_MAX
     }
+
+    /// The heir, when nobody comes any more: he may be waited for, and a future of `accept` that somebody has leaked would
+    /// keep him for ever.
+    fn let_heir_go(&mut self) -> Option<Arc<Heir>> {
+        if self.over && self.opening == 0 { self.heir.take() } else { None }
+    }
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        let mut state = self.ahead.state();
+        state.over = true;
+        let heir = state.let_heir_go();
+        drop(state);
+        drop(heir);
+    }
 }
 
 impl Acceptor for Ahead {
@@ -236,7 +261,9 @@ impl Drop for Opening {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.opening -= 1;
+        let heir = state.let_heir_go();
         self.0.resume_if_there_is_room(state);
+        drop(heir);
     }
 }
 

@@ -16,6 +16,7 @@ use crate::address::{Address, IntoAddress};
 use crate::connection::Connection;
 use crate::listener::ahead::Ahead;
 pub(crate) use crate::listener::socket_file::SocketFile;
+use crate::listener::socket_file::TakingOver;
 use crate::named::{Doing, named};
 use crate::pollers::Pollers;
 use crate::tcp::{Keepalive, TcpOptions, not_tcp};
@@ -204,7 +205,8 @@ impl ListenerOptions {
     }
 
     /// Whether a Unix socket's file is taken over at which nobody listens any more, as a server leaves it that was killed.
-    /// Nobody listens if a connect is refused. Default: no, and the bind fails.
+    /// Nobody listens if a connect is refused. Those who do this in one directory take turns by a lock on it (`flock(2)`), for
+    /// which they wait a tenth of a second at most, so it has to be readable. Default: no, and the bind fails.
     pub fn take_over_stale(mut self, take: bool) -> ListenerOptions {
         self.takes_over_stale = take;
         self
@@ -247,18 +249,20 @@ impl ListenerOptions {
                 socket.set_only_v6(only)?;
             }
         }
-        let bound = match (socket.bind(&socket_address), address) {
-            (Err(error), Address::Unix(path))
-                if self.takes_over_stale && error.kind() == io::ErrorKind::AddrInUse =>
-            {
-                if !socket_file::remove_stale(path) {
+        // Until it listens: one that is bound and does not listen yet refuses, and looks stale to others.
+        let taking_over = match address {
+            Address::Unix(path) if self.takes_over_stale => Some((TakingOver::begin(path)?, path)),
+            _ => None,
+        };
+        match (socket.bind(&socket_address), &taking_over) {
+            (Err(error), Some((taking_over, path))) if error.kind() == io::ErrorKind::AddrInUse => {
+                if !taking_over.remove_stale(path)? {
                     return Err(error);
                 }
-                socket.bind(&socket_address)
+                socket.bind(&socket_address)?;
             }
-            (bound, _) => bound,
-        };
-        bound?;
+            (bound, _) => bound?,
+        }
         let file = match address {
             Address::Unix(path) => Some(SocketFile::made(path)?),
             _ => None,

@@ -1,38 +1,55 @@
 //! The file of a Unix socket, and who may remove it.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{self, Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// A socket file of ours: removed when dropped, if it is still the one that was made.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     /// Absolute, since the working directory may change.
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    /// The file itself, which nobody can read: while it is open no other file gets its inode.
+    file: File,
 }
 
 impl SocketFile {
     /// The one that a bind has just made.
     pub(crate) fn made(path: &Path) -> io::Result<SocketFile> {
         let path = path::absolute(path)?;
-        let metadata = fs::symlink_metadata(&path)?;
-        Ok(SocketFile { device: metadata.dev(), inode: metadata.ino(), path })
+        let mut options = OpenOptions::new();
+        let file = options.read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(&path)?;
+        Ok(SocketFile { path, file })
     }
 
     /// Who may connect, as the permissions of the file.
     pub(crate) fn set_mode(&self, mode: u32) -> io::Result<()> {
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(mode))
+        // By the file, and not by its name.
+        let file = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let mode = fs::Permissions::from_mode(mode);
+        match fs::set_permissions(file, mode.clone()) {
+            // Where there is no /proc.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::set_permissions(&self.path, mode)
+            }
+            result => result,
+        }
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let is_ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
+        let name = |file: fs::Metadata| (file.dev(), file.ino());
+        let (found, ours) = (fs::symlink_metadata(&self.path), self.file.metadata());
+        let is_ours = found.is_ok_and(|found| ours.is_ok_and(|ours| name(found) == name(ours)));
         if is_ours {
             // It may be gone already; then there is nothing to do.
             let _ = fs::remove_file(&self.path);
@@ -40,13 +57,40 @@ impl Drop for SocketFile {
     }
 }
 
-/// Removes a socket file that nobody listens at any more. Says whether it did.
-pub(crate) fn remove_stale(path: &Path) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    if !is_socket {
-        return false;
+/// Whoever takes over a file: nobody else of the kind does in that directory at the same time.
+pub(crate) struct TakingOver {
+    _directory: File,
+}
+
+/// How often, and how long apart, somebody asks for his turn to take over a file.
+const TURNS: u32 = 100;
+const TURN: Duration = Duration::from_millis(1);
+
+impl TakingOver {
+    /// Waits for a tenth of a second at most, which is a hundred times what one takes.
+    pub(crate) fn begin(path: &Path) -> io::Result<TakingOver> {
+        let path = path::absolute(path)?;
+        let directory = File::open(path.parent().unwrap_or(Path::new("/")))?;
+        for _ in 0..TURNS {
+            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(TakingOver { _directory: directory }),
+                Err(Errno::WOULDBLOCK) => thread::sleep(TURN),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
     }
-    // A listener with a full backlog makes this wait, and so is not refused.
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    UnixStream::connect(path).is_err_and(refused) && fs::remove_file(path).is_ok()
+
+    /// Removes a socket file that nobody listens at any more. Says whether it did.
+    pub(crate) fn remove_stale(&self, path: &Path) -> io::Result<bool> {
+        let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+        if !is_socket {
+            return Ok(false);
+        }
+        // A listener with a full backlog does not refuse, and is not waited for.
+        let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        let connected = probe.connect(&SockAddr::unix(path)?);
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        Ok(connected.is_err_and(refused) && fs::remove_file(path).is_ok())
+    }
 }

@@ -38,7 +38,7 @@ impl Handle {
                     let handle = poller.handle.clone();
                     if ready.send(Ok(handle)).is_ok() {
                         // Logged.
-                        let _ = poller.run(|_| (), &mut || false);
+                        let _ = poller.run(|_| (), &mut ());
                     }
                 }
                 Err(error) => {
@@ -178,7 +178,10 @@ impl Handle {
 
     /// Waits until the thread is over.
     pub(crate) fn join(&self) {
-        if let Some(thread) = lock(&self.thread).take() {
+        let thread = lock(&self.thread).take();
+        // In a destructor of the thread itself, when it does not run the poller any more, there is nobody to wait for.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id())
+        {
             let _ = thread.join();
         }
     }

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use duopoll_core::task::Executor;
 use duopoll_core::{
-    Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, Poll, Token, contain, timers,
+    Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, Poll, Token, contain,
+    report, timers,
 };
 use socket2::{Domain, SockRef, Socket};
 
@@ -58,6 +59,26 @@ pub(crate) trait Acceptor: Send + Sync {
 
     /// The poller that listened has ended, and nobody goes on.
     fn ended(&self);
+}
+
+/// What a poller runs for, if it is not for ever.
+pub(crate) trait Main {
+    /// Whether it can go on.
+    fn is_ready(&self) -> bool;
+
+    /// Goes on, if it can. Whether it is over, and the poller with it.
+    fn go_on(&mut self) -> bool;
+}
+
+/// For ever, until it is stopped.
+impl Main for () {
+    fn is_ready(&self) -> bool {
+        false
+    }
+
+    fn go_on(&mut self) -> bool {
+        false
+    }
 }
 
 /// The way to a poller, from any thread.
@@ -171,12 +192,11 @@ impl Poller {
         })
     }
 
-    /// Runs it on the calling thread until it is stopped. What `begin` does comes first. `main` is called in each turn, and
-    /// stops it by returning true.
+    /// Runs it on the calling thread until it is stopped. What `begin` does comes first.
     pub(crate) fn run(
         mut self,
         begin: impl FnOnce(&mut Poller),
-        main: &mut dyn FnMut() -> bool,
+        main: &mut dyn Main,
     ) -> io::Result<()> {
         let _entered = self.handle.mailbox.enter();
         stats::begin();
@@ -197,12 +217,12 @@ impl Poller {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 self.stats.failed_pollers = 1;
-                log::error!("a poller ends, since its engine is broken: {error}");
+                report(|| log::error!("a poller ends, since its engine is broken: {error}"));
                 Err(error)
             }
             Err(_) => {
                 self.stats.failed_pollers = 1;
-                log::error!("a poller ends, since a waker has panicked");
+                report(|| log::error!("a poller ends, since a waker has panicked"));
                 Err(io::Error::other("a waker has panicked"))
             }
         };
@@ -214,17 +234,19 @@ impl Poller {
     }
 
     /// Harvests what the engine has, runs the tasks that it woke, then sends what they flushed.
-    fn turn(&mut self, main: &mut dyn FnMut() -> bool) -> io::Result<()> {
-        let timeout = self.timeout();
+    fn turn(&mut self, main: &mut dyn Main) -> io::Result<()> {
+        let timeout = if main.is_ready() { Some(Duration::ZERO) } else { self.timeout() };
         self.engine.wait(timeout, &mut self.driver)?;
         // Before the timers: somebody may have changed what is due.
         self.take_commands();
         self.driver.begin_turn(&mut self.engine);
         if self.driver.stats().accept_backoffs > 0 && !self.backoff_logged {
             self.backoff_logged = true;
-            log::warn!(
-                "accepting is put off: the process or the machine has run out of descriptors or memory"
-            );
+            report(|| {
+                log::warn!(
+                    "accepting is put off: the process or the machine has run out of descriptors or memory"
+                );
+            });
         }
         self.take_accepted();
 
@@ -235,11 +257,11 @@ impl Poller {
             }
         });
         self.stats.task_polls += ran.polls;
-        if ran.polls > 0 {
+        if ran.polls > 0 || main.is_ready() {
             self.quiet_turns = 0;
         }
         self.stats.handler_panics += ran.panics;
-        self.stopping |= main();
+        self.stopping |= main.go_on();
         self.take_commands();
         self.driver.end_turn(&mut self.engine);
         self.handle.load.store(self.driver.open_connections(), Ordering::Relaxed);
@@ -389,15 +411,16 @@ impl Poller {
         &self.handle
     }
 
-    /// Accepts who waits at a listener, without being told by the engine.
-    pub(crate) fn accept_backlog(&mut self, token: Token) {
-        let entry = self.listeners.iter().find(|entry| entry.token == token && !entry.leaving);
-        let Some(acceptor) = entry.map(|entry| entry.acceptor.clone()) else { return };
-        let backlog = self.driver.listener(token).map(accept_rest).unwrap_or_default();
+    /// Accepts who waits at a listener, without being told by the engine. False if there are no descriptors for all.
+    pub(crate) fn accept_backlog(&mut self, token: Token) -> bool {
+        let entry = self.listeners.iter().find(|entry| entry.token == token);
+        let Some(acceptor) = entry.map(|entry| entry.acceptor.clone()) else { return true };
+        let (backlog, all) = self.driver.listener(token).map_or_else(Default::default, accept_rest);
         self.stats.accepts += backlog.len() as u64;
         for socket in backlog {
             acceptor.clone().accepted(self, token, socket);
         }
+        all
     }
 
     /// Stops accepting for a group, and drops `done` when nothing can be accepted any more. Connections that the kernel has
@@ -405,15 +428,29 @@ impl Poller {
     fn unlisten(&mut self, group: Group, done: shutdown::Token) {
         let ours = self.listeners.iter().filter(|entry| entry.group == group && !entry.leaving);
         let ours: Vec<_> = ours.map(|entry| entry.token).collect();
+        let patience = Instant::now() + BACKLOG_PATIENCE;
         for token in ours {
-            self.accept_backlog(token);
-            self.stop_listening(token, None);
+            self.leave(token, patience);
         }
         self.shutdowns.await_listeners(group, done);
     }
 
+    /// Stops accepting when all have been accepted who wait, or nobody can be for so long.
+    fn leave(&mut self, token: Token, patience: Instant) {
+        if self.accept_backlog(token) || Instant::now() >= patience {
+            return self.stop_listening(token, None);
+        }
+        if let Some(entry) = self.listeners.iter_mut().find(|entry| entry.token == token) {
+            entry.leaving = true;
+        }
+        self.shutdowns.leave_later(token, patience);
+    }
+
     /// Tells whoever waits for a shutdown.
     fn look_at_shutdowns(&mut self) {
+        for (token, patience) in self.shutdowns.leave_now(Instant::now()) {
+            self.leave(token, patience);
+        }
         let Poller { listeners, shutdowns, driver, engine, clock, .. } = self;
         if listeners.iter().any(|entry| entry.leaving) {
             listeners.retain(|entry| !entry.leaving || driver.listener(entry.token).is_some());
@@ -437,7 +474,9 @@ impl Poller {
             let mut lost = Lost(Some(acceptor.clone()));
             next.call(move |poller| match poller.listen(socket, group, acceptor) {
                 Ok(_) => drop(lost.0.take()),
-                Err(error) => log::error!("a listener has ended with its poller: {error}"),
+                Err(error) => {
+                    report(|| log::error!("a listener has ended with its poller: {error}"));
+                }
             });
         }
     }
@@ -447,8 +486,10 @@ impl Poller {
         self.publish();
         self.handle.ended.store(true, Ordering::Relaxed);
         let late_calls = lock(&self.handle.calls).take();
-        // With them those who wait for an answer are woken.
-        contain("a call to a poller that was dropped", || drop(late_calls));
+        for call in late_calls.into_iter().flatten() {
+            // With it whoever waits for an answer is woken.
+            contain("a call to a poller that was dropped", || drop(call));
+        }
         self.pass_listeners_on();
         self.take_commands();
         // Before the tasks, with which handlers go: whoever is within a request ends with a reset.
@@ -534,19 +575,27 @@ fn has_arrived(socket: BorrowedFd<'_>) -> bool {
 /// these are taken.
 const BACKLOG_TAKEN_MAX: usize = 65_535;
 
-/// The connections that the kernel has established for a listener.
-fn accept_rest(listener: BorrowedFd<'_>) -> Vec<OwnedFd> {
+/// How long a listener that stops waits for descriptors, if there are none for those who wait to be accepted.
+const BACKLOG_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The connections that the kernel has established for a listener, and whether that is all of them.
+fn accept_rest(listener: BorrowedFd<'_>) -> (Vec<OwnedFd>, bool) {
     let listener = SockRef::from(&listener);
+    let mut all = true;
     let accept = || loop {
         match accept_one(&listener) {
             Ok(socket) => return Some(socket.into()),
             // Of a connection that is gone.
             Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return None,
+            Err(error) => {
+                let short = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
+                all = !error.raw_os_error().is_some_and(|errno| short.contains(&errno));
+                return None;
+            }
         }
     };
-    std::iter::from_fn(accept).take(BACKLOG_TAKEN_MAX).collect()
+    (std::iter::from_fn(accept).take(BACKLOG_TAKEN_MAX).collect(), all)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

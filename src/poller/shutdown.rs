@@ -4,12 +4,15 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use duopoll_core::{Driver, Group};
+use duopoll_core::{Driver, Group, Token as ListenerToken};
 
 use crate::engine::AnyPoll;
 
 /// How long a poller that ends waits for the kernel to give back what it holds. What it does not is leaked.
 pub(super) const TEARDOWN: Duration = Duration::from_secs(10);
+
+/// How long it takes until a listener is looked at again for which there were no descriptors.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// Is dropped when something is over, and so tells whoever waits for it, even if the poller ends before.
 pub(crate) type Token = Box<dyn Any + Send>;
@@ -31,6 +34,8 @@ pub(crate) trait Outstanding: Send + Sync {
 pub(super) struct Shutdowns {
     /// Groups that accept no more, and what is dropped when none of their listeners is left.
     leaving: Vec<(Group, Token)>,
+    /// Listeners at which somebody waits for whom there is no descriptor: when they are looked at again, and until when.
+    short: Vec<(ListenerToken, Instant, Instant)>,
     groups: Vec<GroupShutdown>,
 }
 
@@ -47,6 +52,22 @@ impl Shutdowns {
     /// A group accepts no more: `done` is dropped when none of its listeners is left.
     pub(super) fn await_listeners(&mut self, group: Group, done: Token) {
         self.leaving.push((group, done));
+    }
+
+    /// Has a listener be looked at again, which stops accepting then at the latest.
+    pub(super) fn leave_later(&mut self, listener: ListenerToken, patience: Instant) {
+        self.short.push((listener, Instant::now() + RETRY, patience));
+    }
+
+    /// The listeners that are to be looked at now, and until when that goes on.
+    pub(super) fn leave_now(&mut self, now: Instant) -> Vec<(ListenerToken, Instant)> {
+        if self.short.is_empty() {
+            return Vec::new();
+        }
+        let (due, later) = self.short.drain(..).partition(|(_, next, _)| *next <= now);
+        self.short = later;
+        let due: Vec<(ListenerToken, Instant, Instant)> = due;
+        due.into_iter().map(|(listener, _, patience)| (listener, patience)).collect()
     }
 
     pub(super) fn push(&mut self, shutdown: GroupShutdown) {
@@ -89,9 +110,11 @@ impl Shutdowns {
 
     /// When each is to be looked at again, at the latest.
     pub(super) fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        self.groups.iter().map(|shutdown| match shutdown.forced {
+        let short = self.short.iter().map(|(_, next, _)| *next);
+        let groups = self.groups.iter().map(|shutdown| match shutdown.forced {
             false => shutdown.deadline,
             true => shutdown.deadline + TEARDOWN,
-        })
+        });
+        short.chain(groups)
     }
 }

@@ -50,8 +50,8 @@ struct State {
     entering: usize,
     /// Somebody is at it to let them in.
     admitting: bool,
-    /// The server is shutting down.
-    ending: bool,
+    /// The server is shutting down, on these pollers.
+    ending: Option<Vec<Arc<Handle>>>,
     /// Its grace is over: whoever comes now is closed.
     refuses: bool,
     /// The listeners that are paused, and their pollers.
@@ -92,7 +92,7 @@ impl Admission {
             waiting: VecDeque::new(),
             entering: 0,
             admitting: false,
-            ending: false,
+            ending: None,
             refuses: false,
             paused: Vec::new(),
         };
@@ -151,8 +151,8 @@ impl Admission {
             Some((poller, Placement::WhereAccepted)) => {
                 return (self.start)(poller, socket, limits, permit);
             }
-            Some((poller, Placement::Balanced)) => (self.pollers.pick(), Some(poller)),
-            None => (self.pollers.pick(), None),
+            Some((poller, Placement::Balanced)) => (self.next_poller(), Some(poller)),
+            None => (self.next_poller(), None),
         };
         match here {
             Some(poller) if Arc::ptr_eq(&next, poller.handle()) => {
@@ -168,6 +168,14 @@ impl Admission {
                     (admission.start)(poller, socket, limits, permit);
                 });
             }
+        }
+    }
+
+    /// The one that gets the next connection: during a shutdown, of those that take part in it.
+    fn next_poller(&self) -> Arc<Handle> {
+        match &self.state().ending {
+            Some(pollers) => self.pollers.pick_of(pollers),
+            None => self.pollers.pick(),
         }
     }
 
@@ -200,16 +208,25 @@ impl Admission {
         self.state().limits = limits;
     }
 
+    pub(crate) fn limits(&self) -> Limits {
+        self.state().limits
+    }
+
     pub(crate) fn set_max(self: &Arc<Self>, max: Option<usize>) {
         self.state().max = max.unwrap_or(usize::MAX);
         self.admit_waiting();
     }
 
     /// The server is shutting down, and somebody waits for that.
-    pub(crate) fn begin_ending(&self) {
-        self.state().ending = true;
-        self.tasks.tell_at_end(self.pollers.handles());
+    pub(crate) fn begin_ending(&self, pollers: &[Arc<Handle>]) {
+        self.state().ending.get_or_insert_with(|| pollers.to_vec());
+        self.tasks.tell_at_end(pollers.to_vec());
         self.tasks.close();
+    }
+
+    /// The pollers that take part in the shutdown.
+    pub(crate) fn ending(&self) -> Vec<Arc<Handle>> {
+        self.state().ending.clone().unwrap_or_default()
     }
 
     /// Nobody gets in any more.
@@ -240,6 +257,14 @@ impl Admission {
         self.forced.swap(0, Ordering::Relaxed)
     }
 
+    /// Has the pollers of a shutdown look again, if nobody is left: one of them may wait for that.
+    fn tell_if_over(&self, state: MutexGuard<'_, State>) {
+        let is_over = state.open == 0 && state.entering == 0 && state.waiting.is_empty();
+        let ending = if is_over { state.ending.clone() } else { None };
+        drop(state);
+        ending.iter().flatten().for_each(|handle| handle.wake());
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -251,7 +276,7 @@ impl Acceptor for Entrance {
     }
 
     fn is_over(&self) -> bool {
-        self.admission.state().ending
+        self.admission.state().ending.is_some()
     }
 
     fn listens(&self, _: &Arc<Handle>, _: Token) {}
@@ -267,7 +292,8 @@ impl Outstanding for Admission {
     fn is_empty(&self) -> bool {
         let state = self.state();
         // Whoever comes when the grace is over is closed, and need not be waited for.
-        let all_in = state.refuses || (state.waiting.is_empty() && state.entering == 0);
+        let all_gone = state.open == 0 && state.waiting.is_empty() && state.entering == 0;
+        let all_in = state.refuses || all_gone;
         drop(state);
         all_in && self.tasks.is_empty()
     }
@@ -290,7 +316,7 @@ impl Drop for Permit {
         let mut state = self.0.state();
         state.open -= 1;
         let awaited = !state.waiting.is_empty() || !state.paused.is_empty();
-        drop(state);
+        self.0.tell_if_over(state);
         if awaited {
             self.0.admit_waiting();
         }
@@ -299,14 +325,9 @@ impl Drop for Permit {
 
 impl Drop for Entering {
     fn drop(&mut self) {
-        let Admission { pollers, .. } = &*self.0;
         let mut state = self.0.state();
         state.entering -= 1;
-        if state.ending && state.entering == 0 && state.waiting.is_empty() {
-            drop(state);
-            // One may wait for this, to end.
-            pollers.handles().iter().for_each(|handle| handle.wake());
-        }
+        self.0.tell_if_over(state);
     }
 }
 

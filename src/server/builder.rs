@@ -13,6 +13,7 @@ use duopoll_uring::Features;
 use crate::connection::Connection;
 use crate::engine::Engine;
 use crate::pollers::{Balance, PollerOptions, Pollers};
+use crate::server::WeakServer;
 use crate::server::callbacks::Callbacks;
 use crate::task::TaskGroup;
 use crate::time::FAR;
@@ -57,6 +58,7 @@ pub struct Builder {
     pub(super) limits: Limits,
     pub(super) max_connections: Option<usize>,
     pub(super) tasks: Option<TaskGroup>,
+    pub(super) weak: WeakServer,
     pub(super) callbacks: Callbacks,
 }
 
@@ -109,7 +111,7 @@ impl Builder {
         self
     }
 
-    /// What a connection may hold. Default: see [`Limits`].
+    /// What a connection may hold, in place of whatever the options below have set before. Default: see [`Limits`].
     pub fn limits(mut self, limits: Limits) -> Builder {
         self.limits = limits;
         self
@@ -123,7 +125,8 @@ impl Builder {
     }
 
     /// How long the bytes of one request may take to arrive, from its first on, however many reads the handler makes of it: it
-    /// sets the [read deadline](crate::Control::set_read_deadline) at each call of the handler. Default: for ever.
+    /// sets the [read deadline](crate::Control::set_read_deadline) at each call of the handler, unless the call before has taken
+    /// nothing. Default: for ever.
     pub fn request_timeout(mut self, timeout: Duration) -> Builder {
         self.callbacks.request_timeout = Some(timeout.min(FAR));
         self
@@ -157,8 +160,8 @@ impl Builder {
         self
     }
 
-    /// How many connections may be open at once, on all pollers. Those beyond wait to be accepted. Default: no limit
-    /// but the process's descriptors.
+    /// How many connections may be open at once, on all pollers. Of those beyond one or a few for each listener are accepted and
+    /// wait, the others wait in the kernel. Default: no limit but the process's descriptors.
     pub fn max_connections(mut self, max: usize) -> Builder {
         self.max_connections = Some(max);
         self
@@ -169,6 +172,27 @@ impl Builder {
     pub fn tasks(mut self, tasks: &TaskGroup) -> Builder {
         self.tasks = Some(tasks.clone());
         self
+    }
+
+    /// The way from the handlers to their server, which begins after they are made.
+    ///
+    /// ```no_run
+    /// use duopoll::{Connection, EventLoop, Kind, Listener};
+    ///
+    /// let builder = EventLoop::builder();
+    /// let server = builder.weak_server();
+    /// let _server = builder
+    ///     .on_request(async move |connection: &mut Connection| {
+    ///         connection.until(b'\n', 1024).await?;
+    ///         // None once the server is gone.
+    ///         let Some(server) = server.upgrade() else { return Ok(()) };
+    ///         connection.write(format!("{} open\n", server.open_connections()).as_bytes())
+    ///     })
+    ///     .serve(Listener::bind("127.0.0.1:8080")?)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn weak_server(&self) -> WeakServer {
+        self.weak.clone()
     }
 
     /// Called first in a connection's life, on a poller's thread, before anything is received: for socket options.

@@ -51,8 +51,8 @@ pub(super) fn begin(
 ) -> oneshot::Receiver<usize> {
     let (over, is_over) = oneshot::channel();
     // Before anybody is told to accept no more: whoever listens from now on is refused.
-    admission.begin_ending();
     let handles = pollers.handles();
+    admission.begin_ending(&handles);
     let plan = Plan { pollers, own, group, admission, grace, over };
     let step = Arc::new(Unlistening(Mutex::new(Some(plan))));
     for handle in handles {
@@ -69,8 +69,8 @@ impl Drop for Unlistening {
     fn drop(&mut self) {
         let Some(plan) = take(&self.0) else { return };
         let deadline = now() + plan.grace.min(GRACE_MAX);
-        let (handles, group, admission) =
-            (plan.pollers.handles(), plan.group, plan.admission.clone());
+        let (group, admission) = (plan.group, plan.admission.clone());
+        let handles = admission.ending();
         let step = Arc::new(Draining { plan: Mutex::new(Some(plan)), admission });
         for handle in handles {
             handle.shut_down_group(group, deadline, step.clone());

@@ -11,16 +11,22 @@ use crate::server::builder::Builder;
 use crate::server::figures::Figures;
 use crate::server::life::{
     AsyncHandler, BlockingHandler, Handler, Job, Running, StatefulHandler, Task, give, live,
+    log_failure,
 };
 use crate::server::service::Service;
 
 impl Builder {
     /// The handler: called when bytes have arrived that it has not seen, for one connection never twice at a time.
     ///
-    /// It runs on the connection's poller and need not be `Send`; while it waits, others run. It may take one
+    /// It is an `async` closure (`async |connection: &mut Connection| …`). It is called on all pollers, so the closure is `Send`
+    /// and `Sync`; its future stays on the connection's poller and need not be. While it waits, others run. It may take one
     /// request or all that have arrived; what it leaves is there at its next call. If it takes nothing, it is called
     /// again only when more has come. What it has written and not flushed is flushed when it
     /// returns `Ok`.
+    ///
+    /// A graceful shutdown closes a connection between two calls, and waits for one that is under way. So a handler returns
+    /// between requests; one that serves them in a loop of its own, or streams, watches
+    /// [`Control::draining`](crate::Control::draining), or uses [`on_connection`](Builder::on_connection).
     ///
     /// An error ends the connection, as a panic does; both are counted, and the error is logged at debug level.
     /// The end of the stream while the handler waits for more is such an error,
@@ -163,12 +169,13 @@ impl Builder {
         let timed = self.callbacks.request_timeout.is_some();
         let figures = Arc::<Figures>::default();
         let service = Service::new(self, figures.clone(), move |_, connection, permit| {
+            let control = connection.control();
             let served = handler(connection);
             let panics = PanicCount(figures.clone());
             spawn(Box::pin(async move {
                 if let Err(error) = served.await {
                     panics.0.count_error();
-                    log::debug!("a handler has failed: {error}");
+                    log_failure(Some(control), error);
                 }
                 drop(permit);
             }));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
 
+use duopoll_core::{Control, contain};
 use futures_channel::oneshot;
 use pin_project_lite::pin_project;
 
@@ -181,9 +182,9 @@ pub(super) fn live<H: Handler>(
             let mut handling = pin!(handle(&mut slot, &service));
             poll_fn(|cx| caught(|| handling.as_mut().poll(cx))).await
         };
-        service.count(handled);
-        if let (Some(disconnect), Some(connection)) = (&service.callbacks.disconnect, &mut slot) {
-            disconnect(connection).await;
+        service.count(handled, || slot.as_ref().map(Connection::control));
+        if let Some(connection) = &mut slot {
+            service.disconnect(connection).await;
         }
         // The connection first, then its place.
         drop(slot.take());
@@ -209,34 +210,62 @@ where
         });
         poll_fn(|cx| caught(|| handling.as_mut().poll(cx))).await
     };
-    service.count(handled);
+    service.count(handled, || Some(control.clone()));
     // Somebody else may have it now.
-    match (back.await, &service.callbacks.disconnect) {
-        (Ok(mut connection), Some(disconnect)) => disconnect(&mut connection).await,
-        (Ok(_), None) => {}
+    match back.await {
+        Ok(mut connection) => service.disconnect(&mut connection).await,
         // It was taken apart.
-        (Err(oneshot::Canceled), _) => control.closed().await,
+        Err(oneshot::Canceled) => control.closed().await,
     }
     drop(permit);
 }
 
 impl<H> Running<H> {
     /// Counts how a handler has ended.
-    fn count(&self, handled: thread::Result<io::Result<()>>) {
+    fn count(
+        &self,
+        handled: thread::Result<io::Result<()>>,
+        control: impl FnOnce() -> Option<Control>,
+    ) {
         match handled {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 stats::count_handler_error();
                 self.figures.count_error();
-                log::debug!("a handler has failed: {error}");
+                log_failure(control(), error);
             }
-            // The panic hook has reported it.
-            Err(_) => {
-                stats::count_handler_panic();
-                self.figures.count_panic();
+            Err(panic) => {
+                self.count_panic();
+                // The panic hook has reported it.
+                contain("what a handler has panicked with", || drop(panic));
             }
         }
     }
+
+    fn count_panic(&self) {
+        stats::count_handler_panic();
+        self.figures.count_panic();
+    }
+
+    /// Calls `on_disconnect`, if there is one.
+    async fn disconnect(&self, connection: &mut Connection) {
+        let Some(disconnect) = &self.callbacks.disconnect else { return };
+        let mut disconnecting = pin!(disconnect(connection));
+        if poll_fn(|cx| caught(|| disconnecting.as_mut().poll(cx))).await.is_err() {
+            self.count_panic();
+        }
+    }
+}
+
+/// Logs why a handler has failed. The error is the user's, who may have it panic.
+pub(super) fn log_failure(control: Option<Control>, error: io::Error) {
+    contain("the error of a handler", || {
+        match control {
+            Some(control) => log::debug!("a handler of {control} has failed: {error}"),
+            None => log::debug!("a handler has failed: {error}"),
+        }
+        drop(error);
+    });
 }
 
 /// Handles requests until the connection ends.
@@ -271,7 +300,7 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(error),
             Err(_) => return Ok(()),
         }
-        if let Some(timeout) = service.callbacks.request_timeout {
+        if let (Some(timeout), 0) = (service.callbacks.request_timeout, seen) {
             reader.control().set_read_deadline(Some(now() + timeout));
         }
         stats::count_request();

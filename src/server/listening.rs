@@ -72,7 +72,9 @@ pub(super) struct Started(Vec<(Arc<Handle>, Token)>);
 impl Drop for Started {
     fn drop(&mut self) {
         for (handle, token) in self.0.drain(..) {
-            handle.call(move |poller| poller.accept_backlog(token));
+            handle.call(move |poller| {
+                poller.accept_backlog(token);
+            });
         }
     }
 }

@@ -11,7 +11,8 @@ mod listening;
 pub(crate) mod service;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use duopoll_core::{Control, Group, Limits, on_poller_thread};
@@ -29,10 +30,37 @@ use crate::server::listening::Beginning;
 use crate::stats::{ServerStats, Stats};
 
 /// A server that runs. Dropping it shuts it down without grace, and waits for that unless it is dropped on a poller's thread,
-/// as in a handler.
+/// as in a handler. What can be done with it is what can be done with a [`RunningServer`].
 #[derive(Debug)]
 #[must_use = "a server that is dropped is shut down"]
-pub struct Server {
+pub struct Server(Arc<RunningServer>);
+
+/// The way from a server's own handlers to it: see [`Builder::weak_server`](crate::Builder::weak_server).
+#[derive(Clone, Debug, Default)]
+pub struct WeakServer(Arc<OnceLock<Weak<RunningServer>>>);
+
+impl WeakServer {
+    /// The server; none before it is served, and when it is gone.
+    pub fn upgrade(&self) -> Option<Arc<RunningServer>> {
+        self.0.get()?.upgrade()
+    }
+
+    fn set(&self, server: &Arc<RunningServer>) {
+        let _ = self.0.set(Arc::downgrade(server));
+    }
+}
+
+impl Deref for Server {
+    type Target = RunningServer;
+
+    fn deref(&self) -> &RunningServer {
+        &self.0
+    }
+}
+
+/// What a [`Server`] does, for whoever does not own it.
+#[derive(Debug)]
+pub struct RunningServer {
     pollers: Pollers,
     /// They are nobody else's.
     own: bool,
@@ -52,13 +80,13 @@ struct Listeners {
     over: bool,
 }
 
-impl Server {
+impl RunningServer {
     /// Serves what another listener accepts too. Returns its address.
     ///
     /// # Errors
     /// What the engine says; [`NotConnected`](io::ErrorKind::NotConnected) after a shutdown, and when the pollers have ended;
     /// [`Deadlock`](io::ErrorKind::Deadlock) on a poller's thread, as in a handler:
-    /// [`listen_async`](Server::listen_async) works there.
+    /// [`listen_async`](RunningServer::listen_async) works there.
     pub fn listen(&self, listener: Listener) -> io::Result<Address> {
         if on_poller_thread() {
             return Err(deadlock());
@@ -66,7 +94,7 @@ impl Server {
         block_on(self.listen_async(listener))
     }
 
-    /// As [`listen`](Server::listen), for any thread. Dropping the future takes it back.
+    /// As [`listen`](RunningServer::listen), for any thread. Dropping the future takes it back.
     ///
     /// # Errors
     /// As for `listen`, but `Deadlock`.
@@ -123,7 +151,7 @@ impl Server {
         self.pollers.stats()
     }
 
-    /// The figures of this server alone. As [`stats`](Server::stats) otherwise.
+    /// The figures of this server alone. As [`stats`](RunningServer::stats) otherwise.
     pub fn server_stats(&self) -> ServerStats {
         self.admission.stats()
     }
@@ -133,14 +161,19 @@ impl Server {
         self.admission.open()
     }
 
-    /// Changes how many connections may be open at once; none: as many as there are descriptors. Those that are open beyond it
-    /// stay.
+    /// Changes how many connections may be open at once; none: as many as there are descriptors; 0: nobody is let in for now.
+    /// Those that are open beyond it stay.
     pub fn set_max_connections(&self, max: Option<usize>) {
         self.admission.set_max(max);
     }
 
-    /// Changes what connections may hold that are accepted from now on. To change those that are open, see
-    /// [`connections`](Server::connections).
+    /// What connections may hold that are accepted from now on.
+    pub fn limits(&self) -> Limits {
+        self.admission.limits()
+    }
+
+    /// Changes what connections may hold that are accepted from now on. The timeouts of those that are open can be changed by
+    /// their [`connections`](RunningServer::connections), and what they may hold cannot.
     ///
     /// # Errors
     /// [`Unsupported`](io::ErrorKind::Unsupported) if something is to be sent without a copy and an engine cannot do it on
@@ -175,7 +208,7 @@ impl Server {
     /// done before.
     ///
     /// On a poller's thread, as in a handler, nobody can be waited for: the shutdown is begun, and 0 is returned at once. There
-    /// and on the threads of other executors, [`shutdown_async`](Server::shutdown_async) waits.
+    /// and on the threads of other executors, [`shutdown_async`](RunningServer::shutdown_async) waits.
     pub fn shutdown(&self, grace: Duration) -> usize {
         let over = self.begin_shutdown(grace);
         if on_poller_thread() {
@@ -188,7 +221,7 @@ impl Server {
         forced
     }
 
-    /// As [`shutdown`](Server::shutdown), for any thread and any executor. It is begun when this is called, and goes on if the
+    /// As [`shutdown`](RunningServer::shutdown), for any thread and any executor. It is begun when this is called, and goes on if the
     /// future is dropped. A task on one of the server's own pollers ends with them, before it is told.
     pub fn shutdown_async(&self, grace: Duration) -> impl Future<Output = usize> + Send + use<> {
         let over = self.begin_shutdown(grace);
@@ -215,7 +248,7 @@ struct Opening {
 }
 
 impl Opening {
-    async fn finish(mut self, server: &Server) -> io::Result<Address> {
+    async fn finish(mut self, server: &RunningServer) -> io::Result<Address> {
         self.beginning.all_listen().await?;
         let expected = {
             let mut listeners = server.listeners();

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::connection::Connection;
 use crate::listener::Listener;
 use crate::poller::{Handle, Poller};
 use crate::pollers::{PollerOptions, Pollers};
-use crate::server::Server;
 use crate::server::admission::{Admission, Permit};
 use crate::server::builder::Builder;
 use crate::server::figures::Figures;
+use crate::server::{RunningServer, Server};
 use crate::stats::count_handler_panic;
 
 /// A server that is ready to be started.
@@ -61,7 +61,8 @@ impl Service {
     /// What the engine says if a poller cannot be started: for [`Engine::Uring`](crate::Engine::Uring) the reason why
     /// there is no io_uring. [`InvalidInput`](io::ErrorKind::InvalidInput) for 0 pollers, if `DUOPOLL_ENGINE` names no
     /// engine, and for options that contradict each other. [`Unsupported`](io::ErrorKind::Unsupported) if something is
-    /// to be sent without a copy and an engine cannot do it on this kernel.
+    /// to be sent without a copy and an engine cannot do it on this kernel. [`Deadlock`](io::ErrorKind::Deadlock) on a poller's
+    /// thread, as in a handler: [`serve_async`](Service::serve_async) works there.
     pub fn serve(self, listener: Listener) -> io::Result<Server> {
         let server = self.server(&listener, PollerOptions::start)?;
         server.listen(listener)?;
@@ -82,7 +83,11 @@ impl Service {
 
     /// As [`serve`](Service::serve), with the calling thread as the first of the pollers: returns when the server is over.
     /// `until` is called when it listens, and what it returns runs as a task on this poller. When that is ready the
-    /// server is shut down, with the grace that it gives; returns how many connections were then closed by force.
+    /// server is shut down, with the grace that it gives; returns how many connections were then closed by force, and 0 if
+    /// somebody else has ended the server or its pollers.
+    ///
+    /// On io_uring the kernel takes its ring down behind it, and may interrupt one blocking call of the thread meanwhile, as a
+    /// signal does: it fails with [`Interrupted`](io::ErrorKind::Interrupted).
     ///
     /// With one poller the process needs no other thread. The kernel then counts no references
     /// to the descriptors of system calls, which makes each of them cheaper. Where pollers are
@@ -129,13 +134,15 @@ impl Service {
         let Some(poller) = here else { return invalid("there is no poller for this thread") };
         let server = Arc::new(server);
         let (reply, begun_end) = mpsc::channel();
+        let panicked = Arc::new(AtomicBool::new(false));
         let mut begun: thread::Result<io::Result<()>> = Ok(Ok(()));
         let begin = |poller: &mut Poller| {
             begun = panic::catch_unwind(AssertUnwindSafe(|| {
                 let opening = server.listen_on(listener, Some(poller))?;
                 block_on(opening.finish(&server))?;
                 let until = until(&server);
-                let end = End { server: server.clone(), begun: false };
+                let panicked = panicked.clone();
+                let end = End { server: server.clone(), begun: false, panicked };
                 poller.spawn(async move { drop(reply.send(end.begin(until.await))) });
                 Ok(())
             }));
@@ -143,12 +150,14 @@ impl Service {
                 poller.handle().stop(None);
             }
         };
-        let ran = poller.run(begin, &mut || false);
+        let ran = poller.run(begin, &mut ());
         begun.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
         ran?;
-        let over = begun_end.recv();
-        let over = over.map_err(|_| io::Error::other("what was to end the server has panicked"))?;
-        Ok(block_on(over).unwrap_or(0))
+        if panicked.load(Ordering::Relaxed) {
+            return Err(io::Error::other("what was to end the server has panicked"));
+        }
+        // Somebody else may have ended it, or its pollers.
+        Ok(begun_end.recv().map_or(0, |over| block_on(over).unwrap_or(0)))
     }
 
     /// A server that does not listen yet.
@@ -158,7 +167,7 @@ impl Service {
         start: impl FnOnce(PollerOptions) -> io::Result<Pollers>,
     ) -> io::Result<Server> {
         let Service { builder, begin, figures, refused } = self;
-        let Builder { pollers, shared, limits, max_connections, tasks, callbacks } = builder;
+        let Builder { pollers, shared, limits, max_connections, tasks, weak, callbacks } = builder;
         let own = shared.is_none();
         let refused = match &shared {
             Some(_) if pollers != PollerOptions::default() => {
@@ -208,7 +217,10 @@ impl Service {
         );
         let address = listener.local_addr()?;
         let listeners = Mutex::default();
-        Ok(Server { pollers, own, group, admission, address, listeners })
+        let server = RunningServer { pollers, own, group, admission, address, listeners };
+        let server = Arc::new(server);
+        weak.set(&server);
+        Ok(Server(server))
     }
 }
 
@@ -216,6 +228,7 @@ impl Service {
 struct End {
     server: Arc<Server>,
     begun: bool,
+    panicked: Arc<AtomicBool>,
 }
 
 impl End {
@@ -227,8 +240,9 @@ impl End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        // Never begun, if what was to say when has panicked.
+        // Never begun, if what was to say when has panicked, or its poller was stopped.
         if !self.begun {
+            self.panicked.fetch_or(thread::panicking(), Ordering::Relaxed);
             self.server.pollers.handles()[0].stop(None);
         }
     }

@@ -24,16 +24,17 @@ mod group;
 
 use std::future::Future;
 use std::io;
-use std::panic;
-use std::pin::pin;
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
 
 pub use duopoll_core::task::{AbortHandle, JoinError, JoinHandle};
 use duopoll_core::{on_poller_thread, task};
 
-use crate::poller::{Handle, deadlock};
+use crate::poller::{Handle, Main, deadlock, over};
 use crate::pollers::{PollerOptions, Pollers};
 pub use group::TaskGroup;
 
@@ -61,13 +62,32 @@ where
     T: Send + 'static,
 {
     let (start, handle) = task::spawn();
-    let busy = Handle::current().map(|poller| poller.clock().busy());
+    let busy = Handle::current().map(Busy::new);
     blocking::unblock(move || {
         start.here(work);
         drop(busy);
     })
     .detach();
     handle
+}
+
+/// Work for a poller elsewhere, which holds up its time if that stands.
+struct Busy(Arc<Handle>);
+
+impl Busy {
+    fn new(poller: Arc<Handle>) -> Busy {
+        poller.clock().work();
+        Busy(poller)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.clock().rest();
+        if self.0.clock().stands() {
+            self.0.wake();
+        }
+    }
 }
 
 /// Lets everybody else of this poller have a turn.
@@ -121,31 +141,47 @@ impl PollerOptions {
             return Err(deadlock());
         }
         let (pollers, poller) = self.count_or(1).start_here()?;
-        let woken = Arc::new(Woken { handle: poller.handle().clone(), woken: AtomicBool::new(true) });
+        let woken =
+            Arc::new(Woken { handle: poller.handle().clone(), woken: AtomicBool::new(true) });
         let waker = Waker::from(woken.clone());
-        let mut output = None;
-        let ran = {
-            let mut future = pin!(future);
-            poller.run(|_| woken.handle.wake(), &mut || {
-                // Acquire: what was done before it was woken is seen.
-                if !woken.woken.swap(false, Ordering::Acquire) {
-                    return false;
-                }
-                let mut cx = Context::from_waker(&waker);
-                let polled = panic::AssertUnwindSafe(|| future.as_mut().poll(&mut cx));
-                output = match panic::catch_unwind(polled) {
-                    Ok(Poll::Pending) => return false,
-                    Ok(Poll::Ready(value)) => Some(Ok(value)),
-                    Err(panic) => Some(Err(panic)),
-                };
-                true
-            })
+        let (ran, output) = {
+            let mut main = Blocked { future: pin!(future), woken, waker, output: None };
+            (poller.run(|_| (), &mut main), main.output)
         };
         drop(pollers);
         match output {
             Some(output) => Ok(output.unwrap_or_else(|panic| panic::resume_unwind(panic))),
-            None => Err(ran.err().unwrap_or_else(crate::poller::over)),
+            None => Err(ran.err().unwrap_or_else(over)),
         }
+    }
+}
+
+/// What a thread that became a poller runs for.
+struct Blocked<'a, F: Future> {
+    future: Pin<&'a mut F>,
+    woken: Arc<Woken>,
+    waker: Waker,
+    output: Option<thread::Result<F::Output>>,
+}
+
+impl<F: Future> Main for Blocked<'_, F> {
+    fn is_ready(&self) -> bool {
+        self.woken.woken.load(Ordering::Relaxed)
+    }
+
+    fn go_on(&mut self) -> bool {
+        // Acquire: what was done before it was woken is seen.
+        if !self.woken.woken.swap(false, Ordering::Acquire) {
+            return false;
+        }
+        let mut cx = Context::from_waker(&self.waker);
+        let polled = AssertUnwindSafe(|| self.future.as_mut().poll(&mut cx));
+        self.output = match panic::catch_unwind(polled) {
+            Ok(Poll::Pending) => return false,
+            Ok(Poll::Ready(value)) => Some(Ok(value)),
+            Err(panic) => Some(Err(panic)),
+        };
+        true
     }
 }
 

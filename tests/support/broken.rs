@@ -28,8 +28,7 @@ impl Breakable {
         // What the self-test of io_uring opens is closed by then.
         drop(setup.pollers(1));
         let before = engines();
-        let pollers =
-            setup.pollers(count);
+        let pollers = setup.pollers(count);
         let engines: Vec<_> = engines().difference(&before).copied().collect();
         assert_eq!(engines.len(), count, "an engine has one descriptor of its kind");
         Breakable { pollers, engines }

@@ -223,8 +223,13 @@ impl Peer {
 
     /// Sends a message and reads as many bytes back.
     pub fn round_trip(&mut self, message: &[u8]) -> Vec<u8> {
+        self.round_trip_of(message, message.len())
+    }
+
+    /// Sends, and receives so many bytes.
+    pub fn round_trip_of(&mut self, message: &[u8], bytes: usize) -> Vec<u8> {
         self.write_all(message).expect("sent");
-        let mut reply = vec![0; message.len()];
+        let mut reply = vec![0; bytes];
         self.read_exact(&mut reply).expect("a reply");
         reply
     }

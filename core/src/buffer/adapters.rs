@@ -16,7 +16,8 @@ const CHUNK_BYTES_MIN: usize = 64;
 ///
 /// ```
 /// use bytes::{Buf, BufMut};
-/// use duopoll_core::LinkBuffer;
+/// # extern crate duopoll_core as duopoll;
+/// use duopoll::LinkBuffer;
 ///
 /// let mut buffer = LinkBuffer::new();
 /// buffer.put_u32(5);                  // network order

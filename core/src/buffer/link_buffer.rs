@@ -63,7 +63,8 @@ use crate::memory::{Pool, Slice, Tail};
 /// `bytes::Buf` and `bytes::BufMut` panic where their contracts say so.
 ///
 /// ```
-/// use duopoll_core::LinkBuffer;
+/// # extern crate duopoll_core as duopoll;
+/// use duopoll::LinkBuffer;
 ///
 /// let mut buffer = LinkBuffer::new();
 /// buffer.write(b"HELO ")?;            // copied
@@ -75,7 +76,7 @@ use crate::memory::{Pool, Slice, Tail};
 /// let line = buffer.until(b'\n').expect("a whole line");
 /// assert_eq!(verb, b"HELO");
 /// assert_eq!(line, b"example.org\r\n");
-/// # Ok::<(), duopoll_core::Error>(())
+/// # Ok::<(), duopoll::Error>(())
 /// ```
 pub struct LinkBuffer {
     /// Readable bytes, then reserved ones.

@@ -23,7 +23,8 @@ const VECTORS_MAX: usize = 64;
 /// `Read` may look at what it is given. Blocks grow while reads fill them.
 ///
 /// ```
-/// use duopoll_core::LinkReader;
+/// # extern crate duopoll_core as duopoll;
+/// use duopoll::LinkReader;
 ///
 /// let mut reader = LinkReader::new(&b"\x03abc rest"[..]);
 /// let len = reader.read_u8()?;
@@ -272,7 +273,8 @@ impl<R: Read> BufRead for LinkReader<R> {
 ///
 /// ```
 /// use std::io::Write;
-/// use duopoll_core::LinkWriter;
+/// # extern crate duopoll_core as duopoll;
+/// use duopoll::LinkWriter;
 ///
 /// let mut writer = LinkWriter::new(Vec::new());
 /// writer.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;     // copied

@@ -183,6 +183,14 @@ impl Control {
     }
 }
 
+/// Which connection it is, for logs.
+impl fmt::Display for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection {:#x}", self.id())?;
+        self.peer_addr().map_or(Ok(()), |peer| write!(f, " with {peer}"))
+    }
+}
+
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Control").field(&self.shared).finish()

@@ -3,6 +3,15 @@
 use std::time::Duration;
 
 /// Limits on what a connection holds.
+///
+/// ```
+/// # extern crate duopoll_core as duopoll;
+/// use duopoll::Limits;
+///
+/// let mut limits = Limits::default();
+/// limits.message_bytes_max = 64 << 10;
+/// limits.idle_timeout = Some(std::time::Duration::from_secs(60));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
@@ -10,9 +19,10 @@ pub struct Limits {
     /// back. It goes on when the reader takes them. What was received by then comes on top: on epoll one receive, on
     /// io_uring up to 4 MiB, for all connections of a poller together. Default: 1 MiB.
     pub input_high_bytes: usize,
-    /// The largest message: a read that waits for more bytes at once fails with
+    /// The largest message: a read that wants more bytes at once fails with
     /// [`InvalidData`](std::io::ErrorKind::InvalidData), as does a server whose handler leaves so many unread, and nothing
-    /// more is received. What a peer merely announces is believed up to here. At most 4 GiB. Default: 16 MiB.
+    /// more is received. In [`frame`](crate::Reader::frame) the header counts. What a peer merely announces is believed up to
+    /// here. At most 4 GiB. Default: 16 MiB.
     pub message_bytes_max: usize,
     /// A flush waits while more bytes than this have not been taken by the kernel. Default: 1 MiB.
     pub output_high_bytes: usize,

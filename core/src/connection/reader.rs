@@ -32,8 +32,8 @@ use crate::memory::Slice;
 /// it was aborted; what had arrived before stays readable too. [`NotConnected`](io::ErrorKind::NotConnected) if this side has
 /// closed it, [`TimedOut`](io::ErrorKind::TimedOut) without an errno if the wait was over time,
 /// [`InvalidData`](io::ErrorKind::InvalidData) if more is wanted than the limit
-/// [`message_bytes_max`](crate::Limits::message_bytes_max): nothing more is received then, and later reads that have to wait
-/// fail with `EMSGSIZE`.
+/// [`message_bytes_max`](crate::Limits::message_bytes_max), whether or not it has arrived: nothing more is received then, and
+/// later reads that have to wait fail with `EMSGSIZE`.
 ///
 /// # Threads
 /// A reader is `Send`: it can wait on its poller, on another thread, or in any executor.
@@ -83,11 +83,12 @@ impl Reader {
         min_bytes: usize,
         wanted: Wanted,
     ) -> Poll<io::Result<()>> {
-        if self.buffer.len() >= min_bytes {
-            return Poll::Ready(Ok(()));
-        }
+        // Whether or not it is there: how much arrived at once is chance.
         if min_bytes > self.shared.message_bytes_max() {
             return Poll::Ready(Err(self.overrun(min_bytes)));
+        }
+        if self.buffer.len() >= min_bytes {
+            return Poll::Ready(Ok(()));
         }
         let waiting = self.is_waiting();
         let Reader { shared, buffer, progress } = self;
@@ -233,7 +234,8 @@ impl Reader {
             let buffer = &mut whole.0.0.buffer;
             if let Some(at) = buffer.find(delimiter, searched) {
                 if at < max_bytes {
-                    return Ok(buffer.next(at + 1)?);
+                    whole.fill(at + 1).await?;
+                    return Ok(whole.0.0.buffer.next(at + 1)?);
                 }
             }
             searched = buffer.len();
@@ -428,7 +430,7 @@ impl Whole<'_> {
     async fn fill(&mut self, min_bytes: usize) -> io::Result<()> {
         let Whole(Waiting(reader), begun) = self;
         poll_fn(|cx| {
-            if reader.buffer.len() >= min_bytes {
+            if min_bytes <= reader.shared.message_bytes_max() && reader.buffer.len() >= min_bytes {
                 return Poll::Ready(Ok(()));
             }
             // Only what has to wait needs the time.

@@ -26,6 +26,9 @@ use crate::sync::{Mutex, MutexGuard, lock};
 use crate::timer::Tick;
 use crate::token::Token;
 
+/// Of a connection's number, those that tell it from others of its poller.
+const SERIAL_BITS: u32 = 40;
+
 pub(crate) struct Shared {
     socket: Socket,
     mailbox: Arc<Mailbox>,
@@ -94,11 +97,12 @@ impl Shared {
         self.output_high as usize
     }
 
-    /// The poller's number in the upper 16 bits, and below it a number that no other connection of the poller has.
+    /// The poller's number in the upper 24 bits, and below it a number that no other connection of the poller has. So there may
+    /// be 16 million pollers in a process, and a million million connections on each.
     pub(super) fn id(&self) -> u64 {
         let serial = u64::from(self.serial_high) << Token::GENERATION_BITS;
-        u64::from(self.mailbox.number()) << 48
-            | (serial & ((1 << 48) - 1))
+        u64::from(self.mailbox.number()) << SERIAL_BITS
+            | (serial & ((1 << SERIAL_BITS) - 1))
             | u64::from(self.token.generation())
     }
 
@@ -413,7 +417,8 @@ impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let life = self.life();
         f.debug_struct("Connection")
-            .field("token", &self.token)
+            .field("id", &format_args!("{:#x}", self.id()))
+            .field("peer", &life.peer.get())
             .field("input", &life.input)
             .field("output", &life.output)
             .field("inbox_bytes", &life.inbox.len())

@@ -16,7 +16,8 @@ use crate::sync::Arc;
 /// it; it then waits in the pool for the next request of its size.
 ///
 /// ```
-/// use duopoll_core::{LinkBuffer, Pool, PoolConfig};
+/// # extern crate duopoll_core as duopoll;
+/// use duopoll::{LinkBuffer, Pool, PoolConfig};
 ///
 /// let mut config = PoolConfig::default();
 /// config.max_pooled_bytes = 1 << 20;
@@ -28,7 +29,7 @@ use crate::sync::Arc;
 /// let slice = buffer.next(4)?;
 /// drop((buffer, pool));               // the slice holds its block, and the block its pool
 /// assert_eq!(slice, b"kept");
-/// # Ok::<(), duopoll_core::Error>(())
+/// # Ok::<(), duopoll::Error>(())
 /// ```
 ///
 /// # Memory

@@ -36,7 +36,8 @@ use crate::error::Error;
 ///
 /// ```
 /// use bytes::Bytes;
-/// use duopoll_core::{LinkBuffer, Slice};
+/// # extern crate duopoll_core as duopoll;
+/// use duopoll::{LinkBuffer, Slice};
 ///
 /// let mut buffer = LinkBuffer::new();
 /// buffer.write(b"key=value")?;
@@ -48,7 +49,7 @@ use crate::error::Error;
 /// drop((buffer, pair));                   // the block stays
 /// let sent = std::thread::spawn(move || Bytes::from(value)).join().unwrap();
 /// assert_eq!((key, &sent[..]), (Slice::from("key"), &b"value"[..]));
-/// # Ok::<(), duopoll_core::Error>(())
+/// # Ok::<(), duopoll::Error>(())
 /// ```
 pub struct Slice(Repr);
 
@@ -174,7 +175,7 @@ impl Slice {
     /// let key = buffer.next(10)?;
     /// assert!(key.pinned_bytes() >= 4000);
     /// assert_eq!(key.compact().pinned_bytes(), 10);
-    /// # Ok::<(), duopoll_core::Error>(())
+    /// # Ok::<(), duopoll::Error>(())
     /// ```
     pub fn compact(self) -> Slice {
         if self.pinned_bytes() > 2 * self.len() { Slice::from(self.to_vec()) } else { self }

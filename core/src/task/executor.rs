@@ -4,13 +4,12 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
-use std::mem;
+use std::mem::{self, ManuallyDrop};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use async_task::Builder;
-use pin_project_lite::pin_project;
 
 use crate::contain::contain;
 use crate::mailbox::Mailbox;
@@ -78,20 +77,30 @@ impl Drop for Finished {
     }
 }
 
-pin_project! {
-    /// A future that is known to the executor. An async block around it would keep room for two of it.
-    struct Tracked<F> {
-        #[pin]
-        future: F,
-        _finished: Finished,
-    }
+/// A future that is known to the executor. An async block around it would keep room for two of it.
+struct Tracked<F> {
+    /// Pinned with the whole, and dropped with it.
+    future: ManuallyDrop<F>,
+    _finished: Finished,
 }
 
 impl<F: Future<Output = ()>> Future for Tracked<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.project().future.poll(cx)
+        // SAFETY: the future is pinned with the whole: nothing moves it out, and it is dropped where it lies.
+        let future = unsafe { self.map_unchecked_mut(|tracked| &mut *tracked.future) };
+        future.poll(cx)
+    }
+}
+
+impl<F> Drop for Tracked<F> {
+    fn drop(&mut self) {
+        // What is dropped is a user's, and may panic. Where a task is cancelled that would abort the process.
+        contain("a future that was dropped", || {
+            // SAFETY: once, and last.
+            unsafe { ManuallyDrop::drop(&mut self.future) };
+        });
     }
 }
 
@@ -102,10 +111,7 @@ impl Executor {
     }
 
     /// Starts a task on this thread, which must be the poller's. None if the poller ends: the future is dropped then.
-    pub fn spawn(
-        self: &Arc<Self>,
-        future: impl Future<Output = ()> + 'static,
-    ) -> Option<Token> {
+    pub fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + 'static) -> Option<Token> {
         debug_assert!(self.mailbox.is_local());
         let mut future = Some(future);
         let started = LOCAL.with(|local| {
@@ -115,7 +121,8 @@ impl Executor {
             }
             let mut started = None;
             let token = local.tasks.insert_with(|token| {
-                let tracked = Tracked { future: future.take()?, _finished: Finished(token) };
+                let future = ManuallyDrop::new(future.take()?);
+                let tracked = Tracked { future, _finished: Finished(token) };
                 let builder = Builder::new().metadata(self.clone());
                 let (runnable, task) = builder.spawn_local(|_| tracked, schedule);
                 started = Some(runnable);
@@ -204,12 +211,19 @@ impl Executor {
             tokens.into_iter().filter_map(take).collect::<Vec<_>>()
         });
         drop(tasks);
-        self.collect();
-        while let Some(runnable) = next_ready() {
-            // A cancelled task only drops its future, whose destructors may panic like any other code.
-            contain("a task", || {
-                runnable.run();
-            });
+        loop {
+            self.collect();
+            while let Some(runnable) = next_ready() {
+                // A cancelled task only drops its future, whose destructors may panic like any other code.
+                contain("a task", || {
+                    runnable.run();
+                });
+            }
+            if self.tasks() == 0 {
+                break;
+            }
+            // Another thread has just woken it, and is about to leave it here.
+            std::thread::yield_now();
         }
         // This thread may run another poller some day.
         LOCAL.with(|local| local.borrow_mut().closed = false);
