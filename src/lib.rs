@@ -80,7 +80,7 @@ pub use blocking::Blocking;
 pub use connection::Connection;
 pub use dialer::Dialer;
 pub use duopoll_core::{
-    CallbackId, Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Slice,
+    CallbackId, Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Sender, Slice,
     Watch, Writer,
 };
 pub use engine::{Engine, EngineReport};

@@ -41,7 +41,7 @@ pub use buffer::{
 };
 pub use clock::Clock;
 pub use command::Command;
-pub use connection::{CallbackId, Control, Limits, Reader, Watch, Writer};
+pub use connection::{CallbackId, Control, Limits, Reader, Sender, Watch, Writer};
 #[doc(hidden)]
 pub use contain::{contain, contained_panics, report};
 pub use driver::{Accepted, Driver, DriverStats, Group};

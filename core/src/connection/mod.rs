@@ -18,6 +18,7 @@ mod lifecycle;
 mod limits;
 mod peer;
 mod reader;
+mod sender;
 mod shared;
 mod socket;
 #[cfg(all(test, not(loom)))]
@@ -34,6 +35,7 @@ pub(crate) use effects::wake;
 pub(crate) use lifecycle::{Closing, Expected, Expired, LATE, Moved, Phase, Reason, Todo};
 pub use limits::Limits;
 pub use reader::Reader;
+pub use sender::Sender;
 pub(crate) use shared::Shared;
 pub(crate) use wait::NEVER;
 pub use watch::Watch;

@@ -209,6 +209,22 @@ impl Shared {
         result
     }
 
+    /// Hands over a message if there is room for it. Says whether it did.
+    #[inline]
+    pub(super) fn send_at_once(
+        &self,
+        message: &mut LinkBuffer,
+        high: usize,
+    ) -> Result<bool, Refusal> {
+        let mut polled = Polled::new();
+        let (result, look) = {
+            let mut life = self.life();
+            (life.send_at_once(message, high, &mut polled, self.clock()), life.must_tell())
+        };
+        self.tell(polled.send, look);
+        result
+    }
+
     #[inline]
     fn tell(&self, send: Option<Amount>, look: bool) {
         match send {

@@ -91,6 +91,12 @@ impl Wait {
         }
     }
 
+    /// A wait that was begun by somebody then, whose turn it is now.
+    pub(super) fn begin_since(&mut self, since: Tick) {
+        self.end();
+        self.since = since;
+    }
+
     /// As [`go_on`](Wait::go_on), of a wait that has [begun](Wait::begin_whole) earlier.
     pub(super) fn go_on_whole(&mut self, now: impl FnOnce() -> Tick) -> bool {
         self.exempt = false;
@@ -104,6 +110,16 @@ impl Wait {
             }
         }
         true
+    }
+
+    /// As [`go_on_whole`](Wait::go_on_whole), and not beyond the deadline.
+    pub(super) fn go_on_whole_in_time(&mut self, now: impl FnOnce() -> Tick) -> bool {
+        if self.state == State::None && !self.is_limited() {
+            self.exempt = false;
+            return true;
+        }
+        let now = now();
+        self.go_on_whole(|| now) && self.deadline > now
     }
 
     /// As [`go_on`](Wait::go_on), and not beyond the deadline: for waits that nothing from before it can end.

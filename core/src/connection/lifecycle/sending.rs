@@ -78,6 +78,76 @@ impl Lifecycle {
         polled
     }
 
+    /// Hands over a message if there is room for it: if no more than `high` bytes are unsent then, or nothing is now. Says whether
+    /// it did.
+    #[inline]
+    pub(crate) fn send_at_once(
+        &mut self,
+        message: &mut LinkBuffer,
+        high: usize,
+        polled: &mut Polled,
+        clock: &dyn Clock,
+    ) -> Result<bool, Refusal> {
+        let bytes = message.len() + message.reserved_len();
+        let has_room = self.unsent == 0 || self.unsent.saturating_add(bytes) <= high;
+        if has_room || self.output != Output::Open {
+            self.submit(message, polled, clock)?;
+        }
+        Ok(has_room || bytes == 0)
+    }
+
+    /// As [`send_at_once`](Lifecycle::send_at_once), but waits for room, and none of it is handed over before; without a message
+    /// until nothing is unsent. `since`: when the wait has begun.
+    pub(crate) fn send(
+        &mut self,
+        mut message: Option<&mut LinkBuffer>,
+        high: usize,
+        since: Tick,
+        offer: &mut Offer<'_>,
+        clock: &dyn Clock,
+    ) -> Polled {
+        let mut polled = Polled::new();
+        let (low, sent) = match &mut message {
+            Some(message) => {
+                let bytes = message.len() + message.reserved_len();
+                let low = (high / 2).min(high.saturating_sub(bytes));
+                (low, self.send_at_once(message, high, &mut polled, clock))
+            }
+            None => match self.output {
+                Output::Failed(errno) => (0, Err(Refusal::Errno(errno.get()))),
+                _ => (0, Ok(self.unsent == 0)),
+            },
+        };
+        let result = match sent {
+            Ok(true) => Ok(()),
+            Err(refusal) => Err(refusal),
+            Ok(false) => {
+                let begins = self.writer.is_none();
+                // One that has expired is told below.
+                if begins && self.writing.is_none() {
+                    self.writing.begin_since(since);
+                }
+                if self.writing.go_on_whole_in_time(|| clock.now()) {
+                    if !offer.keep_in(&mut self.writer) {
+                        polled.retry = true;
+                        return polled;
+                    }
+                    if begins {
+                        // For the engine to know that somebody waits.
+                        polled.send = Some(self.amount());
+                    }
+                    self.wake_at = u32::try_from(low).unwrap_or(u32::MAX);
+                    self.arm();
+                    return polled;
+                }
+                Err(Refusal::TimedOut)
+            }
+        };
+        polled.unused = self.end_writing();
+        polled.result = Poll::Ready(result);
+        polled
+    }
+
     /// Hands over what is staged, if that is still possible.
     pub(crate) fn submit(
         &mut self,

@@ -1,0 +1,282 @@
+//! A sending half that many tasks share.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::mem;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use super::control::Control;
+use super::effects::wake;
+use super::shared::Shared;
+use super::writer::Writer;
+use crate::buffer::LinkBuffer;
+use crate::memory::Slice;
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, lock};
+use crate::timer::Tick;
+
+/// A sending half for any number of tasks and threads, made of a [`Writer`] by [`into_sender`](Writer::into_sender).
+///
+/// Each message is handed over as a whole: no other stands within it. Those of one sender, each awaited before the next, keep
+/// their order. What is handed over by whomever until the poller's turn ends goes out with one system call, and a poller that
+/// is awake costs none to be told.
+///
+/// A message waits while more is unsent than the connection's watermark allows, and stays where it is until then: so what waits
+/// to be sent is bounded by the watermark and one message. Those who wait have their turn in the order in which they came.
+///
+/// When the last clone is dropped the sending direction ends, as with a [`Writer`].
+///
+/// # Errors
+/// As for a [`Writer`]. An end of the connection is told to everybody who waits, and the message is still there. The write
+/// timeout counts for each from where his wait begins.
+///
+/// # Cancellation
+/// A future that is dropped before it is ready has sent nothing.
+#[derive(Clone)]
+pub struct Sender(Arc<Sending>);
+
+struct Sending {
+    writer: Writer,
+    queue: Mutex<Queue>,
+    /// How many wait, for those who need not.
+    waiting: AtomicUsize,
+}
+
+/// Those who wait, the first of whom waits for the connection, and the others for him.
+#[derive(Default)]
+struct Queue {
+    waits: VecDeque<(u64, Waker)>,
+    numbers: u64,
+}
+
+impl Queue {
+    fn first(&self) -> Option<u64> {
+        self.waits.front().map(|(number, _)| *number)
+    }
+
+    fn enter(&mut self, waker: Waker) -> u64 {
+        self.numbers += 1;
+        self.waits.push_back((self.numbers, waker));
+        self.numbers
+    }
+
+    /// Gives the waker that was there before.
+    fn renew(&mut self, number: u64, waker: Waker) -> Option<Waker> {
+        let place = self.place(number)?;
+        Some(mem::replace(&mut self.waits[place].1, waker))
+    }
+
+    /// They are in order of their numbers.
+    fn place(&self, number: u64) -> Option<usize> {
+        self.waits.binary_search_by_key(&number, |(number, _)| *number).ok()
+    }
+}
+
+impl Sender {
+    pub(super) fn new(writer: Writer) -> Sender {
+        let (queue, waiting) = (Mutex::default(), AtomicUsize::new(0));
+        Sender(Arc::new(Sending { writer, queue, waiting }))
+    }
+
+    /// Sends what is in `message`, which is empty then, and can be used again for the next.
+    ///
+    /// # Errors
+    /// See [`Sender`]; `message` is as it was.
+    pub async fn send(&self, message: &mut LinkBuffer) -> io::Result<()> {
+        Wait { sending: &self.0, message: Some(message), number: None, since: 0 }.await
+    }
+
+    /// Sends one piece.
+    ///
+    /// # Errors
+    /// See [`Sender`].
+    pub async fn send_slice(&self, piece: impl Into<Slice>) -> io::Result<()> {
+        let mut message = LinkBuffer::new();
+        message.adopt(piece);
+        self.send(&mut message).await
+    }
+
+    /// As [`send`](Sender::send), if nobody has to be waited for. Says whether it did.
+    ///
+    /// # Errors
+    /// See [`Sender`]; `message` is as it was.
+    pub fn try_send(&self, message: &mut LinkBuffer) -> io::Result<bool> {
+        if self.0.is_waited_for() {
+            return Ok(false);
+        }
+        Ok(self.0.shared().send_at_once(message, self.0.high())?)
+    }
+
+    /// Waits until the kernel has taken all that was sent by now. What is sent meanwhile waits behind it.
+    ///
+    /// # Errors
+    /// See [`Sender`].
+    pub async fn drain(&self) -> io::Result<()> {
+        Wait { sending: &self.0, message: None, number: None, since: 0 }.await
+    }
+
+    /// Ends the sending direction, for all: what was sent goes out, then the FIN. Receiving goes on. Whoever waits or sends later
+    /// gets [`NotConnected`](io::ErrorKind::NotConnected).
+    pub fn finish(&self) {
+        self.0.shared().finish(None);
+        self.0.wake_first();
+    }
+
+    /// A handle on the connection, for timeouts and for ending it.
+    pub fn control(&self) -> Control {
+        self.0.writer.control()
+    }
+
+    /// Whether the other is a sender of the same connection.
+    pub fn is_same(&self, other: &Sender) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// A number that no other connection of this process has.
+    pub fn id(&self) -> u64 {
+        self.0.writer.id()
+    }
+
+    /// The address of the other end of a TCP connection; see [`Control::peer_addr`].
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.0.writer.peer_addr()
+    }
+
+    /// Bytes that the kernel has not taken yet; see [`Writer::unsent_len`].
+    pub fn unsent_len(&self) -> usize {
+        self.0.writer.unsent_len()
+    }
+}
+
+impl Sending {
+    fn shared(&self) -> &Arc<Shared> {
+        self.writer.shared()
+    }
+
+    fn high(&self) -> usize {
+        self.shared().output_high_bytes()
+    }
+
+    fn is_waited_for(&self) -> bool {
+        // Relaxed: who comes in between has his turn a little later.
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        lock(&self.queue)
+    }
+
+    /// Has the first look again.
+    fn wake_first(&self) {
+        // Taken, not cloned: whoever is woken polls again, and leaves another.
+        let mut queue = self.queue();
+        let first = queue.waits.front_mut();
+        let first = first.map(|(_, waker)| mem::replace(waker, Waker::noop().clone()));
+        drop(queue);
+        wake(first);
+    }
+
+    /// Somebody waits no more, and the next has his turn.
+    fn leave(&self, mut queue: MutexGuard<'_, Queue>, number: u64) -> bool {
+        let Some(place) = queue.place(number) else { return false };
+        let left = queue.waits.remove(place);
+        self.waiting.store(queue.waits.len(), Ordering::Relaxed);
+        drop(queue);
+        drop(left);
+        if place == 0 {
+            self.wake_first();
+        }
+        place == 0
+    }
+}
+
+/// The connection has room, or has ended.
+impl Wake for Sending {
+    fn wake(self: Arc<Self>) {
+        self.wake_first();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.wake_first();
+    }
+}
+
+/// A message that waits for its turn and for room; without one, a wait until all is sent.
+struct Wait<'a> {
+    sending: &'a Arc<Sending>,
+    message: Option<&'a mut LinkBuffer>,
+    /// In the queue.
+    number: Option<u64>,
+    /// When it began.
+    since: Tick,
+}
+
+impl Future for Wait<'_> {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Wait { sending, message, number, since } = &mut *self;
+        let (shared, high) = (sending.shared(), sending.high());
+        if let (Some(message), None, false) = (&mut *message, *number, sending.is_waited_for()) {
+            match shared.send_at_once(message, high) {
+                Ok(false) => {}
+                Ok(true) => return Poll::Ready(Ok(())),
+                Err(refusal) => return Poll::Ready(Err(refusal.into())),
+            }
+        }
+        // Cloned and dropped without the lock: it is a user's.
+        let waker = cx.waker().clone();
+        let mut queue = sending.queue();
+        let (number, before) = match *number {
+            Some(number) => (number, queue.renew(number, waker)),
+            None => {
+                *since = shared.clock().now();
+                let entered = queue.enter(waker);
+                sending.waiting.store(queue.waits.len(), Ordering::Relaxed);
+                (*number.insert(entered), None)
+            }
+        };
+        let is_first = queue.first() == Some(number);
+        drop(queue);
+        drop(before);
+        if !is_first {
+            return Poll::Pending;
+        }
+        let ours = Waker::from(sending.clone());
+        let mut cx = Context::from_waker(&ours);
+        let result = shared.poll(&mut cx, true, &mut 0, |life, offer, clock| {
+            life.send(message.as_deref_mut(), high, *since, offer, clock)
+        });
+        if result.is_ready() {
+            self.number = None;
+            self.sending.leave(self.sending.queue(), number);
+        }
+        result.map_err(io::Error::from)
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        let Some(number) = self.number else { return };
+        let queue = self.sending.queue();
+        if queue.first() == Some(number) {
+            // The next begins a wait of its own.
+            let unused = self.sending.shared().life().end_writing();
+            drop(unused);
+        }
+        self.sending.leave(queue, number);
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender")
+            .field("connection", self.0.shared())
+            .field("waiting", &self.0.waiting.load(Ordering::Relaxed))
+            .finish()
+    }
+}

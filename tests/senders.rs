@@ -1,0 +1,370 @@
+//! Many tasks that send over one connection: each message whole, those of each sender in order, none lost.
+
+mod support;
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use duopoll::{Limits, LinkBuffer, Pollers, Sender};
+use pollster::block_on;
+use support::settled::Settled;
+use support::{PATIENCE, Peer, Random, Setup, connected, eventually, poll_once, scaled};
+
+on_every_setup!(
+    many_tasks_send_over_one_connection,
+    many_tasks_send_to_a_peer_that_stutters,
+    a_reset_is_told_to_every_sender,
+    what_waits_is_bounded,
+    those_who_wait_have_their_turn_in_order,
+    a_wait_that_is_dropped_sends_nothing,
+    a_write_timeout_counts_from_where_each_begins,
+    the_end_is_told_to_those_who_wait,
+    the_last_sender_ends_the_direction,
+);
+
+const TASKS: u64 = 64;
+const THREADS: usize = 4;
+
+/// A message of some length: the sender, its number, and bytes that follow from both.
+fn put(message: &mut LinkBuffer, sender: u64, number: u64) {
+    let length = (sender * 7 + number * 13) % 50;
+    message.write(&[(16 + length) as u8]).expect("memory");
+    message.write(&sender.to_be_bytes()).expect("memory");
+    message.write(&number.to_be_bytes()).expect("memory");
+    for at in 0..length {
+        message.write(&[(sender + number + at) as u8]).expect("memory");
+    }
+}
+
+/// Reads messages, and checks each. Says how many there were, by sender.
+struct Check {
+    peer: std::io::BufReader<Peer>,
+    next: HashMap<u64, u64>,
+}
+
+impl Check {
+    fn new(peer: Peer) -> Check {
+        Check { peer: std::io::BufReader::with_capacity(64 << 10, peer), next: HashMap::new() }
+    }
+
+    /// The next message; false at the end.
+    fn one(&mut self) -> std::io::Result<bool> {
+        let mut length = [0];
+        if self.peer.read(&mut length)? == 0 {
+            return Ok(false);
+        }
+        let mut message = vec![0; usize::from(length[0])];
+        self.peer.read_exact(&mut message)?;
+        let word = |at: usize| u64::from_be_bytes(message[at..at + 8].try_into().expect("eight"));
+        let (sender, number) = (word(0), word(8));
+        let expected = self.next.entry(sender).or_insert(0);
+        assert_eq!(number, *expected, "of sender {sender}");
+        *expected += 1;
+        for (at, byte) in message[16..].iter().enumerate() {
+            assert_eq!(*byte, (sender + number + at as u64) as u8, "{sender}, {number} is torn");
+        }
+        Ok(true)
+    }
+}
+
+/// Has tasks on pollers of their own send so many messages each. What each says in the end.
+fn send_from_everywhere(
+    pollers: &Pollers,
+    sender: Sender,
+    each: u64,
+) -> Vec<duopoll::task::JoinHandle<(u64, std::io::Result<()>)>> {
+    (0..TASKS)
+        .map(|task| {
+            let sender = sender.clone();
+            pollers.spawn(move || async move {
+                let mut message = LinkBuffer::new();
+                for number in 0..each {
+                    put(&mut message, task, number);
+                    if let Err(error) = sender.send(&mut message).await {
+                        return (number, Err(error));
+                    }
+                }
+                (each, Ok(()))
+            })
+        })
+        .collect()
+}
+
+fn many_tasks_send_over_one_connection(setup: Setup) {
+    let each = scaled(100_000) as u64 / TASKS + 1;
+    let (pollers, connection, peer) = connected(setup, Limits::default());
+    let others = setup.pollers(THREADS);
+    let (_reader, writer) = connection.into_split();
+    let sender = writer.into_sender().expect("nothing is staged");
+    let checked = thread::spawn(move || {
+        let mut check = Check::new(peer);
+        while check.one().expect("a message, or the end") {}
+        check.next
+    });
+    let tasks = send_from_everywhere(&others, sender, each);
+    for task in tasks {
+        assert!(block_on(task).expect("no panic").1.is_ok());
+    }
+    let next = checked.join().expect("no panic");
+    assert_eq!(next.len() as u64, TASKS);
+    assert!(next.values().all(|count| *count == each));
+    // All of them: for the messages, for waiting, and for waking each other.
+    let calls = pollers.settled().syscalls + others.settled().syscalls;
+    let messages = each * TASKS;
+    assert!(calls * 10 <= messages, "{calls} system calls for {messages} messages");
+}
+
+fn many_tasks_send_to_a_peer_that_stutters(setup: Setup) {
+    let each = scaled(20_000) as u64 / TASKS + 1;
+    let mut limits = Limits::default();
+    limits.output_high_bytes = 4 << 10;
+    let (_pollers, connection, peer) = connected(setup, limits);
+    let others = setup.pollers(THREADS);
+    let (_reader, writer) = connection.into_split();
+    let sender = writer.into_sender().expect("nothing is staged");
+    let checked = thread::spawn(move || {
+        let mut random = Random::new(support::fresh_seed());
+        let mut check = Check::new(peer);
+        check.peer = std::io::BufReader::with_capacity(600, check.peer.into_inner());
+        while check.one().expect("a message, or the end") {
+            if random.between(0, 500) == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        check.next
+    });
+    let tasks = send_from_everywhere(&others, sender, each);
+    for task in tasks {
+        assert!(block_on(task).expect("no panic").1.is_ok());
+    }
+    let next = checked.join().expect("no panic");
+    assert!(next.len() as u64 == TASKS && next.values().all(|count| *count == each));
+}
+
+fn a_reset_is_told_to_every_sender(setup: Setup) {
+    let (_pollers, connection, peer) = connected(setup, Limits::default());
+    let others = setup.pollers(THREADS);
+    let (_reader, writer) = connection.into_split();
+    let sender = writer.into_sender().expect("nothing is staged");
+    let tasks = send_from_everywhere(&others, sender.clone(), u64::MAX);
+    let mut check = Check::new(peer);
+    for _ in 0..1000 {
+        assert!(check.one().expect("a message"));
+    }
+    check.peer.into_inner().reset();
+    for task in tasks {
+        let (_, result) = block_on(task).expect("no panic");
+        let error = result.expect_err("the connection is gone");
+        let errno = error.raw_os_error();
+        let known = [libc::ECONNRESET, libc::EPIPE].map(Some);
+        assert!(known.contains(&errno), "{error:?}");
+    }
+    let error = block_on(sender.send_slice(b"late".to_vec())).expect_err("it is gone");
+    assert!(error.raw_os_error().is_some(), "{error:?}");
+}
+
+/// A connection whose peer does not read, and so much sent that its senders wait.
+fn stuffed(limits: Limits, setup: Setup) -> (Pollers, duopoll::Reader, Sender, Peer) {
+    let (pollers, connection, peer) = connected(setup, limits);
+    let (reader, writer) = connection.into_split();
+    let sender = writer.into_sender().expect("nothing is staged");
+    let mut refused = 0;
+    let mut fits = |bytes: usize| {
+        let mut message = LinkBuffer::from(vec![0; bytes]);
+        sender.try_send(&mut message).expect("it is open")
+    };
+    // The kernel may take some more for a while.
+    eventually("nobody takes any more", || {
+        let full = !fits(1 << 16) && !fits(1 << 10) && !fits(1);
+        refused = if full { refused + 1 } else { 0 };
+        refused == 20
+    });
+    (pollers, reader, sender, peer)
+}
+
+fn what_waits_is_bounded(setup: Setup) {
+    let mut limits = Limits::default();
+    limits.output_high_bytes = 100 << 10;
+    let (_pollers, _reader, sender, peer) = stuffed(limits, setup);
+    let mut messages: Vec<_> = (0..50).map(|_| LinkBuffer::from(vec![1; 1 << 16])).collect();
+    let mut waits: Vec<_> =
+        messages.iter_mut().map(|message| Box::pin(sender.send(message))).collect();
+    assert!(waits.iter_mut().all(|wait| poll_once(wait.as_mut()).is_pending()));
+    assert!(sender.unsent_len() <= 100 << 10, "{} bytes", sender.unsent_len());
+    // One that is larger than all that may wait has its turn, too.
+    drop(waits);
+    let mut large = LinkBuffer::from(vec![2; 1 << 20]);
+    let reading = thread::spawn(move || {
+        let mut peer = peer;
+        peer.read_rest().expect("all, and the end")
+    });
+    block_on(sender.send(&mut large)).expect("it is sent");
+    block_on(sender.drain()).expect("all is sent");
+    assert_eq!(sender.unsent_len(), 0);
+    drop(sender);
+    let received = reading.join().expect("no panic");
+    assert_eq!(received.iter().filter(|byte| **byte == 2).count(), 1 << 20);
+    assert!(messages.iter().all(|message| message.len() == 1 << 16));
+}
+
+fn those_who_wait_have_their_turn_in_order(setup: Setup) {
+    let mut limits = Limits::default();
+    limits.output_high_bytes = 64 << 10;
+    let (_pollers, _reader, sender, mut peer) = stuffed(limits, setup);
+    let others = setup.pollers(2);
+    let order = Arc::new(AtomicU64::new(0));
+    let mut tasks = Vec::new();
+    for number in 1..=20_u64 {
+        let (waits, order) = (sender.clone(), order.clone());
+        tasks.push(others.spawn(move || async move {
+            let mut message = LinkBuffer::from(vec![number as u8; 40 << 10]);
+            waits.send(&mut message).await.expect("it is sent");
+            order.fetch_add(1, Ordering::SeqCst);
+        }));
+        // It waits before the next one comes.
+        eventually("it waits", || format!("{sender:?}").contains(&format!("waiting: {number}")));
+    }
+    assert_eq!(order.load(Ordering::SeqCst), 0);
+    drop(sender);
+    let received = peer.read_rest().expect("all, and the end");
+    for task in tasks {
+        block_on(task).expect("no panic");
+    }
+    let mut seen: Vec<u8> = received.iter().copied().filter(|byte| *byte > 0).collect();
+    assert_eq!(seen.len(), 20 * (40 << 10));
+    seen.dedup();
+    assert_eq!(seen, (1..=20).collect::<Vec<u8>>());
+}
+
+fn a_wait_that_is_dropped_sends_nothing(setup: Setup) {
+    let mut limits = Limits::default();
+    limits.output_high_bytes = 64 << 10;
+    let (_pollers, _reader, sender, mut peer) = stuffed(limits, setup);
+    let mut messages: Vec<_> =
+        (1..=6).map(|number: u8| LinkBuffer::from(vec![number; 10_000])).collect();
+    let mut waits: Vec<_> =
+        messages.iter_mut().map(|message| Some(Box::pin(sender.send(message)))).collect();
+    for wait in waits.iter_mut().flatten() {
+        assert!(poll_once(wait.as_mut()).is_pending());
+    }
+    // The first, who waits for the connection; one in between; and the last.
+    for dropped in [0, 3, 5] {
+        waits[dropped] = None;
+    }
+    let reading = thread::spawn(move || peer.read_rest().expect("all, and the end"));
+    for wait in waits.iter_mut().filter_map(Option::take) {
+        block_on(wait).expect("it is sent");
+    }
+    drop(waits);
+    assert_eq!(messages.iter().map(LinkBuffer::len).filter(|len| *len > 0).count(), 3);
+    drop(sender);
+    let mut seen = reading.join().expect("no panic");
+    seen.retain(|byte| *byte > 0);
+    assert_eq!(seen.len(), 30_000);
+    seen.dedup();
+    assert_eq!(seen, [2, 3, 5]);
+}
+
+fn a_write_timeout_counts_from_where_each_begins(setup: Setup) {
+    let mut limits = Limits::default();
+    limits.output_high_bytes = 64 << 10;
+    let (_pollers, _reader, sender, peer) = stuffed(limits, setup);
+    let timeout = Duration::from_millis(200);
+    sender.control().set_write_timeout(Some(timeout));
+    let waits: Vec<_> = (0..3)
+        .map(|_| {
+            let sender = sender.clone();
+            thread::sleep(Duration::from_millis(50));
+            thread::spawn(move || {
+                let begun = std::time::Instant::now();
+                let mut message = LinkBuffer::from(vec![1; 10_000]);
+                let error = block_on(sender.send(&mut message)).expect_err("nobody reads");
+                assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::TimedOut, None));
+                assert_eq!(message.len(), 10_000);
+                begun.elapsed()
+            })
+        })
+        .collect();
+    for wait in waits {
+        let took = wait.join().expect("no panic");
+        assert!(took >= timeout, "{took:?}");
+        // Not one after the other: that would be three times as much.
+        assert!(took < timeout * 2 || took > PATIENCE, "{took:?}");
+    }
+    // As good as before.
+    let reading = thread::spawn(move || {
+        let mut peer = peer;
+        peer.read_rest().expect("all, and the end")
+    });
+    sender.control().set_write_timeout(None);
+    block_on(sender.send_slice(vec![2; 10_000])).expect("it is sent");
+    drop(sender);
+    let received = reading.join().expect("no panic");
+    assert!(!received.contains(&1) && received.ends_with(&[2; 10_000]));
+}
+
+fn the_end_is_told_to_those_who_wait(setup: Setup) {
+    for how in 0..3 {
+        let mut limits = Limits::default();
+        limits.output_high_bytes = 64 << 10;
+        let (pollers, _reader, sender, peer) = stuffed(limits, setup);
+        let mut messages: Vec<_> =
+            (0..5).map(|_| LinkBuffer::from(vec![1; 10_000])).collect();
+        let ended = Arc::new(AtomicBool::new(false));
+        let (tell, told) = mpsc::channel();
+        let tasks: Vec<_> = messages
+            .drain(..)
+            .map(|mut message| {
+                let (sender, tell, ended) = (sender.clone(), tell.clone(), ended.clone());
+                thread::spawn(move || {
+                    let error = block_on(sender.send(&mut message)).expect_err("it ends");
+                    assert!(ended.load(Ordering::SeqCst), "{error}");
+                    tell.send(error).expect("the test waits");
+                })
+            })
+            .collect();
+        eventually("all wait", || format!("{sender:?}").contains("waiting: 5"));
+        ended.store(true, Ordering::SeqCst);
+        match how {
+            0 => sender.finish(),
+            1 => sender.control().abort(),
+            _ => pollers.stop(),
+        }
+        for _ in 0..5 {
+            let error = told.recv_timeout(PATIENCE).expect("each is told");
+            match how {
+                0 => assert_eq!(error.kind(), ErrorKind::NotConnected, "{error}"),
+                _ => assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}"),
+            }
+        }
+        for task in tasks {
+            task.join().expect("no panic");
+        }
+        drop(peer);
+    }
+}
+
+fn the_last_sender_ends_the_direction(setup: Setup) {
+    let (_pollers, mut connection, mut peer) = connected(setup, Limits::default());
+    connection.write(b"staged ").expect("memory");
+    let (mut reader, writer) = connection.into_split();
+    let sender = writer.into_sender().expect("it is open");
+    let clone = sender.clone();
+    assert!(clone.is_same(&sender) && clone.id() == reader.id());
+    block_on(clone.send_slice(b"by a clone ".to_vec())).expect("sent");
+    drop(clone);
+    let mut message = LinkBuffer::new();
+    message.write(b"at once").expect("memory");
+    assert!(sender.try_send(&mut message).expect("it is open") && message.is_empty());
+    assert!(poll_once(pin!(sender.send(&mut message))).is_ready());
+    drop(sender);
+    assert_eq!(peer.read_rest().expect("all, and the end"), b"staged by a clone at once");
+    // The other direction is as it was.
+    std::io::Write::write_all(&mut peer, b"still").expect("sent");
+    assert_eq!(block_on(reader.next(5)).expect("received"), b"still");
+}
