@@ -80,8 +80,8 @@ pub use blocking::Blocking;
 pub use connection::Connection;
 pub use dialer::Dialer;
 pub use duopoll_core::{
-    CallbackId, Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Sender, Slice,
-    Watch, Writer,
+    CallbackId, Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Sender,
+    Slice, Watch, Writer,
 };
 pub use engine::{Engine, EngineReport};
 pub use listener::{Listener, ListenerOptions};

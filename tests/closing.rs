@@ -12,7 +12,7 @@ use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll::{Connection, Control, Limits, Pollers};
+use duopoll::{Connection, Control, Limits};
 use futures_channel::oneshot;
 use pollster::block_on;
 use support::{Family, PATIENCE, Peer, Setup, connected, eventually, poll_once};

@@ -8,7 +8,7 @@ use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use duopoll::{Connection, Limits, Pollers};
+use duopoll::{Connection, Limits};
 use pollster::block_on;
 use support::settled::Settled;
 use support::{PATIENCE, Pattern, Peer, Setup, connected};

@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use duopoll::{Connection, Control, Dialer, Limits, Pollers};
+use duopoll::{Connection, Control, Dialer, Limits};
 use pollster::block_on;
 use support::{Family, PATIENCE, Peer, Setup, connected, eventually, poll_once};
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake};
 use std::thread;
 
-use duopoll::{Limits, Pollers, Slice};
+use duopoll::{Limits, Slice};
 use pollster::block_on;
 use socket2::SockRef;
 use support::settled::Settled;

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll::{Connection, Dialer, Limits, Pollers};
+use duopoll::{Connection, Dialer, Limits};
 use pollster::block_on;
 use support::settled::Settled;
 use support::{Peer, Random, Setup, connected, eventually, poll_once};

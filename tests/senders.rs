@@ -174,7 +174,7 @@ fn stuffed(limits: Limits, setup: Setup) -> (Pollers, duopoll::Reader, Sender, P
     let (reader, writer) = connection.into_split();
     let sender = writer.into_sender().expect("nothing is staged");
     let mut refused = 0;
-    let mut fits = |bytes: usize| {
+    let fits = |bytes: usize| {
         let mut message = LinkBuffer::from(vec![0; bytes]);
         sender.try_send(&mut message).expect("it is open")
     };
@@ -313,8 +313,7 @@ fn the_end_is_told_to_those_who_wait(setup: Setup) {
         let mut limits = Limits::default();
         limits.output_high_bytes = 64 << 10;
         let (pollers, _reader, sender, peer) = stuffed(limits, setup);
-        let mut messages: Vec<_> =
-            (0..5).map(|_| LinkBuffer::from(vec![1; 10_000])).collect();
+        let mut messages: Vec<_> = (0..5).map(|_| LinkBuffer::from(vec![1; 10_000])).collect();
         let ended = Arc::new(AtomicBool::new(false));
         let (tell, told) = mpsc::channel();
         let tasks: Vec<_> = messages

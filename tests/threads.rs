@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll::{Connection, Control, Dialer, Pollers, Reader, Server, Slice, Writer};
+use duopoll::{Connection, Control, Dialer, Reader, Server, Slice, Writer};
 use pollster::block_on;
 use support::{PATIENCE, Pattern, Random, Setup, eventually, fresh_seed, scaled};
 

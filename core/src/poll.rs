@@ -225,6 +225,9 @@ pub enum Outputs {
 pub enum Next {
     /// Ask again.
     More,
+    /// All that was given is sent, and something else has come meanwhile, of which [`Poll::send`] tells as well. An engine that has
+    /// heard of it while it was sending asks again.
+    Fresh,
     /// Nothing more for now.
     Stop,
 }

@@ -35,6 +35,11 @@ use crate::stats::{self, Published, Stats};
 /// not taken by then ends with a reset.
 const END_SEND: Duration = Duration::from_secs(1);
 
+/// After so many turns in a row in which nothing was done but what other threads had left, the next waits a moment. With 64 tasks
+/// on 4 threads that send 40 bytes each over one connection, that makes 0.03 to 0.04 system calls a message of 0.06 to 0.2.
+const GATHERINGS: u32 = 2;
+const GATHERING: Duration = Duration::from_micros(20);
+
 /// After so many turns in which nothing happened a clock that stands is moved.
 const QUIET_TURNS: u32 = 3;
 
@@ -118,6 +123,10 @@ pub(crate) struct Poller {
     mourners: Vec<shutdown::Token>,
     /// It was logged that accepting is put off.
     backoff_logged: bool,
+    /// Turns in a row in which nothing was done but what other threads had left.
+    gatherings: u32,
+    /// What was done by the last of them.
+    done_before: u64,
     /// Turns in a row in which nothing happened, while the clock stands.
     quiet_turns: u32,
     /// Dropped when it has run.
@@ -187,6 +196,8 @@ impl Poller {
             retiring: false,
             mourners: Vec::new(),
             backoff_logged: false,
+            gatherings: 0,
+            done_before: 0,
             quiet_turns: 0,
             guard,
         })
@@ -271,9 +282,14 @@ impl Poller {
 
     /// How long to sleep; not at all if there is something to do.
     fn timeout(&mut self) -> Option<Duration> {
-        if self.handle.executor.has_ready() || !self.handle.mailbox.sleep() {
+        if self.handle.executor.has_ready() {
             return Some(Duration::ZERO);
         }
+        if !self.handle.mailbox.sleep() {
+            self.gather();
+            return Some(Duration::ZERO);
+        }
+        self.gatherings = 0;
         if self.clock.stands() {
             return self.move_clock();
         }
@@ -281,6 +297,23 @@ impl Poller {
         let timer = self.driver.next_expiry().map(|tick| until(self.clock.instant_of(tick)));
         let shutdowns = self.shutdowns.deadlines().map(until);
         timer.into_iter().chain(shutdowns).min()
+    }
+
+    /// Other threads have left something during the turn. If nothing else was done in some turns, they are faster than turns
+    /// are: a moment later there is more of it, which goes out together.
+    fn gather(&mut self) {
+        let done = self.engine.stats().received_bytes + self.stats.task_polls;
+        if mem::replace(&mut self.done_before, done) != done {
+            self.gatherings = 0;
+            return;
+        }
+        self.gatherings += 1;
+        if self.gatherings > GATHERINGS {
+            let begun = Instant::now();
+            while begun.elapsed() < GATHERING {
+                std::hint::spin_loop();
+            }
+        }
     }
 
     /// Moves a clock that stands to what is due next, if nothing else happens. How long to sleep then.

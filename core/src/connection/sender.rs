@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::mem;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use super::shared::Shared;
 use super::writer::Writer;
 use crate::buffer::LinkBuffer;
 use crate::memory::Slice;
-use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, lock};
 use crate::timer::Tick;
 
 /// A sending half for any number of tasks and threads, made of a [`Writer`] by [`into_sender`](Writer::into_sender).
@@ -26,7 +25,8 @@ use crate::timer::Tick;
 /// is awake costs none to be told.
 ///
 /// A message waits while more is unsent than the connection's watermark allows, and stays where it is until then: so what waits
-/// to be sent is bounded by the watermark and one message. Those who wait have their turn in the order in which they came.
+/// to be sent is bounded by the watermark and one message. When there is room again all who wait have their turn; whoever then
+/// finds none has the next before all others.
 ///
 /// When the last clone is dropped the sending direction ends, as with a [`Writer`].
 ///
@@ -42,44 +42,51 @@ pub struct Sender(Arc<Sending>);
 struct Sending {
     writer: Writer,
     queue: Mutex<Queue>,
-    /// How many wait, for those who need not.
-    waiting: AtomicUsize,
+    /// The first of those who wait has found no room after he was woken: nobody may be quicker than he.
+    insists: AtomicBool,
 }
 
 /// Those who wait, the first of whom waits for the connection, and the others for him.
 #[derive(Default)]
 struct Queue {
-    waits: VecDeque<(u64, Waker)>,
+    waits: VecDeque<Waiting>,
     numbers: u64,
+}
+
+struct Waiting {
+    number: u64,
+    /// None once it was woken, until it polls again.
+    waker: Option<Waker>,
 }
 
 impl Queue {
     fn first(&self) -> Option<u64> {
-        self.waits.front().map(|(number, _)| *number)
+        self.waits.front().map(|waiting| waiting.number)
     }
 
     fn enter(&mut self, waker: Waker) -> u64 {
         self.numbers += 1;
-        self.waits.push_back((self.numbers, waker));
+        self.waits.push_back(Waiting { number: self.numbers, waker: Some(waker) });
         self.numbers
     }
 
-    /// Gives the waker that was there before.
-    fn renew(&mut self, number: u64, waker: Waker) -> Option<Waker> {
-        let place = self.place(number)?;
-        Some(mem::replace(&mut self.waits[place].1, waker))
+    /// Whether it was woken, and the waker that was there before.
+    fn renew(&mut self, number: u64, waker: Waker) -> (bool, Option<Waker>) {
+        let Some(place) = self.place(number) else { return (false, Some(waker)) };
+        let before = self.waits[place].waker.replace(waker);
+        (before.is_none(), before)
     }
 
     /// They are in order of their numbers.
     fn place(&self, number: u64) -> Option<usize> {
-        self.waits.binary_search_by_key(&number, |(number, _)| *number).ok()
+        self.waits.binary_search_by_key(&number, |waiting| waiting.number).ok()
     }
 }
 
 impl Sender {
     pub(super) fn new(writer: Writer) -> Sender {
-        let (queue, waiting) = (Mutex::default(), AtomicUsize::new(0));
-        Sender(Arc::new(Sending { writer, queue, waiting }))
+        let (queue, insists) = (Mutex::default(), AtomicBool::new(false));
+        Sender(Arc::new(Sending { writer, queue, insists }))
     }
 
     /// Sends what is in `message`, which is empty then, and can be used again for the next.
@@ -105,13 +112,13 @@ impl Sender {
     /// # Errors
     /// See [`Sender`]; `message` is as it was.
     pub fn try_send(&self, message: &mut LinkBuffer) -> io::Result<bool> {
-        if self.0.is_waited_for() {
+        if self.0.is_reserved() {
             return Ok(false);
         }
         Ok(self.0.shared().send_at_once(message, self.0.high())?)
     }
 
-    /// Waits until the kernel has taken all that was sent by now. What is sent meanwhile waits behind it.
+    /// Waits until the kernel has taken all that was sent by now. It may wait for what others send meanwhile, too.
     ///
     /// # Errors
     /// See [`Sender`].
@@ -123,7 +130,7 @@ impl Sender {
     /// gets [`NotConnected`](io::ErrorKind::NotConnected).
     pub fn finish(&self) {
         self.0.shared().finish(None);
-        self.0.wake_first();
+        self.0.wake_all();
     }
 
     /// A handle on the connection, for timeouts and for ending it.
@@ -161,47 +168,49 @@ impl Sending {
         self.shared().output_high_bytes()
     }
 
-    fn is_waited_for(&self) -> bool {
-        // Relaxed: who comes in between has his turn a little later.
-        self.waiting.load(Ordering::Relaxed) > 0
+    /// Whether whatever room there is belongs to the first who waits.
+    fn is_reserved(&self) -> bool {
+        // Relaxed: who comes in between is as good as one who came before.
+        self.insists.load(Ordering::Relaxed)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         lock(&self.queue)
     }
 
-    /// Has the first look again.
-    fn wake_first(&self) {
-        // Taken, not cloned: whoever is woken polls again, and leaves another.
+    /// Has all look again: there is room for many messages, or for none ever again. One after the other would cost a switch
+    /// of tasks for each message.
+    fn wake_all(&self) {
         let mut queue = self.queue();
-        let first = queue.waits.front_mut();
-        let first = first.map(|(_, waker)| mem::replace(waker, Waker::noop().clone()));
+        let mut wakers: Vec<_> =
+            queue.waits.iter_mut().filter_map(|waiting| waiting.waker.take()).collect();
         drop(queue);
-        wake(first);
+        wakers.drain(..).for_each(|waker| wake(Some(waker)));
     }
 
-    /// Somebody waits no more, and the next has his turn.
-    fn leave(&self, mut queue: MutexGuard<'_, Queue>, number: u64) -> bool {
-        let Some(place) = queue.place(number) else { return false };
+    /// Somebody waits no more, and the next is the first.
+    fn leave(&self, mut queue: MutexGuard<'_, Queue>, number: u64) {
+        let Some(place) = queue.place(number) else { return };
         let left = queue.waits.remove(place);
-        self.waiting.store(queue.waits.len(), Ordering::Relaxed);
+        let mut next = None;
+        if place == 0 {
+            self.insists.store(false, Ordering::Relaxed);
+            next = queue.waits.front_mut().and_then(|waiting| waiting.waker.take());
+        }
         drop(queue);
         drop(left);
-        if place == 0 {
-            self.wake_first();
-        }
-        place == 0
+        wake(next);
     }
 }
 
 /// The connection has room, or has ended.
 impl Wake for Sending {
     fn wake(self: Arc<Self>) {
-        self.wake_first();
+        self.wake_all();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.wake_first();
+        self.wake_all();
     }
 }
 
@@ -221,7 +230,7 @@ impl Future for Wait<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Wait { sending, message, number, since } = &mut *self;
         let (shared, high) = (sending.shared(), sending.high());
-        if let (Some(message), None, false) = (&mut *message, *number, sending.is_waited_for()) {
+        if let (Some(message), None, false) = (&mut *message, *number, sending.is_reserved()) {
             match shared.send_at_once(message, high) {
                 Ok(false) => {}
                 Ok(true) => return Poll::Ready(Ok(())),
@@ -231,20 +240,28 @@ impl Future for Wait<'_> {
         // Cloned and dropped without the lock: it is a user's.
         let waker = cx.waker().clone();
         let mut queue = sending.queue();
-        let (number, before) = match *number {
+        let (number, (was_woken, before)) = match *number {
             Some(number) => (number, queue.renew(number, waker)),
             None => {
                 *since = shared.clock().now();
-                let entered = queue.enter(waker);
-                sending.waiting.store(queue.waits.len(), Ordering::Relaxed);
-                (*number.insert(entered), None)
+                (*number.insert(queue.enter(waker)), (false, None))
             }
         };
         let is_first = queue.first() == Some(number);
         drop(queue);
         drop(before);
         if !is_first {
-            return Poll::Pending;
+            let may = was_woken && !sending.is_reserved();
+            let sent = match message {
+                Some(message) if may => shared.send_at_once(message, high),
+                _ => Ok(false),
+            };
+            if let Ok(false) = sent {
+                return Poll::Pending;
+            }
+            self.number = None;
+            self.sending.leave(self.sending.queue(), number);
+            return Poll::Ready(sent.map(drop).map_err(io::Error::from));
         }
         let ours = Waker::from(sending.clone());
         let mut cx = Context::from_waker(&ours);
@@ -254,6 +271,8 @@ impl Future for Wait<'_> {
         if result.is_ready() {
             self.number = None;
             self.sending.leave(self.sending.queue(), number);
+        } else if was_woken {
+            sending.insists.store(true, Ordering::Relaxed);
         }
         result.map_err(io::Error::from)
     }
@@ -276,7 +295,7 @@ impl fmt::Debug for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sender")
             .field("connection", self.0.shared())
-            .field("waiting", &self.0.waiting.load(Ordering::Relaxed))
+            .field("waiting", &self.0.queue().waits.len())
             .finish()
     }
 }

@@ -549,7 +549,7 @@ impl SimEngine {
         self.stats.sends += 1;
         self.stats.sent_bytes += sending.bytes;
         let n = usize::try_from(sending.bytes).expect("a length");
-        if operators.late_output_ack(socket.token, Ok(n)) == Next::More {
+        if operators.late_output_ack(socket.token, Ok(n)) != Next::Stop {
             self.sockets[index].ask = true;
         }
     }
@@ -613,7 +613,7 @@ impl SimEngine {
         };
         #[cfg(not(feature = "zerocopy"))]
         let next = operators.output_ack(socket.token, result);
-        if next == Next::More {
+        if next != Next::Stop {
             self.sockets[index].ask = true;
         }
     }

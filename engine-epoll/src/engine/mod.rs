@@ -183,8 +183,8 @@ impl Poll for Epoll {
                 if let Err(error) = zerocopy::enable(fd) {
                     socket.sends_zero_copy = false;
                     match operators.zerocopy_ack(token, Err(error)) {
-                        Next::More => continue,
                         Next::Stop => return,
+                        Next::More | Next::Fresh => continue,
                     }
                 }
             }
@@ -213,7 +213,8 @@ impl Poll for Epoll {
             }
             let next = acknowledge(token, result, flags, operators);
             budget = budget.saturating_sub(taken);
-            if next == Next::Stop {
+            // Whoever has left something new meanwhile has told of it: it goes out in the next turn, with all that comes by then.
+            if next != Next::More {
                 return;
             }
             if budget == 0 {

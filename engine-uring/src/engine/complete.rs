@@ -273,7 +273,7 @@ impl Uring {
         let next = acknowledge(operators, token, result);
         match outcome {
             Outcome::WouldBlock => self.queue_poll(token, Op::PollOut),
-            _ if next == Next::More => self.queue_send(token, operators),
+            _ if next != Next::Stop => self.queue_send(token, operators),
             _ => {}
         }
     }

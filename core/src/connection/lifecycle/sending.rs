@@ -249,8 +249,8 @@ impl Lifecycle {
         at: impl FnOnce() -> Tick,
     ) -> Moved {
         self.unsent = self.unsent.saturating_sub(n);
+        let rest = !sending.is_empty() || self.output == Output::Finishing;
         sending.append(&mut self.outbox);
-        let more = !sending.is_empty() || self.output == Output::Finishing;
         if self.idle.is_limited() {
             let now = at();
             self.idle.moved(now);
@@ -264,7 +264,11 @@ impl Lifecycle {
                 self.writing.progressed();
             }
         }
-        let next = if more { Next::More } else { Next::Stop };
+        let next = match sending.is_empty() {
+            _ if rest => Next::More,
+            true => Next::Stop,
+            false => Next::Fresh,
+        };
         Moved { waker, next, closing: self.phase != Phase::Open }
     }
 

@@ -57,7 +57,7 @@ impl World {
                 self.take(n);
                 let now = self.clock.now();
                 let moved = self.life.sent(n, &mut self.sending, || now);
-                self.must_send = moved.next == Next::More;
+                self.must_send = moved.next != Next::Stop;
                 crate::connection::wake(moved.waker);
             }
             Err(Outputs::Finish) => {
