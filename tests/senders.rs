@@ -20,7 +20,8 @@ on_every_setup!(
     many_tasks_send_to_a_peer_that_stutters,
     a_reset_is_told_to_every_sender,
     what_waits_is_bounded,
-    those_who_wait_have_their_turn_in_order,
+    those_who_wait_have_their_turn,
+    a_large_message_has_its_turn_among_small_ones,
     a_wait_that_is_dropped_sends_nothing,
     a_write_timeout_counts_from_where_each_begins,
     the_end_is_told_to_those_who_wait,
@@ -212,7 +213,7 @@ fn what_waits_is_bounded(setup: Setup) {
     assert!(messages.iter().all(|message| message.len() == 1 << 16));
 }
 
-fn those_who_wait_have_their_turn_in_order(setup: Setup) {
+fn those_who_wait_have_their_turn(setup: Setup) {
     let mut limits = Limits::default();
     limits.output_high_bytes = 64 << 10;
     let (_pollers, _reader, sender, mut peer) = stuffed(limits, setup);
@@ -237,8 +238,44 @@ fn those_who_wait_have_their_turn_in_order(setup: Setup) {
     }
     let mut seen: Vec<u8> = received.iter().copied().filter(|byte| *byte > 0).collect();
     assert_eq!(seen.len(), 20 * (40 << 10));
+    // Each as a whole.
     seen.dedup();
+    seen.sort_unstable();
     assert_eq!(seen, (1..=20).collect::<Vec<u8>>());
+}
+
+fn a_large_message_has_its_turn_among_small_ones(setup: Setup) {
+    let mut limits = Limits::default();
+    limits.output_high_bytes = 64 << 10;
+    let (_pollers, _reader, sender, mut peer) = stuffed(limits, setup);
+    let others = setup.pollers(2);
+    let stop = Arc::new(AtomicBool::new(false));
+    let small: Vec<_> = (0..8)
+        .map(|_| {
+            let (sender, stop) = (sender.clone(), stop.clone());
+            others.spawn(move || async move {
+                while !stop.load(Ordering::Relaxed) {
+                    sender.send_slice(&[1; 100][..]).await.expect("it is open");
+                }
+            })
+        })
+        .collect();
+    let large = sender.clone();
+    let large = others.spawn(move || async move {
+        for _ in 0..10 {
+            let mut message = LinkBuffer::from(vec![2; 60 << 10]);
+            large.send(&mut message).await.expect("it is sent");
+        }
+    });
+    drop(sender);
+    let reading = thread::spawn(move || peer.read_rest().expect("all, and the end"));
+    block_on(large).expect("it has its turn");
+    stop.store(true, Ordering::Relaxed);
+    for task in small {
+        block_on(task).expect("no panic");
+    }
+    let received = reading.join().expect("no panic");
+    assert_eq!(received.iter().filter(|byte| **byte == 2).count(), 10 * (60 << 10));
 }
 
 fn a_wait_that_is_dropped_sends_nothing(setup: Setup) {
