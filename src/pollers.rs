@@ -1,13 +1,11 @@
 //! Pollers that connections are spread over, and how they are started.
 
-use std::any::Any;
 use std::cell::RefCell;
-use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::thread;
 
 use duopoll_core::{Limits, on_poller_thread};
@@ -19,7 +17,7 @@ use socket2::{Socket, Type};
 use crate::affinity;
 use crate::connection::Connection;
 use crate::engine::{Choice, Engine, EngineReport};
-use crate::poller::{Handle, Poller, over};
+use crate::poller::{Handle, Poller, ThreadStart, over};
 use crate::stats::Stats;
 
 /// Threads that move bytes, each with an engine of its own, and the connections that live on them: those of servers,
@@ -65,7 +63,7 @@ impl Drop for Entered {
 
 /// What clones have in common.
 #[derive(Debug)]
-pub(crate) struct Shared {
+struct Shared {
     options: PollerOptions,
     handles: RwLock<Handles>,
     turn: AtomicUsize,
@@ -100,30 +98,6 @@ pub struct PollerOptions {
     pinned: bool,
     name: Option<String>,
     on_thread_start: Option<ThreadStart>,
-}
-
-/// What is called on a poller's thread before it runs, and what it leaves, which is dropped when it has run.
-#[derive(Clone)]
-pub(crate) struct ThreadStart(Arc<dyn Fn() -> Box<dyn Any> + Send + Sync>);
-
-impl ThreadStart {
-    pub(crate) fn call(&self) -> Box<dyn Any> {
-        (self.0)()
-    }
-}
-
-impl PartialEq for ThreadStart {
-    fn eq(&self, other: &ThreadStart) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Eq for ThreadStart {}
-
-impl fmt::Debug for ThreadStart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ThreadStart")
-    }
 }
 
 impl PollerOptions {
@@ -205,7 +179,7 @@ impl PollerOptions {
         F: Fn() -> G + Send + Sync + 'static,
         G: 'static,
     {
-        self.on_thread_start = Some(ThreadStart(Arc::new(move || Box::new(start()))));
+        self.on_thread_start = Some(ThreadStart::new(move || Box::new(start())));
         self
     }
 
@@ -292,7 +266,7 @@ impl Pollers {
     /// Elsewhere those that it has [entered](Pollers::enter).
     pub fn current() -> Option<Pollers> {
         match Handle::current() {
-            Some(handle) => Some(Pollers { shared: handle.owner()? }),
+            Some(handle) => Some(Pollers { shared: handle.owner()?.downcast().ok()? }),
             None => {
                 ENTERED.with_borrow(|entered| entered.last().map(|(_, pollers)| pollers.clone()))
             }
@@ -459,7 +433,8 @@ impl Pollers {
 
     /// Has a poller know whose it is.
     fn own(&self, handle: &Handle) {
-        handle.belong(Arc::downgrade(&self.shared));
+        let owner: Weak<Shared> = Arc::downgrade(&self.shared);
+        handle.belong(owner);
     }
 
     /// Waits until they have ended, which they have been told to. Not on a poller's thread.

@@ -134,7 +134,7 @@ fn an_upgrade_goes_on_and_is_counted(setup: Setup) {
             let state = connection.read_u8().await?;
             connection.set_state(state);
             // The handler returns, and its connection lives on.
-            let _ = group.spawn_local(echoes(connection));
+            group.spawn_local(echoes(connection));
             Ok(())
         }),
     );
@@ -165,7 +165,7 @@ fn halves_that_were_taken_apart_are_counted(setup: Setup) {
         setup,
         builder.on_connection(async |connection: Connection| {
             let (mut reader, mut writer) = connection.into_split();
-            let _ = spawn_local(async move {
+            spawn_local(async move {
                 while reader.more().await? {
                     writer.append(reader.buffer());
                     writer.flush().await?;

@@ -310,7 +310,7 @@ fn a_waker_that_panics_as_it_is_dropped_ends_nothing(setup: Setup) {
         let mut sleep = duopoll::time::sleep(support::PATIENCE);
         let pin = std::pin::Pin::new(&mut sleep);
         assert!(pin.poll(&mut Context::from_waker(&waker)).is_pending());
-        sleep
+        Some(sleep)
     };
     let sleep = block_on(pollers.spawn(make)).expect("no panic");
     fragile.0.store(true, Ordering::SeqCst);

@@ -114,7 +114,7 @@ fn a_server_that_was_shut_down_leaves_its_successors_file() {
     let options = Listener::options().take_over_stale(true);
     let serve = || {
         let service = EventLoop::builder().pollers(1).on_request(support::echo);
-        service.serve(options.clone().bind(&address).expect("bound")).expect("a server")
+        service.serve(options.bind(&address).expect("bound")).expect("a server")
     };
     let mut old = serve();
     for _ in 0..20 {
@@ -139,7 +139,7 @@ fn of_those_who_take_a_file_over_one_has_it() {
         let bound: Vec<_> = thread::scope(|scope| {
             let bind = || {
                 meeting.wait();
-                options.clone().bind(&address)
+                options.bind(&address)
             };
             let threads = [0; 3].map(|_| scope.spawn(bind));
             threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()

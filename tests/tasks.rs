@@ -249,7 +249,7 @@ fn what_is_always_ready_starves_nobody(setup: Setup) {
     let turns = spinning.clone();
     let server = setup.builder().pollers(1).on_connect(async move |_: &mut Connection| {
         let turns = turns.clone();
-        let _ = spawn_local(async move {
+        spawn_local(async move {
             loop {
                 turns.fetch_add(1, Ordering::Relaxed);
                 yield_now().await;
@@ -283,7 +283,7 @@ fn a_server_waits_for_its_tasks(setup: Setup) {
     let service = setup.builder().tasks(&tasks).on_request(async move |connection| {
         connection.read_u8().await?;
         let (group, count) = (spawn.clone(), count.clone());
-        let _ = spawn.spawn_local(async move {
+        spawn.spawn_local(async move {
             group.closing().await;
             assert!(group.is_closing());
             // Work that is left.
@@ -350,7 +350,7 @@ fn the_calling_thread_becomes_a_poller(setup: Setup) {
     let gone = Arc::new(AtomicBool::new(false));
     let dropped = Dropped(gone.clone());
     let counted = options().count(2).block_on(async {
-        let _ = spawn_local(async move {
+        spawn_local(async move {
             let _dropped = dropped;
             std::future::pending::<()>().await;
         });

@@ -105,7 +105,7 @@ fn timers_go_off_in_order(setup: Setup) {
             task.await.expect("no panic");
         }
         let exact = [1, 3, 5, 8, 20].map(|days| (days, 24 * HOUR * days));
-        let order = order.borrow();
+        let order = order.take();
         for ((days, after), (expected, due)) in order.iter().zip(exact) {
             let late = *after - due;
             assert_eq!(*days, expected);

@@ -1,10 +1,11 @@
 //! The way to a poller, from any thread: what it is to do is left for it as a closure, and it is woken.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -17,8 +18,7 @@ use crate::clock::PollerClock;
 use crate::connection::Connection;
 use crate::engine::{Choice, EngineReport};
 use crate::poller::shutdown::{GroupShutdown, Outstanding, Token};
-use crate::poller::{CURRENT, Call, Handle, Poller, lock};
-use crate::pollers::{Shared, ThreadStart};
+use crate::poller::{CURRENT, Call, Handle, Owner, Poller, ThreadStart, lock};
 use crate::stats::Stats;
 
 impl Handle {
@@ -138,11 +138,11 @@ impl Handle {
     }
 
     /// The pollers that it is one of.
-    pub(crate) fn belong(&self, owner: Weak<Shared>) {
+    pub(crate) fn belong(&self, owner: Owner) {
         let _ = self.owner.set(owner);
     }
 
-    pub(crate) fn owner(&self) -> Option<Arc<Shared>> {
+    pub(crate) fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         self.owner.get()?.upgrade()
     }
 

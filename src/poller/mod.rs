@@ -4,6 +4,7 @@
 
 mod handle;
 pub(crate) mod shutdown;
+mod thread_start;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -28,7 +29,7 @@ use crate::connection::Connection;
 use crate::engine::{AnyPoll, Choice, EngineReport};
 pub(crate) use crate::poller::handle::{deadlock, over};
 use crate::poller::shutdown::{Shutdowns, TEARDOWN};
-use crate::pollers::{Shared, ThreadStart};
+pub(crate) use crate::poller::thread_start::ThreadStart;
 use crate::stats::{self, Published, Stats};
 
 /// How long a poller that ends goes on sending what was flushed before, until the peer's kernel has it. What the kernel has
@@ -42,6 +43,9 @@ const GATHERING: Duration = Duration::from_micros(20);
 
 /// After so many turns in which nothing happened a clock that stands is moved.
 const QUIET_TURNS: u32 = 3;
+
+/// Whose a poller is: what knows all that belong together.
+type Owner = Weak<dyn Any + Send + Sync>;
 
 /// What another thread has a poller do.
 type Call = Box<dyn FnOnce(&mut Poller) + Send>;
@@ -102,7 +106,7 @@ pub(crate) struct Handle {
     published: Published,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Whose it is.
-    owner: OnceLock<Weak<Shared>>,
+    owner: OnceLock<Owner>,
 }
 
 /// The poller itself, on its own thread.

@@ -55,7 +55,7 @@ impl Service {
     }
 
     /// Starts the pollers, and serves what the listener accepts. Returns at once; the server runs until it is shut
-    /// down or dropped. [`Server::listen`] adds further listeners.
+    /// down or dropped. [`RunningServer::listen`](RunningServer::listen) adds further listeners.
     ///
     /// # Errors
     /// What the engine says if a poller cannot be started: for [`Engine::Uring`](crate::Engine::Uring) the reason why

@@ -29,7 +29,7 @@ use crate::task::{AbortHandle, JoinHandle, spawn_local};
 ///     .on_request(async move |connection: &mut Connection| {
 ///         let request = connection.until(b'\n', 1024).await?;
 ///         // The reply does not wait for it, the end of the server does.
-///         let _ = tasks.spawn_local(async move { println!("{request:?}") });
+///         tasks.spawn_local(async move { println!("{request:?}") });
 ///         connection.write(b"accepted\n")
 ///     })
 ///     .serve(Listener::bind("127.0.0.1:8080")?)?;

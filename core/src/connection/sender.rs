@@ -83,12 +83,20 @@ impl Queue {
     }
 }
 
-impl Sender {
-    pub(super) fn new(writer: Writer) -> Sender {
+impl Writer {
+    /// A sender in its place, for any number of tasks and threads. What is staged goes first.
+    ///
+    /// # Errors
+    /// See [`Writer`], if something is staged.
+    pub fn into_sender(mut self) -> io::Result<Sender> {
+        self.end_wait();
+        self.submit()?;
         let (queue, insists) = (Mutex::default(), AtomicBool::new(false));
-        Sender(Arc::new(Sending { writer, queue, insists }))
+        Ok(Sender(Arc::new(Sending { writer: self, queue, insists })))
     }
+}
 
+impl Sender {
     /// Sends what is in `message`, which is empty then, and can be used again for the next.
     ///
     /// # Errors

@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 
 use super::control::Control;
 use super::lifecycle::Half;
-use super::sender::Sender;
 use super::shared::Shared;
 use super::wait::Owner;
 use crate::buffer::LinkBuffer;
@@ -209,16 +208,6 @@ impl Writer {
     pub async fn drain(&mut self) -> io::Result<()> {
         let waiting = Waiting::new(self);
         poll_fn(|cx| waiting.0.poll_send(cx, (0, 0), Owner::Future)).await
-    }
-
-    /// A sender in its place, for any number of tasks and threads. What is staged goes first.
-    ///
-    /// # Errors
-    /// See [`Writer`], if something is staged.
-    pub fn into_sender(mut self) -> io::Result<Sender> {
-        self.end_wait();
-        self.submit()?;
-        Ok(Sender::new(self))
     }
 
     /// Ends the sending direction: what was flushed and what is staged goes out, then the FIN. Receiving goes on. Harmless if

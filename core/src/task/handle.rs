@@ -25,7 +25,6 @@ use crate::token::Token;
 ///
 /// # Cancellation
 /// Awaiting `&mut handle` may be given up, and be begun again.
-#[must_use = "a task goes on without its handle, but nobody learns how it ends"]
 pub struct JoinHandle<T> {
     result: oneshot::Receiver<thread::Result<T>>,
     place: Arc<Place>,
