@@ -27,7 +27,7 @@
 //! - [`EventLoop`] is where a server begins; its handlers are async closures that run on the connection's poller.
 //! - [`Connection`], with its halves [`Reader`] and [`Writer`], is what they get.
 //! - [`LinkBuffer`] and [`Slice`] are the memory, useful without any socket too.
-//! - [`task`] has tasks, and [`time`] timers, on the pollers.
+//! - [`task`] has tasks, and [`time`] timers, on the pollers; [`mux`] has many calls at once on one connection.
 //! - [`Stats`] are the figures of pollers, and [`ServerStats`] those of a server, for a metrics endpoint.
 //! - [`Engine`] says which engine to use, and [`EngineReport`] which one it was, and why.
 //!
@@ -59,6 +59,7 @@ mod connection;
 mod dialer;
 mod engine;
 mod listener;
+pub mod mux;
 mod named;
 mod poller;
 mod pollers;
