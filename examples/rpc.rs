@@ -24,7 +24,8 @@ use duopoll::mux::{self, Plain, Pool};
 use duopoll::{Connection, Dialer, LinkBuffer, Pollers, Slice, task, time};
 use lexopt::prelude::*;
 
-const ABOUT: &str = "A server of calls over few connections; with --connect in place of --listen, its client.";
+const ABOUT: &str =
+    "A server of calls over few connections; with --connect in place of --listen, its client.";
 const DEFAULT_LISTEN: &str = "127.0.0.1:7100";
 
 fn main() -> ExitCode {
@@ -141,7 +142,11 @@ fn client() -> io::Result<()> {
         }
         io::Result::Ok(())
     })??;
-    let (ok, late, took) = (ok.load(Ordering::Relaxed), late.load(Ordering::Relaxed), begun.elapsed());
-    println!("{ok} calls in {took:.3?}, {:.0} a second; {late} were given up", ok as f64 / took.as_secs_f64());
+    let (ok, late, took) =
+        (ok.load(Ordering::Relaxed), late.load(Ordering::Relaxed), begun.elapsed());
+    println!(
+        "{ok} calls in {took:.3?}, {:.0} a second; {late} were given up",
+        ok as f64 / took.as_secs_f64()
+    );
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What an echo costs in steady state: no allocation, and few system calls.
 //!
-//! The allocator counts for threads that ask for it, which is those of one test.
+//! The allocator counts for threads that ask for it, which is those of one test at a time.
 
 mod support;
 
@@ -8,9 +8,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use duopoll::{Connection, Engine, Server, Stats};
+use duopoll::mux::{self, Head, Kind, Plain, Protocol};
+use duopoll::{Connection, Engine, LinkBuffer, Server, Slice, Stats};
 use support::settled::Settled;
 use support::{Family, Peer, Setup};
 
@@ -21,6 +23,12 @@ static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     static COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Of those that count, one runs at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn count() {
@@ -139,6 +147,7 @@ impl Gated {
 #[test]
 fn an_echo_costs_no_allocation_and_few_system_calls() {
     const ROUNDS: u64 = 50;
+    let _alone = alone();
     let engines = [(Engine::Epoll, 2.2), (Engine::Uring, 0.5)];
     let families = [Family::V4, Family::Unix];
     let cells = engines.iter().flat_map(|engine| families.map(|family| (*engine, family)));
@@ -202,5 +211,50 @@ fn a_peer_that_reads_wakes_nobody() {
         }
         // The question itself ends a wait, unless it comes while the one before is being answered.
         assert!(waits <= ECHOES, "{setup:?}: {waits} waits");
+    }
+}
+
+/// Sixteen calls at once on one connection, half of which wait for a moment: their places are there from the calls before, and
+/// timers cost nothing either.
+#[test]
+fn a_call_among_many_costs_no_allocation() {
+    const CALLS: usize = 16;
+    const ROUNDS: usize = 200;
+    let _alone = alone();
+    for engine in ENGINES {
+        let setup = Setup { engine, family: Family::V4 };
+        let service = setup.builder().on_connection(async |connection: Connection| {
+            mux::serve(connection, Plain, mux::CALLS_MAX, async |request: Slice| {
+                COUNTED.set(true);
+                if request[0] % 2 == 1 {
+                    duopoll::time::sleep(Duration::from_millis(1)).await;
+                }
+                Ok(LinkBuffer::from(request))
+            })
+            .await
+        });
+        let server = service.serve(setup.listener()).expect("a server");
+        let mut peer = Peer::connect(server.local_addr());
+        let mut requests = Vec::new();
+        for call in 0..CALLS {
+            let head = Head { kind: Kind::Request, number: call as u64, body_bytes: 64 };
+            let mut header = [0; Plain::HEADER_BYTES];
+            Plain.write(head, &mut header).expect("a header");
+            requests.extend_from_slice(&header);
+            requests.extend_from_slice(&[call as u8; 64]);
+        }
+        let mut replies = vec![0; requests.len()];
+        let mut rounds = |rounds: usize| {
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            for _ in 0..rounds {
+                peer.write_all(&requests).expect("sent");
+                peer.read_exact(&mut replies).expect("replies");
+            }
+            ALLOCATIONS.load(Ordering::Relaxed) - before
+        };
+        rounds(100);
+        // On a busy machine a queue may grow once more. What a call costs it costs every time.
+        let fewest = (0..5).map(|_| rounds(ROUNDS)).min();
+        assert_eq!(fewest, Some(0), "{engine:?}: allocations in {} calls", ROUNDS * CALLS);
     }
 }

@@ -30,7 +30,7 @@ fn a_bad_flag_is_one_line_and_code_2() {
         &["--listen", "nowhere"],
         &["--listen", "127.0.0.1:99999"],
     ];
-    for name in ["echo", "redis"] {
+    for name in ["echo", "redis", "rpc"] {
         for args in bad {
             let output = run(name, args);
             let complaint = String::from_utf8_lossy(&output.stderr);
@@ -53,7 +53,7 @@ fn an_address_in_use_is_one_line_and_code_1() {
 
 #[test]
 fn help_names_every_flag() {
-    for name in ["echo", "redis"] {
+    for name in ["echo", "redis", "rpc"] {
         let output = run(name, &["--help"]);
         assert!(output.status.success());
         let help = String::from_utf8_lossy(&output.stdout);
@@ -119,7 +119,7 @@ fn the_grace_is_how_long_a_busy_connection_may_go_on() {
 
 #[test]
 fn an_idle_connection_is_ended_if_a_flag_says_so() {
-    for name in ["echo", "redis"] {
+    for name in ["echo", "redis", "rpc"] {
         with_flags(name, &["--idle-timeout", "0.1"], |server| {
             let mut peer = Peer::connect(&server.address);
             let start = Instant::now();
@@ -166,5 +166,29 @@ fn no_more_connections_than_a_flag_says_are_open_at_once() {
         third.read_exact(&mut [0]).expect("a place is free");
         drop(third);
         server.end();
+    });
+}
+
+#[test]
+fn calls_go_over_few_connections() {
+    with_flags("rpc", &[], |server| {
+        let address = server.address.to_string();
+        let client = |flags: &[&str]| run("rpc", &[&["--connect", &address], flags].concat());
+        let output = client(&["--connections", "2", "--tasks", "10", "--calls", "1005"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.starts_with("1005 calls in "), "{said}");
+        assert!(said.ends_with("0 were given up\n"), "{said}");
+        let stats = server.end();
+        assert!(stats.contains("\"accepts\": 2,"), "{stats}");
+
+        // Nobody is there any more.
+        let output = client(&[]);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{complaint}");
+        assert!(complaint.contains(&address), "{complaint}");
+        let output = client(&["--calls"]);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{complaint}");
+        assert!(complaint.contains("--calls"), "{complaint}");
     });
 }

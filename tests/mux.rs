@@ -306,9 +306,8 @@ fn a_pool_dials_again(setup: Setup) {
     let error = call().expect_err("nobody is there");
     assert!(error.raw_os_error().is_some() || error.get_ref().is_some(), "{error:?}");
     let listener = Listener::bind(&address).expect("the address is free");
-    let again = serve_at(setup, listener, CALLS_MAX, async |request: Slice| {
-        Ok(LinkBuffer::from(request))
-    });
+    let again =
+        serve_at(setup, listener, CALLS_MAX, async |request: Slice| Ok(LinkBuffer::from(request)));
     eventually("it is dialed again", || call().is_ok());
     eventually("all are", || call().is_ok() && again.server_stats().accepts == 3);
 }
@@ -324,9 +323,8 @@ fn a_pool_waits_before_it_dials_again(setup: Setup) {
     let call = || block_on(pool.call(&mut LinkBuffer::from(b"x".to_vec())));
     let refused = call().expect_err("nobody listens");
     let listener = Listener::bind(&address).expect("the address is free");
-    let server = serve_at(setup, listener, CALLS_MAX, async |request: Slice| {
-        Ok(LinkBuffer::from(request))
-    });
+    let server =
+        serve_at(setup, listener, CALLS_MAX, async |request: Slice| Ok(LinkBuffer::from(request)));
     // Somebody does now, but it is too early to find out.
     let error = call().expect_err("it is too early");
     assert_eq!((error.kind(), error.to_string()), (refused.kind(), refused.to_string()));
@@ -351,7 +349,10 @@ fn a_pool_ends_what_does_not_answer(setup: Setup) {
     let pool = Pool::new(dialer(&pollers), good.local_addr().to_string(), Plain)
         .ping(Duration::from_millis(5));
     for _ in 0..10 {
-        assert_eq!(block_on(pool.call(&mut LinkBuffer::from(b"x".to_vec()))).expect("a reply"), b"x");
+        assert_eq!(
+            block_on(pool.call(&mut LinkBuffer::from(b"x".to_vec()))).expect("a reply"),
+            b"x"
+        );
         thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(good.server_stats().accepts, 1);
