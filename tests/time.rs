@@ -5,11 +5,11 @@ mod support;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll::time::{MissedTicks, Sleep, interval, sleep, sleep_until, timeout};
+use duopoll::time::{Sleep, sleep, sleep_until, timeout};
 use duopoll::{Connection, Pollers, Server};
 use pollster::block_on;
 use support::settled::Settled;
@@ -21,7 +21,6 @@ on_every_setup!(
     a_sleep_moves_between_threads,
     the_last_waker_counts,
     a_timeout_ends_what_takes_too_long,
-    ticks_come_in_time,
 );
 
 const MOMENT: Duration = Duration::from_millis(20);
@@ -122,42 +121,6 @@ fn a_timeout_ends_what_takes_too_long(setup: Setup) {
     assert_eq!(said.0, Ok(7));
     assert_eq!(said.1, Err(std::io::ErrorKind::TimedOut));
     assert_eq!(server.settled().timers, 0);
-}
-
-fn ticks_come_in_time(setup: Setup) {
-    let (ticks, _) = in_a_handler(setup, async |_| {
-        let mut all = Vec::new();
-        for missed in [MissedTicks::Burst, MissedTicks::Delay, MissedTicks::Skip] {
-            let mut ticks = interval(MOMENT).missed_ticks(missed);
-            let first = ticks.tick().await;
-            // It misses two.
-            thread::sleep(MOMENT * 5 / 2);
-            let second = ticks.tick().await;
-            let third = ticks.tick().await;
-            // Polled and dropped, no tick is lost.
-            let polled = poll_once(pin!(ticks.tick()));
-            let fourth = match polled {
-                Poll::Ready(due) => due,
-                Poll::Pending => ticks.tick().await,
-            };
-            assert!(Instant::now() >= fourth);
-            all.push((missed, second - first, third - second, fourth - third));
-        }
-        all
-    });
-    for (missed, second, third, fourth) in ticks {
-        assert_eq!(second, MOMENT, "{missed:?}");
-        match missed {
-            MissedTicks::Burst => assert_eq!((third, fourth), (MOMENT, MOMENT)),
-            MissedTicks::Delay => assert!(third >= MOMENT * 5 / 2 && fourth == MOMENT),
-            // In step with the first.
-            MissedTicks::Skip => {
-                let since = (second + third).as_nanos() % MOMENT.as_nanos();
-                let off = since.min(MOMENT.as_nanos() - since);
-                assert!(off < 1_000_000, "{third:?}");
-            }
-        }
-    }
 }
 
 #[test]

@@ -4,13 +4,15 @@ mod support;
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use duopoll::task::{spawn_blocking, spawn_local};
-use duopoll::time::{self, interval, now, sleep, timeout};
+use duopoll::time::{self, MissedTicks, interval, now, sleep, timeout};
 use duopoll::{Connection, Dialer, EventLoop, Pollers, Server};
 use support::{PATIENCE, Setup};
 
@@ -19,6 +21,7 @@ on_every_setup!(
     an_idle_connection_ends_in_time,
     timers_go_off_in_order,
     time_is_moved_timer_by_timer,
+    ticks_come_in_time,
     time_goes_on_from_where_it_stood,
     blocking_work_holds_time_up,
     a_grace_passes_in_paused_time,
@@ -135,6 +138,38 @@ fn time_is_moved_timer_by_timer(setup: Setup) {
         time::resume().expect("there is one poller");
         let error = time::advance(HOUR).await.expect_err("it runs");
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    });
+}
+
+fn ticks_come_in_time(setup: Setup) {
+    const PERIOD: Duration = Duration::from_secs(10);
+    paused(setup, async {
+        for missed in [MissedTicks::Burst, MissedTicks::Delay, MissedTicks::Skip] {
+            let mut ticks = interval(PERIOD).missed_ticks(missed);
+            let first = ticks.tick().await;
+            // It misses two.
+            time::advance(PERIOD * 5 / 2).await.expect("it stands");
+            let second = ticks.tick().await;
+            let third = ticks.tick().await;
+            // Polled and dropped, no tick is lost.
+            let polled = support::poll_once(pin!(ticks.tick()));
+            let fourth = match polled {
+                Poll::Ready(due) => due,
+                Poll::Pending => ticks.tick().await,
+            };
+            assert!(now() >= fourth);
+            let apart = [second - first, third - second, fourth - third];
+            let expected = match missed {
+                MissedTicks::Burst => [PERIOD; 3],
+                // From when the late one came, and in step with the first.
+                MissedTicks::Delay => [PERIOD, PERIOD * 5 / 2, PERIOD],
+                MissedTicks::Skip => [PERIOD, PERIOD * 2, PERIOD],
+            };
+            for (apart, expected) in apart.into_iter().zip(expected) {
+                let late = apart.abs_diff(expected);
+                assert!(late < Duration::from_millis(2), "{missed:?}: {apart:?}, {expected:?}");
+            }
+        }
     });
 }
 

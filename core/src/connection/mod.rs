@@ -18,6 +18,8 @@ mod lifecycle;
 mod limits;
 mod peer;
 mod reader;
+#[cfg(all(test, not(loom)))]
+mod rivals;
 mod sender;
 mod shared;
 mod socket;

@@ -15,7 +15,7 @@ use super::shared::Shared;
 use super::writer::Writer;
 use crate::buffer::LinkBuffer;
 use crate::memory::Slice;
-use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{Mutex, MutexGuard, lock};
 use crate::timer::Tick;
 
 /// A sending half for any number of tasks and threads, made of a [`Writer`] by [`into_sender`](Writer::into_sender).
@@ -25,8 +25,8 @@ use crate::timer::Tick;
 /// is awake costs none to be told.
 ///
 /// A message waits while more is unsent than the connection's watermark allows, and stays where it is until then: so what waits
-/// to be sent is bounded by the watermark and one message. When there is room again all who wait have their turn; whoever then
-/// finds none has the next before all others.
+/// to be sent is bounded by the watermark, or half of it and one message. When half of it is sent all who wait try again, in
+/// no certain order. Somebody who waits and does not poll holds up nobody.
 ///
 /// When the last clone is dropped the sending direction ends, as with a [`Writer`].
 ///
@@ -42,11 +42,9 @@ pub struct Sender(Arc<Sending>);
 struct Sending {
     writer: Writer,
     queue: Mutex<Queue>,
-    /// The first of those who wait has found no room after he was woken: nobody may be quicker than he.
-    insists: AtomicBool,
 }
 
-/// Those who wait, the first of whom waits for the connection, and the others for him.
+/// Those who wait. As long as the waker of one of them is here, the connection has ours.
 #[derive(Default)]
 struct Queue {
     waits: VecDeque<Waiting>,
@@ -60,21 +58,18 @@ struct Waiting {
 }
 
 impl Queue {
-    fn first(&self) -> Option<u64> {
-        self.waits.front().map(|waiting| waiting.number)
-    }
-
     fn enter(&mut self, waker: Waker) -> u64 {
         self.numbers += 1;
         self.waits.push_back(Waiting { number: self.numbers, waker: Some(waker) });
         self.numbers
     }
 
-    /// Whether it was woken, and the waker that was there before.
-    fn renew(&mut self, number: u64, waker: Waker) -> (bool, Option<Waker>) {
-        let Some(place) = self.place(number) else { return (false, Some(waker)) };
-        let before = self.waits[place].waker.replace(waker);
-        (before.is_none(), before)
+    /// Gives the waker that was there before.
+    fn renew(&mut self, number: u64, waker: Waker) -> Option<Waker> {
+        match self.place(number) {
+            Some(place) => self.waits[place].waker.replace(waker),
+            None => Some(waker),
+        }
     }
 
     /// They are in order of their numbers.
@@ -91,8 +86,7 @@ impl Writer {
     pub fn into_sender(mut self) -> io::Result<Sender> {
         self.end_wait();
         self.submit()?;
-        let (queue, insists) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Sender(Arc::new(Sending { writer: self, queue, insists })))
+        Ok(Sender(Arc::new(Sending { writer: self, queue: Mutex::default() })))
     }
 }
 
@@ -120,9 +114,6 @@ impl Sender {
     /// # Errors
     /// See [`Sender`]; `message` is as it was.
     pub fn try_send(&self, message: &mut LinkBuffer) -> io::Result<bool> {
-        if self.0.is_reserved() {
-            return Ok(false);
-        }
         Ok(self.0.shared().send_at_once(message, self.0.high())?)
     }
 
@@ -176,12 +167,6 @@ impl Sending {
         self.shared().output_high_bytes()
     }
 
-    /// Whether whatever room there is belongs to the first who waits.
-    fn is_reserved(&self) -> bool {
-        // Relaxed: who comes in between is as good as one who came before.
-        self.insists.load(Ordering::Relaxed)
-    }
-
     fn queue(&self) -> MutexGuard<'_, Queue> {
         lock(&self.queue)
     }
@@ -196,18 +181,16 @@ impl Sending {
         wakers.drain(..).for_each(|waker| wake(Some(waker)));
     }
 
-    /// Somebody waits no more, and the next is the first.
-    fn leave(&self, mut queue: MutexGuard<'_, Queue>, number: u64) {
-        let Some(place) = queue.place(number) else { return };
-        let left = queue.waits.remove(place);
-        let mut next = None;
-        if place == 0 {
-            self.insists.store(false, Ordering::Relaxed);
-            next = queue.waits.front_mut().and_then(|waiting| waiting.waker.take());
-        }
+    /// Somebody waits no more.
+    fn leave(&self, number: u64) {
+        let mut queue = self.queue();
+        let left = queue.place(number).and_then(|place| queue.waits.remove(place));
+        let unused = match queue.waits.is_empty() {
+            true => self.shared().life().end_writing(),
+            false => None,
+        };
         drop(queue);
-        drop(left);
-        wake(next);
+        drop((left, unused));
     }
 }
 
@@ -238,7 +221,7 @@ impl Future for Wait<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Wait { sending, message, number, since } = &mut *self;
         let (shared, high) = (sending.shared(), sending.high());
-        if let (Some(message), None, false) = (&mut *message, *number, sending.is_reserved()) {
+        if let (Some(message), None) = (&mut *message, *number) {
             match shared.send_at_once(message, high) {
                 Ok(false) => {}
                 Ok(true) => return Poll::Ready(Ok(())),
@@ -247,30 +230,17 @@ impl Future for Wait<'_> {
         }
         // Cloned and dropped without the lock: it is a user's.
         let waker = cx.waker().clone();
+        // First in the queue, then with the connection: who is woken in between polls again.
         let mut queue = sending.queue();
-        let (number, (was_woken, before)) = match *number {
+        let (number, before) = match *number {
             Some(number) => (number, queue.renew(number, waker)),
             None => {
                 *since = shared.clock().now();
-                (*number.insert(queue.enter(waker)), (false, None))
+                (*number.insert(queue.enter(waker)), None)
             }
         };
-        let is_first = queue.first() == Some(number);
         drop(queue);
         drop(before);
-        if !is_first {
-            let may = was_woken && !sending.is_reserved();
-            let sent = match message {
-                Some(message) if may => shared.send_at_once(message, high),
-                _ => Ok(false),
-            };
-            if let Ok(false) = sent {
-                return Poll::Pending;
-            }
-            self.number = None;
-            self.sending.leave(self.sending.queue(), number);
-            return Poll::Ready(sent.map(drop).map_err(io::Error::from));
-        }
         let ours = Waker::from(sending.clone());
         let mut cx = Context::from_waker(&ours);
         let result = shared.poll(&mut cx, true, &mut 0, |life, offer, clock| {
@@ -278,9 +248,7 @@ impl Future for Wait<'_> {
         });
         if result.is_ready() {
             self.number = None;
-            self.sending.leave(self.sending.queue(), number);
-        } else if was_woken {
-            sending.insists.store(true, Ordering::Relaxed);
+            self.sending.leave(number);
         }
         result.map_err(io::Error::from)
     }
@@ -288,14 +256,9 @@ impl Future for Wait<'_> {
 
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
-        let Some(number) = self.number else { return };
-        let queue = self.sending.queue();
-        if queue.first() == Some(number) {
-            // The next begins a wait of its own.
-            let unused = self.sending.shared().life().end_writing();
-            drop(unused);
+        if let Some(number) = self.number {
+            self.sending.leave(number);
         }
-        self.sending.leave(queue, number);
     }
 }
 

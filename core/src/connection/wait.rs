@@ -91,10 +91,27 @@ impl Wait {
         }
     }
 
-    /// A wait that was begun by somebody then, whose turn it is now.
-    pub(super) fn begin_since(&mut self, since: Tick) {
-        self.end();
-        self.since = since;
+    /// Whether the time of somebody who has waited since then is over.
+    pub(super) fn is_over(&self, since: Tick, now: impl FnOnce() -> Tick) -> bool {
+        if !self.is_limited() {
+            return false;
+        }
+        let now = now();
+        let timeout = self.timeout().is_some_and(|timeout| since + timeout < now);
+        (timeout && !self.prolonged) || self.deadline <= now
+    }
+
+    /// Somebody waits since then, perhaps beside others: the earliest counts.
+    pub(super) fn go_on_since(&mut self, since: Tick) {
+        self.exempt = false;
+        if self.state == State::Waiting && self.since <= since {
+            return;
+        }
+        if self.is_limited() {
+            self.end();
+            self.since = since;
+            self.state = State::Waiting;
+        }
     }
 
     /// As [`go_on`](Wait::go_on), of a wait that has [begun](Wait::begin_whole) earlier.
@@ -110,16 +127,6 @@ impl Wait {
             }
         }
         true
-    }
-
-    /// As [`go_on_whole`](Wait::go_on_whole), and not beyond the deadline.
-    pub(super) fn go_on_whole_in_time(&mut self, now: impl FnOnce() -> Tick) -> bool {
-        if self.state == State::None && !self.is_limited() {
-            self.exempt = false;
-            return true;
-        }
-        let now = now();
-        self.go_on_whole(|| now) && self.deadline > now
     }
 
     /// As [`go_on`](Wait::go_on), and not beyond the deadline: for waits that nothing from before it can end.

@@ -78,8 +78,8 @@ impl Lifecycle {
         polled
     }
 
-    /// Hands over a message if there is room for it: if no more than `high` bytes are unsent then, or nothing is now. Says whether
-    /// it did.
+    /// Hands over a message if there is room for it: if no more than `high` bytes are unsent then, or no more than half as many
+    /// now, so that a large one need not wait for ever. Says whether it did.
     #[inline]
     pub(crate) fn send_at_once(
         &mut self,
@@ -89,7 +89,7 @@ impl Lifecycle {
         clock: &dyn Clock,
     ) -> Result<bool, Refusal> {
         let bytes = message.len() + message.reserved_len();
-        let has_room = self.unsent == 0 || self.unsent.saturating_add(bytes) <= high;
+        let has_room = self.unsent <= high / 2 || self.unsent.saturating_add(bytes) <= high;
         if has_room || self.output != Output::Open {
             self.submit(message, polled, clock)?;
         }
@@ -97,7 +97,8 @@ impl Lifecycle {
     }
 
     /// As [`send_at_once`](Lifecycle::send_at_once), but waits for room, and none of it is handed over before; without a message
-    /// until nothing is unsent. `since`: when the wait has begun.
+    /// until nothing is unsent. `since`: when the wait of this one has begun; there may be others, which are told together. The
+    /// wait that is left when nobody waits any more is [ended](Lifecycle::end_writing) by the caller.
     pub(crate) fn send(
         &mut self,
         mut message: Option<&mut LinkBuffer>,
@@ -108,11 +109,7 @@ impl Lifecycle {
     ) -> Polled {
         let mut polled = Polled::new();
         let (low, sent) = match &mut message {
-            Some(message) => {
-                let bytes = message.len() + message.reserved_len();
-                let low = (high / 2).min(high.saturating_sub(bytes));
-                (low, self.send_at_once(message, high, &mut polled, clock))
-            }
+            Some(message) => (high / 2, self.send_at_once(message, high, &mut polled, clock)),
             None => match self.output {
                 Output::Failed(errno) => (0, Err(Refusal::Errno(errno.get()))),
                 _ => (0, Ok(self.unsent == 0)),
@@ -121,29 +118,24 @@ impl Lifecycle {
         let result = match sent {
             Ok(true) => Ok(()),
             Err(refusal) => Err(refusal),
+            Ok(false) if self.writing.is_over(since, || clock.now()) => Err(Refusal::TimedOut),
             Ok(false) => {
                 let begins = self.writer.is_none();
-                // One that has expired is told below.
-                if begins && self.writing.is_none() {
-                    self.writing.begin_since(since);
-                }
-                if self.writing.go_on_whole_in_time(|| clock.now()) {
-                    if !offer.keep_in(&mut self.writer) {
-                        polled.retry = true;
-                        return polled;
-                    }
-                    if begins {
-                        // For the engine to know that somebody waits.
-                        polled.send = Some(self.amount());
-                    }
-                    self.wake_at = u32::try_from(low).unwrap_or(u32::MAX);
-                    self.arm();
+                if !offer.keep_in(&mut self.writer) {
+                    polled.retry = true;
                     return polled;
                 }
-                Err(Refusal::TimedOut)
+                self.writing.go_on_since(since);
+                let low = u32::try_from(low).unwrap_or(u32::MAX);
+                self.wake_at = if begins { low } else { self.wake_at.max(low) };
+                if begins {
+                    // For the engine to know that somebody waits.
+                    polled.send = Some(self.amount());
+                }
+                self.arm();
+                return polled;
             }
         };
-        polled.unused = self.end_writing();
         polled.result = Poll::Ready(result);
         polled
     }
