@@ -6,7 +6,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
 use super::control::Control;
@@ -42,7 +42,11 @@ pub struct Sender(Arc<Sending>);
 struct Sending {
     writer: Writer,
     queue: Mutex<Queue>,
+    bell: Arc<Bell>,
 }
+
+/// What the connection wakes. It does not keep it open: somebody may have leaked a future that waits.
+struct Bell(Weak<Sending>);
 
 /// Those who wait. As long as the waker of one of them is here, the connection has ours.
 #[derive(Default)]
@@ -86,7 +90,11 @@ impl Writer {
     pub fn into_sender(mut self) -> io::Result<Sender> {
         self.end_wait();
         self.submit()?;
-        Ok(Sender(Arc::new(Sending { writer: self, queue: Mutex::default() })))
+        Ok(Sender(Arc::new_cyclic(|sending| Sending {
+            writer: self,
+            queue: Mutex::default(),
+            bell: Arc::new(Bell(sending.clone())),
+        })))
     }
 }
 
@@ -195,13 +203,15 @@ impl Sending {
 }
 
 /// The connection has room, or has ended.
-impl Wake for Sending {
+impl Wake for Bell {
     fn wake(self: Arc<Self>) {
-        self.wake_all();
+        self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.wake_all();
+        if let Some(sending) = self.0.upgrade() {
+            sending.wake_all();
+        }
     }
 }
 
@@ -241,7 +251,7 @@ impl Future for Wait<'_> {
         };
         drop(queue);
         drop(before);
-        let ours = Waker::from(sending.clone());
+        let ours = Waker::from(sending.bell.clone());
         let mut cx = Context::from_waker(&ours);
         let result = shared.poll(&mut cx, true, &mut 0, |life, offer, clock| {
             life.send(message.as_deref_mut(), high, *since, offer, clock)
