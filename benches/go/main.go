@@ -1,6 +1,8 @@
 // Command duopoll-peers serves the echo protocol of the comparison with a Go library:
 //
 //	duopoll-peers netpoll|gnet|net ADDRESS [READ_BUFFER_BYTES [bytes|framed]]
+//	duopoll-peers mux-server ADDRESS
+//	duopoll-peers mux-client ADDRESS CALLS TASKS CONNECTIONS BYTES
 //
 // ADDRESS is IP:PORT or unix:PATH. Framed messages have their length in front, four bytes,
 // big-endian, and only whole ones are answered. The caller sets GOMAXPROCS.
@@ -21,6 +23,12 @@ func main() {
 	network, address := "tcp", os.Args[2]
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		network, address = "unix", path
+	}
+	switch os.Args[1] {
+	case "mux-server":
+		fail(serveMux(network, address))
+	case "mux-client":
+		fail(callMux(network, address, os.Args[3:]))
 	}
 	bufferBytes := 4096
 	if len(os.Args) > 3 {
