@@ -1,13 +1,18 @@
 //! The time of a poller: that of the machine, until a test pauses it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use duopoll_core::{Clock, Tick};
 
 /// It is not paused.
 const RUNS: u64 = u64::MAX;
+
+const NANOS_PER_TICK: u64 = 1_000_000;
+
+/// It stands no later than that: 292 years.
+const FARTHEST: u64 = i64::MAX as u64 / NANOS_PER_TICK * NANOS_PER_TICK;
 
 /// The clock of a poller: milliseconds since it was made. Clones are the same clock.
 #[derive(Clone, Debug)]
@@ -18,8 +23,8 @@ struct State {
     origin: Instant,
     /// Nanoseconds since the origin at which it stands, or [`RUNS`].
     stands_at: AtomicU64,
-    /// Nanoseconds that it is ahead of the machine's, since it stood and was moved.
-    ahead: AtomicU64,
+    /// Nanoseconds that it is ahead of the machine's, or behind, since it stood.
+    ahead: AtomicI64,
     /// To where somebody moves it, while it stands: nanoseconds since the origin.
     target: AtomicU64,
     /// Work elsewhere during which it does not move by itself.
@@ -32,7 +37,7 @@ impl PollerClock {
         PollerClock(Arc::new(State {
             origin: Instant::now(),
             stands_at: AtomicU64::new(RUNS),
-            ahead: AtomicU64::new(0),
+            ahead: AtomicI64::new(0),
             target: AtomicU64::new(0),
             busy: AtomicUsize::new(0),
         }))
@@ -51,7 +56,8 @@ impl PollerClock {
     fn nanos(&self) -> u64 {
         match self.0.stands_at.load(Ordering::Relaxed) {
             RUNS => {
-                self.0.origin.elapsed().as_nanos() as u64 + self.0.ahead.load(Ordering::Relaxed)
+                let elapsed = self.0.origin.elapsed().as_nanos() as u64;
+                elapsed.saturating_add_signed(self.0.ahead.load(Ordering::Relaxed))
             }
             stands_at => stands_at,
         }
@@ -61,30 +67,38 @@ impl PollerClock {
         self.0.stands_at.load(Ordering::Relaxed) != RUNS
     }
 
-    /// Has it stand where it is.
+    /// Has it stand where it is, at the next tick: what is waited for from there on ends when it should.
     pub(crate) fn pause(&self) {
-        self.0.stands_at.store(self.nanos(), Ordering::Relaxed);
+        let stands_at = self.nanos().next_multiple_of(NANOS_PER_TICK);
+        self.0.target.store(0, Ordering::Relaxed);
+        self.0.stands_at.store(stands_at, Ordering::Relaxed);
     }
 
     /// Has it go on from where it stands.
     pub(crate) fn resume(&self) {
-        let elapsed = self.0.origin.elapsed().as_nanos() as u64;
-        let ahead = self.nanos().saturating_sub(elapsed);
+        let elapsed = self.0.origin.elapsed().as_nanos() as i64;
+        let ahead = (self.nanos() as i64).saturating_sub(elapsed);
         self.0.ahead.store(ahead, Ordering::Relaxed);
         self.0.stands_at.store(RUNS, Ordering::Relaxed);
     }
 
     /// Has it be moved to that point by its poller, timer by timer.
     pub(crate) fn aim(&self, target: Instant) {
-        let nanos = target.saturating_duration_since(self.0.origin).as_nanos();
-        self.0.target.fetch_max(u64::try_from(nanos).unwrap_or(RUNS - 1), Ordering::Relaxed);
+        // A timer goes off at a tick.
+        let nanos = self.tick_of(target).saturating_mul(NANOS_PER_TICK);
+        self.0.target.fetch_max(nanos.min(FARTHEST), Ordering::Relaxed);
+    }
+
+    /// Nobody moves it any more.
+    pub(crate) fn let_go(&self) {
+        self.0.target.store(0, Ordering::Relaxed);
     }
 
     /// Moves it to the next of what is due, or as far as it is to be moved. Where nobody moves it, it does that only if `idle`.
     /// False if it stays where it is.
     pub(crate) fn step(&self, next: Option<Tick>, idle: bool) -> bool {
         let (now, target) = (self.nanos(), self.0.target.load(Ordering::Relaxed));
-        let next = next.map(|tick| tick.saturating_mul(1_000_000));
+        let next = next.map(|tick| tick.saturating_mul(NANOS_PER_TICK));
         let to = if target > now {
             next.map_or(target, |next| next.min(target))
         } else if let (Some(next), true) = (next, idle && self.0.busy.load(Ordering::Relaxed) == 0)
@@ -93,7 +107,7 @@ impl PollerClock {
         } else {
             return false;
         };
-        self.0.stands_at.store(to.clamp(now, RUNS - 1), Ordering::Relaxed);
+        self.0.stands_at.store(to.clamp(now, FARTHEST), Ordering::Relaxed);
         true
     }
 
@@ -110,11 +124,11 @@ impl PollerClock {
 
 impl Clock for PollerClock {
     fn now(&self) -> Tick {
-        self.nanos() / 1_000_000
+        self.nanos() / NANOS_PER_TICK
     }
 
     fn tick_of(&self, instant: Instant) -> Tick {
         let since = instant.saturating_duration_since(self.0.origin);
-        Tick::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(Tick::MAX)
+        Tick::try_from(since.as_nanos().div_ceil(u128::from(NANOS_PER_TICK))).unwrap_or(Tick::MAX)
     }
 }

@@ -68,17 +68,20 @@ pub fn pause() -> io::Result<()> {
     Ok(())
 }
 
-/// Has the time go on.
+/// Has the time go on from where it stands.
 ///
 /// # Errors
-/// As for [`pause`].
+/// [`Unsupported`](io::ErrorKind::Unsupported) where there is no poller on this thread.
 pub fn resume() -> io::Result<()> {
-    alone()?.clock().resume();
+    let poller = Handle::current().ok_or_else(no_time)?;
+    if poller.clock().stands() {
+        poller.clock().resume();
+    }
     Ok(())
 }
 
 /// Moves the time, which is [paused](pause), by so much: timer by timer, and whoever is woken by one has his turn before the
-/// next goes off. Returns when that is done.
+/// next goes off. Returns when that is done. Dropping the future leaves it where it is by then.
 ///
 /// # Errors
 /// As for [`pause`]; [`InvalidInput`](io::ErrorKind::InvalidInput) if it is not paused.
@@ -87,8 +90,16 @@ pub async fn advance(duration: Duration) -> io::Result<()> {
     if !poller.clock().stands() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the time is not paused"));
     }
+    /// Moves the clock no farther, if it is given up.
+    struct Moving(Arc<Handle>);
+    impl Drop for Moving {
+        fn drop(&mut self) {
+            self.0.clock().let_go();
+        }
+    }
     let target = poller.clock().instant() + duration.min(FAR);
     poller.clock().aim(target);
+    let _moving = Moving(poller.clone());
     Sleep::on(poller, target).await;
     Ok(())
 }
@@ -97,10 +108,12 @@ pub async fn advance(duration: Duration) -> io::Result<()> {
 fn alone() -> io::Result<Arc<Handle>> {
     let alone = Pollers::current().is_some_and(|pollers| pollers.count() == 1);
     let poller = if alone { Handle::current() } else { None };
-    poller.ok_or_else(|| {
-        let why = "only a thread with a single poller has a time of its own";
-        io::Error::new(io::ErrorKind::Unsupported, why)
-    })
+    poller.ok_or_else(no_time)
+}
+
+fn no_time() -> io::Error {
+    let why = "only a thread with a single poller has a time of its own";
+    io::Error::new(io::ErrorKind::Unsupported, why)
 }
 
 /// Waits for so long.

@@ -7,9 +7,10 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use duopoll::mux::{CALLS_MAX, Client, Head, Kind, Plain, Pool, Protocol, serve};
+use duopoll::task::TaskGroup;
 use duopoll::time::{sleep, timeout};
 use duopoll::{Connection, Dialer, LinkBuffer, Listener, Pollers, Server, Slice};
 use pollster::block_on;
@@ -170,10 +171,12 @@ fn as_many_calls_as_are_allowed(setup: Setup) {
 
 fn a_shutdown_answers_what_is_under_way(setup: Setup) {
     let (begun, begins) = mpsc::channel();
-    let (gate, opened) = async_channel();
+    // Used as a gate.
+    let gate = TaskGroup::new();
+    let opened = gate.clone();
     let server = server(setup, CALLS_MAX, async move |request: Slice| {
         begun.send(()).expect("the test waits");
-        opened().await;
+        opened.closing().await;
         Ok(LinkBuffer::from(request))
     });
     let (_pollers, client) = client(setup, &server);
@@ -188,8 +191,8 @@ fn a_shutdown_answers_what_is_under_way(setup: Setup) {
     }
     thread::scope(|scope| {
         let shutdown = scope.spawn(|| server.shutdown(PATIENCE));
-        thread::sleep(Duration::from_millis(20));
-        gate();
+        eventually("it begins", || !listens(&server));
+        gate.close();
         assert_eq!(shutdown.join().expect("no panic"), 0);
     });
     for (call, reply) in calls.into_iter().enumerate() {
@@ -200,15 +203,9 @@ fn a_shutdown_answers_what_is_under_way(setup: Setup) {
     assert!(error.raw_os_error().is_some() || error.kind() == ErrorKind::ConnectionReset);
 }
 
-/// What opens, and what waits until it is open.
-fn async_channel() -> (impl FnOnce(), impl Fn() -> duopoll::time::Sleep + Clone + Send + Sync) {
-    let open = Arc::new(std::sync::OnceLock::<Instant>::new());
-    let waits = open.clone();
-    let wait = move || match waits.get() {
-        Some(_) => sleep(Duration::ZERO),
-        None => sleep(Duration::from_millis(100)),
-    };
-    (move || drop(open.set(Instant::now())), wait)
+/// Whether somebody listens at its address.
+fn listens(server: &Server) -> bool {
+    support::peers::try_connect(server.local_addr()).is_ok()
 }
 
 fn an_end_is_told_to_every_call(setup: Setup) {

@@ -21,6 +21,7 @@ on_every_setup!(
     panics_and_errors_are_contained_and_counted,
     an_upgrade_goes_on_and_is_counted,
     halves_that_were_taken_apart_are_counted,
+    halves_of_a_half_closed_connection_have_a_place,
     it_drains_at_a_shutdown,
     a_connection_is_put_together_again,
     a_detached_socket_is_nobody_elses,
@@ -188,6 +189,45 @@ fn halves_that_were_taken_apart_are_counted(setup: Setup) {
     drop(second);
     eventually("both are gone", || server.open_connections() == 0);
     assert!(!disconnected.load(Ordering::SeqCst));
+}
+
+/// A peer that ends its own direction is still there, and has its place.
+fn halves_of_a_half_closed_connection_have_a_place(setup: Setup) {
+    let (gate, opened) = mpsc::channel::<()>();
+    let opened = Arc::new(Mutex::new(opened));
+    let server = served(
+        setup,
+        setup.builder().max_connections(2).on_connection(async move |connection: Connection| {
+            let (reader, mut writer) = connection.into_split();
+            let opened = opened.clone();
+            spawn_local(async move {
+                let waits = move || opened.lock().expect("no panic").recv();
+                duopoll::task::spawn_blocking(waits).await.expect("no panic").expect("opened");
+                writer.write(b"late").expect("memory");
+                let sent = writer.flush().await;
+                drop(reader);
+                sent
+            });
+            Ok(())
+        }),
+    );
+    let peers: Vec<_> = (0..6)
+        .map(|_| {
+            let peer = Peer::connect(server.local_addr());
+            peer.shutdown(Shutdown::Write);
+            peer
+        })
+        .collect();
+    eventually("some wait", || server.server_stats().waiting_connections > 0);
+    assert_eq!(server.open_connections(), 2);
+    for _ in &peers {
+        gate.send(()).expect("somebody waits");
+        assert!(server.open_connections() <= 2);
+    }
+    for mut peer in peers {
+        assert_eq!(peer.read_rest().expect("a reply, and the end"), b"late");
+    }
+    eventually("all are gone", || server.open_connections() == 0);
 }
 
 fn it_drains_at_a_shutdown(setup: Setup) {

@@ -24,6 +24,7 @@ on_every_setup!(
     what_waits_is_bounded,
     those_who_wait_have_their_turn,
     a_large_message_has_its_turn_among_small_ones,
+    who_waits_is_not_overtaken_for_ever,
     a_wait_that_is_dropped_sends_nothing,
     a_write_timeout_counts_from_where_each_begins,
     the_end_is_told_to_those_who_wait,
@@ -283,6 +284,39 @@ fn a_large_message_has_its_turn_among_small_ones(setup: Setup) {
     assert_eq!(received.iter().filter(|byte| **byte == 2).count(), 10 * (60 << 10));
 }
 
+/// A thread that is always quick enough to take what room there is.
+fn who_waits_is_not_overtaken_for_ever(setup: Setup) {
+    let mut limits = Limits::default();
+    limits.output_high_bytes = 64 << 10;
+    let (_pollers, _reader, sender, mut peer) = stuffed(limits, setup);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (quick, ends) = (sender.clone(), stop.clone());
+    let overtaking = thread::spawn(move || {
+        while !ends.load(Ordering::Relaxed) {
+            let mut message = LinkBuffer::from(vec![1; 1000]);
+            while !quick.try_send(&mut message).expect("it is open") {
+                thread::yield_now();
+                if ends.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        }
+    });
+    let reading = thread::spawn(move || peer.read_rest().expect("all, and the end"));
+    for _ in 0..5 {
+        for bytes in [1000, 50 << 10, 200 << 10] {
+            let mut message = LinkBuffer::from(vec![2; bytes]);
+            block_on(sender.send(&mut message)).expect("it has its turn");
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    overtaking.join().expect("no panic");
+    drop(sender);
+    let received = reading.join().expect("no panic");
+    let ours = received.iter().filter(|byte| **byte == 2).count();
+    assert_eq!(ours, 5 * (1000 + (50 << 10) + (200 << 10)));
+}
+
 fn a_wait_that_is_dropped_sends_nothing(setup: Setup) {
     let mut limits = Limits::default();
     limits.output_high_bytes = 64 << 10;
@@ -369,7 +403,7 @@ fn a_write_timeout_counts_from_where_each_begins(setup: Setup) {
 }
 
 fn the_end_is_told_to_those_who_wait(setup: Setup) {
-    for how in 0..3 {
+    for how in 0..4 {
         let mut limits = Limits::default();
         limits.output_high_bytes = 64 << 10;
         let (pollers, _reader, sender, peer) = stuffed(limits, setup);
@@ -392,12 +426,13 @@ fn the_end_is_told_to_those_who_wait(setup: Setup) {
         match how {
             0 => sender.finish(),
             1 => sender.control().abort(),
+            2 => sender.control().close(),
             _ => pollers.stop(),
         }
         for _ in 0..5 {
             let error = told.recv_timeout(PATIENCE).expect("each is told");
             match how {
-                0 => assert_eq!(error.kind(), ErrorKind::NotConnected, "{error}"),
+                0 | 2 => assert_eq!(error.kind(), ErrorKind::NotConnected, "{error}"),
                 _ => assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}"),
             }
         }

@@ -20,6 +20,7 @@ use support::{PATIENCE, Peer, Setup, eventually, scaled};
 on_every_setup!(
     a_handler_spawns_and_awaits,
     a_panic_is_an_error_of_the_handle,
+    who_is_told_is_told_last,
     tasks_are_aborted_from_anywhere,
     tasks_end_with_their_poller,
     tasks_that_destructors_start_are_cancelled,
@@ -82,6 +83,50 @@ fn a_panic_is_an_error_of_the_handle(setup: Setup) {
     let error = block_on(spawn_blocking(|| panic!("{} blocks", 1))).expect_err("a panic");
     assert_eq!(error.to_string(), "the task has panicked: 1 blocks");
     assert_eq!(block_on(pollers.spawn(|| async { 42 })).expect("it goes on"), 42);
+}
+
+/// A future is gone when its handle says how it has ended, and what it has panicked with may panic, too.
+fn who_is_told_is_told_last(setup: Setup) {
+    struct Slow {
+        _gone: Dropped,
+        panics: bool,
+    }
+    impl Future for Slow {
+        type Output = u8;
+        fn poll(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<u8> {
+            assert!(!self.panics, "on purpose");
+            std::task::Poll::Ready(1)
+        }
+    }
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    struct Nasty;
+    impl Drop for Nasty {
+        fn drop(&mut self) {
+            std::panic::resume_unwind(Box::new("as it is dropped"));
+        }
+    }
+    let pollers = setup.pollers(1);
+    for panics in [false, true] {
+        let gone = Arc::new(AtomicBool::new(false));
+        let slow = Slow { _gone: Dropped(gone.clone()), panics };
+        let result = block_on(pollers.spawn(move || slow));
+        assert!(gone.load(Ordering::SeqCst));
+        assert_eq!(result.is_err(), panics);
+    }
+    let handle = pollers.spawn(|| async { std::panic::resume_unwind(Box::new(Nasty)) });
+    let error: Result<(), _> = block_on(handle);
+    drop(error.expect_err("a panic"));
+    let handle = pollers.spawn(|| async { std::panic::resume_unwind(Box::new(Nasty)) });
+    eventually("it is over", || handle.is_finished());
+    thread::sleep(Duration::from_millis(1));
+    drop::<task::JoinHandle<()>>(handle);
 }
 
 /// Sets a flag when it is dropped.
@@ -308,6 +353,8 @@ fn a_server_ends_its_tasks_when_the_grace_is_over(setup: Setup) {
     let tasks = TaskGroup::new();
     let service = setup.builder().tasks(&tasks).on_request(support::echo);
     let server = service.serve(setup.listener()).expect("it listens");
+    // Each is counted once, by however many pollers.
+    server.pollers().grow(3).expect("three more");
     let gone = Arc::new(AtomicBool::new(false));
     let dropped = Dropped(gone.clone());
     let handle = tasks.spawn(server.pollers(), move || async move {

@@ -206,7 +206,7 @@ impl ListenerOptions {
 
     /// Whether a Unix socket's file is taken over at which nobody listens any more, as a server leaves it that was killed.
     /// Nobody listens if a connect is refused. Those who do this in one directory take turns by a lock on it (`flock(2)`), for
-    /// which they wait a tenth of a second at most, so it has to be readable. Default: no, and the bind fails.
+    /// which they wait a tenth of a second at most. Default: no, and the bind fails.
     pub fn take_over_stale(mut self, take: bool) -> ListenerOptions {
         self.takes_over_stale = take;
         self
@@ -251,7 +251,7 @@ impl ListenerOptions {
         }
         // Until it listens: one that is bound and does not listen yet refuses, and looks stale to others.
         let taking_over = match address {
-            Address::Unix(path) if self.takes_over_stale => Some((TakingOver::begin(path)?, path)),
+            Address::Unix(path) if self.takes_over_stale => Some((TakingOver::begin(path), path)),
             _ => None,
         };
         match (socket.bind(&socket_address), &taking_over) {

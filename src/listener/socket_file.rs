@@ -59,7 +59,7 @@ impl Drop for SocketFile {
 
 /// Whoever takes over a file: nobody else of the kind does in that directory at the same time.
 pub(crate) struct TakingOver {
-    _directory: File,
+    _directory: Option<File>,
 }
 
 /// How often, and how long apart, somebody asks for his turn to take over a file.
@@ -67,18 +67,20 @@ const TURNS: u32 = 100;
 const TURN: Duration = Duration::from_millis(1);
 
 impl TakingOver {
-    /// Waits for a tenth of a second at most, which is a hundred times what one takes.
-    pub(crate) fn begin(path: &Path) -> io::Result<TakingOver> {
-        let path = path::absolute(path)?;
-        let directory = File::open(path.parent().unwrap_or(Path::new("/")))?;
+    /// Waits for a tenth of a second at most, which is a hundred times what one takes, and goes on then: somebody may hold up
+    /// everybody on purpose.
+    pub(crate) fn begin(path: &Path) -> TakingOver {
+        let directory = path::absolute(path)
+            .and_then(|path| File::open(path.parent().unwrap_or(Path::new("/"))));
+        let Ok(directory) = directory else { return TakingOver { _directory: None } };
         for _ in 0..TURNS {
             match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(TakingOver { _directory: directory }),
+                Ok(()) => break,
                 Err(Errno::WOULDBLOCK) => thread::sleep(TURN),
-                Err(error) => return Err(error.into()),
+                Err(_) => break,
             }
         }
-        Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
+        TakingOver { _directory: Some(directory) }
     }
 
     /// Removes a socket file that nobody listens at any more. Says whether it did.

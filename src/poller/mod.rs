@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 use duopoll_core::task::Executor;
 use duopoll_core::{
     Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, Poll, Token, contain,
-    report, timers,
+    report, syscalls, timers,
 };
+use rustix::event::PollFlags;
 use socket2::{Domain, SockRef, Socket};
 
 use crate::clock::PollerClock;
@@ -465,7 +466,7 @@ impl Poller {
     fn unlisten(&mut self, group: Group, done: shutdown::Token) {
         let ours = self.listeners.iter().filter(|entry| entry.group == group && !entry.leaving);
         let ours: Vec<_> = ours.map(|entry| entry.token).collect();
-        let patience = Instant::now() + BACKLOG_PATIENCE;
+        let patience = self.clock.instant() + BACKLOG_PATIENCE;
         for token in ours {
             self.leave(token, patience);
         }
@@ -474,18 +475,19 @@ impl Poller {
 
     /// Stops accepting when all have been accepted who wait, or nobody can be for so long.
     fn leave(&mut self, token: Token, patience: Instant) {
-        if self.accept_backlog(token) || Instant::now() >= patience {
+        let now = self.clock.instant();
+        if self.accept_backlog(token) || now >= patience {
             return self.stop_listening(token, None);
         }
         if let Some(entry) = self.listeners.iter_mut().find(|entry| entry.token == token) {
             entry.leaving = true;
         }
-        self.shutdowns.leave_later(token, patience);
+        self.shutdowns.leave_later(token, now, patience);
     }
 
     /// Tells whoever waits for a shutdown.
     fn look_at_shutdowns(&mut self) {
-        for (token, patience) in self.shutdowns.leave_now(Instant::now()) {
+        for (token, patience) in self.shutdowns.leave_now(|| self.clock.instant()) {
             self.leave(token, patience);
         }
         let Poller { listeners, shutdowns, driver, engine, clock, .. } = self;
@@ -616,8 +618,8 @@ const BACKLOG_TAKEN_MAX: usize = 65_535;
 const BACKLOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The connections that the kernel has established for a listener, and whether that is all of them.
-fn accept_rest(listener: BorrowedFd<'_>) -> (Vec<OwnedFd>, bool) {
-    let listener = SockRef::from(&listener);
+fn accept_rest(socket: BorrowedFd<'_>) -> (Vec<OwnedFd>, bool) {
+    let listener = SockRef::from(&socket);
     let mut all = true;
     let accept = || loop {
         match accept_one(&listener) {
@@ -627,7 +629,9 @@ fn accept_rest(listener: BorrowedFd<'_>) -> (Vec<OwnedFd>, bool) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 let short = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
-                all = !error.raw_os_error().is_some_and(|errno| short.contains(&errno));
+                // That there are none is said first, and only then whether one is needed.
+                let is_short = error.raw_os_error().is_some_and(|errno| short.contains(&errno));
+                all = !is_short || !syscalls::ready(socket).contains(PollFlags::IN);
                 return None;
             }
         }

@@ -55,15 +55,19 @@ impl Shutdowns {
     }
 
     /// Has a listener be looked at again, which stops accepting then at the latest.
-    pub(super) fn leave_later(&mut self, listener: ListenerToken, patience: Instant) {
-        self.short.push((listener, Instant::now() + RETRY, patience));
+    pub(super) fn leave_later(&mut self, listener: ListenerToken, now: Instant, patience: Instant) {
+        self.short.push((listener, now + RETRY, patience));
     }
 
     /// The listeners that are to be looked at now, and until when that goes on.
-    pub(super) fn leave_now(&mut self, now: Instant) -> Vec<(ListenerToken, Instant)> {
+    pub(super) fn leave_now(
+        &mut self,
+        now: impl FnOnce() -> Instant,
+    ) -> Vec<(ListenerToken, Instant)> {
         if self.short.is_empty() {
             return Vec::new();
         }
+        let now = now();
         let (due, later) = self.short.drain(..).partition(|(_, next, _)| *next <= now);
         self.short = later;
         let due: Vec<(ListenerToken, Instant, Instant)> = due;

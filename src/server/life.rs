@@ -215,7 +215,7 @@ where
     match back.await {
         Ok(mut connection) => service.disconnect(&mut connection).await,
         // It was taken apart.
-        Err(oneshot::Canceled) => control.closed().await,
+        Err(oneshot::Canceled) => return control.on_release(|| drop(permit)),
     }
     drop(permit);
 }

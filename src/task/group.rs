@@ -17,7 +17,7 @@ use crate::pollers::Pollers;
 use crate::task::{AbortHandle, JoinHandle, spawn_local};
 
 /// Tasks that can be waited for and ended together. Given to a [server](crate::Builder::tasks), its graceful shutdown waits
-/// for them, and ends them when the grace is over. Clones are the same group.
+/// for them, and ends them when the grace is over. Clones are the same group, which belongs to one server at most.
 ///
 /// ```no_run
 /// use duopoll::task::TaskGroup;
@@ -125,15 +125,14 @@ impl TaskGroup {
         let _ = over.await;
     }
 
-    /// Ends all of them, and those that come later at once. Returns how many there were.
+    /// Ends all of them, and those that come later at once. Returns how many there were, the first time.
     pub fn abort_all(&self) -> usize {
-        let handles: Vec<_> = {
-            let mut state = self.state();
-            state.aborted = true;
-            state.tasks.iter().cloned().collect()
-        };
-        let count = handles.len();
-        handles.into_iter().flatten().for_each(|handle| handle.abort());
+        let mut state = self.state();
+        // Those that were there before are on their way out.
+        let count = if mem::replace(&mut state.aborted, true) { 0 } else { state.tasks.len() };
+        let handles: Vec<_> = state.tasks.iter().flatten().cloned().collect();
+        drop(state);
+        handles.into_iter().for_each(|handle| handle.abort());
         count
     }
 

@@ -98,6 +98,12 @@ impl Control {
         self.shared.call_when(When::Closed, Box::new(callback)).map(CallbackId)
     }
 
+    /// Has something called once, when its poller and its engine hold nothing of it any more; at once if that is so.
+    #[doc(hidden)]
+    pub fn on_release(&self, callback: impl FnOnce() + Send + 'static) {
+        self.shared.call_when(When::Released, Box::new(callback));
+    }
+
     /// Takes a callback back. False if it has been called, or is about to be.
     pub fn remove_callback(&self, callback: CallbackId) -> bool {
         self.shared.remove_callback(callback.0)

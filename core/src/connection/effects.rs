@@ -19,6 +19,8 @@ pub(super) enum When {
     Closed,
     /// When its server begins to shut down, and at the end.
     Draining,
+    /// When its poller and its engine hold nothing of it any more.
+    Released,
 }
 
 /// Callbacks in the order in which they were set, each with a number of its own.
@@ -38,6 +40,23 @@ impl CallbackList {
     pub(super) fn remove(&mut self, number: u64) -> Option<Callback> {
         let at = self.all.iter().position(|(other, ..)| *other == number)?;
         Some(self.all.remove(at).2)
+    }
+
+    /// Whether there are some that wait for more than the end.
+    pub(super) fn outlast_the_end(&self) -> bool {
+        self.all.iter().any(|(_, when, _)| *when == When::Released)
+    }
+
+    /// Those that wait for the end, or for less.
+    pub(super) fn take_ended(&mut self) -> Callbacks {
+        let waits = |(_, when, _): &(u64, When, Callback)| *when == When::Released;
+        let (waiting, ended) = mem::take(&mut self.all).into_iter().partition::<Vec<_>, _>(waits);
+        self.all = waiting;
+        (!ended.is_empty()).then(|| Box::new(CallbackList { numbers: 0, all: ended }))
+    }
+
+    pub(super) fn append(&mut self, mut others: CallbackList) {
+        self.all.append(&mut others.all);
     }
 
     /// Those that do not wait for the end.

@@ -77,10 +77,12 @@ impl World {
     fn new(seed: u64) -> World {
         let clock = Arc::<Hand>::default();
         let mailbox = Arc::new(Mailbox::new(Arc::new(NoBell), clock.clone()));
-        let mut limits = Limits::default();
-        limits.output_high_bytes = [0, 1, 50, 200][seed as usize % 4];
         let timeout = (seed % 3 == 0).then_some(20);
-        limits.write_timeout = timeout.map(Duration::from_millis);
+        let limits = Limits {
+            output_high_bytes: [0, 1, 50, 200][seed as usize % 4],
+            write_timeout: timeout.map(Duration::from_millis),
+            ..Limits::default()
+        };
         let token = Token::new(0, 0);
         let (shared, reader, writer) = pair(None, mailbox.clone(), token, 0, &limits, false);
         // The connection outlives it.

@@ -14,8 +14,9 @@ use super::effects::wake;
 use super::shared::Shared;
 use super::writer::Writer;
 use crate::buffer::LinkBuffer;
+use crate::contain::contain;
 use crate::memory::Slice;
-use crate::sync::{Mutex, MutexGuard, lock};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, lock};
 use crate::timer::Tick;
 
 /// A sending half for any number of tasks and threads, made of a [`Writer`] by [`into_sender`](Writer::into_sender).
@@ -26,7 +27,8 @@ use crate::timer::Tick;
 ///
 /// A message waits while more is unsent than the connection's watermark allows, and stays where it is until then: so what waits
 /// to be sent is bounded by the watermark, or half of it and one message. When half of it is sent all who wait try again, in
-/// no certain order. Somebody who waits and does not poll holds up nobody.
+/// no certain order; who has waited for 5 milliseconds is not overtaken any more by those who come. Somebody who waits and does
+/// not poll holds up nobody.
 ///
 /// When the last clone is dropped the sending direction ends, as with a [`Writer`].
 ///
@@ -42,8 +44,15 @@ pub struct Sender(Arc<Sending>);
 struct Sending {
     writer: Writer,
     queue: Mutex<Queue>,
+    /// Since when the first of those who wait does; [`NOBODY`].
+    first_since: AtomicUsize,
     bell: Arc<Bell>,
 }
+
+const NOBODY: usize = usize::MAX;
+
+/// Somebody who has waited for so long, in milliseconds, is not overtaken any more by those who come.
+const OVERTAKEN_MS: usize = 5;
 
 /// What the connection wakes. It does not keep it open: somebody may have leaked a future that waits.
 struct Bell(Weak<Sending>);
@@ -57,15 +66,20 @@ struct Queue {
 
 struct Waiting {
     number: u64,
+    since: Tick,
     /// None once it was woken, until it polls again.
     waker: Option<Waker>,
 }
 
 impl Queue {
-    fn enter(&mut self, waker: Waker) -> u64 {
+    fn enter(&mut self, since: Tick, waker: Waker) -> u64 {
         self.numbers += 1;
-        self.waits.push_back(Waiting { number: self.numbers, waker: Some(waker) });
+        self.waits.push_back(Waiting { number: self.numbers, since, waker: Some(waker) });
         self.numbers
+    }
+
+    fn first_since(&self) -> usize {
+        self.waits.front().map_or(NOBODY, |first| first.since as usize)
     }
 
     /// Gives the waker that was there before.
@@ -93,6 +107,7 @@ impl Writer {
         Ok(Sender(Arc::new_cyclic(|sending| Sending {
             writer: self,
             queue: Mutex::default(),
+            first_since: AtomicUsize::new(NOBODY),
             bell: Arc::new(Bell(sending.clone())),
         })))
     }
@@ -122,7 +137,7 @@ impl Sender {
     /// # Errors
     /// See [`Sender`]; `message` is as it was.
     pub fn try_send(&self, message: &mut LinkBuffer) -> io::Result<bool> {
-        Ok(self.0.shared().send_at_once(message, self.0.high())?)
+        Ok(self.0.shared().send_at_once(message, (self.0.high(), self.0.yields()))?)
     }
 
     /// Waits until the kernel has taken all that was sent by now. It may wait for what others send meanwhile, too.
@@ -175,6 +190,14 @@ impl Sending {
         self.shared().output_high_bytes()
     }
 
+    /// Whether somebody has waited for so long that those who come leave the upper half of the watermark alone, so that what is
+    /// unsent sinks to where he is woken.
+    fn yields(&self) -> bool {
+        // Relaxed: a moment sooner or later does not matter.
+        let first = self.first_since.load(Ordering::Relaxed);
+        first != NOBODY && self.shared().clock().now() as usize > first + OVERTAKEN_MS
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         lock(&self.queue)
     }
@@ -193,12 +216,13 @@ impl Sending {
     fn leave(&self, number: u64) {
         let mut queue = self.queue();
         let left = queue.place(number).and_then(|place| queue.waits.remove(place));
+        self.first_since.store(queue.first_since(), Ordering::Relaxed);
         let unused = match queue.waits.is_empty() {
             true => self.shared().life().end_writing(),
             false => None,
         };
         drop(queue);
-        drop((left, unused));
+        contain("a waker that was dropped", || drop((left, unused)));
     }
 }
 
@@ -232,7 +256,7 @@ impl Future for Wait<'_> {
         let Wait { sending, message, number, since } = &mut *self;
         let (shared, high) = (sending.shared(), sending.high());
         if let (Some(message), None) = (&mut *message, *number) {
-            match shared.send_at_once(message, high) {
+            match shared.send_at_once(message, (high, sending.yields())) {
                 Ok(false) => {}
                 Ok(true) => return Poll::Ready(Ok(())),
                 Err(refusal) => return Poll::Ready(Err(refusal.into())),
@@ -246,11 +270,13 @@ impl Future for Wait<'_> {
             Some(number) => (number, queue.renew(number, waker)),
             None => {
                 *since = shared.clock().now();
-                (*number.insert(queue.enter(waker)), None)
+                let entered = queue.enter(*since, waker);
+                sending.first_since.store(queue.first_since(), Ordering::Relaxed);
+                (*number.insert(entered), None)
             }
         };
         drop(queue);
-        drop(before);
+        contain("a waker that was dropped", || drop(before));
         let ours = Waker::from(sending.bell.clone());
         let mut cx = Context::from_waker(&ours);
         let result = shared.poll(&mut cx, true, &mut 0, |life, offer, clock| {

@@ -214,7 +214,7 @@ impl Shared {
     pub(super) fn send_at_once(
         &self,
         message: &mut LinkBuffer,
-        high: usize,
+        high: (usize, bool),
     ) -> Result<bool, Refusal> {
         let mut polled = Polled::new();
         let (result, look) = {

@@ -75,7 +75,7 @@ impl<T: 'static> Start<T> {
             return;
         }
         let Start { place, gone, result } = self;
-        let joined = Joined { future, gone, result: Some(result) };
+        let joined = Joined { future: Some(future), gone, result: Some(result) };
         let Some(token) = executor.spawn(joined) else { return };
         let mut state = lock(&place.state);
         if !matches!(*state, Whereabouts::Aborted) {
@@ -88,10 +88,14 @@ impl<T: 'static> Start<T> {
 
     /// Does it here, as something that is not a future, unless it was aborted by now.
     pub fn here(self, work: impl FnOnce() -> T) {
-        if !self.place.is_aborted() {
-            let result = caught("a blocking task", work);
-            drop(self.gone);
-            let _ = self.result.send(result);
+        if self.place.is_aborted() {
+            contain("a blocking task", || drop(work));
+            return;
+        }
+        let result = caught("a blocking task", work);
+        drop(self.gone);
+        if let Err(unwanted) = self.result.send(result) {
+            contain("what a task gives", || drop(unwanted));
         }
     }
 }
@@ -127,8 +131,9 @@ impl Drop for Gone {
 pin_project! {
     /// A future, and whom to give what it gives. A panic goes there, too.
     struct Joined<F: Future> {
+        // None when it is over.
         #[pin]
-        future: F,
+        future: Option<F>,
         gone: Gone,
         // Last: whoever waits is told when the rest is gone.
         result: Option<oneshot::Sender<thread::Result<F::Output>>>,
@@ -139,12 +144,15 @@ impl<F: Future> Future for Joined<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        let result = match caught("a task", || this.future.poll(cx)) {
+        let mut this = self.project();
+        let Some(future) = this.future.as_mut().as_pin_mut() else { return Poll::Ready(()) };
+        let result = match caught("a task", || future.poll(cx)) {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(value)) => Ok(value),
             Err(panic) => Err(panic),
         };
+        // Whoever waits is told when it is gone.
+        contain("a future that was dropped", || this.future.set(None));
         this.gone.0.finished.store(true, Ordering::Release);
         if let Some(sender) = this.result.take() {
             // If nobody waits for it, it is dropped here.
@@ -182,6 +190,15 @@ impl<T> Future for JoinHandle<T> {
             Ok(Err(panic)) => Err(JoinError(Some(Mutex::new(panic)))),
             Err(oneshot::Canceled) => Err(JoinError(None)),
         })
+    }
+}
+
+impl<T> Drop for JoinHandle<T> {
+    fn drop(&mut self) {
+        // What a task has panicked with may panic, too.
+        if let Ok(Some(result)) = self.result.try_recv() {
+            contain("what a task gives", || drop(result));
+        }
     }
 }
 
@@ -236,8 +253,8 @@ impl JoinError {
     ///
     /// # Errors
     /// Itself, if there was no panic.
-    pub fn try_into_panic(self) -> Result<Box<dyn Any + Send>, JoinError> {
-        match self.0 {
+    pub fn try_into_panic(mut self) -> Result<Box<dyn Any + Send>, JoinError> {
+        match self.0.take() {
             #[cfg(not(any(loom, miri)))]
             Some(panic) => Ok(panic.into_inner()),
             #[cfg(any(loom, miri))]
@@ -245,6 +262,15 @@ impl JoinError {
                 Ok(panic.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
             }
             None => Err(self),
+        }
+    }
+}
+
+impl Drop for JoinError {
+    fn drop(&mut self) {
+        // It may panic, too.
+        if let Some(panic) = self.0.take() {
+            contain("what a task has panicked with", || drop(panic));
         }
     }
 }

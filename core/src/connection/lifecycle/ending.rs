@@ -9,7 +9,7 @@ use super::state::{Errno, Input, Output, Phase, Todo};
 use super::{Lifecycle, few};
 use crate::buffer::LinkBuffer;
 use crate::clock::Clock;
-use crate::connection::effects::{Callback, Effects, Offer, When};
+use crate::connection::effects::{Callback, Callbacks, Effects, Offer, When};
 use crate::poll::Deregister;
 
 impl Lifecycle {
@@ -38,7 +38,9 @@ impl Lifecycle {
         }
         let reader = self.end_reading(clock);
         effects.reader = effects.reader.take().or(reader);
-        effects.callbacks = effects.callbacks.take().or(self.callbacks.take());
+        effects.callbacks = effects.callbacks.take().or_else(|| self.ended_callbacks());
+        // Whoever waits to have something sent that is not flushed waits in vain; others go on waiting.
+        effects.writer = effects.writer.take().or(self.writer.take());
         self.ask(Todo::CLOSE);
         effects
     }
@@ -125,10 +127,19 @@ impl Lifecycle {
         let failed = matches!(self.output, Output::Failed(_));
         let over = matches!(self.phase, Phase::Released { .. });
         let drains = when == When::Draining && self.draining;
-        if self.input != Input::Open || failed || over || drains {
+        let ended = self.input != Input::Open || failed;
+        if over || drains || (ended && when != When::Released) {
             return Err(callback);
         }
         Ok(self.callbacks.get_or_insert_default().add(when, callback))
+    }
+
+    /// Those that are to be called now that it has ended.
+    fn ended_callbacks(&mut self) -> Callbacks {
+        match &mut self.callbacks {
+            Some(callbacks) if callbacks.outlast_the_end() => callbacks.take_ended(),
+            _ => self.callbacks.take(),
+        }
     }
 
     /// Takes a callback back, if it has not been called.
@@ -148,7 +159,7 @@ impl Lifecycle {
             self.input = how;
         }
         effects.reader = self.end_reading(clock);
-        effects.callbacks = self.callbacks.take().or(effects.callbacks.take());
+        effects.callbacks = self.ended_callbacks().or(effects.callbacks.take());
     }
 
     /// Nothing can be sent any more; what was queued is dropped.
@@ -161,7 +172,7 @@ impl Lifecycle {
         effects.dropped.append(&mut self.outbox);
         self.unsent = 0;
         effects.writer = self.end_writing();
-        effects.callbacks = self.callbacks.take().or(effects.callbacks.take());
+        effects.callbacks = self.ended_callbacks().or(effects.callbacks.take());
         self.recount(clock);
     }
 
@@ -271,6 +282,11 @@ impl Lifecycle {
         let mut effects = Effects::default();
         self.fail(libc::ECONNABORTED, &mut effects, clock);
         self.phase = Phase::Released { detached: false };
+        match (&mut effects.callbacks, self.callbacks.take()) {
+            (Some(ended), Some(rest)) => ended.append(*rest),
+            (None, rest) => effects.callbacks = rest,
+            _ => {}
+        }
         effects
     }
 

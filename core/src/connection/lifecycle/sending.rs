@@ -79,21 +79,23 @@ impl Lifecycle {
     }
 
     /// Hands over a message if there is room for it: if no more than `high` bytes are unsent then, or no more than half as many
-    /// now, so that a large one need not wait for ever. Says whether it did.
+    /// now, so that a large one need not wait for ever. `yields`: only that half is for it, since others wait. Says whether
+    /// it did.
     #[inline]
     pub(crate) fn send_at_once(
         &mut self,
         message: &mut LinkBuffer,
-        high: usize,
+        (high, yields): (usize, bool),
         polled: &mut Polled,
         clock: &dyn Clock,
     ) -> Result<bool, Refusal> {
         let bytes = message.len() + message.reserved_len();
-        let has_room = self.unsent <= high / 2 || self.unsent.saturating_add(bytes) <= high;
-        if has_room || self.output != Output::Open {
+        let fits = !yields && self.unsent.saturating_add(bytes) <= high;
+        let hands_over = fits || self.unsent <= high / 2 || self.output != Output::Open;
+        if hands_over {
             self.submit(message, polled, clock)?;
         }
-        Ok(has_room || bytes == 0)
+        Ok(hands_over || bytes == 0)
     }
 
     /// As [`send_at_once`](Lifecycle::send_at_once), but waits for room, and none of it is handed over before; without a message
@@ -109,7 +111,9 @@ impl Lifecycle {
     ) -> Polled {
         let mut polled = Polled::new();
         let (low, sent) = match &mut message {
-            Some(message) => (high / 2, self.send_at_once(message, high, &mut polled, clock)),
+            Some(message) => {
+                (high / 2, self.send_at_once(message, (high, false), &mut polled, clock))
+            }
             None => match self.output {
                 Output::Failed(errno) => (0, Err(Refusal::Errno(errno.get()))),
                 _ => (0, Ok(self.unsent == 0)),
