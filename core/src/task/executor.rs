@@ -169,6 +169,7 @@ impl Executor {
 
     /// Runs the tasks that are ready now, each once; those they wake run in the next call. Calls `after` behind
     /// each.
+    #[inline]
     pub fn run(&self, mut after: impl FnMut()) -> Ran {
         let mut ran = Ran::default();
         for _ in 0..LOCAL.with(|local| local.borrow().ready.len()) {
@@ -192,6 +193,7 @@ impl Executor {
     }
 
     /// Whether a task can go on.
+    #[inline]
     pub fn has_ready(&self) -> bool {
         LOCAL.with(|local| !local.borrow().ready.is_empty())
     }
@@ -246,6 +248,7 @@ fn schedule(runnable: Runnable) {
     }
 }
 
+#[inline]
 fn next_ready() -> Option<Runnable> {
     LOCAL.with(|local| local.borrow_mut().ready.pop_front())
 }
