@@ -65,6 +65,8 @@ struct Socket {
     /// Sending: waits for room; has to ask for more.
     blocked: bool,
     ask: bool,
+    /// It was told so while it was sending.
+    told: bool,
     sending: Option<Sending>,
     kept: Kept,
     /// The acknowledgement is awaited after all.
@@ -486,6 +488,7 @@ impl SimEngine {
     fn ask<O: Operators>(&mut self, index: usize, operators: &mut O) {
         let socket = &mut self.sockets[index];
         socket.ask = false;
+        socket.told = false;
         socket.blocked = false;
         let mut vectors = [NO_VECTOR; SEND_VECTORS_MAX];
         let link = socket.link.clone();
@@ -613,7 +616,9 @@ impl SimEngine {
         };
         #[cfg(not(feature = "zerocopy"))]
         let next = operators.output_ack(socket.token, result);
-        if next != Next::Stop {
+        // Of what is fresh it has been told, or will be.
+        let asks = self.sockets[index].told || self.rng.one_in(2);
+        if next == Next::More || (next == Next::Fresh && asks) {
             self.sockets[index].ask = true;
         }
     }
@@ -715,6 +720,7 @@ impl Poll for SimEngine {
             lends_early: self.rng.one_in(2),
             blocked: false,
             ask: false,
+            told: false,
             sending: None,
             closing: false,
             #[cfg(feature = "zerocopy")]
@@ -773,6 +779,7 @@ impl Poll for SimEngine {
         let Some(socket) = self.open(token) else { return };
         socket.due = true;
         if socket.sending.is_some() || socket.blocked {
+            socket.told = true;
             return;
         }
         socket.ask = true;
