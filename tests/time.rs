@@ -85,7 +85,9 @@ fn a_sleep_moves_between_threads(setup: Setup) {
     let (sleeps, server) = in_a_handler(setup, async |_| {
         let mut sleeps = [sleep(MOMENT), sleep(PATIENCE), sleep(PATIENCE)];
         for sleep in &mut sleeps {
-            assert!(poll_once(Pin::new(sleep)).is_pending());
+            // The short one may be over, on a machine that is slow.
+            let over = poll_once(Pin::new(&mut *sleep)).is_ready();
+            assert!(!over || sleep.is_elapsed());
         }
         sleeps
     });
@@ -100,7 +102,10 @@ fn a_sleep_moves_between_threads(setup: Setup) {
 
     let start = Instant::now();
     let mut begun_here = sleep_until(start + MOMENT);
-    assert!(poll_once(Pin::new(&mut begun_here)).is_pending());
+    if poll_once(Pin::new(&mut begun_here)).is_ready() {
+        // A machine that is slow.
+        return assert!(start.elapsed() >= MOMENT);
+    }
     let slot = std::sync::Mutex::new(Some(begun_here));
     let (after, _) = in_a_handler(setup, async move |_| {
         let begun: Option<Sleep> = slot.lock().expect("no panic").take();

@@ -13,13 +13,13 @@ use duopoll_core::{Control, LinkBuffer, Reader, Sender, Slice, Token, TokenSlab,
 use crate::connection::Connection;
 use crate::mux::protocol::{Head, Kind, Protocol, frame, invalid};
 use crate::poller::over;
-use crate::pollers::Pollers;
+use crate::task::spawn_near;
 
 /// Calls over one connection, from any number of tasks and threads. Clones are the same client; the connection ends with the
 /// last.
 ///
 /// What is received is looked at by a task of the client's, on the poller of the thread that has made it, or one of those that
-/// it would [use](Pollers::enter).
+/// it would [use](crate::Pollers::enter).
 ///
 /// # Errors
 /// Of a call: those of a [`Sender`]; [`Other`](io::ErrorKind::Other) with the server's text for a failure;
@@ -71,14 +71,13 @@ impl<P: Protocol> Client<P> {
     /// A client on a connection, which it has for itself from now on.
     ///
     /// # Errors
-    /// Those of a [`Sender`], if something is staged; what [`Pollers::global`] says, if it needs those.
+    /// Those of a [`Sender`], if something is staged; what [`Pollers::global`](crate::Pollers::global) says, if it needs those.
     pub fn new(connection: Connection, protocol: P) -> io::Result<Client<P>> {
-        let pollers = Pollers::nearest()?;
         let (reader, writer) = connection.into_split();
         let sender = writer.into_sender()?;
         let shared = Arc::new(Shared { protocol, sender, calls: Mutex::default() });
         let receiving = Receiving(Arc::downgrade(&shared));
-        pollers.spawn(move || receiving.run(reader));
+        spawn_near(receiving.run(reader))?;
         Ok(Client(shared))
     }
 

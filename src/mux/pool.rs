@@ -12,7 +12,7 @@ use duopoll_core::{LinkBuffer, Slice};
 use crate::dialer::Dialer;
 use crate::mux::client::Client;
 use crate::mux::protocol::Protocol;
-use crate::pollers::Pollers;
+use crate::task::spawn_near;
 use crate::time::{FAR, now, sleep, timeout};
 
 /// Between two attempts to dial after the first failure, and at most, if nothing else is said.
@@ -147,7 +147,7 @@ impl<P: Protocol + Clone> Pool<P> {
                 place.succeeded(client.clone());
                 if let Some(period) = shared.ping {
                     let watched = client.clone();
-                    Pollers::nearest()?.spawn(move || watch(watched, period));
+                    spawn_near(watch(watched, period))?;
                 }
                 Ok(client)
             }

@@ -71,6 +71,19 @@ where
     handle
 }
 
+/// Starts a task on the poller of this thread, or one of those that it would use.
+pub(crate) fn spawn_near<F>(future: F) -> io::Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    if Handle::current().is_some() {
+        spawn_local(future);
+    } else {
+        Pollers::nearest()?.spawn(move || future);
+    }
+    Ok(())
+}
+
 /// Work for a poller elsewhere, which holds up its time if that stands.
 struct Busy(Arc<Handle>);
 
