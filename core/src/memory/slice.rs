@@ -168,7 +168,8 @@ impl Slice {
     /// For a small slice that is kept for long.
     ///
     /// ```
-    /// # use duopoll_core::{LinkBuffer, Slice};
+    /// # extern crate duopoll_core as duopoll;
+    /// # use duopoll::{LinkBuffer, Slice};
     /// let mut buffer = LinkBuffer::new();
     /// buffer.write(&[7; 4000])?;
     /// buffer.flush();
