@@ -66,10 +66,10 @@ impl Observed {
                 result
             })
             .on_request(async |_: &mut Connection| Ok(()));
-        Observed {
-            server: service.serve(setup.listener()).expect("a server"),
-            ends: Mutex::new(ends),
-        }
+        let server = service.serve(setup.listener()).expect("a server");
+        // A new listener is looked at once without the engine, which no fault meets.
+        server.pollers().settle();
+        Observed { server, ends: Mutex::new(ends) }
     }
 
     fn connect(&self) -> Peer {
