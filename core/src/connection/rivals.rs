@@ -63,6 +63,7 @@ struct World {
     shared: Arc<Shared>,
     sender: Sender,
     rivals: Vec<Rival>,
+    left: Vec<Sending>,
     /// With the kernel, and taken by it.
     lent: Chain,
     stream: Vec<u8>,
@@ -98,6 +99,7 @@ impl World {
             shared,
             sender,
             rivals,
+            left: Vec::new(),
             lent: Chain::new(),
             stream: Vec::new(),
             told: false,
@@ -198,9 +200,9 @@ impl World {
             0..=3 => self.begin(index),
             4..=6 => self.turn(),
             7 => {
-                // Given up, or left behind for good.
+                // Given up, or left behind, and never polled again.
                 match self.rivals[index].sending.take() {
-                    Some((sending, ..)) if self.below(4) == 0 => std::mem::forget(sending),
+                    Some((sending, ..)) if self.below(4) == 0 => self.left.push(sending),
                     sending => drop(sending),
                 }
             }
