@@ -54,6 +54,7 @@ compile_error!("duopoll needs an engine: enable the feature `epoll`, `uring`, or
 mod address;
 mod affinity;
 mod blocking;
+mod caught;
 mod clock;
 mod connection;
 mod dialer;

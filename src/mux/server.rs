@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::panic::{self, AssertUnwindSafe};
 use std::pin::pin;
 use std::task::Poll;
 
 use duopoll_core::{LinkBuffer, Reader, Sender, Slice, contain};
 
+use crate::caught::caught;
 use crate::connection::Connection;
 use crate::mux::calls::Calls;
 use crate::mux::protocol::{Head, Kind, Protocol, frame, invalid};
@@ -93,12 +93,8 @@ where
 /// What a handler gives; a panic is an error.
 async fn handled(handling: impl Future<Output = io::Result<LinkBuffer>>) -> io::Result<LinkBuffer> {
     let mut handling = pin!(handling);
-    let caught =
-        poll_fn(|cx| match panic::catch_unwind(AssertUnwindSafe(|| handling.as_mut().poll(cx))) {
-            Ok(polled) => polled.map(Ok),
-            Err(panic) => Poll::Ready(Err(panic)),
-        });
-    caught.await.unwrap_or_else(|panic| {
+    let handled = poll_fn(|cx| caught(|| handling.as_mut().poll(cx)));
+    handled.await.unwrap_or_else(|panic| {
         count_handler_panic();
         contain("what a handler has panicked with", || drop(panic));
         Err(io::Error::other("the handler has panicked"))

@@ -13,6 +13,7 @@ use futures_channel::oneshot;
 use pin_project_lite::pin_project;
 
 use crate::blocking::Blocking;
+use crate::caught::caught;
 use crate::connection::Connection;
 use crate::server::admission::Permit;
 use crate::server::callbacks::Callbacks;
@@ -321,13 +322,4 @@ fn flush_staged(connection: &mut Connection) -> impl Future<Output = io::Result<
         true => connection.writer().poll_flush(cx),
         false => Poll::Ready(Ok(())),
     })
-}
-
-/// Polls a future; a panic in it becomes an error. It is not polled again then, and what it was working on ends with
-/// it.
-fn caught<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<thread::Result<T>> {
-    match panic::catch_unwind(AssertUnwindSafe(poll)) {
-        Ok(polled) => polled.map(Ok),
-        Err(panic) => Poll::Ready(Err(panic)),
-    }
 }

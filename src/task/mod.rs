@@ -24,7 +24,7 @@ mod group;
 
 use std::future::Future;
 use std::io;
-use std::panic::{self, AssertUnwindSafe};
+use std::panic;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +34,7 @@ use std::thread;
 pub use duopoll_core::task::{AbortHandle, JoinError, JoinHandle};
 use duopoll_core::{on_poller_thread, task};
 
+use crate::caught::caught;
 use crate::poller::{Handle, Main, deadlock, over};
 use crate::pollers::{PollerOptions, Pollers};
 pub use group::TaskGroup;
@@ -188,13 +189,13 @@ impl<F: Future> Main for Blocked<'_, F> {
             return false;
         }
         let mut cx = Context::from_waker(&self.waker);
-        let polled = AssertUnwindSafe(|| self.future.as_mut().poll(&mut cx));
-        self.output = match panic::catch_unwind(polled) {
-            Ok(Poll::Pending) => return false,
-            Ok(Poll::Ready(value)) => Some(Ok(value)),
-            Err(panic) => Some(Err(panic)),
-        };
-        true
+        match caught(|| self.future.as_mut().poll(&mut cx)) {
+            Poll::Pending => false,
+            Poll::Ready(output) => {
+                self.output = Some(output);
+                true
+            }
+        }
     }
 }
 

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use super::spies::NoBell;
 use super::{Limits, Sender, Shared, pair};
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
 use crate::command::Command;
 use crate::mailbox::Mailbox;
-use crate::poll::{Notify, Pending};
+use crate::poll::Pending;
 use crate::timer::Tick;
 use crate::token::Token;
 
@@ -29,13 +30,6 @@ impl Clock for Hand {
     fn tick_of(&self, _: Instant) -> Tick {
         Tick::MAX
     }
-}
-
-#[derive(Debug)]
-struct NoBell;
-
-impl Notify for NoBell {
-    fn notify(&self) {}
 }
 
 #[derive(Default)]

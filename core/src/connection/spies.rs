@@ -29,7 +29,7 @@ impl Clock for NoTime {
 }
 
 #[derive(Debug)]
-struct NoBell;
+pub(super) struct NoBell;
 
 impl Notify for NoBell {
     fn notify(&self) {}
