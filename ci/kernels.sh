@@ -136,7 +136,8 @@ build_tests() {
         done
         grep --invert-match --extended-regexp '^(epoll|uring)(_|:)' "$work/names" >"$work/root/plan/$name.auto" || true
     done <<<"$built"
-    for name in echo redis; do
+    for name in examples/*.rs; do
+        name=$(basename "$name" .rs)
         strip -o "$work/root/tests/examples/$name" "$target/$TRIPLE/debug/examples/$name"
     done
     # It needs iproute2 and namespaces.

@@ -7,7 +7,7 @@ mod support;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 
 use duopoll::{Address, Connection, Dialer, Limits, Listener, Pollers};
@@ -27,9 +27,14 @@ on_every_setup!(
     who_waits_at_a_shutdown_without_descriptors_is_served,
 );
 
+/// Nothing of an earlier test is open any more: a poller's thread closes its own descriptors, when it comes to it.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static AT_FIRST: OnceLock<usize> = OnceLock::new();
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let at_first = *AT_FIRST.get_or_init(open_descriptors);
+    eventually("the test before has ended", || open_descriptors() <= at_first);
+    alone
 }
 
 fn pollers(setup: Setup) -> Pollers {
