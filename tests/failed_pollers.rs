@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use duopoll::{Connection, Dialer, EventLoop, Listener};
 use pollster::block_on;
-use support::broken::{Breakable, alone};
+use support::alone::alone;
+use support::broken::Breakable;
 use support::settled::Settled;
 use support::{Peer, Setup, eventually};
 

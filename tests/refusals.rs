@@ -7,11 +7,12 @@ mod support;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{Mutex, mpsc};
 use std::thread;
 
 use duopoll::{Address, Connection, Dialer, Limits, Listener, Pollers};
 use pollster::block_on;
+use support::alone::alone;
 use support::sandbox::without;
 use support::settled::Settled;
 use support::{Family, PATIENCE, Peer, Setup, connected, eventually, open_descriptors};
@@ -26,16 +27,6 @@ on_every_setup!(
     without_accept4_connections_are_accepted_all_the_same,
     who_waits_at_a_shutdown_without_descriptors_is_served,
 );
-
-/// Nothing of an earlier test is open any more: a poller's thread closes its own descriptors, when it comes to it.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    static AT_FIRST: OnceLock<usize> = OnceLock::new();
-    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let at_first = *AT_FIRST.get_or_init(open_descriptors);
-    eventually("the test before has ended", || open_descriptors() <= at_first);
-    alone
-}
 
 fn pollers(setup: Setup) -> Pollers {
     setup.pollers(1)

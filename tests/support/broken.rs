@@ -3,18 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use duopoll::Pollers;
 
 use super::settled::Settled;
 use super::{Setup, eventually};
-
-/// The test that has this runs alone: descriptors are told apart by when they come.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Pollers that can be broken, one after the other.
 #[derive(Debug)]

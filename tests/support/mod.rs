@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod alone;
 pub mod broken;
 pub mod full;
 pub mod peers;
