@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Loom models of all that threads share: block counts, pools, release on another thread, the mailbox's wake-ups.
+# Loom models of all that threads share: block counts, pools, release on another thread, the mailbox's wake-ups, waits of connections and senders.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

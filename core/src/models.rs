@@ -11,7 +11,7 @@ use loom::thread;
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
 use crate::command::Command;
-use crate::connection::{Limits, Reader, Shared, Todo, Writer, pair};
+use crate::connection::{Limits, Reader, Sender, Shared, Todo, Writer, pair};
 use crate::mailbox::Mailbox;
 use crate::memory::{Pool, PoolConfig, Slice, Tail};
 use crate::poll::{Notify, Outputs};
@@ -303,8 +303,11 @@ struct Shares {
 
 impl Shares {
     fn new() -> (Shares, Reader, Writer) {
+        Shares::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> (Shares, Reader, Writer) {
         let (mailbox, bell) = mailbox();
-        let limits = Limits::default();
         let (shared, reader, writer) =
             pair(None, mailbox.clone(), Token::new(0, 0), 0, &limits, false);
         (Shares { mailbox, bell, shared }, reader, writer)
@@ -323,6 +326,30 @@ impl Shares {
                 self.bell.0.wait();
             }
         }
+    }
+
+    /// Sends what is flushed, until as much was sent as there is to see.
+    fn sends_until(&self, mut enough: impl FnMut(usize) -> bool) {
+        let (mut sent, mut sending) = (0, Chain::new());
+        self.turns(|shared, commands| {
+            let sends = |command: &Command| !matches!(command, Command::Look(_));
+            // As an engine does, which asks for more after each acknowledgement.
+            while commands.iter().any(sends) {
+                match shared.take_output(&mut sending) {
+                    Ok(_) => {
+                        let n = sending.len();
+                        sending.advance(n);
+                        sent += n;
+                        crate::connection::wake(shared.sent(n, &mut sending, || 0).waker);
+                    }
+                    Err(done) => {
+                        assert_eq!(done, Outputs::Nothing);
+                        break;
+                    }
+                }
+            }
+            enough(sent)
+        });
     }
 }
 
@@ -355,22 +382,7 @@ fn loom_what_is_flushed_is_sent_and_ends_the_wait_for_it() {
             }
             writer
         });
-        let (mut sent, mut sending) = (0, Chain::new());
-        shares.turns(|shared, commands| {
-            let sends = |command: &Command| !matches!(command, Command::Look(_));
-            if commands.iter().any(sends) {
-                match shared.take_output(&mut sending) {
-                    Ok(_) => {
-                        let n = sending.len();
-                        sending.advance(n);
-                        sent += n;
-                        crate::connection::wake(shared.sent(n, &mut sending, || 0).waker);
-                    }
-                    Err(done) => assert_eq!(done, Outputs::Nothing),
-                }
-            }
-            sent == 3
-        });
+        shares.sends_until(|sent| sent == 3);
         drop(user.join().unwrap());
     });
 }
@@ -416,6 +428,88 @@ fn loom_what_two_threads_ask_of_the_poller_is_done() {
         });
         for other in others {
             other.join().unwrap();
+        }
+    });
+}
+
+/// Two bytes of one sender, which wait while as many are unsent.
+async fn send(sender: &Sender, bytes: &'static str) -> std::io::Result<()> {
+    let mut message = LinkBuffer::with_pool(pool(0));
+    message.push(bytes);
+    sender.send(&mut message).await
+}
+
+fn a_sender() -> (Shares, Reader, Sender) {
+    let mut limits = Limits::default();
+    limits.output_high_bytes = 1;
+    let (shares, reader, writer) = Shares::with(limits);
+    (shares, reader, writer.into_sender().unwrap())
+}
+
+#[test]
+fn loom_all_who_wait_to_send_have_their_turn() {
+    check(Some(2), || {
+        let (shares, _reader, sender) = a_sender();
+        let users = ["ab", "cd"].map(|bytes| {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                let mut sends = std::pin::pin!(send(&sender, bytes));
+                wait(|cx| sends.as_mut().poll(cx)).unwrap();
+            })
+        });
+        shares.sends_until(|sent| sent == 4);
+        for user in users {
+            user.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn loom_who_waits_to_send_no_more_leaves_the_wait_of_the_other() {
+    use loom::sync::atomic::{AtomicBool, Ordering};
+    check(Some(2), || {
+        let (shares, _reader, sender) = a_sender();
+        // There is something to wait for.
+        assert!(sender.try_send(&mut LinkBuffer::from(Slice::from("xy"))).unwrap());
+        let done = Arc::new(AtomicBool::new(false));
+        let leaves = {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                let mut sends = std::pin::pin!(send(&sender, "ab"));
+                let _ = sends.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            })
+        };
+        let stays = {
+            let (mailbox, done, sender) = (shares.mailbox.clone(), done.clone(), sender.clone());
+            thread::spawn(move || {
+                let mut sends = std::pin::pin!(send(&sender, "cd"));
+                wait(|cx| sends.as_mut().poll(cx)).unwrap();
+                done.store(true, Ordering::Release);
+                mailbox.wake();
+            })
+        };
+        shares.sends_until(|_| done.load(Ordering::Acquire));
+        leaves.join().unwrap();
+        stays.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_all_who_wait_to_send_are_told_of_the_end() {
+    check(Some(2), || {
+        let (shares, _reader, sender) = a_sender();
+        assert!(sender.try_send(&mut LinkBuffer::from(Slice::from("xy"))).unwrap());
+        let users = ["ab", "cd"].map(|bytes| {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                let mut sends = std::pin::pin!(send(&sender, bytes));
+                let error = wait(|cx| sends.as_mut().poll(cx)).unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EPIPE));
+            })
+        });
+        shares.shared.fail_output(libc::EPIPE);
+        for user in users {
+            user.join().unwrap();
         }
     });
 }
