@@ -72,6 +72,8 @@ mod engine;
 mod link;
 #[path = "simulation/rng.rs"]
 mod rng;
+#[path = "simulation/senders.rs"]
+mod senders;
 #[path = "simulation/tasks.rs"]
 mod tasks;
 #[path = "simulation/world.rs"]

@@ -192,12 +192,12 @@ impl SimEngine {
                 lent.scribble(self.rng.next());
             }
             if let Some(sending) = &socket.sending {
-                sending.check(socket.link.outgoing);
+                sending.check(&socket.link);
             }
         }
         #[cfg(feature = "zerocopy")]
         for send in &self.zero_copies {
-            send.sent.check(send.link.outgoing);
+            send.sent.check(&send.link);
         }
     }
 
@@ -523,7 +523,7 @@ impl SimEngine {
                     #[cfg(feature = "zerocopy")]
                     without_copy: flags & libc::MSG_ZEROCOPY != 0,
                 };
-                sending.check(link.outgoing);
+                sending.check(&link);
                 assert!(!over, "link {}: bytes behind the FIN or an error", link.id);
                 assert!(sent + sending.bytes <= flushed, "link {}: more than was flushed", link.id);
                 socket.sending = Some(sending);
@@ -547,7 +547,7 @@ impl SimEngine {
         let socket = &mut self.sockets[index];
         socket.kept = Kept::No;
         let Some(sending) = socket.sending.take() else { return };
-        sending.check(socket.link.outgoing);
+        sending.check(&socket.link);
         socket.link.state().kept = 0;
         self.stats.sends += 1;
         self.stats.sent_bytes += sending.bytes;
@@ -565,7 +565,7 @@ impl SimEngine {
         let socket = &mut self.sockets[index];
         let Some(sending) = socket.sending.take() else { return };
         let link = socket.link.clone();
-        sending.check(link.outgoing);
+        sending.check(&link);
         #[cfg(feature = "zerocopy")]
         if sending.is_without_copy() && rng.one_in(8) {
             let errno = rng.pick(&[libc::ENOBUFS, libc::ENOMEM, libc::EOPNOTSUPP, libc::EINVAL]);
@@ -654,14 +654,14 @@ impl SimEngine {
                 break;
             }
             let first = self.zero_copies.swap_remove(index);
-            first.sent.check(first.link.outgoing);
+            first.sent.check(&first.link);
             let (token, mut last) = (first.token, first.number);
             let mut done = 1;
             while self.rng.one_in(2) {
                 let next = |send: &ZeroCopy| send.token == token && send.number == last + 1;
                 let Some(index) = self.zero_copies.iter().position(next) else { break };
                 let send = self.zero_copies.swap_remove(index);
-                send.sent.check(send.link.outgoing);
+                send.sent.check(&send.link);
                 (last, done) = (last + 1, done + 1);
             }
             note!("{now} link {}: notice {}..={last}", first.link.id, first.number);
@@ -914,14 +914,14 @@ impl Sending {
         self.bytes = n as u64;
     }
 
-    fn check(&self, pattern: Pattern) {
+    fn check(&self, link: &Link) {
         let mut offset = self.offset;
         for vector in &self.vectors {
             assert!(vector.iov_len > 0, "an empty vector");
             // SAFETY: the operators keep the vectors valid until the acknowledgement.
             let bytes =
                 unsafe { std::slice::from_raw_parts(vector.iov_base.cast(), vector.iov_len) };
-            pattern.check(offset, bytes, "sending");
+            link.check_sent(offset, bytes);
             offset += bytes.len() as u64;
         }
         assert_eq!(offset, self.offset + self.bytes, "vectors and bytes disagree");

@@ -48,6 +48,8 @@ pub(crate) struct Link {
     pub(crate) id: usize,
     pub(crate) incoming: Pattern,
     pub(crate) outgoing: Pattern,
+    /// What was handed over, where several send: in whatever order.
+    pub(crate) handed_over: RefCell<Option<Vec<u8>>>,
     pub(crate) limits: Limits,
     /// What the peer and the kernel can hold of what is sent.
     pub(crate) room_bytes: u64,
@@ -160,7 +162,8 @@ pub(crate) struct Direction {
     pub(crate) timeout: Option<Micros>,
     pub(crate) deadline: Option<Micros>,
     changed: Micros,
-    pub(crate) wait: Option<Wait>,
+    /// Of those who send there may be several.
+    pub(crate) waits: Vec<Wait>,
 }
 
 /// What a task waits for.
@@ -220,20 +223,33 @@ impl Direction {
     pub(crate) fn begin(&mut self, task: usize, goal: Goal, now: Micros, seen: u64) -> Wait {
         let earliest =
             if matches!(goal, Goal::Request(_)) { NEVER } else { self.earliest(&goal, now) };
+        let known = self.waits.iter_mut().find(|wait| wait.task == task);
+        if let Some(wait) = known {
+            (wait.polled, wait.seen) = (now, seen);
+            return *wait;
+        }
         let wait = Wait { task, goal, began: now, polled: now, seen, earliest };
-        let wait = self.wait.get_or_insert(wait);
-        (wait.polled, wait.seen) = (now, seen);
-        *wait
+        self.waits.push(wait);
+        wait
+    }
+
+    pub(crate) fn wait_of(&self, task: usize) -> Option<Wait> {
+        self.waits.iter().find(|wait| wait.task == task).copied()
+    }
+
+    pub(crate) fn end(&mut self, task: usize) {
+        self.waits.retain(|wait| wait.task != task);
     }
 
     /// After a limit was changed.
     pub(crate) fn limit(&mut self, now: Micros) {
         self.changed = now;
-        if let Some(mut wait) = self.wait {
+        for place in 0..self.waits.len() {
+            let wait = self.waits[place];
             if !matches!(wait.goal, Goal::Request(_)) {
-                wait.earliest = wait.earliest.min(self.earliest(&wait.goal, wait.began));
+                let earliest = self.earliest(&wait.goal, wait.began);
+                self.waits[place].earliest = wait.earliest.min(earliest);
             }
-            self.wait = Some(wait);
         }
     }
 }
@@ -261,6 +277,7 @@ impl Link {
             id,
             incoming: Pattern(seed),
             outgoing: Pattern(!seed),
+            handed_over: RefCell::default(),
             limits,
             room_bytes: plan.room_bytes,
             answers: plan.answers,
@@ -272,6 +289,18 @@ impl Link {
 
     pub(crate) fn state(&self) -> std::cell::RefMut<'_, State> {
         self.state.borrow_mut()
+    }
+
+    /// These are the bytes that are to be sent from there on.
+    pub(crate) fn check_sent(&self, offset: u64, bytes: &[u8]) {
+        match &*self.handed_over.borrow() {
+            Some(all) => {
+                let from = offset as usize;
+                let good = all.get(from..from + bytes.len()) == Some(bytes);
+                assert!(good, "link {}: sending: wrong bytes from {offset} on", self.id);
+            }
+            None => self.outgoing.check(offset, bytes, "sending"),
+        }
     }
 
     /// Does what the peer was to do by now.
@@ -502,7 +531,7 @@ impl Link {
         }
         // A socket that is given away waits for notices, and for nothing else.
         let leaves = state.pinned > 0
-            && state.reading.wait.is_some_and(|wait| matches!(wait.goal, Goal::Detached));
+            && state.reading.waits.iter().any(|wait| matches!(wait.goal, Goal::Detached));
         // What had come, or could go, goes first.
         let unread = state.arrived > state.delivered
             || (state.ended_at.is_some() && !state.ended && state.failed.is_none());
@@ -522,8 +551,12 @@ impl Link {
             let held = turn < state.told.max(state.told_of_room) + 2 * TICK;
             assert!(!over || held, "link {}: idle at {turn}: {state:?}", self.id);
         }
-        for (direction, reads) in [(&state.reading, true), (&state.writing, false)] {
-            let Some(wait) = direction.wait.filter(|wait| asleep(wait.task)) else { continue };
+        let reading = state.reading.waits.iter().map(|wait| (wait, &state.reading, true));
+        let writing = state.writing.waits.iter().map(|wait| (wait, &state.writing, false));
+        for (wait, direction, reads) in reading.chain(writing) {
+            if !asleep(wait.task) {
+                continue;
+            }
             let over = match wait.goal {
                 Goal::Bytes(to) | Goal::Delimiter(to) | Goal::Request(to) => {
                     let handled = state.delivered == state.read && state.delivered >= state.due;
@@ -536,7 +569,7 @@ impl Link {
                         || (between && matches!(wait.goal, Goal::Request(_)))
                 }
                 Goal::Unsent(most) => {
-                    state.flushed - state.sent + state.kept <= most
+                    state.unsent() <= most
                         || state.output_is_over()
                         || state.deregistered.is_some()
                 }
@@ -562,7 +595,7 @@ impl Link {
                     let anew = if state.connected_at >= wait.began { wait.polled } else { 0 };
                     (anew.max(state.held_up), state.told_of_room)
                 };
-                let latest = direction.latest(&wait, state.active, prolonged, held);
+                let latest = direction.latest(wait, state.active, prolonged, held);
                 assert!(
                     turn < latest,
                     "link {}: {wait:?} is over time at {turn}: {state:?}",
@@ -586,13 +619,13 @@ impl Link {
         let state = self.state();
         if has_input {
             let full = state.delivered - state.read >= self.limits.input_high_bytes as u64;
-            let good = full && !state.reader_gone && state.reading.wait.is_none();
+            let good = full && !state.reader_gone && state.reading.waits.is_empty();
             let good = good || (state.paused && state.closed.is_none());
             assert!(good, "link {}: nobody receives what has come: {state:?}", self.id);
         }
         if room > 0 && !state.output_is_over() {
             assert_eq!(state.sent, state.flushed, "link {}: unsent: {state:?}", self.id);
-            let waits = state.writing.wait.is_some();
+            let waits = !state.writing.waits.is_empty();
             assert!(state.kept == 0 || !waits, "link {}: kept from the writer: {state:?}", self.id);
             let fin_due = state.finished || state.writer_gone;
             assert!(state.fin_out || !fin_due, "link {}: the FIN is missing: {state:?}", self.id);
@@ -603,7 +636,7 @@ impl Link {
     pub(crate) fn check_end(&self) {
         let state = self.state();
         assert!(state.released, "link {}: never released", self.id);
-        assert!(state.reading.wait.is_none() && state.writing.wait.is_none());
+        assert!(state.reading.waits.is_empty() && state.writing.waits.is_empty());
         if state.fin_out {
             assert_eq!(state.sent, state.flushed, "link {}: the FIN was early: {state:?}", self.id);
         }
@@ -650,7 +683,7 @@ impl State {
             self.waited_since_late += now - self.counted;
         }
         self.counted = now;
-        let reads = self.reading.wait.is_some_and(|wait| match wait.goal {
+        let reads = self.reading.waits.iter().any(|wait| match wait.goal {
             Goal::Bytes(to) | Goal::Request(to) => self.delivered < to,
             Goal::Delimiter(_) => self.delivered == wait.seen,
             Goal::Unsent(_) | Goal::Connected | Goal::Detached => false,
@@ -664,6 +697,11 @@ impl State {
             && self.deregistered.is_none();
         self.waits += u64::from(waits && !self.was_waiting);
         self.was_waiting = waits;
+    }
+
+    /// As the driver knows it.
+    pub(crate) fn unsent(&self) -> u64 {
+        self.flushed - self.sent + self.kept
     }
 
     /// Nothing goes either way any more.

@@ -37,13 +37,13 @@ enum Patience {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Half {
+pub(crate) enum Half {
     Reading,
     Writing,
 }
 
 impl Env {
-    fn now(&self) -> Micros {
+    pub(crate) fn now(&self) -> Micros {
         self.clock.micros()
     }
 
@@ -68,7 +68,7 @@ impl Env {
     }
 
     /// Awaits a call, for as long as the patience lasts, and has the link know what it waits for.
-    async fn call<T>(
+    pub(crate) async fn call<T>(
         &mut self,
         link: &Link,
         half: Half,
@@ -76,21 +76,21 @@ impl Env {
         call: impl Future<Output = T>,
     ) -> (Option<T>, Wait) {
         /// The wait is over, also if the task itself is dropped.
-        struct Waiting<'a>(&'a Link, Half, Arc<SimClock>);
+        struct Waiting<'a>(&'a Link, Half, usize, Arc<SimClock>);
         impl Drop for Waiting<'_> {
             fn drop(&mut self) {
                 let mut state = self.0.state();
                 match self.1 {
-                    Half::Reading => state.reading.wait = None,
-                    Half::Writing => state.writing.wait = None,
+                    Half::Reading => state.reading.end(self.2),
+                    Half::Writing => state.writing.end(self.2),
                 }
-                state.count(self.2.micros());
+                state.count(self.3.micros());
             }
         }
 
         let patience = self.patience();
         let clock = self.clock.clone();
-        let waiting = Waiting(link, half, clock);
+        let waiting = Waiting(link, half, self.task, clock);
         let mut call = pin!(call);
         let mut polls = 0;
         note!("{} link {}: {half:?} {goal:?}, {patience:?}", self.now(), link.id);
@@ -121,8 +121,8 @@ impl Env {
         let wait = {
             let state = link.state();
             match half {
-                Half::Reading => state.reading.wait,
-                Half::Writing => state.writing.wait,
+                Half::Reading => state.reading.wait_of(self.task),
+                Half::Writing => state.writing.wait_of(self.task),
             }
         };
         drop(waiting);
@@ -530,7 +530,7 @@ impl Drop for WriteSide {
 }
 
 /// Sets some limit to something.
-fn change_limits(link: &Link, control: &Control, env: &mut Env) {
+pub(crate) fn change_limits(link: &Link, control: &Control, env: &mut Env) {
     let now = env.now();
     let span = if env.rng.one_in(3) { None } else { Some(env.rng.span()) };
     let timeout = span.map(Duration::from_micros);

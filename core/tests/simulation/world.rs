@@ -17,6 +17,7 @@ use crate::clock::{Alarms, Micros, SimClock};
 use crate::engine::SimEngine;
 use crate::link::{Connect, Goal, Link, PeerAction, Plan, STALL_MAX};
 use crate::rng::Rng;
+use crate::senders::{self, SendSide};
 use crate::tasks::{self, Env, ReadSide, WriteSide};
 
 /// More turns than any world needs that comes to an end.
@@ -324,6 +325,20 @@ impl World {
         self.controls.push(control.clone());
         let clock = self.clock.clone();
         let read = ReadSide { reader, link: link.clone(), clock: clock.clone() };
+        if self.rng.one_in(4) {
+            mark!("several who send");
+            let side = SendSide::new(writer, link.clone(), clock);
+            for _ in 0..self.rng.below(4) {
+                let another = side.another();
+                self.spawn(|env| senders::send(another, env));
+            }
+            self.spawn(|env| senders::send(side, env));
+            self.spawn(|env| tasks::read(read, env));
+            if self.rng.one_in(2) {
+                self.spawn(|env| tasks::control(control, link, env));
+            }
+            return;
+        }
         let write = WriteSide { writer, link: link.clone(), clock };
         if self.rng.one_in(3) {
             self.spawn(|env| tasks::read_and_write(read, write, env));
@@ -455,7 +470,7 @@ impl World {
         self.driver = Driver::new(self.mailbox.clone());
         // Whoever was taking a socket away waits for the engine, which is gone.
         for link in &self.links {
-            let wait = link.state().reading.wait;
+            let wait = link.state().reading.waits.first().copied();
             if let Some(wait) = wait.filter(|wait| matches!(wait.goal, Goal::Detached)) {
                 self.tasks[wait.task].future = None;
             }

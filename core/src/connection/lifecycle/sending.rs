@@ -91,7 +91,13 @@ impl Lifecycle {
     ) -> Result<bool, Refusal> {
         let bytes = message.len() + message.reserved_len();
         let fits = !yields && self.unsent.saturating_add(bytes) <= high;
-        let hands_over = fits || self.unsent <= high / 2 || self.output != Output::Open;
+        // What is refused is refused at once.
+        let takes = match self.output {
+            Output::Open => true,
+            Output::Connecting => !self.finish_connected,
+            _ => false,
+        };
+        let hands_over = fits || self.unsent <= high / 2 || !takes;
         if hands_over {
             self.submit(message, polled, clock)?;
         }
