@@ -107,8 +107,9 @@ impl Wait {
         if self.state == State::Waiting && self.since <= since {
             return;
         }
+        // What has expired has been told to whoever was concerned.
+        self.end();
         if self.is_limited() {
-            self.end();
             self.since = since;
             self.state = State::Waiting;
         }
