@@ -37,9 +37,10 @@ macro_rules! note {
 }
 
 /// What the seeds of every run have to reach.
-const RARE_PATHS: [&str; 9] = [
+const RARE_PATHS: [&str; 11] = [
     "a donation while memory is lent",
     "a handler that takes time",
+    "a task that is aborted",
     "a turn that comes late",
     "asked for what was not harvested",
     "closed before it was connected",
@@ -47,6 +48,7 @@ const RARE_PATHS: [&str; 9] = [
     "ended as idle",
     "flushed, and unsent when the poller ends",
     "paused",
+    "several who send",
 ];
 
 /// Rare paths that a run has reached, and how often.

@@ -1,6 +1,7 @@
 //! Virtual time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
@@ -68,5 +69,33 @@ impl Alarms {
             }
             *at > now
         });
+    }
+}
+
+/// Who sleeps on the poller's own timers, and until when.
+#[derive(Debug, Default)]
+pub(crate) struct Sleeps {
+    until: RefCell<BTreeMap<usize, Micros>>,
+    /// Timers are known as long as this stays the same.
+    pub(crate) epoch: Cell<u64>,
+    /// The poller has ended, and its timers with it.
+    pub(crate) over: Cell<bool>,
+}
+
+impl Sleeps {
+    pub(crate) fn set(&self, task: usize, until: Option<Micros>) {
+        let mut all = self.until.borrow_mut();
+        match until {
+            Some(until) => all.insert(task, until),
+            None => all.remove(&task),
+        };
+    }
+
+    /// At the end of a turn that began then: nobody sleeps longer than to his tick.
+    pub(crate) fn check(&self, began: Micros, asleep: impl Fn(usize) -> bool) {
+        for (task, until) in &*self.until.borrow() {
+            let over = until.next_multiple_of(1000) <= began / 1000 * 1000;
+            assert!(!over || !asleep(*task), "task {task} sleeps at {began}, until {until}");
+        }
     }
 }

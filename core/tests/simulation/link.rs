@@ -569,9 +569,7 @@ impl Link {
                         || (between && matches!(wait.goal, Goal::Request(_)))
                 }
                 Goal::Unsent(most) => {
-                    state.unsent() <= most
-                        || state.output_is_over()
-                        || state.deregistered.is_some()
+                    state.unsent() <= most || state.output_is_over() || state.deregistered.is_some()
                 }
                 Goal::Connected => {
                     state.connect.is_none() || state.closed.is_some() || state.is_broken()

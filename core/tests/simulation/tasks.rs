@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use duopoll_core::{Control, LinkBuffer, Pool, Reader, Slice, Writer};
+use duopoll_core::{Clock, Control, LinkBuffer, Pool, Reader, Slice, Token, Writer, timers};
 
-use crate::clock::{Alarms, Micros, SimClock};
+use crate::clock::{Alarms, Micros, SimClock, Sleeps};
 use crate::link::{CLOSE_PATIENCE, Goal, Link, Wait};
 use crate::rng::Rng;
 
@@ -24,6 +24,8 @@ pub(crate) struct Env {
     pub(crate) rng: Rng,
     pub(crate) clock: Arc<SimClock>,
     pub(crate) alarms: Rc<Alarms>,
+    /// None where there are no timers.
+    pub(crate) sleeps: Option<Rc<Sleeps>>,
     /// The driver was told to drain.
     pub(crate) draining: Rc<Cell<bool>>,
 }
@@ -56,8 +58,41 @@ impl Env {
     }
 
     pub(crate) async fn sleep(&mut self) {
+        /// A timer that is taken back with the future.
+        struct Timer<'a>(&'a Env, Option<(u64, Token)>);
+        impl Timer<'_> {
+            fn known(&self) -> Option<Token> {
+                let epoch = self.0.sleeps.as_ref()?.epoch.get();
+                self.1.filter(|(since, _)| *since == epoch).map(|(_, token)| token)
+            }
+        }
+        impl Drop for Timer<'_> {
+            fn drop(&mut self) {
+                if let Some(timer) = self.known() {
+                    timers::forget(timer);
+                }
+                if let Some(sleeps) = &self.0.sleeps {
+                    sleeps.set(self.0.task, None);
+                }
+            }
+        }
         let until = self.now() + self.rng.span();
+        let by_timer = self.rng.one_in(2);
+        let mut timer = Timer(self, None);
         poll_fn(|cx| {
+            let deadline = self.clock.tick_of(self.clock.instant(until));
+            let sleeps = self.sleeps.as_ref().filter(|sleeps| by_timer && !sleeps.over.get());
+            if let Some(sleeps) = sleeps {
+                let now = Clock::now(&*self.clock);
+                if now >= deadline {
+                    return Poll::Ready(());
+                }
+                note!("{} task {}: sleeps until {until}", self.now(), self.task);
+                sleeps.set(self.task, Some(until));
+                let token = timers::set(timer.known(), deadline, now, cx.waker());
+                timer.1 = Some((sleeps.epoch.get(), token));
+                return Poll::Pending;
+            }
             if self.now() >= until {
                 return Poll::Ready(());
             }

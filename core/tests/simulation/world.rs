@@ -5,15 +5,18 @@ use std::collections::VecDeque;
 use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
+use duopoll_core::task::Executor;
 use duopoll_core::{
-    Command, Control, Deregister, Driver, Entered, Group, Limits, Mailbox, Poll, Pool,
+    Command, Control, Deregister, Driver, Entered, Group, Limits, Mailbox, Poll, Pool, Token,
+    timers,
 };
 
-use crate::clock::{Alarms, Micros, SimClock};
+use crate::clock::{Alarms, Micros, SimClock, Sleeps};
 use crate::engine::SimEngine;
 use crate::link::{Connect, Goal, Link, PeerAction, Plan, STALL_MAX};
 use crate::rng::Rng;
@@ -32,6 +35,7 @@ pub(crate) struct World {
     engine: SimEngine,
     driver: Driver,
     mailbox: Arc<Mailbox>,
+    executor: Tasks,
     entered: Option<Entered>,
     commands: Vec<Command>,
     tasks: Vec<Task>,
@@ -40,6 +44,7 @@ pub(crate) struct World {
     controls: Vec<Control>,
     schedule: VecDeque<(Micros, Request)>,
     draining: Rc<Cell<bool>>,
+    sleeps: Rc<Sleeps>,
     /// When the last turn began, and the longest time between two.
     began: Micros,
     longest: Micros,
@@ -68,6 +73,77 @@ struct Task {
     ready: bool,
     /// Of the waker that the task was polled with last. Earlier ones need not be called, so they do nothing.
     generation: u64,
+    /// Where the executor has it.
+    executed: Option<Executed>,
+}
+
+/// The executor; its tasks do not outlive the world, whatever ends it.
+struct Tasks(Arc<Executor>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.cancel_all();
+        timers::clear();
+    }
+}
+
+/// A task of the executor's.
+struct Executed {
+    token: Token,
+    seen: Arc<Seen>,
+}
+
+/// What was seen of it.
+struct Seen {
+    /// Woken, and not polled since.
+    ready: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Task {
+    fn is_alive(&self) -> bool {
+        let executed = |task: &Executed| !task.seen.over.load(Relaxed);
+        self.future.is_some() || self.executed.as_ref().is_some_and(executed)
+    }
+
+    fn is_ready(&self) -> bool {
+        let executed = |task: &Executed| task.seen.ready.load(Relaxed);
+        self.is_alive() && (self.ready || self.executed.as_ref().is_some_and(executed))
+    }
+}
+
+/// A task that the executor runs, and of which the world knows when it was woken and polled.
+struct Watched {
+    future: Pin<Box<dyn Future<Output = ()>>>,
+    seen: Arc<Seen>,
+}
+
+impl Future for Watched {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> std::task::Poll<()> {
+        self.seen.ready.store(false, Relaxed);
+        let waker = WatchedWaker { seen: self.seen.clone(), waker: cx.waker().clone() };
+        self.future.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(waker))))
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.seen.over.store(true, Relaxed);
+    }
+}
+
+struct WatchedWaker {
+    seen: Arc<Seen>,
+    waker: Waker,
+}
+
+impl Wake for WatchedWaker {
+    fn wake(self: Arc<Self>) {
+        self.seen.ready.store(true, Relaxed);
+        self.waker.wake_by_ref();
+    }
 }
 
 /// Tasks that were woken, and by the waker of which generation.
@@ -100,6 +176,7 @@ impl World {
             alarms: Rc::default(),
             engine,
             entered,
+            executor: Tasks(Executor::new(mailbox.clone())),
             mailbox,
             commands: Vec::new(),
             tasks: Vec::new(),
@@ -108,6 +185,7 @@ impl World {
             controls: Vec::new(),
             schedule: VecDeque::new(),
             draining: Rc::default(),
+            sleeps: Rc::default(),
             began: 0,
             longest: 0,
             late: None,
@@ -145,7 +223,7 @@ impl World {
             if !self.turn() {
                 return self.tear_down();
             }
-            let done = self.tasks.iter().all(|task| task.future.is_none());
+            let done = !self.tasks.iter().any(Task::is_alive);
             if done && self.driver.is_empty() && self.engine.without_notice() == 0 {
                 return self.end();
             }
@@ -161,8 +239,12 @@ impl World {
     /// As a poller's turn. False when the driver is to be torn down.
     fn turn(&mut self) -> bool {
         self.collect();
-        let busy = self.tasks.iter().any(|task| task.ready && !task.remote);
-        let sleeps = !busy && self.mailbox.sleep();
+        let busy = self.tasks.iter().any(|task| task.is_ready() && !task.remote);
+        let sleeps = !busy && !self.executor.0.has_ready() && self.mailbox.sleep();
+        if sleeps {
+            let woken = |task: &Task| task.executed.is_some() && task.is_ready();
+            assert!(!self.tasks.iter().any(woken), "the executor has lost a wake-up");
+        }
         // Others go on while the poller sleeps.
         self.run_tasks(true);
         if self.tasks.iter().any(|task| task.ready && !task.remote) {
@@ -186,6 +268,7 @@ impl World {
         self.alarms.ring(self.clock.micros());
         let left = self.take_commands();
         assert!(left == 0 || !self.engine.at_rest, "the poller slept over a command");
+        self.engine.at_rest &= !self.executor.0.has_ready();
         self.driver.begin_turn(&mut self.engine);
         let began = self.clock.micros();
         if self.began > 0 {
@@ -219,7 +302,9 @@ impl World {
 
     fn take_commands(&mut self) -> usize {
         let mut commands = mem::take(&mut self.commands);
-        self.mailbox.take(&mut commands);
+        if self.mailbox.take(&mut commands) {
+            self.executor.0.collect();
+        }
         let count = commands.len();
         for command in commands.drain(..) {
             note!("{} {command:?}", self.clock.micros());
@@ -239,7 +324,7 @@ impl World {
         let woken = mem::take(&mut *self.woken.0.lock().unwrap_or_else(PoisonError::into_inner));
         for (task, generation) in woken {
             let task = &mut self.tasks[task];
-            task.ready |= task.future.is_some() && task.generation == generation;
+            task.ready |= task.is_alive() && task.generation == generation;
         }
     }
 
@@ -250,6 +335,9 @@ impl World {
             self.tasks[index].ready = self.tasks[index].future.is_some();
         }
         for _ in 0..POLLS_MAX {
+            if !remote {
+                self.execute();
+            }
             self.collect();
             let ready = |(_, task): &(usize, &Task)| task.ready && task.remote == remote;
             let ready = self.tasks.iter().enumerate().filter(ready).map(|(index, _)| index);
@@ -267,6 +355,31 @@ impl World {
         }
     }
 
+    /// Runs the tasks of the executor that are ready, and ends one now and then, from this thread or another.
+    fn execute(&mut self) {
+        if self.rng.one_in(200) && !self.tasks.is_empty() {
+            let index = self.rng.below(self.tasks.len() as u64) as usize;
+            if let Some(Executed { token, .. }) = self.tasks[index].executed {
+                mark!("a task that is aborted");
+                let elsewhere = self.rng.one_in(2);
+                if elsewhere {
+                    self.take_commands();
+                    self.leave();
+                }
+                self.executor.0.abort(token);
+                if elsewhere {
+                    self.entered = Some(self.mailbox.enter());
+                }
+            }
+        }
+        let ran = self.executor.0.run(|| ());
+        assert_eq!(ran.panics, 0, "a task has panicked");
+        if ran.polls > 0 {
+            self.engine.at_rest = false;
+            self.take_commands();
+        }
+    }
+
     fn poll(&mut self, index: usize) {
         let renewed = self.rng.one_in(4);
         let task = &mut self.tasks[index];
@@ -277,7 +390,7 @@ impl World {
         let waker = Waker::from(Arc::new(waker));
         let Some(mut future) = task.future.take() else { return };
         if remote {
-            self.entered = None;
+            self.leave();
         }
         if future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
             self.tasks[index].future = Some(future);
@@ -291,6 +404,12 @@ impl World {
             let took = self.rng.pick(&[900, 20_000, 400_000, 1_500_000]);
             self.clock.advance_to(self.clock.micros() + took);
         }
+    }
+
+    /// What follows is done as if on another thread. The timers of this one wake whom they belong to, and are gone.
+    fn leave(&mut self) {
+        self.entered = None;
+        self.sleeps.epoch.set(self.sleeps.epoch.get() + 1);
     }
 
     /// Opens a connection, and starts the tasks that use it.
@@ -352,16 +471,27 @@ impl World {
     }
 
     fn spawn<F: Future<Output = ()> + 'static>(&mut self, make: impl FnOnce(Env) -> F) {
+        let remote = self.rng.one_in(3);
         let env = Env {
             task: self.tasks.len(),
             rng: self.rng.fork(),
             clock: self.clock.clone(),
             alarms: self.alarms.clone(),
+            sleeps: (!remote).then(|| self.sleeps.clone()),
             draining: self.draining.clone(),
         };
-        let future = Some(Box::pin(make(env)) as Pin<Box<dyn Future<Output = ()>>>);
-        let remote = self.rng.one_in(3);
-        self.tasks.push(Task { future, remote, ready: true, generation: 0 });
+        let future = Box::pin(make(env)) as Pin<Box<dyn Future<Output = ()>>>;
+        let mut task = Task { future: None, remote, ready: true, generation: 0, executed: None };
+        if !remote && self.rng.one_in(2) {
+            let (ready, over) = (AtomicBool::new(true), AtomicBool::new(false));
+            let seen = Arc::new(Seen { ready, over });
+            let watched = Watched { future, seen: seen.clone() };
+            let token = self.executor.0.spawn(watched).expect("it takes tasks");
+            (task.executed, task.ready) = (Some(Executed { token, seen }), false);
+        } else {
+            task.future = Some(future);
+        }
+        self.tasks.push(task);
     }
 
     fn check_turn(&mut self, began: Micros) {
@@ -375,7 +505,8 @@ impl World {
     fn check_sleepers(&mut self, began: Micros) {
         self.collect();
         let now = self.clock.micros();
-        let asleep = |task: usize| !self.tasks[task].ready && self.tasks[task].future.is_some();
+        let asleep = |task: usize| !self.tasks[task].is_ready() && self.tasks[task].is_alive();
+        self.sleeps.check(began, asleep);
         for link in &self.links {
             link.check_sleepers(began, now, self.longest, self.late, self.draining.get(), asleep);
         }
@@ -384,7 +515,7 @@ impl World {
     /// Nothing more can happen by itself.
     fn check_rest(&mut self) {
         self.collect();
-        if self.tasks.iter().any(|task| task.ready) {
+        if self.tasks.iter().any(Task::is_ready) {
             self.engine.at_rest = false;
             return;
         }
@@ -399,7 +530,7 @@ impl World {
         note!("{} at rest, {times} times", self.clock.micros());
         self.engine.calm = true;
         // As another thread: what is left on the poller's own goes with it.
-        self.entered = None;
+        self.leave();
         for (link, control) in self.links.iter().zip(&self.controls) {
             link.state().paused = false;
             // Time may pass before anybody looks.
@@ -428,6 +559,7 @@ impl World {
         assert_eq!((self.driver.len(), self.engine.len()), (0, 0));
         assert_eq!(self.driver.open_connections(), 0);
         assert_eq!(self.driver.next_expiry(), None, "a timer is left");
+        assert_eq!((self.executor.0.tasks(), self.driver.timers()), (0, 0), "tasks and timers");
         for link in &self.links {
             link.check_end();
         }
@@ -454,6 +586,7 @@ impl World {
     /// The driver goes before its engine has released everything: what is lent must stay as it is.
     fn tear_down(mut self) {
         if self.rng.one_in(2) {
+            self.executor.0.cancel_all();
             for task in self.tasks.iter_mut().filter(|task| !task.remote) {
                 task.future = None;
             }
@@ -468,11 +601,17 @@ impl World {
             waited.expect("a simulation does not break");
         }
         self.driver = Driver::new(self.mailbox.clone());
+        // Whoever sleeps looks for another poller.
+        self.sleeps.over.set(true);
+        timers::clear();
         // Whoever was taking a socket away waits for the engine, which is gone.
         for link in &self.links {
             let wait = link.state().reading.waits.first().copied();
             if let Some(wait) = wait.filter(|wait| matches!(wait.goal, Goal::Detached)) {
                 self.tasks[wait.task].future = None;
+                if let Some(Executed { token, .. }) = self.tasks[wait.task].executed {
+                    self.executor.0.abort(token);
+                }
             }
         }
         // Tasks find out by themselves, whoever runs them now.
@@ -487,7 +626,8 @@ impl World {
             }
             self.alarms.ring(self.clock.micros());
         }
-        assert!(self.tasks.iter().all(|task| task.future.is_none()), "a wait that never ends");
+        assert!(!self.tasks.iter().any(Task::is_alive), "a wait that never ends");
+        assert_eq!((self.executor.0.tasks(), self.driver.timers()), (0, 0), "tasks and timers");
         let World { driver, entered, engine, tasks, controls, blocks_before, .. } = self;
         drop((driver, tasks, controls));
         drop(entered);
