@@ -211,7 +211,7 @@ pub enum Outputs {
         /// Flags for send(2), beside the engine's own: `MSG_MORE`, `MSG_ZEROCOPY`.
         flags: i32,
         /// Something waits for the acknowledgement. If not, and [`Poll::send`] does not follow, an engine may keep one back
-        /// that it has at once, until the next thing happens; not for long, if the send was taken in part.
+        /// that it has at once, until the next thing happens, and for 10 milliseconds at most.
         awaited: bool,
     },
     /// Everything has been sent, and the sending direction is to be shut down.
@@ -270,10 +270,6 @@ pub unsafe trait Operators {
     /// The send for which vectors were last given is over: so many bytes were taken, or an error. `WouldBlock`
     /// gives the vectors back, and the engine asks again when there is room.
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
-
-    /// As [`output_ack`](Operators::output_ack), of a send that was over before the engine last waited, and whose
-    /// acknowledgement it kept back.
-    fn late_output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next;
 
     /// As [`output_ack`](Operators::output_ack), if the flags had `MSG_ZEROCOPY`. The kernel goes on reading the bytes it
     /// has taken, until the engine calls [`zerocopy_notice`](Operators::zerocopy_notice). Never called for operators whose

@@ -80,8 +80,6 @@ pub(crate) struct Socket {
     pub(crate) sending: u32,
     /// The last send was taken in part, or not at all.
     pub(crate) slow: bool,
-    /// The send that is in flight is one of those that are not waited for.
-    pub(crate) quick: bool,
     /// Waits in the list of those that receive again with the next submission.
     pub(crate) listed: bool,
     /// There was no room in the submission queue for a send.
@@ -109,7 +107,6 @@ impl Socket {
             lent: 0,
             sending: 0,
             slow: false,
-            quick: false,
             listed: false,
             send_listed: false,
             ended: false,

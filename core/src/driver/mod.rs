@@ -34,7 +34,7 @@ use crate::connection::{self, Limits, Reader, Todo, Writer};
 use crate::mailbox::Mailbox;
 use crate::poll::{Kind, Poll};
 use crate::thread::Blocks;
-use crate::timer::{Tick, Wheel};
+use crate::timer::Wheel;
 use crate::timers;
 use crate::token::{Token, TokenSlab};
 use group::{Draining, Open};
@@ -45,10 +45,6 @@ use stream::Stream;
 pub struct Driver {
     slots: TokenSlab<Slot>,
     wheel: Wheel,
-    /// A send was given out whose acknowledgement may be kept back.
-    unawaited: bool,
-    /// When the engine last went to sleep with such.
-    slept_at: Tick,
     mailbox: Arc<Mailbox>,
     /// Connections that have a block from this turn, or may have come to their next phase.
     touched: Vec<Token>,
@@ -71,8 +67,6 @@ impl Driver {
         Driver {
             slots,
             wheel: Wheel::new(now),
-            unawaited: false,
-            slept_at: now,
             mailbox,
             touched: Vec::new(),
             accepted: Vec::new(),
@@ -211,9 +205,6 @@ impl Driver {
         touched.append(&mut self.touched);
         self.touched = touched;
         Blocks::end_turn();
-        if mem::take(&mut self.unawaited) {
-            self.slept_at = self.mailbox.clock().now();
-        }
     }
 
     /// Connections, without those that are closed and wait for their end. O(1).

@@ -17,7 +17,6 @@ use crate::memory::Slice;
 use crate::poll::{Inputs, Lease, Next, Operators, Outputs, SEND_VECTORS_MAX};
 use crate::syscalls;
 use crate::thread::Blocks;
-use crate::timer::Tick;
 use crate::token::Token;
 
 /// Bytes that are copied, if need be, out of a block that others share, while their reader has more to read already.
@@ -174,7 +173,6 @@ unsafe impl Operators for Driver {
         let ((count, bytes), flags) = (stream.sending.fill_vectors(vectors), 0);
         stream.in_flight = true;
         let awaited = waits || bytes < stream.sending.len();
-        self.unawaited |= !awaited;
         Outputs::Vectors { count, bytes, flags, awaited }
     }
 
@@ -189,11 +187,7 @@ unsafe impl Operators for Driver {
     }
 
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
-        self.acknowledge(token, result, None)
-    }
-
-    fn late_output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
-        self.acknowledge(token, result, Some(self.slept_at))
+        self.acknowledge(token, result)
     }
 
     fn connected(&mut self, token: Token, result: io::Result<()>) {
@@ -236,14 +230,14 @@ impl Driver {
 
     /// A send is over, as of now or as of an earlier time.
     #[inline]
-    fn acknowledge(&mut self, token: Token, result: io::Result<usize>, at: Option<Tick>) -> Next {
+    fn acknowledge(&mut self, token: Token, result: io::Result<usize>) -> Next {
         let Driver { slots, mailbox, .. } = self;
         let Some(Slot::Stream(stream)) = slots.get_mut(token) else { return Next::Stop };
         stream.in_flight = false;
         let (next, closing) = match result {
             Ok(n) => {
                 stream.sending.advance(n);
-                let at = || at.unwrap_or_else(|| mailbox.clock().now());
+                let at = || mailbox.clock().now();
                 let Moved { waker, next, closing } = stream.shared.sent(n, &mut stream.sending, at);
                 wake(waker);
                 stream.prolonged &= n == 0;

@@ -26,6 +26,8 @@ use crate::rng::{Pattern, Rng};
 const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 /// What goes wrong with a socket.
 const ERRNOS: [i32; 4] = [libc::ECONNRESET, libc::EPIPE, libc::ENOMEM, libc::ETIMEDOUT];
+/// For how long acknowledgements are kept back that nobody waits for.
+const KEEPS_MAX: Micros = 10_000;
 /// How much of a lent vector is written over, at either end of it.
 const SCRIBBLE_BYTES: usize = 512;
 
@@ -233,6 +235,8 @@ impl SimEngine {
     fn work<O: Operators>(&mut self, timeout: Option<Duration>, operators: &mut O) {
         let began = self.clock.micros();
         let timeout = timeout.map(|timeout| began + timeout.as_micros() as Micros);
+        let keeps = self.sockets.iter().any(|socket| socket.kept == Kept::Taken);
+        let timeout = timeout.into_iter().chain(keeps.then_some(began + KEEPS_MAX)).min();
         let until = [timeout, self.horizon].into_iter().flatten().min();
         let most = self.rng.within(1, 12);
         let mut handled = 0;
@@ -548,11 +552,16 @@ impl SimEngine {
         socket.kept = Kept::No;
         let Some(sending) = socket.sending.take() else { return };
         sending.check(&socket.link);
-        socket.link.state().kept = 0;
+        let mut state = socket.link.state();
+        state.kept = 0;
+        // The driver hears of it now.
+        state.count(self.clock.micros());
+        state.waited_since_late = 0;
+        drop(state);
         self.stats.sends += 1;
         self.stats.sent_bytes += sending.bytes;
         let n = usize::try_from(sending.bytes).expect("a length");
-        if operators.late_output_ack(socket.token, Ok(n)) != Next::Stop {
+        if operators.output_ack(socket.token, Ok(n)) != Next::Stop {
             self.sockets[index].ask = true;
         }
     }

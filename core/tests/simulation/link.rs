@@ -141,7 +141,7 @@ pub(crate) struct State {
     /// How long it has waited for its peer since, in how many pieces, and up to when that was counted.
     waited: Micros,
     /// The same since the last turn before which the poller was held up: the period may have begun once more then.
-    waited_since_late: Micros,
+    pub(crate) waited_since_late: Micros,
     waits: u64,
     counted: Micros,
     was_waiting: bool,

@@ -48,10 +48,6 @@ unsafe impl Operators for Recorder {
         unreachable!("nothing is sent")
     }
 
-    fn late_output_ack(&mut self, _: Token, _: io::Result<usize>) -> Next {
-        unreachable!("nothing is sent")
-    }
-
     #[cfg(feature = "zerocopy")]
     fn zerocopy_ack(&mut self, _: Token, _: io::Result<usize>) -> Next {
         unreachable!("nothing is sent")

@@ -259,7 +259,6 @@ impl Uring {
         }
         socket.outbound = Some(Op::Send);
         socket.sending = saturating(bytes);
-        socket.quick = quick;
         if quick {
             self.quick_sends += 1;
             self.quick_bytes += bytes;

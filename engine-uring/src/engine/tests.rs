@@ -106,10 +106,6 @@ unsafe impl Operators for Recorder {
         Outputs::Vectors { count: 1, bytes: seen.unsent, flags: seen.flags, awaited: true }
     }
 
-    fn late_output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
-        self.output_ack(token, result)
-    }
-
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
         let seen = self.of(token);
         seen.sending = false;
