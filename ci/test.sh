@@ -19,6 +19,8 @@ readonly SENDING=(backpressure costs differential echo ended_connections ends en
 readonly TIMING=(backpressure dial ended_connections ends late_pollers lifecycle teardown threads timeouts)
 
 cargo test --workspace --features duopoll/zerocopy
+# Where the kernel has none of them, they are refused.
+DUOPOLL_URING=base cargo test -p duopoll --features zerocopy --test zerocopy
 cargo test -p duopoll-core --lib --test simulation
 cargo test -p duopoll "${SENDING[@]/#/--test=}"
 cargo test -p duopoll --release --features zerocopy "${TIMING[@]/#/--test=}"

@@ -413,6 +413,11 @@ impl Pollers {
         (!chosen.has_ended()).then_some(chosen)
     }
 
+    /// Whether the engines can do what a connection's limits ask for.
+    pub(crate) fn check(&self, limits: &Limits) -> io::Result<()> {
+        self.handles().iter().try_for_each(|handle| handle.check(limits))
+    }
+
     pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {
         self.shared.handles()
     }

@@ -76,6 +76,7 @@ impl Ahead {
         limits: Limits,
     ) -> io::Result<Arc<Ahead>> {
         let handle = pollers.running().ok_or_else(over)?;
+        pollers.check(&limits)?;
         let ahead = Arc::new(Ahead { pollers, limits, state: Mutex::default() });
         let (begun, mut beginning) = (ahead.clone(), Beginning(Some(ahead.clone())));
         handle.call(move |poller| match poller.listen(socket, Group::default(), begun.clone()) {

@@ -179,9 +179,7 @@ impl RunningServer {
     /// [`Unsupported`](io::ErrorKind::Unsupported) if something is to be sent without a copy and an engine cannot do it on
     /// this kernel.
     pub fn set_limits(&self, limits: Limits) -> io::Result<()> {
-        for handle in self.pollers.handles() {
-            handle.check(&limits)?;
-        }
+        self.pollers.check(&limits)?;
         self.admission.set_limits(limits);
         Ok(())
     }

@@ -179,9 +179,7 @@ impl Service {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         let pollers = shared.map_or_else(|| start(pollers), Ok)?;
-        for handle in pollers.handles() {
-            handle.check(&limits)?;
-        }
+        pollers.check(&limits)?;
         let group = next_group();
         let admission = Admission::new(
             pollers.clone(),

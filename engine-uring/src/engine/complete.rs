@@ -111,7 +111,7 @@ impl Uring {
         match op {
             Op::Receive => self.received(token, result, operators),
             Op::ReceiveMulti => self.received_multi(token, result, completion.flags(), operators),
-            Op::Send => self.sent(token, result, operators),
+            Op::Send => self.sent(token, result, O::output_ack, operators),
             Op::Accept | Op::AcceptMulti => self.accepted(token, result, operators),
             Op::Connect => self.connected(token, result, operators),
             // Whatever the poll found, the operation itself reports it better.
@@ -240,7 +240,13 @@ impl Uring {
         syscalls::ready(fd).intersects(HAS_ENDED)
     }
 
-    fn sent<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {
+    fn sent<O: Operators>(
+        &mut self,
+        token: Token,
+        result: i32,
+        acknowledge: impl FnOnce(&mut O, Token, io::Result<usize>) -> Next,
+        operators: &mut O,
+    ) {
         self.stats.sends += 1;
         let result = to_result(result);
         let outcome = match &result {
@@ -261,7 +267,7 @@ impl Uring {
             socket.slow = result.as_ref().map_or(true, |n| saturating(*n) < socket.sending);
             self.stats.short_sends += u64::from(socket.slow && result.is_ok());
         }
-        let next = operators.output_ack(token, result);
+        let next = acknowledge(operators, token, result);
         match outcome {
             Outcome::WouldBlock => self.queue_poll(token, Op::PollOut),
             _ if next != Next::Stop => self.queue_send(token, operators),
