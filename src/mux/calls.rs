@@ -21,6 +21,15 @@ pub(super) struct Calls<F> {
     max: usize,
 }
 
+/// Those that are left are dropped one by one: two that panic then would abort the process.
+impl<F> Drop for Calls<F> {
+    fn drop(&mut self) {
+        for Place { future, .. } in &mut self.places {
+            contain("a call", || future.set(None));
+        }
+    }
+}
+
 struct Place<F> {
     future: Pin<Box<Option<F>>>,
     woken: Arc<Woken>,
@@ -64,8 +73,13 @@ impl<F: Future<Output = io::Result<()>>> Calls<F> {
         }
     }
 
-    /// Has all that can go on do so. Ready when there is none left.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == self.places.len()
+    }
+
+    /// Has all that can go on do so.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let waker = cx.waker().clone();
         let before = {
             let mut state = self.ready.state();
@@ -79,7 +93,7 @@ impl<F: Future<Output = io::Result<()>>> Calls<F> {
             }
         }
         self.looking.clear();
-        if self.free.len() == self.places.len() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        Ok(())
     }
 
     fn poll_one(&mut self, place: usize) -> Poll<io::Result<()>> {

@@ -30,11 +30,12 @@
 
 mod calls;
 mod client;
+mod numbers;
 mod pool;
 mod protocol;
 mod server;
 
-pub use client::Client;
+pub use client::{Client, ClientOptions};
 pub use pool::Pool;
 pub use protocol::{Head, Kind, Plain, Protocol};
 pub use server::{CALLS_MAX, serve};

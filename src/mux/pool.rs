@@ -10,10 +10,9 @@ use async_lock::Mutex as AsyncMutex;
 use duopoll_core::{LinkBuffer, Slice};
 
 use crate::dialer::Dialer;
-use crate::mux::client::Client;
+use crate::mux::client::{Client, ClientOptions};
 use crate::mux::protocol::Protocol;
-use crate::task::spawn_near;
-use crate::time::{FAR, now, sleep, timeout};
+use crate::time::{FAR, now};
 
 /// Between two attempts to dial after the first failure, and at most, if nothing else is said.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -43,7 +42,7 @@ struct Shared<P: Protocol> {
     target: String,
     protocol: P,
     backoff: (Duration, Duration),
-    ping: Option<Duration>,
+    options: ClientOptions,
     turn: AtomicUsize,
     places: Vec<Place<P>>,
 }
@@ -70,7 +69,7 @@ impl<P: Protocol + Clone> Pool<P> {
             target: target.into(),
             protocol,
             backoff: BACKOFF,
-            ping: None,
+            options: Client::<P>::options(),
             turn: AtomicUsize::new(0),
             places: vec![Place::new()],
         }))
@@ -88,21 +87,26 @@ impl<P: Protocol + Clone> Pool<P> {
         self.with(|shared| shared.backoff = (first, most))
     }
 
-    /// Asks each server so often whether it is there. A connection over which it does not answer by the next time is ended, with its calls. Default: never.
+    /// Has the server asked on each connection whether it is there, as by [`ClientOptions::ping`]. Default: never.
     pub fn ping(self, period: Duration) -> Pool<P> {
-        self.with(|shared| shared.ping = Some(period.clamp(Duration::from_millis(1), FAR)))
+        self.with(|shared| shared.options = shared.options.ping(period))
+    }
+
+    /// How many calls may be under way at once on each connection, as by [`ClientOptions::calls_max`].
+    pub fn calls_max(self, calls_max: usize) -> Pool<P> {
+        self.with(|shared| shared.options = shared.options.calls_max(calls_max))
     }
 
     /// Changes what nobody else has yet, or a copy that has no connections.
     fn with(mut self, change: impl FnOnce(&mut Shared<P>)) -> Pool<P> {
         if Arc::get_mut(&mut self.0).is_none() {
-            let Shared { dialer, target, protocol, backoff, ping, places, .. } = &*self.0;
+            let Shared { dialer, target, protocol, backoff, options, places, .. } = &*self.0;
             self.0 = Arc::new(Shared {
                 dialer: dialer.clone(),
                 target: target.clone(),
                 protocol: protocol.clone(),
                 backoff: *backoff,
-                ping: *ping,
+                options: *options,
                 turn: AtomicUsize::new(0),
                 places: places.iter().map(|_| Place::new()).collect(),
             });
@@ -142,33 +146,16 @@ impl<P: Protocol + Clone> Pool<P> {
         }
         place.may_dial()?;
         let dialed = shared.dialer.dial(&shared.target).await;
-        match dialed.and_then(|connection| Client::new(connection, shared.protocol.clone())) {
+        let start = |connection| shared.options.start(connection, shared.protocol.clone());
+        match dialed.and_then(start) {
             Ok(client) => {
                 place.succeeded(client.clone());
-                if let Some(period) = shared.ping {
-                    let watched = client.clone();
-                    spawn_near(watch(watched, period))?;
-                }
                 Ok(client)
             }
             Err(error) => {
                 place.failed(&error, shared.backoff);
                 Err(error)
             }
-        }
-    }
-}
-
-/// Pings until the connection ends.
-async fn watch<P: Protocol>(client: Client<P>, period: Duration) {
-    let weak = client.downgrade();
-    drop(client);
-    loop {
-        sleep(period).await;
-        let Some(client) = weak.upgrade().filter(Client::is_active) else { return };
-        if !matches!(timeout(period, client.ping()).await, Ok(Ok(()))) {
-            client.control().abort();
-            return;
         }
     }
 }

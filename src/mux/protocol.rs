@@ -15,6 +15,10 @@ pub enum Kind {
     Ping,
     /// Somebody is.
     Pong,
+    /// The server begins no more requests on this connection. It says so once more when those are answered that it had begun.
+    GoingAway,
+    /// A request that came behind that: it was not begun, and may be sent elsewhere.
+    Refused,
 }
 
 /// What the header of a message says.
@@ -22,7 +26,8 @@ pub enum Kind {
 pub struct Head {
     /// What it is.
     pub kind: Kind,
-    /// Which request, in this direction of this connection.
+    /// Which request or ping: its answer has the same. Below 2 to the power of [`NUMBER_BITS`](Protocol::NUMBER_BITS); 0 for
+    /// [`GoingAway`](Kind::GoingAway).
     pub number: u64,
     /// Bytes behind the header.
     pub body_bytes: usize,
@@ -33,6 +38,11 @@ pub trait Protocol: Send + Sync + 'static {
     /// Bytes of a header, at most 64.
     const HEADER_BYTES: usize;
 
+    /// How many bits the numbers of calls may have that a [`Client`](crate::mux::Client) makes, at most 64. They follow each
+    /// other, and begin again behind the last: then a reply to a call that was given up so many calls ago would be taken for
+    /// another's.
+    const NUMBER_BITS: u32 = 32;
+
     /// Reads a header.
     ///
     /// # Errors
@@ -42,16 +52,26 @@ pub trait Protocol: Send + Sync + 'static {
     /// Writes one.
     ///
     /// # Errors
-    /// For what cannot be said. The message is not sent.
+    /// For what cannot be said. The message is not sent: of a request its caller is told, in place of a reply a
+    /// [failure](Kind::Failure) is sent, and what else there is goes unsaid. A protocol need not know pings,
+    /// [`GoingAway`](Kind::GoingAway) and [`Refused`](Kind::Refused).
     fn write(&self, head: Head, header: &mut [u8]) -> io::Result<()>;
 }
 
 /// Headers of 13 bytes: how many bytes follow (4), what it is (1: 0 a request, 1 a reply, 2 a failure, 3 a ping, 4 its
-/// answer), and the number (8). All big-endian.
+/// answer, 5 that the server goes away, 6 a request refused for that), and the number (8). All big-endian.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plain;
 
-const KINDS: [Kind; 5] = [Kind::Request, Kind::Reply, Kind::Failure, Kind::Ping, Kind::Pong];
+const KINDS: [Kind; 7] = [
+    Kind::Request,
+    Kind::Reply,
+    Kind::Failure,
+    Kind::Ping,
+    Kind::Pong,
+    Kind::GoingAway,
+    Kind::Refused,
+];
 
 impl Protocol for Plain {
     const HEADER_BYTES: usize = 13;
@@ -112,7 +132,7 @@ mod tests {
             Plain.write(head, &mut header).unwrap();
             assert_eq!(Plain.read(&header).unwrap(), head);
         }
-        assert_eq!(Plain.read(&[5; 13]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(Plain.read(&[7; 13]).unwrap_err().kind(), io::ErrorKind::InvalidData);
         let head = Head { kind: Kind::Reply, number: 0, body_bytes: 1 << 32 };
         assert_eq!(Plain.write(head, &mut [0; 13]).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
