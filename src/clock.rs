@@ -1,7 +1,7 @@
 //! The time of a poller: that of the machine, until a test pauses it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use duopoll_core::{Clock, Tick};
@@ -25,8 +25,8 @@ struct State {
     stands_at: AtomicU64,
     /// Nanoseconds that it is ahead of the machine's, or behind, since it stood.
     ahead: AtomicI64,
-    /// To where somebody moves it, while it stands: nanoseconds since the origin.
-    target: AtomicU64,
+    /// To where it is moved, while it stands: nanoseconds since the origin.
+    targets: Mutex<Vec<u64>>,
     /// Work elsewhere during which it does not move by itself.
     busy: AtomicUsize,
 }
@@ -38,7 +38,7 @@ impl PollerClock {
             origin: Instant::now(),
             stands_at: AtomicU64::new(RUNS),
             ahead: AtomicI64::new(0),
-            target: AtomicU64::new(0),
+            targets: Mutex::default(),
             busy: AtomicUsize::new(0),
         }))
     }
@@ -70,7 +70,6 @@ impl PollerClock {
     /// Has it stand where it is, at the next tick: what is waited for from there on ends when it should.
     pub(crate) fn pause(&self) {
         let stands_at = self.nanos().next_multiple_of(NANOS_PER_TICK);
-        self.0.target.store(0, Ordering::Relaxed);
         self.0.stands_at.store(stands_at, Ordering::Relaxed);
     }
 
@@ -82,22 +81,23 @@ impl PollerClock {
         self.0.stands_at.store(RUNS, Ordering::Relaxed);
     }
 
-    /// Has it be moved to that point by its poller, timer by timer.
-    pub(crate) fn aim(&self, target: Instant) {
+    /// Has it be moved to that point by its poller, timer by timer, for as long as somebody has what this gives.
+    pub(crate) fn aim(&self, target: Instant) -> Aim {
         // A timer goes off at a tick.
-        let nanos = self.tick_of(target).saturating_mul(NANOS_PER_TICK);
-        self.0.target.fetch_max(nanos.min(FARTHEST), Ordering::Relaxed);
+        let nanos = self.tick_of(target).saturating_mul(NANOS_PER_TICK).min(FARTHEST);
+        self.0.targets().push(nanos);
+        Aim { clock: self.clone(), nanos }
     }
 
-    /// Nobody moves it any more.
-    pub(crate) fn let_go(&self) {
-        self.0.target.store(0, Ordering::Relaxed);
+    /// Whether somebody moves it.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.stands() && !self.0.targets().is_empty()
     }
 
     /// Moves it to the next of what is due, or as far as it is to be moved. Where nobody moves it, it does that only if `idle`.
     /// False if it stays where it is.
     pub(crate) fn step(&self, next: Option<Tick>, idle: bool) -> bool {
-        let (now, target) = (self.nanos(), self.0.target.load(Ordering::Relaxed));
+        let (now, target) = (self.nanos(), self.0.targets().iter().copied().max().unwrap_or(0));
         let next = next.map(|tick| tick.saturating_mul(NANOS_PER_TICK));
         let to = if target > now {
             next.map_or(target, |next| next.min(target))
@@ -119,6 +119,27 @@ impl PollerClock {
     /// He has finished.
     pub(crate) fn rest(&self) {
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl State {
+    fn targets(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody who has a clock moved.
+pub(crate) struct Aim {
+    clock: PollerClock,
+    nanos: u64,
+}
+
+impl Drop for Aim {
+    fn drop(&mut self) {
+        let mut targets = self.clock.0.targets();
+        if let Some(place) = targets.iter().position(|target| *target == self.nanos) {
+            targets.swap_remove(place);
+        }
     }
 }
 

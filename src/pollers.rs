@@ -284,9 +284,12 @@ impl Pollers {
         })
     }
 
-    /// Those of this thread, else the global ones.
+    /// Those of this thread, unless they have ended, else the global ones.
     pub(crate) fn nearest() -> io::Result<Pollers> {
-        Pollers::current().map_or_else(Pollers::global, Ok)
+        match Pollers::current() {
+            Some(pollers) if !pollers.choose().has_ended() => Ok(pollers),
+            _ => Pollers::global(),
+        }
     }
 
     /// How many there are, with those that have failed.

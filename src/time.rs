@@ -90,16 +90,8 @@ pub async fn advance(duration: Duration) -> io::Result<()> {
     if !poller.clock().stands() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the time is not paused"));
     }
-    /// Moves the clock no farther, if it is given up.
-    struct Moving(Arc<Handle>);
-    impl Drop for Moving {
-        fn drop(&mut self) {
-            self.0.clock().let_go();
-        }
-    }
     let target = poller.clock().instant() + duration.min(FAR);
-    poller.clock().aim(target);
-    let _moving = Moving(poller.clone());
+    let _moves = poller.clock().aim(target);
     Sleep::on(poller, target).await;
     Ok(())
 }
@@ -417,7 +409,8 @@ pub enum MissedTicks {
 pub fn interval(period: Duration) -> Interval {
     assert!(!period.is_zero(), "an interval needs a period");
     let period = period.min(FAR);
-    Interval { period, missed: MissedTicks::Burst, sleep: sleep_until(now()) }
+    let sleep = sleep_until(now());
+    Interval { period, missed: MissedTicks::Burst, sleep, in_a_row: 0 }
 }
 
 /// Ticks in time; see [`interval`].
@@ -426,7 +419,12 @@ pub struct Interval {
     period: Duration,
     missed: MissedTicks,
     sleep: Sleep,
+    /// Ticks that nobody had to wait for.
+    in_a_row: u32,
 }
+
+/// Ticks that are given in a row to a task that is always late, before others have their turn.
+const TICKS_MAX: u32 = 16;
 
 impl Interval {
     /// What it does about ticks that were missed. Default: [`MissedTicks::Burst`].
@@ -445,7 +443,16 @@ impl Interval {
 
     /// As [`tick`](Interval::tick).
     pub fn poll_tick(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
-        std::task::ready!(Pin::new(&mut self.sleep).poll(cx));
+        if Pin::new(&mut self.sleep).poll(cx).is_pending() {
+            self.in_a_row = 0;
+            return Poll::Pending;
+        }
+        self.in_a_row += 1;
+        if self.in_a_row > TICKS_MAX {
+            self.in_a_row = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let (due, now) = (self.sleep.deadline(), now());
         let late = now.saturating_duration_since(due);
         let next = match self.missed {

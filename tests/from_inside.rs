@@ -297,7 +297,7 @@ fn pollers_that_are_stopped_start_no_more(setup: Setup) {
 fn a_handler_serves_and_asks_its_own_server(setup: Setup) {
     let builder = setup.builder();
     let weak = builder.weak_server();
-    let service = builder.on_request(async move |connection: &mut Connection| {
+    let handler = async move |connection: &mut Connection| {
         connection.next(1).await?;
         let server = weak.upgrade().expect("it runs");
         // Another one, on the same pollers.
@@ -312,11 +312,15 @@ fn a_handler_serves_and_asks_its_own_server(setup: Setup) {
         assert_eq!(&dialed.next(5).await?[..], b"hello");
         assert_eq!((server.open_connections(), other.open_connections()), (1, 1));
         connection.write(b"y")
-    });
-    let server = service.serve(setup.listener()).expect("a server");
-    let mut peer = Peer::connect(server.local_addr());
-    assert_eq!(peer.round_trip(b"x"), b"y");
-    assert_eq!(server.settled().handler_panics, 0);
+    };
+    // As often as it is served, one after the other.
+    for _ in 0..2 {
+        let service = builder.clone().on_request(handler.clone());
+        let server = service.serve(setup.listener()).expect("a server");
+        let mut peer = Peer::connect(server.local_addr());
+        assert_eq!(peer.round_trip(b"x"), b"y");
+        assert_eq!(server.settled().handler_panics, 0);
+    }
 }
 
 fn what_lies_in_a_thread_local_ends_with_its_thread(setup: Setup) {

@@ -24,6 +24,8 @@ on_every_setup!(
     tasks_are_aborted_from_anywhere,
     tasks_end_with_their_poller,
     tasks_that_destructors_start_are_cancelled,
+    who_comes_as_a_poller_ends_is_dropped,
+    wakers_may_drop_who_waits_for_the_end,
     tasks_are_spawned_from_anywhere,
     blocking_work_holds_up_nobody,
     what_is_always_ready_starves_nobody,
@@ -484,4 +486,75 @@ fn tokio_works_in_handlers(setup: Setup) {
             }
         }
     });
+}
+
+/// Tasks that are started by what is dropped last: the guard of a thread, and the owner of bytes that are not sent.
+fn who_comes_as_a_poller_ends_is_dropped(setup: Setup) {
+    struct Late(mpsc::Sender<task::JoinHandle<()>>);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let _ = self.0.send(spawn_local(async { yield_now().await }));
+        }
+    }
+    struct Bytes(Late);
+    impl AsRef<[u8]> for Bytes {
+        fn as_ref(&self) -> &[u8] {
+            let _ = &self.0;
+            &[7; 1 << 20]
+        }
+    }
+    let (tell, told) = mpsc::channel();
+    let late = tell.clone();
+    let options = Pollers::options().engine(setup.engine).count(1);
+    let options = options.on_thread_start(move || Late(late.clone()));
+    let pollers = options.clone().start().expect("an engine");
+    let listener = setup.listener();
+    let dialer = Dialer::new().pollers(pollers.clone());
+    let dialed = dialer.dial_addr(listener.local_addr().expect("bound"));
+    let mut connection = block_on(dialed).expect("connected");
+    // More than anybody takes who does not read.
+    for _ in 0..8 {
+        connection.push(bytes::Bytes::from_owner(Bytes(Late(tell.clone()))));
+    }
+    let flushed = pollers.spawn(move || async move { connection.flush().await });
+    eventually("they are flushed", || pollers.settled().sent_bytes > 0);
+    pollers.stop();
+    drop(block_on(flushed));
+    let handles = (0..9).map(|_| told.recv_timeout(PATIENCE).expect("dropped"));
+    let ran: Vec<_> = handles.map(|handle| block_on(handle).is_ok()).collect();
+    // Some bytes were sent before. What is dropped last is the guard.
+    assert_eq!(ran.iter().rev().position(|ran| *ran).unwrap_or(9).min(2), 2, "{ran:?}");
+    // Nothing is left to the next poller of a thread.
+    for _ in 0..2 {
+        options.clone().block_on(async {}).expect("an engine");
+        let handle = told.recv_timeout(PATIENCE).expect("dropped");
+        assert!(block_on(handle).expect_err("it never ran").is_cancelled());
+    }
+}
+
+fn wakers_may_drop_who_waits_for_the_end(_: Setup) {
+    use std::pin::Pin;
+    use std::sync::Mutex;
+    use std::task::{Context, Wake, Waker};
+    type Waits = Pin<Box<dyn Future<Output = ()> + Send>>;
+    struct Drops(Mutex<Option<Waits>>);
+    impl Wake for Drops {
+        fn wake(self: Arc<Self>) {
+            drop(self.0.lock().expect("no panic").take());
+        }
+    }
+    let group = TaskGroup::new();
+    let wait = || {
+        let group = group.clone();
+        let mut waits: Waits = Box::pin(async move { group.closing().await });
+        assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        waits
+    };
+    let waker = Waker::from(Arc::new(Drops(Mutex::new(Some(wait())))));
+    let mut first = wait();
+    assert!(first.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let other = wait();
+    group.close();
+    block_on(async { (first.await, other.await) });
+    assert!(group.is_closing());
 }

@@ -3,14 +3,15 @@
 mod support;
 
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll::time::{Sleep, sleep, sleep_until, timeout};
-use duopoll::{Connection, Pollers, Server};
+use duopoll::task::{spawn_local, yield_now};
+use duopoll::time::{MissedTicks, Sleep, interval, sleep, sleep_until, timeout};
+use duopoll::{Connection, Dialer, Pollers, Server};
 use pollster::block_on;
 use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup, poll_once, scaled};
@@ -21,6 +22,9 @@ on_every_setup!(
     a_sleep_moves_between_threads,
     the_last_waker_counts,
     a_timeout_ends_what_takes_too_long,
+    what_came_while_the_poller_was_busy_is_in_time,
+    ticks_that_are_always_late_give_way,
+    pollers_that_have_ended_are_not_waited_on,
 );
 
 const MOMENT: Duration = Duration::from_millis(20);
@@ -195,4 +199,64 @@ fn the_last_waker_counts(setup: Setup) {
         }
         std::io::Read::read_exact(&mut peer, &mut [0]).expect("a reply");
     }
+}
+
+fn what_came_while_the_poller_was_busy_is_in_time(setup: Setup) {
+    let server = setup.serve_echo();
+    let pollers = setup.pollers(1);
+    let dialer = Dialer::new().pollers(pollers.clone());
+    let mut connection =
+        block_on(dialer.dial_addr(server.local_addr().clone())).expect("connected");
+    let outcome = pollers.spawn(move || async move {
+        connection.write(b"x")?;
+        connection.flush().await?;
+        // Sent, and then the poller does nothing until the time is over.
+        let busy = spawn_local(async {
+            yield_now().await;
+            yield_now().await;
+            thread::sleep(2 * MOMENT);
+        });
+        let reply = timeout(MOMENT, connection.next(1)).await;
+        busy.await.expect("no panic");
+        std::io::Result::Ok(reply.is_ok())
+    });
+    assert!(block_on(outcome).expect("no panic").expect("sent"), "it came in time");
+}
+
+fn ticks_that_are_always_late_give_way(setup: Setup) {
+    let options = Pollers::options().engine(setup.engine);
+    for missed in [MissedTicks::Burst, MissedTicks::Skip, MissedTicks::Delay] {
+        let ran = options.clone().block_on(async move {
+            let task = spawn_local(async move {
+                let mut ticks = interval(Duration::from_millis(1)).missed_ticks(missed);
+                loop {
+                    ticks.tick().await;
+                    thread::sleep(Duration::from_millis(2));
+                }
+            });
+            sleep(MOMENT).await;
+            task.abort();
+            task.await
+        });
+        assert!(ran.expect("an engine").expect_err("it goes on for ever").is_cancelled());
+    }
+}
+
+fn pollers_that_have_ended_are_not_waited_on(setup: Setup) {
+    struct Counts(AtomicUsize);
+    impl Wake for Counts {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let pollers = setup.pollers(1);
+    let _entered = pollers.enter();
+    pollers.stop();
+    let counts = Arc::new(Counts(AtomicUsize::new(0)));
+    let waker = Waker::from(counts.clone());
+    let mut sleeping = pin!(sleep(2 * MOMENT));
+    assert!(sleeping.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    block_on(sleep(MOMENT));
+    assert_eq!(counts.0.load(Ordering::SeqCst), 0);
+    block_on(sleeping);
 }

@@ -25,6 +25,8 @@ on_every_setup!(
     time_goes_on_from_where_it_stood,
     blocking_work_holds_time_up,
     a_move_does_not_wait_for_blocking_work,
+    a_move_does_not_wait_for_who_is_always_ready,
+    several_moves_end_one_by_one,
     a_grace_passes_in_paused_time,
     time_belongs_to_a_single_poller,
 );
@@ -268,4 +270,35 @@ fn time_belongs_to_a_single_poller(setup: Setup) {
     let options = Pollers::options().engine(setup.engine).count(2);
     let several = options.block_on(async { time::pause().expect_err("there are two") });
     assert_eq!(several.expect("an engine").kind(), ErrorKind::Unsupported);
+}
+
+fn a_move_does_not_wait_for_who_is_always_ready(setup: Setup) {
+    paused(setup, async {
+        let busy = spawn_local(async {
+            loop {
+                duopoll::task::yield_now().await;
+            }
+        });
+        let begun = now();
+        time::advance(HOUR).await.expect("it stands");
+        assert_eq!(now() - begun, HOUR);
+        busy.abort();
+    });
+}
+
+fn several_moves_end_one_by_one(setup: Setup) {
+    paused(setup, async {
+        let (go, wait) = mpsc::channel::<()>();
+        // Nothing but the moves has the time go on.
+        let work = spawn_blocking(move || wait.recv().expect("it is told"));
+        let begun = now();
+        let moves = [1, 2, 3].map(|hours| spawn_local(time::advance(hours * HOUR)));
+        for (hours, moved) in (1..).zip(moves) {
+            moved.await.expect("no panic").expect("it stands");
+            assert!(now() - begun >= hours * HOUR);
+        }
+        assert_eq!(now() - begun, 3 * HOUR);
+        go.send(()).expect("it waits");
+        work.await.expect("no panic");
+    });
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use duopoll_core::task::Executor;
 use duopoll_core::{
-    Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, Poll, Token, contain,
+    Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, Poll, Tick, Token, contain,
     report, syscalls, timers,
 };
 use rustix::event::PollFlags;
@@ -44,6 +44,8 @@ const GATHERING: Duration = Duration::from_micros(20);
 
 /// After so many turns in which nothing happened a clock that stands is moved.
 const QUIET_TURNS: u32 = 3;
+/// After so many turns in a row in which tasks were ready a clock is moved all the same, if somebody moves it.
+const BUSY_TURNS: u32 = 64;
 
 /// Whose a poller is: what knows all that belong together.
 type Owner = Weak<dyn Any + Send + Sync>;
@@ -134,6 +136,8 @@ pub(crate) struct Poller {
     done_before: u64,
     /// Turns in a row in which nothing happened, while the clock stands.
     quiet_turns: u32,
+    /// Turns in a row in which tasks were ready.
+    busy_turns: u32,
     /// Dropped when it has run.
     guard: Option<Box<dyn Any>>,
 }
@@ -204,6 +208,7 @@ impl Poller {
             gatherings: 0,
             done_before: 0,
             quiet_turns: 0,
+            busy_turns: 0,
             guard,
         })
     }
@@ -215,6 +220,7 @@ impl Poller {
         main: &mut dyn Main,
     ) -> io::Result<()> {
         let _entered = self.handle.mailbox.enter();
+        self.handle.executor.open();
         stats::begin();
         self.publish();
         let previous = CURRENT.replace(Some(self.handle.clone()));
@@ -251,7 +257,7 @@ impl Poller {
 
     /// Harvests what the engine has, runs the tasks that it woke, then sends what they flushed.
     fn turn(&mut self, main: &mut dyn Main) -> io::Result<()> {
-        let timeout = if main.is_ready() { Some(Duration::ZERO) } else { self.timeout() };
+        let timeout = self.timeout(main.is_ready());
         self.engine.wait(timeout, &mut self.driver)?;
         // Before the timers: somebody may have changed what is due.
         self.take_commands();
@@ -286,10 +292,17 @@ impl Poller {
     }
 
     /// How long to sleep; not at all if there is something to do.
-    fn timeout(&mut self) -> Option<Duration> {
-        if self.handle.executor.has_ready() {
+    fn timeout(&mut self, is_busy: bool) -> Option<Duration> {
+        if is_busy || self.handle.executor.has_ready() {
+            self.busy_turns = self.busy_turns.saturating_add(1);
+            if self.busy_turns > BUSY_TURNS && self.clock.is_moved() {
+                // Somebody is always ready.
+                let next = self.next_due();
+                self.clock.step(next, false);
+            }
             return Some(Duration::ZERO);
         }
+        self.busy_turns = 0;
         if !self.handle.mailbox.sleep() {
             self.gather();
             return Some(Duration::ZERO);
@@ -326,14 +339,19 @@ impl Poller {
     fn move_clock(&mut self) -> Option<Duration> {
         // What the kernel is to move between two connections of this poller may take a turn or two.
         self.quiet_turns += 1;
-        let shutdowns = self.shutdowns.deadlines().map(|deadline| self.clock.tick_of(deadline));
-        let next = self.driver.next_expiry().into_iter().chain(shutdowns).min();
         let idle = self.quiet_turns > QUIET_TURNS;
+        let next = self.next_due();
         if self.clock.step(next, idle) {
             self.quiet_turns = 0;
             return Some(Duration::ZERO);
         }
         (!idle).then_some(Duration::ZERO)
+    }
+
+    /// The next tick at which something is due.
+    fn next_due(&mut self) -> Option<Tick> {
+        let shutdowns = self.shutdowns.deadlines().map(|deadline| self.clock.tick_of(deadline));
+        self.driver.next_expiry().into_iter().chain(shutdowns).min()
     }
 
     fn take_commands(&mut self) {

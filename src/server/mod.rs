@@ -12,7 +12,7 @@ pub(crate) mod service;
 
 use std::io;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use duopoll_core::{Control, Group, Limits, on_poller_thread};
@@ -37,16 +37,17 @@ pub struct Server(Arc<RunningServer>);
 
 /// The way from a server's own handlers to it: see [`Builder::weak_server`](crate::Builder::weak_server).
 #[derive(Clone, Debug, Default)]
-pub struct WeakServer(Arc<OnceLock<Weak<RunningServer>>>);
+pub struct WeakServer(Arc<Mutex<Weak<RunningServer>>>);
 
 impl WeakServer {
-    /// The server; none before it is served, and when it is gone.
+    /// The server, or the last of them if the builder was cloned and served several times; none before it is served, and when
+    /// it is gone.
     pub fn upgrade(&self) -> Option<Arc<RunningServer>> {
-        self.0.get()?.upgrade()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
     }
 
     fn set(&self, server: &Arc<RunningServer>) {
-        let _ = self.0.set(Arc::downgrade(server));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(server);
     }
 }
 

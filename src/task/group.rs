@@ -5,10 +5,9 @@ use std::future::Future;
 use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
-use async_lock::OnceCell;
-use duopoll_core::{Token, TokenSlab};
+use duopoll_core::{Token, TokenSlab, contain};
 use futures_channel::oneshot;
 use pin_project_lite::pin_project;
 
@@ -36,14 +35,7 @@ use crate::task::{AbortHandle, JoinHandle, spawn_local};
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Clone, Default)]
-pub struct TaskGroup(Arc<Shared>);
-
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    /// Set when they had better come to their end.
-    closing: OnceCell<()>,
-}
+pub struct TaskGroup(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -51,6 +43,10 @@ struct State {
     tasks: TokenSlab<Option<AbortHandle>>,
     /// Who comes is ended at once.
     aborted: bool,
+    /// They had better come to their end.
+    closing: bool,
+    /// Who waits until they are asked to.
+    until_closing: TokenSlab<Waker>,
     /// Who waits until there is none.
     waiting: Vec<oneshot::Sender<()>>,
     /// Pollers that look then whether a shutdown is over.
@@ -138,20 +134,24 @@ impl TaskGroup {
 
     /// Asks all of them to come to an end: see [`closing`](TaskGroup::closing).
     pub fn close(&self) {
-        duopoll_core::contain("a waker", || {
-            let _ = self.0.closing.set_blocking(());
-        });
+        let mut state = self.state();
+        state.closing = true;
+        let wakers = mem::take(&mut state.until_closing);
+        drop(state);
+        for waker in wakers.into_values() {
+            contain("a waker", || waker.wake());
+        }
     }
 
     /// Waits until they are asked to come to an end: by [`close`](TaskGroup::close), or because the server shuts down.
     /// For tasks that go on for ever otherwise.
     pub async fn closing(&self) {
-        self.0.closing.wait().await;
+        UntilClosing { group: self, token: None }.await;
     }
 
     /// Whether they are asked to come to an end.
     pub fn is_closing(&self) -> bool {
-        self.0.closing.is_initialized()
+        self.state().closing
     }
 
     /// Has these pollers look again when the last of them has ended.
@@ -180,7 +180,44 @@ impl TaskGroup {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A wait until tasks are asked to come to their end.
+struct UntilClosing<'a> {
+    group: &'a TaskGroup,
+    token: Option<Token>,
+}
+
+impl Future for UntilClosing<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // Cloned and dropped without the lock: it is a user's.
+        let waker = cx.waker().clone();
+        let mut state = self.group.state();
+        if state.closing {
+            return Poll::Ready(());
+        }
+        let known = self.token.and_then(|token| state.until_closing.get_mut(token));
+        let before = match known {
+            Some(known) => Some(mem::replace(known, waker)),
+            None => {
+                self.token = Some(state.until_closing.insert_with(|_| waker));
+                None
+            }
+        };
+        drop(state);
+        drop(before);
+        Poll::Pending
+    }
+}
+
+impl Drop for UntilClosing<'_> {
+    fn drop(&mut self) {
+        let waker = self.token.and_then(|token| self.group.state().until_closing.remove(token));
+        contain("a waker that was dropped", || drop(waker));
     }
 }
 
@@ -197,7 +234,7 @@ impl Drop for Member {
         ending.iter().for_each(|poller| poller.wake());
         for waiting in waiting {
             // A waker of somebody else's.
-            duopoll_core::contain("a waker", || {
+            contain("a waker", || {
                 let _ = waiting.send(());
             });
         }

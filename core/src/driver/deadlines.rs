@@ -14,6 +14,12 @@ pub(super) const NO_MEMORY_RETRY_MS: Tick = 10;
 /// receive, for want of memory, must not make a wait last for ever.
 const HOLDS_MAX: u16 = 2_000;
 
+/// Timers that are looked at so much later than they were due say that the poller was held up, in ticks.
+const HELD_UP: Tick = 2;
+/// Then they wait for so many turns: what had come meanwhile is told first. An engine that waits for readiness receives
+/// in the second.
+const HELD_TURNS: u8 = 2;
+
 impl Driver {
     /// Begins a turn: looks at the clock, and does what is due. After the commands, which may change what is.
     pub fn begin_turn<P: Poll>(&mut self, engine: &mut P) {
@@ -43,10 +49,21 @@ impl Driver {
                 _ => {}
             }
         }
-        timers::fire(now);
+        self.fire_timers(now);
         self.go_on_draining(engine);
         #[cfg(feature = "zerocopy")]
         self.pinned.give_back(now);
+    }
+
+    /// Timers that users wait for go off behind what had come by then, which may have woken them.
+    fn fire_timers(&mut self, now: Tick) {
+        let held_up = timers::next_expiry().is_some_and(|due| due + HELD_UP <= now);
+        if held_up && self.timers_held < HELD_TURNS {
+            self.timers_held += 1;
+        } else {
+            self.timers_held = 0;
+            timers::fire(now);
+        }
     }
 
     /// When [`begin_turn`](Driver::begin_turn) is due next.

@@ -45,6 +45,8 @@ use stream::Stream;
 pub struct Driver {
     slots: TokenSlab<Slot>,
     wheel: Wheel,
+    /// Turns for which the timers of users have waited that are due.
+    timers_held: u8,
     mailbox: Arc<Mailbox>,
     /// Connections that have a block from this turn, or may have come to their next phase.
     touched: Vec<Token>,
@@ -67,6 +69,7 @@ impl Driver {
         Driver {
             slots,
             wheel: Wheel::new(now),
+            timers_held: 0,
             mailbox,
             touched: Vec::new(),
             accepted: Vec::new(),

@@ -30,13 +30,13 @@ struct Local {
     ready: VecDeque<Runnable>,
     /// All of them; dropping a handle cancels its task.
     tasks: TokenSlab<Option<Task>>,
-    /// The poller ends, and takes none any more.
-    closed: bool,
+    /// A poller runs, and takes them.
+    open: bool,
 }
 
 thread_local! {
     static LOCAL: RefCell<Local> = const {
-        RefCell::new(Local { ready: VecDeque::new(), tasks: TokenSlab::new(), closed: false })
+        RefCell::new(Local { ready: VecDeque::new(), tasks: TokenSlab::new(), open: false })
     };
 }
 
@@ -110,13 +110,18 @@ impl Executor {
         Arc::new(Executor { mailbox, others: Mutex::default() })
     }
 
-    /// Starts a task on this thread, which must be the poller's. None if the poller ends: the future is dropped then.
+    /// Takes tasks from now on, on this thread, until [`cancel_all`](Executor::cancel_all).
+    pub fn open(&self) {
+        LOCAL.with(|local| local.borrow_mut().open = true);
+    }
+
+    /// Starts a task on this thread, which must be the poller's. None if the poller does not run: the future is dropped then.
     pub fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + 'static) -> Option<Token> {
         debug_assert!(self.mailbox.is_local());
         let mut future = Some(future);
         let started = LOCAL.with(|local| {
             let mut local = local.borrow_mut();
-            if local.closed {
+            if !local.open {
                 return None;
             }
             let mut started = None;
@@ -207,7 +212,7 @@ impl Executor {
     pub fn cancel_all(&self) {
         let tasks = LOCAL.with(|local| {
             let mut local = local.borrow_mut();
-            local.closed = true;
+            local.open = false;
             let tokens: Vec<_> = local.tasks.tokens().collect();
             let take = |token| local.tasks.get_mut(token).and_then(Option::take);
             tokens.into_iter().filter_map(take).collect::<Vec<_>>()
@@ -227,8 +232,6 @@ impl Executor {
             // Another thread has just woken it, and is about to leave it here.
             std::thread::yield_now();
         }
-        // This thread may run another poller some day.
-        LOCAL.with(|local| local.borrow_mut().closed = false);
     }
 }
 

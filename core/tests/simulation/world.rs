@@ -171,12 +171,14 @@ impl World {
         let engine = SimEngine::new(rng.fork(), clock.clone());
         let mailbox = Arc::new(Mailbox::new(engine.waker(), clock.clone()));
         let entered = Some(mailbox.enter());
+        let executor = Executor::new(mailbox.clone());
+        executor.open();
         let mut world = World {
             driver: Driver::new(mailbox.clone()),
             alarms: Rc::default(),
             engine,
             entered,
-            executor: Tasks(Executor::new(mailbox.clone())),
+            executor: Tasks(executor),
             mailbox,
             commands: Vec::new(),
             tasks: Vec::new(),
