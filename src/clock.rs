@@ -52,6 +52,20 @@ impl PollerClock {
         self.0.origin + Duration::from_millis(tick)
     }
 
+    /// What it will show at a time of the machine's, if it goes on like that.
+    pub(crate) fn translate(&self, instant: Instant) -> Instant {
+        let ahead = match self.0.stands_at.load(Ordering::Relaxed) {
+            RUNS => self.0.ahead.load(Ordering::Relaxed),
+            stands_at => stands_at as i64 - self.0.origin.elapsed().as_nanos() as i64,
+        };
+        let distance = Duration::from_nanos(ahead.unsigned_abs());
+        if ahead >= 0 {
+            instant + distance
+        } else {
+            instant.checked_sub(distance).unwrap_or(instant)
+        }
+    }
+
     #[inline]
     fn nanos(&self) -> u64 {
         match self.0.stands_at.load(Ordering::Relaxed) {

@@ -194,7 +194,12 @@ impl Sleep {
         self.forget();
         let poller = Handle::current().filter(|poller| !poller.has_ended());
         let poller = poller.unwrap_or_else(|| match Pollers::nearest() {
-            Ok(pollers) => pollers.choose(),
+            Ok(pollers) => {
+                let poller = pollers.choose();
+                // Elsewhere it is as late as the machine says.
+                self.deadline = poller.clock().translate(self.deadline);
+                poller
+            }
             Err(error) => panic!("there is no poller to wait on: {error}"),
         });
         self.poller.insert(poller).clone()

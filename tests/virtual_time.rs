@@ -27,6 +27,7 @@ on_every_setup!(
     a_move_does_not_wait_for_blocking_work,
     a_move_does_not_wait_for_who_is_always_ready,
     several_moves_end_one_by_one,
+    elsewhere_a_sleep_is_as_long_as_it_says,
     a_grace_passes_in_paused_time,
     time_belongs_to_a_single_poller,
 );
@@ -301,4 +302,19 @@ fn several_moves_end_one_by_one(setup: Setup) {
         go.send(()).expect("it waits");
         work.await.expect("no panic");
     });
+}
+
+fn elsewhere_a_sleep_is_as_long_as_it_says(setup: Setup) {
+    let pollers = setup.pollers(1);
+    // It has jumped.
+    let jumps = pollers.spawn(|| async {
+        time::pause()?;
+        time::advance(HOUR).await?;
+        time::resume()
+    });
+    pollster::block_on(jumps).expect("no panic").expect("it stood");
+    let _entered = pollers.enter();
+    let begun = Instant::now();
+    pollster::block_on(time::sleep(Duration::from_millis(30)));
+    assert!(begun.elapsed() >= Duration::from_millis(30));
 }
