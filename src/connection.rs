@@ -22,7 +22,8 @@ use crate::tcp::{self, Keepalive};
 /// [`writer`](Connection::writer) have the others. The halves can be taken apart with
 /// [`into_split`](Connection::into_split), and used on different threads.
 ///
-/// Dropping a connection closes it: what was flushed still goes out, then the FIN.
+/// Dropping a connection closes it: what was flushed still goes out, then the FIN, both by its poller. On the poller's own thread
+/// that is when it comes to its next turn: who waits for the peer there without giving way waits for ever.
 ///
 /// # Life cycle
 ///
@@ -462,14 +463,12 @@ impl Connection {
         self.control().resume();
     }
 
-    /// Waits for the next request: until there is a byte to read. False at the peer's end, and when the server shuts down
-    /// while there is none. For loops that serve a whole connection; the read timeout does not count here, only
-    /// the idle timeout does.
+    /// See [`Reader::next_request`].
     ///
     /// # Errors
-    /// The errno of the kernel if the connection broke.
+    /// As there.
     pub async fn next_request(&mut self) -> io::Result<bool> {
-        self.reader.request().await
+        self.reader.next_request().await
     }
 
     /// See [`Control::is_active`].

@@ -166,7 +166,7 @@ impl Dialer {
     /// That of the last address that failed: its text names the address, or the name that was dialed, its
     /// [source](std::error::Error::source) has the errno, for instance `ECONNREFUSED` or `EHOSTUNREACH`.
     /// [`TimedOut`](io::ErrorKind::TimedOut) if the timeout came first;
-    /// [`NotFound`](io::ErrorKind::NotFound) for a name without a suitable address;
+    /// [`NotFound`](io::ErrorKind::NotFound) for a name that cannot be resolved, or has no suitable address;
     /// [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
     pub async fn dial(&self, target: &str) -> io::Result<Connection> {
         self.dial_target(Target::parse(target)?).await

@@ -173,6 +173,10 @@ impl PollerOptions {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     ///
+    /// Of tokio's runtime: its timers are its own, and do not stand still when [time is paused](crate::time::pause); what is
+    /// given to `tokio::spawn` runs on its threads, where there is no poller; and its `block_on` would hold up the poller, as
+    /// whatever blocks does.
+    ///
     /// If it panics the poller is not started.
     pub fn on_thread_start<F, G>(mut self, start: F) -> PollerOptions
     where

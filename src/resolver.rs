@@ -27,6 +27,11 @@ pub(crate) async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAdd
     unblock(move || {
         let found = (&*host, port).to_socket_addrs();
         drop(turn);
+        // What the C library says has no errno, and no kind of std's.
+        let found = found.map_err(|error| match error.raw_os_error() {
+            None => io::Error::new(io::ErrorKind::NotFound, error),
+            Some(_) => error,
+        });
         Ok(found?.collect())
     })
     .await

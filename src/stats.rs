@@ -210,7 +210,7 @@ figures! {
     waiting_connections: Gauge,
     /// Connections that `on_prepare` or the engine has refused.
     refused: Counter,
-    /// Requests that a handler was called for.
+    /// Requests that a handler of `on_request` was called for.
     requests: Counter,
     /// Handlers that ended their connection with an error.
     handler_errors: Counter,

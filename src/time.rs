@@ -58,7 +58,33 @@ pub fn now() -> Instant {
 /// # }
 /// ```
 ///
-/// Points in time have to be made with [`now`] then.
+/// Points in time have to be made with [`now`] then. A server and its clients live by the same time if they are on this poller:
+///
+/// ```
+/// use duopoll::{Connection, Dialer, EventLoop, Listener, Pollers, task, time};
+/// use std::time::Duration;
+///
+/// # fn main() -> std::io::Result<()> {
+/// task::block_on(async {
+///     time::pause()?;
+///     let pollers = Pollers::current().expect("this thread is a poller");
+///     let service = EventLoop::builder().on(pollers).on_request(async |connection: &mut Connection| {
+///         let request = connection.next(1).await?;
+///         time::sleep(Duration::from_secs(3600)).await;
+///         connection.push(request);
+///         connection.flush().await
+///     });
+///     let server = service.serve_async(Listener::bind("127.0.0.1:0")?).await?;
+///     let mut client = Dialer::new().dial_addr(server.local_addr().clone()).await?;
+///     client.write(b"x")?;
+///     client.flush().await?;
+///     let reply = time::timeout(Duration::from_secs(7200), client.next(1)).await??;
+///     assert_eq!(reply, b"x");
+///     server.shutdown_async(Duration::from_secs(60)).await;
+///     Ok(())
+/// })?
+/// # }
+/// ```
 ///
 /// # Errors
 /// [`Unsupported`](io::ErrorKind::Unsupported) where there is no poller on this thread, or several that would each have a time of

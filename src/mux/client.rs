@@ -331,7 +331,7 @@ impl<P: Protocol> Receiving<P> {
 
     /// Receives a message. False if nobody waits for any.
     async fn one(&self, reader: &mut Reader) -> io::Result<bool> {
-        if reader.buffer().is_empty() && !reader.request().await? {
+        if reader.buffer().is_empty() && !reader.next_request().await? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut head = None;

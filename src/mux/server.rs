@@ -29,7 +29,7 @@ const REQUESTS_MAX: u32 = 128;
 /// not even pings: a client makes no more at once than its [own limit](crate::mux::ClientOptions::calls_max) says, which had
 /// better not be above this.
 /// Replies are sent as they are ready. An error of the handler is sent as a [failure](Kind::Failure) with its text, and so is a panic, without
-/// one; the other calls go on. Once as many calls have been under way at once, a call allocates nothing but what its handler does.
+/// one, which the pollers count and the server does not; the other calls go on. Once as many calls have been under way at once, a call allocates nothing but what its handler does.
 ///
 /// When the server shuts down, the client is [told](Kind::GoingAway), requests that come later are
 /// [refused](Kind::Refused), and it ends when those are answered that are under way.
@@ -120,7 +120,7 @@ async fn next<P: Protocol>(
     sender: &Sender,
     going_away: &Cell<bool>,
 ) -> io::Result<Option<(Head, Slice)>> {
-    if !going_away.get() && !reader.request().await? {
+    if !going_away.get() && !reader.next_request().await? {
         if !reader.control().is_draining() {
             return Ok(None);
         }

@@ -109,7 +109,9 @@ impl Builder {
     ///
     /// It serves requests in a loop around [`next_request`](Connection::next_request), which says when the server shuts down, as
     /// [`Control::draining`](crate::Control::draining) does. `on_connect` comes before it; `on_disconnect` gets the connection
-    /// when it is dropped, and is not called for one that was taken apart or detached. The connection has its place among
+    /// when it is dropped, and is not called for one that was taken apart or detached. A task that keeps a half of it keeps it
+    /// open, and a graceful shutdown waits until the grace is over: such tasks have to be ended, or ask for
+    /// [`draining`](crate::Control::draining) themselves. The connection has its place among
     /// [`max_connections`](Builder::max_connections) until the handler has returned and the connection has come to its end,
     /// wherever it is.
     ///
@@ -130,7 +132,8 @@ impl Builder {
     ///                 writer.flush().await?;
     ///             }
     ///         });
-    ///         while reader.more().await? {
+    ///         // Until the peer ends it, or the server shuts down.
+    ///         while reader.next_request().await? {
     ///             println!("{} bytes", reader.buffer().len());
     ///             reader.buffer().clear();
     ///         }

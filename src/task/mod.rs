@@ -55,8 +55,11 @@ where
     handle
 }
 
-/// Does something that blocks, on a thread of a pool: at most 500 in the process, or `BLOCKING_MAX_THREADS`, that end when they
-/// are not needed.
+/// Does something that blocks, on a thread of a pool: at most 500 in the process, or what the environment variable
+/// `BLOCKING_MAX_THREADS` says, that end when they are not needed.
+///
+/// A panic is an error of the handle, as with tasks. What has begun cannot be aborted, and nobody waits for it: not the end
+/// of the pollers, nor that of [`block_on`]. What is aborted before is told when it would have begun.
 pub fn spawn_blocking<F, T>(work: F) -> JoinHandle<T>
 where
     F: FnOnce() -> T + Send + 'static,

@@ -326,9 +326,16 @@ impl Reader {
         }
     }
 
-    /// As [`poll_request`](Reader::poll_request), for a byte more than there are none.
-    #[doc(hidden)]
-    pub async fn request(&mut self) -> io::Result<bool> {
+    /// Waits for the next request: until there is a byte to read. False at the peer's end, and when the server shuts down
+    /// while there is none. For loops that serve a whole connection; the read timeout does not count here, only
+    /// the idle timeout does.
+    ///
+    /// # Errors
+    /// The errno of the kernel if the connection broke.
+    ///
+    /// # Cancellation
+    /// Dropping the future loses nothing.
+    pub async fn next_request(&mut self) -> io::Result<bool> {
         let waiting = Waiting::new(self);
         poll_fn(|cx| waiting.0.poll_request(cx, 0)).await
     }

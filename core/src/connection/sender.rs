@@ -132,7 +132,9 @@ impl Sender {
         self.send(&mut message).await
     }
 
-    /// As [`send`](Sender::send), if nobody has to be waited for. Says whether it did.
+    /// As [`send`](Sender::send), if there is room at once. Says whether it did: where senders are faster than the network there
+    /// is none now and then, also for a peer that reads. To end one that does not, send with a
+    /// [write timeout](Control::set_write_timeout).
     ///
     /// # Errors
     /// See [`Sender`]; `message` is as it was.

@@ -232,7 +232,8 @@ impl fmt::Debug for Place {
     }
 }
 
-/// A task gave nothing: it has panicked, or was aborted, or its poller has ended.
+/// A task gave nothing: it has panicked, or was aborted, or its poller has ended. As an [`io::Error`] it is of the kind
+/// [`Other`](io::ErrorKind::Other), so that `task.await?` will do in a handler.
 pub struct JoinError(
     /// What a panic was about; only reached through a lock, so that the error is `Sync`.
     Option<Mutex<Box<dyn Any + Send>>>,
