@@ -8,10 +8,19 @@ export RUSTFLAGS="${RUSTFLAGS:-} -D warnings"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/features"
 
 for engines in epoll uring epoll,uring; do
-    for extra in "" ,zerocopy; do
+    for extra in "" ,zerocopy ,tokio ,futures-io ,zerocopy,tokio,futures-io; do
         echo "features: $engines$extra"
         cargo check --quiet --no-default-features --features "$engines$extra" --lib --examples
     done
+done
+
+# What nobody has asked for is not built.
+tree=$(cargo tree --quiet --edges normal --prefix none --package duopoll)
+for crate in tokio hyper rustls; do
+    if grep --quiet "^$crate v" <<<"$tree"; then
+        echo "without a feature that needs it, there is $crate" >&2
+        exit 1
+    fi
 done
 
 echo "features: none"

@@ -43,6 +43,8 @@
 //! | `epoll` | yes | the epoll engine |
 //! | `uring` | yes | the io_uring engine |
 //! | `zerocopy` | no | large pieces are sent without a copy: `MSG_ZEROCOPY`, `SENDMSG_ZC` |
+//! | `tokio` | no | connections as `AsyncRead`, `AsyncBufRead` and `AsyncWrite` of tokio |
+//! | `futures-io` | no | the same of futures, and accepted connections as a `Stream` |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Without an engine there is one error to read, below, and nothing else.
@@ -59,6 +61,8 @@ mod clock;
 mod connection;
 mod dialer;
 mod engine;
+#[cfg(feature = "futures-io")]
+pub mod futures_io;
 mod listener;
 pub mod mux;
 mod named;
@@ -70,6 +74,8 @@ mod stats;
 pub mod task;
 mod tcp;
 pub mod time;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 
 /// What io_uring can do on this kernel, and what is used of it.
 #[cfg(feature = "uring")]

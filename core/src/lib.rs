@@ -34,6 +34,8 @@ mod timer;
 pub mod timers;
 mod token;
 mod token_table;
+#[cfg(any(feature = "tokio", feature = "futures-io"))]
+mod traits;
 
 pub use buffer::{
     Chain, ChainIter, Chunks, IO_BYTES_MAX, IO_VECTORS_MAX, LinkBuffer, LinkReader, LinkWriter,

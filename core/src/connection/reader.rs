@@ -299,6 +299,16 @@ impl Reader {
         Poll::Ready(Ok(self.buffer.copy_to(target)))
     }
 
+    /// Waits until something is buffered. False at the end of the stream.
+    ///
+    /// Polls that follow each other are one wait, as with [`poll_fill`](Reader::poll_fill).
+    ///
+    /// # Errors
+    /// The errno of the kernel if the connection broke.
+    pub fn poll_buffered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.buffer.is_empty() { self.poll_more(cx) } else { Poll::Ready(Ok(true)) }
+    }
+
     /// The next `n` bytes as a buffer, not copied.
     ///
     /// # Errors

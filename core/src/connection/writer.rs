@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use super::control::Control;
 use super::lifecycle::Half;
@@ -40,6 +40,9 @@ pub struct Writer {
     /// The last poll has left a wait behind.
     waiting: bool,
 }
+
+/// So much is taken at once, however low the watermark is.
+const PIECE_BYTES: usize = 4 << 10;
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>) -> Writer {
@@ -139,6 +142,45 @@ impl Writer {
     /// yet.
     pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_send(cx, (0, 0), Owner::Poll)
+    }
+
+    /// Hands over a copy of `pieces`, as much of it as there is room for below the watermark, and says how much that is: at
+    /// least a byte, unless there is none. Waits while there is no room. What is staged goes first.
+    ///
+    /// Polls that follow each other are one wait, as with [`poll_flush`](Writer::poll_flush).
+    ///
+    /// # Errors
+    /// See [`Writer`].
+    pub fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let (high, low) = self.watermarks();
+        ready!(self.poll_send(cx, (high, low), Owner::Poll))?;
+        let unsent = self.shared.life().unsent;
+        let mut room = high.saturating_sub(unsent).max(PIECE_BYTES);
+        let mut taken = 0;
+        for piece in pieces {
+            let n = piece.len().min(room);
+            match self.write(&piece[..n]) {
+                Ok(()) => (room, taken) = (room - n, taken + n),
+                // What was taken is on its way.
+                Err(_) if taken > 0 => break,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        self.submit()?;
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Ends the sending direction, as [`finish`](Writer::finish) does, and waits until the kernel has taken all that was sent.
+    ///
+    /// # Errors
+    /// See [`Writer`].
+    pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.finish();
+        self.poll_drain(cx)
     }
 
     /// Waits until the connection is established, where [`Driver::connect`](crate::Driver::connect) has begun one.
