@@ -45,6 +45,7 @@
 //! | `zerocopy` | no | large pieces are sent without a copy: `MSG_ZEROCOPY`, `SENDMSG_ZC` |
 //! | `tokio` | no | connections as `AsyncRead`, `AsyncBufRead` and `AsyncWrite` of tokio |
 //! | `futures-io` | no | the same of futures, and accepted connections as a `Stream` |
+//! | `hyper` | no | HTTP/1 and 2: hyper's traits, and servers of hyper and tower services |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Without an engine there is one error to read, below, and nothing else.
@@ -63,6 +64,8 @@ mod dialer;
 mod engine;
 #[cfg(feature = "futures-io")]
 pub mod futures_io;
+#[cfg(feature = "hyper")]
+pub mod hyper;
 mod listener;
 pub mod mux;
 mod named;

@@ -166,11 +166,10 @@ macro_rules! bodies {
             loop {
                 let writer = connection.writer();
                 let mut cx = Context::from_waker(std::task::Waker::noop());
-                let mut write = pin!(AsyncWriteExt::write(writer, &piece));
-                match write.as_mut().poll(&mut cx) {
+                let taken = pin!(AsyncWriteExt::write(writer, &piece)).poll(&mut cx);
+                match taken {
                     Poll::Ready(taken) => sent += taken.expect("taken"),
                     Poll::Pending => {
-                        drop(write);
                         let unsent = writer.unsent_len();
                         assert!(unsent <= 68 << 10, "{unsent} bytes are unsent");
                         if unsent > 32 << 10 {

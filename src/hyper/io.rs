@@ -1,0 +1,61 @@
+//! A connection as what hyper reads from and writes to.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use ::hyper::rt::{Read, ReadBufCursor, Write};
+
+use crate::connection::Connection;
+
+impl Read for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut target: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let reader = self.get_mut().reader();
+        if target.remaining() == 0 || !ready!(reader.poll_buffered(cx))? {
+            return Poll::Ready(Ok(()));
+        }
+        let buffer = reader.buffer();
+        while target.remaining() > 0 && !buffer.is_empty() {
+            let chunk = buffer.first_chunk();
+            let n = chunk.len().min(target.remaining());
+            target.put_slice(&chunk[..n]);
+            buffer.skip(n)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What is written needs no flush, as with a `TcpStream`; shutting down sends all, and then the FIN.
+impl Write for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().writer().poll_write(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().writer().poll_write(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().writer().poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().writer().poll_finish(cx)
+    }
+}

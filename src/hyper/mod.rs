@@ -1,0 +1,33 @@
+//! HTTP/1 and HTTP/2 by [hyper](::hyper), on the pollers: its traits for [`Connection`](crate::Connection), timers and tasks for it,
+//! and [`Http`], which serves connections with a service of hyper's or tower's, such as an axum `Router`.
+//!
+//! ```no_run
+//! use std::convert::Infallible;
+//!
+//! use duopoll::hyper::Http;
+//! use duopoll::{Connection, EventLoop, Listener};
+//! use hyper::body::Incoming;
+//! use hyper::service::service_fn;
+//! use hyper::{Request, Response};
+//!
+//! async fn hello(_: Request<Incoming>) -> Result<Response<String>, Infallible> {
+//!     Ok(Response::new("hello\n".to_owned()))
+//! }
+//!
+//! let http = Http::new();
+//! let server = EventLoop::builder()
+//!     .on_connection(async move |connection: Connection| {
+//!         http.serve(connection, service_fn(hello)).await
+//!     })
+//!     .serve(Listener::bind("127.0.0.1:8080")?)?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! hyper copies what it reads and writes, once in each direction. What it writes goes out with the end of the poller's turn, in one send.
+
+mod io;
+mod run;
+mod serve;
+
+pub use run::{LocalExecutor, PollerTimer};
+pub use serve::{Controlled, Http};

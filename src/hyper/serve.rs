@@ -1,0 +1,146 @@
+//! Connections served by hyper.
+
+use std::error::Error;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use ::hyper::body::{Body, Incoming};
+use ::hyper::rt::{Read, Write};
+use ::hyper::service::Service;
+use ::hyper::{Request, Response};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+
+use crate::connection::Connection;
+use crate::hyper::run::{LocalExecutor, PollerTimer};
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// How long a client may take for the head of a request, if nothing else is said.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Serves HTTP/1 and HTTP/2 on connections, whichever the client begins with, for a handler of
+/// [`on_connection`](crate::Builder::on_connection). Clones do the same.
+///
+/// - Connections are kept alive, requests of HTTP/1 may be pipelined, and upgrades are done: `hyper::upgrade::on` in a handler
+///   gives what can be [taken apart](::hyper::upgrade::Upgraded::downcast) into the [`Connection`].
+/// - When the server shuts down the client is told at once, by `connection: close` or GOAWAY; what it has asked for by then is
+///   answered, and connections between requests end.
+/// - Each stream of HTTP/2 is a task of the poller's. A panic of a service ends its stream, or its connection of HTTP/1.
+/// - The head of a request may take 30 seconds, from the connection's begin or the end of the request before; so it ends
+///   connections that are idle for so long, too.
+#[derive(Clone)]
+pub struct Http {
+    builder: Builder<LocalExecutor>,
+}
+
+impl Http {
+    /// With what is usual.
+    pub fn new() -> Http {
+        let mut builder = Builder::new(LocalExecutor);
+        builder.http1().timer(PollerTimer).header_read_timeout(HEADER_READ_TIMEOUT);
+        builder.http2().timer(PollerTimer);
+        Http { builder }
+    }
+
+    /// Changes what hyper can be told: limits, timeouts, windows, keep-alive by HTTP/2's pings, one version only.
+    ///
+    /// ```
+    /// # use duopoll::hyper::Http;
+    /// # use std::time::Duration;
+    /// let http = Http::new().configure(|builder| {
+    ///     builder.http1().header_read_timeout(Duration::from_secs(5)).max_headers(50);
+    ///     builder.http2().max_concurrent_streams(100).keep_alive_interval(Duration::from_secs(20));
+    /// });
+    /// ```
+    pub fn configure(mut self, change: impl FnOnce(&mut Builder<LocalExecutor>)) -> Http {
+        change(&mut self.builder);
+        self
+    }
+
+    /// Serves a connection with a service of hyper's until it ends, or the server shuts down and what was asked for is
+    /// answered. `io` is a [`Connection`], or what gives one with [`Controlled`], such as TLS over it.
+    ///
+    /// # Errors
+    /// What has ended the connection before its time: of the network, or of a client that does not speak HTTP.
+    ///
+    /// # Cancellation
+    /// Dropping it drops the connection; streams of HTTP/2 that are being handled end when they notice.
+    pub async fn serve<C, S, B>(&self, io: C, service: S) -> io::Result<()>
+    where
+        C: Controlled + Read + Write + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+        S::Future: 'static,
+        S::Error: Into<BoxError>,
+        B: Body + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let mut draining = io.control().draining();
+        let mut told = false;
+        let mut serving = pin!(self.builder.serve_connection_with_upgrades(io, service));
+        let served = poll_fn(|cx| {
+            if !told && Pin::new(&mut draining).poll(cx).is_ready() {
+                told = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            serving.as_mut().poll(cx)
+        });
+        served.await.map_err(into_io_error)
+    }
+
+    /// As [`serve`](Http::serve), with a service of tower's, such as an axum `Router` or tonic's `Routes`.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Cancellation
+    /// As there.
+    pub async fn serve_tower<C, S, B>(&self, io: C, service: S) -> io::Result<()>
+    where
+        C: Controlled + Read + Write + Unpin + Send + 'static,
+        TowerToHyperService<S>:
+            Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: 'static>,
+        S: 'static,
+        B: Body + 'static,
+        B::Error: Into<BoxError>,
+    {
+        self.serve(io, TowerToHyperService::new(service)).await
+    }
+}
+
+/// What lies on a connection, and can say when its server shuts down.
+pub trait Controlled {
+    /// The connection's handle.
+    fn control(&self) -> crate::Control;
+}
+
+impl Controlled for Connection {
+    fn control(&self) -> crate::Control {
+        Connection::control(self)
+    }
+}
+
+fn into_io_error(error: BoxError) -> io::Error {
+    match error.downcast::<::hyper::Error>() {
+        Ok(error) => io::Error::other(error),
+        Err(error) => match error.downcast::<io::Error>() {
+            Ok(error) => *error,
+            Err(error) => io::Error::other(error),
+        },
+    }
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http::new()
+    }
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http").finish_non_exhaustive()
+    }
+}
