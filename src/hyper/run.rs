@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ::hyper::rt::{Executor, Sleep as HyperSleep, Timer};
 
-use crate::task::spawn_local;
+use crate::poller::Handle;
 use crate::time::{Sleep, now, sleep, sleep_until};
 
 /// Starts each future as a task on the poller of this thread; it need not be `Send`. A panic ends its own task, and with that one
@@ -19,7 +19,13 @@ pub struct LocalExecutor;
 
 impl<F: Future + 'static> Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        drop(spawn_local(future));
+        let Some(poller) = Handle::current() else {
+            panic!("streams are tasks of a poller's, and there is none on this thread");
+        };
+        // Without a handle: a panic is counted and logged like a handler's.
+        poller.executor().spawn(async move {
+            future.await;
+        });
     }
 }
 

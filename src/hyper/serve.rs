@@ -65,7 +65,8 @@ impl Http {
     /// answered. `io` is a [`Connection`], or what gives one with [`Controlled`], such as TLS over it.
     ///
     /// # Errors
-    /// What has ended the connection before its time: of the network, or of a client that does not speak HTTP.
+    /// What has ended the connection before its time: of the network, or of a client that does not speak HTTP. That the head of
+    /// a request took too long is none, since clients that are idle end like this.
     ///
     /// # Cancellation
     /// Dropping it drops the connection; streams of HTTP/2 that are being handled end when they notice.
@@ -88,7 +89,13 @@ impl Http {
             }
             serving.as_mut().poll(cx)
         });
-        served.await.map_err(into_io_error)
+        let Err(error) = served.await else { return Ok(()) };
+        let is_late =
+            error.downcast_ref::<::hyper::Error>().is_some_and(::hyper::Error::is_timeout);
+        let error = into_io_error(error);
+        // It had not said yet which version it speaks.
+        let is_told = told && error.kind() == io::ErrorKind::Interrupted;
+        if is_late || is_told { Ok(()) } else { Err(error) }
     }
 
     /// As [`serve`](Http::serve), with a service of tower's, such as an axum `Router` or tonic's `Routes`.
@@ -101,8 +108,12 @@ impl Http {
     pub async fn serve_tower<C, S, B>(&self, io: C, service: S) -> io::Result<()>
     where
         C: Controlled + Read + Write + Unpin + Send + 'static,
-        TowerToHyperService<S>:
-            Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: 'static>,
+        TowerToHyperService<S>: Service<
+                Request<Incoming>,
+                Response = Response<B>,
+                Error: Into<BoxError>,
+                Future: 'static,
+            >,
         S: 'static,
         B: Body + 'static,
         B::Error: Into<BoxError>,
