@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Wake};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use duopoll::{Connection, Control, Dialer, Engine, Limits, Pollers, Server};
 use pollster::block_on;
@@ -617,14 +617,19 @@ fn what_was_flushed_survives_pollers_while_the_peer_sends(setup: Setup) {
             });
             eventually("it sends", || sent.load(Ordering::Relaxed) > 100);
             flushes_some(&mut connection);
-            scope.spawn(|| {
+            let reads = scope.spawn(|| {
                 // When it has all, a reset does no harm.
                 let (received, rest, _) = read_to_the_end(&mut peer, SOME);
                 peer.shutdown(Shutdown::Both);
-                assert_eq!((received, rest.len()), (SOME, 0));
+                (received, rest.len())
             });
             let _connection = held.then_some(connection);
+            let begun = Instant::now();
             pollers.stop();
+            // It goes on for a second, which machines may need that are slow.
+            let in_time = begun.elapsed() < Duration::from_millis(900);
+            let read = reads.join().expect("no panic");
+            assert!(!in_time || read == (SOME, 0), "{read:?}");
         });
     }
 }
