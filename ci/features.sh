@@ -8,7 +8,7 @@ export RUSTFLAGS="${RUSTFLAGS:-} -D warnings"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/features"
 
 for engines in epoll uring epoll,uring; do
-    for extra in "" ,zerocopy ,tokio ,futures-io ,zerocopy,tokio,futures-io; do
+    for extra in "" ,zerocopy ,tokio ,futures-io ,hyper ,zerocopy,tokio,futures-io,hyper; do
         echo "features: $engines$extra"
         cargo check --quiet --no-default-features --features "$engines$extra" --lib --examples
     done

@@ -18,7 +18,7 @@ readonly SENDING=(backpressure costs differential echo ended_connections ends en
 # A release build is faster by several times, and overflows wrap.
 readonly TIMING=(backpressure dial ended_connections ends late_pollers lifecycle teardown threads timeouts)
 
-cargo test --workspace --features duopoll/zerocopy,duopoll/tokio,duopoll/futures-io
+cargo test --workspace --features duopoll/zerocopy,duopoll/tokio,duopoll/futures-io,duopoll/hyper
 # Where the kernel has none of them, they are refused.
 DUOPOLL_URING=base cargo test -p duopoll --features zerocopy --test zerocopy
 cargo test -p duopoll-core --lib --test simulation
