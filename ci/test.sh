@@ -4,10 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if ! command -v redis-benchmark >/dev/null || ! command -v ip >/dev/null; then
+missing=
+for tool in redis-benchmark ip curl; do command -v "$tool" >/dev/null || missing=yes; done
+if [ -n "$missing" ]; then
     sudo=$([ "$(id -u)" = 0 ] || echo sudo)
     $sudo apt-get update --quiet
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes redis-tools iproute2
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes redis-tools iproute2 curl
 fi
 # Thousands of connections in one process.
 ulimit -n "$(ulimit -Hn)"

@@ -357,6 +357,9 @@ pub fn example(name: &str) -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
     build.arg("--target-dir").arg(profile.parent().expect("target/PROFILE"));
+    if name == "http" {
+        build.arg("--all-features");
+    }
     if profile.ends_with("release") {
         build.arg("--release");
     }
