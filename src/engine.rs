@@ -225,6 +225,10 @@ impl Poll for AnyPoll {
         on_engine!(self, poll => poll.wait(timeout, operators))
     }
 
+    fn has_more(&mut self) -> bool {
+        on_engine!(self, poll => poll.has_more())
+    }
+
     fn pending(&mut self, token: Token) -> Pending {
         on_engine!(self, poll => poll.pending(token))
     }

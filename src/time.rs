@@ -141,7 +141,7 @@ pub fn sleep(duration: Duration) -> Sleep {
 
 /// Waits until then.
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    Sleep { deadline, poller: None, timer: Timer::None }
+    Sleep::new(None, deadline)
 }
 
 /// A wait until a point in time. Cheap to make, to [reset](Sleep::reset) and to drop, anywhere; on its poller's thread it
@@ -155,6 +155,10 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
 #[must_use = "a future does nothing unless it is awaited"]
 pub struct Sleep {
     deadline: Instant,
+    /// The same by its poller's clock.
+    due: Instant,
+    /// Its poller is not that of the thread which waits, and may live by another time.
+    elsewhere: bool,
     poller: Option<Arc<Handle>>,
     timer: Timer,
 }
@@ -186,7 +190,11 @@ struct RemoteState {
 impl Sleep {
     /// A wait that lives on that poller.
     pub(crate) fn on(poller: Arc<Handle>, deadline: Instant) -> Sleep {
-        Sleep { deadline, poller: Some(poller), timer: Timer::None }
+        Sleep::new(Some(poller), deadline)
+    }
+
+    fn new(poller: Option<Arc<Handle>>, deadline: Instant) -> Sleep {
+        Sleep { deadline, due: deadline, elsewhere: false, poller, timer: Timer::None }
     }
 
     /// When it ends.
@@ -196,11 +204,14 @@ impl Sleep {
 
     /// Has it end at another time, also if it has ended already. It must be polled for whoever waits to be woken.
     pub fn reset(&mut self, deadline: Instant) {
-        self.deadline = deadline;
+        (self.deadline, self.due) = (deadline, deadline);
         let Some(poller) = &self.poller else { return };
+        if self.elsewhere {
+            self.due = poller.clock().translate(deadline);
+        }
         match &self.timer {
             Timer::Here(timer) if poller.is_local() => {
-                timers::reset(*timer, poller.clock().tick_of(deadline));
+                timers::reset(*timer, poller.clock().tick_of(self.due));
             }
             _ => self.forget(),
         }
@@ -209,7 +220,7 @@ impl Sleep {
     /// Whether its time has come.
     pub fn is_elapsed(&self) -> bool {
         let clock = self.poller.as_ref().map(|poller| poller.clock());
-        clock.map_or(now() >= self.deadline, |clock| clock.now() >= clock.tick_of(self.deadline))
+        clock.map_or(now() >= self.deadline, |clock| clock.now() >= clock.tick_of(self.due))
     }
 
     /// The poller on which it waits: the one of this thread, if it has none yet.
@@ -219,15 +230,16 @@ impl Sleep {
         }
         self.forget();
         let poller = Handle::current().filter(|poller| !poller.has_ended());
+        self.elsewhere = poller.is_none();
         let poller = poller.unwrap_or_else(|| match Pollers::nearest() {
-            Ok(pollers) => {
-                let poller = pollers.choose();
-                // Elsewhere it is as late as the machine says.
-                self.deadline = poller.clock().translate(self.deadline);
-                poller
-            }
+            Ok(pollers) => pollers.choose(),
             Err(error) => panic!("there is no poller to wait on: {error}"),
         });
+        // Elsewhere it is as late as the machine says.
+        self.due = match self.elsewhere {
+            true => poller.clock().translate(self.deadline),
+            false => self.deadline,
+        };
         self.poller.insert(poller).clone()
     }
 
@@ -255,7 +267,7 @@ impl Future for Sleep {
         }
         let poller = self.poller();
         let clock = poller.clock();
-        let (now, deadline) = (clock.now(), clock.tick_of(self.deadline));
+        let (now, deadline) = (clock.now(), clock.tick_of(self.due));
         if now >= deadline {
             self.forget();
             return Poll::Ready(());

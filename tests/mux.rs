@@ -106,8 +106,12 @@ fn each_call_has_its_own_reply(setup: Setup) {
 }
 
 fn a_call_that_is_given_up_disturbs_nobody(setup: Setup) {
-    let server = server(setup, CALLS_MAX, async |request: Slice| {
-        sleep(Duration::from_millis(u64::from(request[0]))).await;
+    let gate = TaskGroup::new();
+    let opens = gate.clone();
+    let server = server(setup, CALLS_MAX, async move |request: Slice| {
+        if request[0] == 200 {
+            opens.closing().await;
+        }
         Ok(LinkBuffer::from(request))
     });
     let (_pollers, client) = client(setup, &server);
@@ -117,11 +121,13 @@ fn a_call_that_is_given_up_disturbs_nobody(setup: Setup) {
         assert!(late.is_err());
         assert_eq!(ask(&client, [0, 1]).expect("a reply"), [0, 1]);
     }
-    assert_eq!(client.calls(), 0);
-    let mut never = LinkBuffer::from(vec![1]);
+    // The server is busy with them until it has answered.
+    assert_eq!(client.calls(), 20);
+    let mut never = LinkBuffer::from(vec![200]);
     assert!(poll_once(pin!(client.call(&mut never))).is_pending());
     // The late replies come, and are nobody's.
-    thread::sleep(Duration::from_millis(250));
+    gate.close();
+    eventually("they are answered", || client.calls() == 0);
     assert_eq!(ask(&client, [0, 2]).expect("a reply"), [0, 2]);
     assert!(client.is_active());
 }

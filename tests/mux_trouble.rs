@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +26,9 @@ on_every_setup!(
     a_ping_does_not_end_a_server_that_goes_away,
     numbers_may_be_few,
     a_client_makes_no_more_calls_than_it_may,
+    who_waits_for_room_has_his_turn,
+    who_waits_for_room_is_told_of_the_end,
+    a_shutdown_does_not_count_the_read_timeout,
     a_read_timeout_is_not_for_clients_that_wait_for_nothing,
     a_request_that_was_not_sent_comes_back,
     a_flood_of_replies_leaves_time_for_others,
@@ -80,6 +83,11 @@ fn what_came_before_the_end_is_answered(setup: Setup) {
         peer.shutdown(Shutdown::Write);
         let replies = peer.read_rest().expect("the end");
         assert_eq!(replies.len(), 10 * (Plain::HEADER_BYTES + 1), "{calls_max} at once");
+        // And in front of a message that is cut off.
+        let mut peer = Peer::connect(server.local_addr());
+        peer.write_all(&[message(Kind::Request, 1, b"x"), vec![0; 3]].concat()).expect("sent");
+        peer.shutdown(Shutdown::Write);
+        assert_eq!(peer.read_rest().expect("the end"), message(Kind::Reply, 1, b"x"));
     }
 }
 
@@ -291,12 +299,11 @@ fn numbers_may_be_few(setup: Setup) {
         let request = [1 + (call % 250) as u8];
         assert_eq!(ask(&client, &request).expect("a reply"), request);
     }
-    // All of them at once, and one more.
+    // Half of them at once, which leaves some for pings; others wait.
     thread::scope(|scope| {
         let calls: Vec<_> = (0..255).map(|_| scope.spawn(|| ask(&client, &[0]))).collect();
-        eventually("all wait", || client.calls() == 256);
-        let error = ask(&client, &[0]).expect_err("no number is left");
-        assert!(error.to_string().contains("numbers"), "{error}");
+        eventually("half of them have begun", || client.calls() == 128);
+        block_on(client.ping()).expect("an answer");
         gate.close();
         for call in calls {
             assert_eq!(call.join().expect("no panic").expect("a reply"), [0]);
@@ -373,4 +380,88 @@ fn a_flood_of_replies_leaves_time_for_others(setup: Setup) {
     block_on(ticks).expect("no panic");
     assert!(client.is_active());
     client.control().abort();
+}
+
+/// Each calls again as soon as he has a reply.
+fn who_waits_for_room_has_his_turn(setup: Setup) {
+    let server =
+        server(setup, Plain, CALLS_MAX, async |request: Slice| Ok(LinkBuffer::from(request)));
+    let pollers = setup.pollers(1);
+    let entered = pollers.enter();
+    let options = Client::<Plain>::options().calls_max(2);
+    let client = options.start(dial(&pollers, &server), Plain).expect("a client");
+    drop(entered);
+    let counts: Arc<Vec<AtomicUsize>> = Arc::new((0..8).map(|_| AtomicUsize::new(0)).collect());
+    let tasks: Vec<_> = (0..8)
+        .map(|task| {
+            let (client, counts) = (client.clone(), counts.clone());
+            pollers.spawn(move || async move {
+                while counts.iter().any(|count| count.load(Ordering::Relaxed) < 100) {
+                    let request = &mut LinkBuffer::from(b"x".to_vec());
+                    assert_eq!(client.call(request).await.expect("a reply"), b"x");
+                    counts[task].fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        block_on(task).expect("no panic");
+    }
+    let counts: Vec<_> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+    assert!(counts.iter().all(|count| *count <= 110), "{counts:?}");
+}
+
+fn who_waits_for_room_is_told_of_the_end(setup: Setup) {
+    for goes_away in [true, false] {
+        let (server, gate, begins) = gated(setup);
+        let pollers = setup.pollers(1);
+        let entered = pollers.enter();
+        let options = Client::<Plain>::options().calls_max(1);
+        let client = options.start(dial(&pollers, &server), Plain).expect("a client");
+        drop(entered);
+        thread::scope(|scope| {
+            let busy = scope.spawn(|| ask(&client, b"x"));
+            begins.recv_timeout(PATIENCE).expect("it is called");
+            let mut request = LinkBuffer::from(b"y".to_vec());
+            let mut waits = pin!(client.call(&mut request));
+            assert!(poll_once(waits.as_mut()).is_pending());
+            if goes_away {
+                let shutdown = scope.spawn(|| server.shutdown(PATIENCE));
+                let error = block_on(waits).expect_err("it goes away");
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+                gate.close();
+                assert_eq!(busy.join().expect("no panic").expect("a reply"), b"x");
+                assert_eq!(shutdown.join().expect("no panic"), 0);
+                let error = ask(&client, b"z").expect_err("it has gone away");
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+            } else {
+                client.control().abort();
+                block_on(waits).expect_err("it has ended");
+                busy.join().expect("no panic").expect_err("it has ended");
+            }
+            assert_eq!(client.calls(), 0);
+        });
+    }
+}
+
+fn a_shutdown_does_not_count_the_read_timeout(setup: Setup) {
+    let (begun, begins) = mpsc::channel();
+    let builder = setup.builder().read_timeout(Duration::from_millis(20));
+    let service = builder.on_connection(async move |connection: Connection| {
+        let begun = begun.clone();
+        let answer = async move |request: Slice| {
+            let _ = begun.send(());
+            sleep(Duration::from_millis(80)).await;
+            Ok(LinkBuffer::from(request))
+        };
+        serve(connection, Plain, CALLS_MAX, answer).await
+    });
+    let server = service.serve(setup.listener()).expect("a server");
+    let (_pollers, client) = client(setup, &server, Plain);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| ask(&client, b"x"));
+        begins.recv_timeout(PATIENCE).expect("it is called");
+        assert_eq!(server.shutdown(PATIENCE), 0);
+        assert_eq!(waits.join().expect("no panic").expect("a reply"), b"x");
+    });
 }

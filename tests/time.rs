@@ -23,6 +23,7 @@ on_every_setup!(
     the_last_waker_counts,
     a_timeout_ends_what_takes_too_long,
     what_came_while_the_poller_was_busy_is_in_time,
+    what_came_for_many_is_in_time,
     ticks_that_are_always_late_give_way,
     pollers_that_have_ended_are_not_waited_on,
 );
@@ -259,4 +260,36 @@ fn pollers_that_have_ended_are_not_waited_on(setup: Setup) {
     block_on(sleep(MOMENT));
     assert_eq!(counts.0.load(Ordering::SeqCst), 0);
     block_on(sleeping);
+}
+
+/// More than a turn takes: one has heard of what came for him many turns later than another.
+fn what_came_for_many_is_in_time(setup: Setup) {
+    let server = setup.serve_echo();
+    let pollers = setup.pollers(1);
+    let dialer = Dialer::new().pollers(pollers.clone());
+    let connections: Vec<_> = (0..scaled(300))
+        .map(|_| block_on(dialer.dial_addr(server.local_addr().clone())).expect("connected"))
+        .collect();
+    let outcome = pollers.spawn(move || async move {
+        let asks = connections.into_iter().map(|mut connection| {
+            spawn_local(async move {
+                connection.write(&[7; 1000]).expect("staged");
+                connection.flush().await.expect("sent");
+                timeout(2 * MOMENT, connection.next(1000)).await.is_ok()
+            })
+        });
+        let asks: Vec<_> = asks.collect();
+        let busy = spawn_local(async {
+            yield_now().await;
+            yield_now().await;
+            thread::sleep(10 * MOMENT);
+        });
+        busy.await.expect("no panic");
+        let mut late = 0;
+        for ask in asks {
+            late += u32::from(!ask.await.expect("no panic"));
+        }
+        late
+    });
+    assert_eq!(block_on(outcome).expect("no panic"), 0, "replies had come in time");
 }

@@ -315,6 +315,17 @@ fn elsewhere_a_sleep_is_as_long_as_it_says(setup: Setup) {
     pollster::block_on(jumps).expect("no panic").expect("it stood");
     let _entered = pollers.enter();
     let begun = Instant::now();
-    pollster::block_on(time::sleep(Duration::from_millis(30)));
+    let mut sleeping = time::sleep(Duration::from_millis(30));
+    pollster::block_on(&mut sleeping);
     assert!(begun.elapsed() >= Duration::from_millis(30));
+    // And when it is used again.
+    let begun = Instant::now();
+    sleeping.reset(begun + Duration::from_millis(30));
+    pollster::block_on(&mut sleeping);
+    assert!(begun.elapsed() >= Duration::from_millis(30));
+    let mut ticks = time::interval(Duration::from_millis(10));
+    let first = pollster::block_on(ticks.tick());
+    let second = pollster::block_on(ticks.tick());
+    assert_eq!(second - first, Duration::from_millis(10));
+    assert!(second <= Instant::now());
 }

@@ -92,6 +92,10 @@ pub trait Poll {
     /// said stop. Asked when a deadline has passed or a server shuts down, and not on a hot path.
     fn pending(&mut self, token: Token) -> Pending;
 
+    /// Whether the next wait may tell, without waiting, of something that had happened before the last one returned. Asked when
+    /// timers are late.
+    fn has_more(&mut self) -> bool;
+
     /// What wakes [`wait`](Poll::wait) from another thread. One call wakes at least one wait, the present or the
     /// next.
     fn waker(&self) -> Arc<dyn Notify>;

@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use async_lock::Semaphore;
 use duopoll_core::{Control, LinkBuffer, Reader, Sender, Slice, contain};
 
+use crate::caught::caught;
 use crate::connection::Connection;
 use crate::mux::numbers::Numbers;
 use crate::mux::protocol::{Head, Kind, Protocol, frame, invalid};
+use crate::mux::room::{Place, Room};
 use crate::mux::server::CALLS_MAX;
 use crate::poller::over;
 use crate::task::{spawn_near, yield_now};
@@ -53,22 +54,26 @@ pub struct ClientOptions {
 struct Shared<P> {
     protocol: P,
     sender: Sender,
-    /// Room for so many calls.
-    room: Semaphore,
     calls: Mutex<Calls>,
 }
 
 struct Calls {
-    waiting: Numbers<Call>,
+    /// Those that were begun and are not answered, or whose answer nobody has taken yet.
+    begun: Numbers<Call>,
+    /// For so many that the server may be busy with.
+    room: Room,
     /// The server begins no more.
     going_away: bool,
     /// Why there will be no replies any more.
     ended: Option<Ended>,
 }
 
-/// A call that waits.
+/// A call, or a ping.
 enum Call {
-    Waiting(Option<Waker>),
+    /// It is about to be sent, or waits for its answer.
+    Waiting(Kind, Option<Waker>),
+    /// Nobody waits for its answer any more, with which the server may still be busy.
+    GivenUp(Kind),
     Replied(io::Result<Slice>),
 }
 
@@ -81,7 +86,8 @@ struct Ended {
 }
 
 impl ClientOptions {
-    /// How many calls may be under way at once. Default: [`CALLS_MAX`].
+    /// How many calls may be under way at once, those included that were given up and are not answered yet; others wait, in
+    /// turn. At most half as many as there are [numbers](Protocol::NUMBER_BITS). Default: [`CALLS_MAX`].
     pub fn calls_max(self, calls_max: usize) -> ClientOptions {
         ClientOptions { calls_max: calls_max.max(1), ..self }
     }
@@ -99,10 +105,11 @@ impl ClientOptions {
     pub fn start<P: Protocol>(self, connection: Connection, protocol: P) -> io::Result<Client<P>> {
         let (reader, writer) = connection.into_split();
         let sender = writer.into_sender()?;
-        let waiting = Numbers::new(P::NUMBER_BITS);
-        let calls = Mutex::new(Calls { waiting, going_away: false, ended: None });
-        let room = Semaphore::new(self.calls_max);
-        let shared = Arc::new(Shared { protocol, sender, room, calls });
+        let numbers = 1_usize.checked_shl(P::NUMBER_BITS).unwrap_or(usize::MAX);
+        let room = Room::new(self.calls_max.min(numbers.div_ceil(2)));
+        let begun = Numbers::new(P::NUMBER_BITS);
+        let calls = Mutex::new(Calls { begun, room, going_away: false, ended: None });
+        let shared = Arc::new(Shared { protocol, sender, calls });
         let receiving = Receiving(Arc::downgrade(&shared));
         spawn_near(receiving.run(reader, self.ping))?;
         Ok(Client(shared))
@@ -128,8 +135,9 @@ impl<P: Protocol> Client<P> {
     /// # Errors
     /// See [`Client`]. What was not sent is in `request` again.
     pub async fn call(&self, request: &mut LinkBuffer) -> io::Result<Slice> {
-        let _room = self.0.room.acquire().await;
-        self.ask(Kind::Request, request).await
+        let mut entering = Entering { shared: &*self.0, place: None };
+        let number = poll_fn(|cx| entering.poll(cx)).await?;
+        self.ask(Kind::Request, number, request).await
     }
 
     /// Asks whether the server is there, which it says before the replies of calls that take their time.
@@ -137,13 +145,13 @@ impl<P: Protocol> Client<P> {
     /// # Errors
     /// See [`Client`].
     pub async fn ping(&self) -> io::Result<()> {
-        self.ask(Kind::Ping, &mut LinkBuffer::new()).await.map(drop)
+        let number = self.0.ping(Call::Waiting(Kind::Ping, None))?;
+        self.ask(Kind::Ping, number, &mut LinkBuffer::new()).await.map(drop)
     }
 
-    async fn ask(&self, kind: Kind, request: &mut LinkBuffer) -> io::Result<Slice> {
+    async fn ask(&self, kind: Kind, number: u64, request: &mut LinkBuffer) -> io::Result<Slice> {
         let shared = &*self.0;
-        let number = shared.enter(kind, Call::Waiting(None))?;
-        let mut call = Waiting { shared, number };
+        let mut call = Waiting { shared, number, sent: false };
         let mut message = LinkBuffer::new();
         frame(&shared.protocol, kind, number, request, &mut message)?;
         if let Err(error) = shared.sender.send(&mut message).await {
@@ -153,12 +161,13 @@ impl<P: Protocol> Client<P> {
             request.flush();
             return Err(error);
         }
+        call.sent = true;
         poll_fn(|cx| Pin::new(&mut call).poll(cx)).await
     }
 
-    /// Calls that wait for their replies.
+    /// Calls that are under way, those included that were given up and are not answered yet.
     pub fn calls(&self) -> usize {
-        self.0.calls().waiting.len()
+        self.0.calls().room.taken()
     }
 
     /// Whether calls can still be made, as far as is known: the connection has not ended, and the server does not go away.
@@ -175,46 +184,93 @@ impl<P: Protocol> Client<P> {
     }
 }
 
+impl<P: Protocol> Shared<P> {
+    /// Asks the server whether it is there; nobody waits for the answer. Says whether it was asked, or takes nothing.
+    fn ask(&self) -> bool {
+        let Ok(number) = self.ping(Call::GivenUp(Kind::Ping)) else { return false };
+        let mut message = LinkBuffer::new();
+        let framed =
+            frame(&self.protocol, Kind::Ping, number, &mut LinkBuffer::new(), &mut message);
+        let asked = framed.and_then(|()| self.sender.try_send(&mut message));
+        if !matches!(asked, Ok(true)) {
+            self.calls().begun.remove(number);
+        }
+        // Where there is no room for it, what is before it has to go first, or the server is not there.
+        asked.is_ok()
+    }
+}
+
 impl<P> Shared<P> {
-    fn enter(&self, kind: Kind, call: Call) -> io::Result<u64> {
+    fn ping(&self, call: Call) -> io::Result<u64> {
         let mut calls = self.calls();
         if let Some(ended) = &calls.ended {
             return Err(ended.error());
         }
-        if calls.going_away && kind == Kind::Request {
-            return Err(refused());
-        }
-        let number = calls.waiting.insert(call);
-        number.ok_or_else(|| io::Error::other("all numbers of calls are taken"))
+        calls.begun.insert(call).ok_or_else(no_number)
     }
 
     /// A reply has come, perhaps to a call that was given up meanwhile.
     fn reply(&self, number: u64, reply: io::Result<Slice>) {
         let mut calls = self.calls();
-        let call = calls.waiting.get_mut(number);
-        let before = call.map(|call| mem::replace(call, Call::Replied(reply)));
+        let (kind, before) = match calls.begun.get_mut(number) {
+            Some(call @ Call::Waiting(..)) => {
+                let before = mem::replace(call, Call::Replied(reply));
+                (before.kind(), Some(before))
+            }
+            Some(Call::GivenUp(kind)) => {
+                let kind = *kind;
+                calls.begun.remove(number);
+                (Some(kind), None)
+            }
+            // Nobody has asked.
+            Some(Call::Replied(_)) | None => (None, None),
+        };
+        let next = if kind == Some(Kind::Request) { calls.room.leave() } else { None };
+        let is_over = calls.close_if_over();
         drop(calls);
         before.into_iter().for_each(wake);
-    }
-
-    /// A call waits no more.
-    fn leave(&self, number: u64) -> Option<Call> {
-        let mut calls = self.calls();
-        let call = calls.waiting.remove(number);
-        let is_over = calls.going_away && calls.waiting.is_empty();
-        drop(calls);
+        wake_next(next);
         if is_over {
             self.sender.control().close();
         }
-        call
+    }
+
+    /// A call waits no more. If it was sent, the server is busy with it until it has answered.
+    fn leave(&self, number: u64, sent: bool) -> Option<Call> {
+        let mut calls = self.calls();
+        let (mut left, mut next) = (None, None);
+        match calls.begun.get_mut(number) {
+            Some(call @ Call::Waiting(..)) if sent => {
+                let given_up = Call::GivenUp(call.kind().unwrap_or(Kind::Request));
+                left = Some(mem::replace(call, given_up));
+            }
+            Some(call) => {
+                let was_sent = matches!(call, Call::Replied(_));
+                let kind = call.kind();
+                left = calls.begun.remove(number);
+                if !was_sent && kind == Some(Kind::Request) {
+                    next = calls.room.leave();
+                }
+            }
+            None => {}
+        }
+        let is_over = calls.close_if_over();
+        drop(calls);
+        wake_next(next);
+        if is_over {
+            self.sender.control().close();
+        }
+        left
     }
 
     /// The server begins with no more requests. False if it has answered those that it had begun.
     fn go_away(&self) -> bool {
         let mut calls = self.calls();
         let goes_on = !mem::replace(&mut calls.going_away, true);
-        let is_over = calls.waiting.is_empty();
+        let refused = calls.room.wake_all();
+        let is_over = calls.close_if_over();
         drop(calls);
+        refused.into_iter().for_each(|waker| wake_next(Some(waker)));
         if is_over {
             self.sender.control().close();
         }
@@ -225,20 +281,99 @@ impl<P> Shared<P> {
     fn end(&self, error: io::Error) {
         let ended = Ended::new(&error);
         let mut calls = self.calls();
-        calls.ended.get_or_insert_with(|| ended.clone());
-        let mut waiting = Vec::with_capacity(calls.waiting.len());
-        for call in calls.waiting.values_mut() {
-            if let Call::Waiting(_) = call {
+        let ended = calls.ended.get_or_insert(ended).clone();
+        let mut waiting = Vec::with_capacity(calls.begun.len());
+        for call in calls.begun.values_mut() {
+            if let Call::Waiting(..) = call {
                 waiting.push(mem::replace(call, Call::Replied(Err(ended.error()))));
             }
         }
+        let outside = calls.room.end();
         drop(calls);
         waiting.into_iter().for_each(wake);
+        outside.into_iter().for_each(|waker| wake_next(Some(waker)));
     }
 
     fn calls(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Calls {
+    /// Whether nothing is to come any more from a server that goes away: then the connection is to be closed.
+    fn close_if_over(&mut self) -> bool {
+        let is_over = self.going_away && self.begun.is_empty() && self.ended.is_none();
+        if is_over {
+            self.ended = Some(Ended::new(&refused()));
+        }
+        is_over
+    }
+}
+
+impl Call {
+    fn kind(&self) -> Option<Kind> {
+        match self {
+            Call::Waiting(kind, _) | Call::GivenUp(kind) => Some(*kind),
+            Call::Replied(_) => None,
+        }
+    }
+}
+
+/// A call that waits for room.
+struct Entering<'a, P> {
+    shared: &'a Shared<P>,
+    place: Option<Place>,
+}
+
+impl<P> Entering<'_, P> {
+    /// The call's number, when there is room.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        // Cloned and dropped without the lock: it is a user's.
+        let waker = cx.waker().clone();
+        let mut calls = self.shared.calls();
+        let refused = match &calls.ended {
+            _ if calls.going_away => Some(refused()),
+            Some(ended) => Some(ended.error()),
+            None => None,
+        };
+        if let Some(refused) = refused {
+            return Poll::Ready(Err(refused));
+        }
+        let before = match calls.room.enter(&mut self.place, waker) {
+            Ok(unused) => {
+                self.place = None;
+                let number = calls.begun.insert(Call::Waiting(Kind::Request, None));
+                let next = if number.is_none() { calls.room.leave() } else { None };
+                drop(calls);
+                drop(unused);
+                wake_next(next);
+                return Poll::Ready(number.ok_or_else(no_number));
+            }
+            Err(before) => before,
+        };
+        drop(calls);
+        drop(before);
+        Poll::Pending
+    }
+}
+
+impl<P> Drop for Entering<'_, P> {
+    fn drop(&mut self) {
+        let Some(place) = self.place.take() else { return };
+        let (unused, next) = self.shared.calls().room.give_up(place);
+        contain("a waker that was dropped", || drop(unused));
+        wake_next(next);
+    }
+}
+
+fn wake_next(next: Option<Waker>) {
+    if let Some(waker) = next {
+        contain("a waker", || waker.wake());
+    }
+}
+
+fn no_number() -> io::Error {
+    io::Error::new(io::ErrorKind::WouldBlock, "all numbers of calls are taken")
 }
 
 fn refused() -> io::Error {
@@ -247,8 +382,8 @@ fn refused() -> io::Error {
 }
 
 fn wake(call: Call) {
-    if let Call::Waiting(Some(waker)) = call {
-        contain("a waker", || waker.wake());
+    if let Call::Waiting(_, waker) = call {
+        wake_next(waker);
     }
 }
 
@@ -256,6 +391,8 @@ fn wake(call: Call) {
 struct Waiting<'a, P> {
     shared: &'a Shared<P>,
     number: u64,
+    /// Its request is on its way.
+    sent: bool,
 }
 
 impl<P> Future for Waiting<'_, P> {
@@ -265,11 +402,11 @@ impl<P> Future for Waiting<'_, P> {
         // Cloned and dropped without the lock: it is a user's.
         let waker = cx.waker().clone();
         let mut calls = self.shared.calls();
-        let before = match calls.waiting.get_mut(self.number) {
-            Some(Call::Waiting(before)) => before.replace(waker),
+        let before = match calls.begun.get_mut(self.number) {
+            Some(Call::Waiting(_, before)) => before.replace(waker),
             _ => {
                 drop(calls);
-                return Poll::Ready(match self.shared.leave(self.number) {
+                return Poll::Ready(match self.shared.leave(self.number, self.sent) {
                     Some(Call::Replied(reply)) => reply,
                     _ => Err(io::ErrorKind::NotConnected.into()),
                 });
@@ -283,7 +420,8 @@ impl<P> Future for Waiting<'_, P> {
 
 impl<P> Drop for Waiting<'_, P> {
     fn drop(&mut self) {
-        drop(self.shared.leave(self.number));
+        let left = self.shared.leave(self.number, self.sent);
+        contain("a waker that was dropped", || drop(left));
     }
 }
 
@@ -300,8 +438,17 @@ struct Receiving<P: Protocol>(Weak<Shared<P>>);
 impl<P: Protocol> Receiving<P> {
     /// Until the connection or the client ends.
     async fn run(self, mut reader: Reader, ping: Option<Duration>) {
-        if let Err(error) = self.receive(&mut reader, ping).await {
-            self.end(error);
+        let received = {
+            let mut receiving = pin!(self.receive(&mut reader, ping));
+            poll_fn(|cx| caught(|| receiving.as_mut().poll(cx))).await
+        };
+        match received {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.end(error),
+            Err(panic) => {
+                contain("what a protocol has panicked with", || drop(panic));
+                self.end(io::Error::other("the protocol has panicked"));
+            }
         }
     }
 
@@ -315,7 +462,11 @@ impl<P: Protocol> Receiving<P> {
                     Some(received) => received?,
                     None => {
                         let received = reader.consumed() + reader.buffer().len() as u64;
-                        !watch.asks(received)? || self.ask()
+                        let Some(shared) = self.0.upgrade() else { return Ok(()) };
+                        if watch.asks(received, shared.sender.unsent_len())? {
+                            watch.asked = shared.ask();
+                        }
+                        true
                     }
                 },
             };
@@ -356,23 +507,6 @@ impl<P: Protocol> Receiving<P> {
         Ok(true)
     }
 
-    /// Asks the server whether it is there; nobody waits for the answer. False if nobody wants to know.
-    fn ask(&self) -> bool {
-        let Some(shared) = self.0.upgrade() else { return false };
-        let asked =
-            shared.enter(Kind::Ping, Call::Replied(Ok(Slice::default()))).and_then(|number| {
-                // Its answer is dropped like that of a call that was given up.
-                shared.leave(number);
-                let mut message = LinkBuffer::new();
-                frame(&shared.protocol, Kind::Ping, number, &mut LinkBuffer::new(), &mut message)?;
-                shared.sender.try_send(&mut message)
-            });
-        if let Err(error) = asked {
-            log::debug!("a server cannot be asked whether it is there: {error}");
-        }
-        true
-    }
-
     fn end(&self, error: io::Error) {
         if let Some(shared) = self.0.upgrade() {
             shared.end(error);
@@ -392,14 +526,14 @@ impl<P: Protocol> Drop for Receiving<P> {
 struct Watch {
     period: Duration,
     tick: Sleep,
-    /// Bytes that had come by the last tick.
-    received: u64,
+    /// Bytes that had come by the last tick, and were unsent then.
+    seen: (u64, usize),
     asked: bool,
 }
 
 impl Watch {
     fn new(period: Duration) -> Watch {
-        Watch { period, tick: sleep(period), received: 0, asked: false }
+        Watch { period, tick: sleep(period), seen: (0, 0), asked: false }
     }
 
     /// Waits for what comes, unless the period ends first. What has come by then counts.
@@ -412,18 +546,20 @@ impl Watch {
         .await
     }
 
-    /// A period is over, in which so much has come in all. Whether the server is to be asked if it is there.
+    /// A period is over, by which so much has come in all, and so much is unsent. Whether the server is to be asked if it is
+    /// there.
     ///
     /// # Errors
-    /// If it was, and has not answered.
-    fn asks(&mut self, received: u64) -> io::Result<bool> {
+    /// If it was, and has neither said anything since nor taken anything.
+    fn asks(&mut self, received: u64, unsent: usize) -> io::Result<bool> {
         self.tick = sleep(self.period);
-        let silent = mem::replace(&mut self.received, received) == received;
+        let (before, unsent_before) = mem::replace(&mut self.seen, (received, unsent));
+        let silent = before == received && unsent >= unsent_before;
         if silent && self.asked {
             let text = "nothing has come from the server, which was asked whether it is there";
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
-        self.asked = silent;
+        self.asked = false;
         Ok(silent)
     }
 }

@@ -33,6 +33,7 @@ mod client;
 mod numbers;
 mod pool;
 mod protocol;
+mod room;
 mod server;
 
 pub use client::{Client, ClientOptions};

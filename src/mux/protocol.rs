@@ -53,7 +53,7 @@ pub trait Protocol: Send + Sync + 'static {
     ///
     /// # Errors
     /// For what cannot be said. The message is not sent: of a request its caller is told, in place of a reply a
-    /// [failure](Kind::Failure) is sent, and what else there is goes unsaid. A protocol need not know pings,
+    /// [failure](Kind::Failure) is sent, without which the connection ends, and what else there is goes unsaid. A protocol need not know pings,
     /// [`GoingAway`](Kind::GoingAway) and [`Refused`](Kind::Refused).
     fn write(&self, head: Head, header: &mut [u8]) -> io::Result<()>;
 }

@@ -31,6 +31,9 @@ const REQUESTS_MAX: u32 = 128;
 /// Replies are sent as they are ready. An error of the handler is sent as a [failure](Kind::Failure) with its text, and so is a panic, without
 /// one, which the pollers count and the server does not; the other calls go on. Once as many calls have been under way at once, a call allocates nothing but what its handler does.
 ///
+/// While it waits for requests the connection's idle timeout counts, also with calls under way: it has to be longer than they
+/// take. The read timeout counts within a message only.
+///
 /// When the server shuts down, the client is [told](Kind::GoingAway), requests that come later are
 /// [refused](Kind::Refused), and it ends when those are answered that are under way.
 ///
@@ -84,11 +87,20 @@ where
         Ok(())
     });
     let mut received = false;
+    let mut cut = Ok(());
     let ended = poll_fn(|cx| {
         // First, since that makes room.
         calls.borrow_mut().poll(cx)?;
         if !received {
-            received = receiving.as_mut().poll(cx)?.is_ready();
+            match receiving.as_mut().poll(cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) => received = true,
+                // Within a message: those before it are answered.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    (received, cut) = (true, Err(error));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            }
         }
         match (received || going_away.get()) && calls.borrow().is_empty() {
             true => Poll::Ready(io::Result::Ok(())),
@@ -96,6 +108,7 @@ where
         }
     });
     ended.await?;
+    cut?;
     if going_away.get() {
         send(protocol, sender, Kind::GoingAway, 0, &mut LinkBuffer::new()).await?;
     }
@@ -126,6 +139,8 @@ async fn next<P: Protocol>(
         }
         send(protocol, sender, Kind::GoingAway, 0, &mut LinkBuffer::new()).await?;
         going_away.set(true);
+        // The grace counts from now on, and who is answered may have nothing more to say.
+        reader.control().set_read_timeout(None);
     }
     let mut head = None;
     let body =
@@ -150,13 +165,9 @@ async fn fail<P: Protocol>(
     let text = panic::catch_unwind(AssertUnwindSafe(|| why.to_string())).unwrap_or_default();
     let mut message = LinkBuffer::new();
     let body = &mut LinkBuffer::from(text.into_bytes());
-    match frame(protocol, Kind::Failure, number, body, &mut message) {
-        Ok(()) => sender.send(&mut message).await,
-        Err(error) => {
-            log::debug!("a call has no answer, since a failure cannot be said: {error}");
-            Ok(())
-        }
-    }
+    // If that cannot be said either, the connection ends: whoever called would wait for ever.
+    frame(protocol, Kind::Failure, number, body, &mut message)?;
+    sender.send(&mut message).await
 }
 
 /// Sends a message. What cannot be said of a call is a failure of it; what else cannot be said is left out.

@@ -1,5 +1,7 @@
 //! Time: what is due, but not before what had come by then.
 
+use std::mem;
+
 use super::Driver;
 use super::slot::Slot;
 use crate::connection::{Expired, NEVER, Phase, Reason};
@@ -16,9 +18,8 @@ const HOLDS_MAX: u16 = 2_000;
 
 /// Timers that are looked at so much later than they were due say that the poller was held up, in ticks.
 const HELD_UP: Tick = 2;
-/// Then they wait for so many turns: what had come meanwhile is told first. An engine that waits for readiness receives
-/// in the second.
-const HELD_TURNS: u8 = 2;
+/// Then they wait until what had come meanwhile is told, for so many turns at most.
+const HELD_TURNS: u32 = 64;
 
 impl Driver {
     /// Begins a turn: looks at the clock, and does what is due. After the commands, which may change what is.
@@ -49,25 +50,30 @@ impl Driver {
                 _ => {}
             }
         }
-        self.fire_timers(now);
+        self.fire_timers(engine, now);
         self.go_on_draining(engine);
         #[cfg(feature = "zerocopy")]
         self.pinned.give_back(now);
     }
 
     /// Timers that users wait for go off behind what had come by then, which may have woken them.
-    fn fire_timers(&mut self, now: Tick) {
+    fn fire_timers<P: Poll>(&mut self, engine: &mut P, now: Tick) {
+        let slept = mem::take(&mut self.sleeps);
         let held_up = timers::next_expiry().is_some_and(|due| due + HELD_UP <= now);
-        if held_up && self.timers_held < HELD_TURNS {
-            self.timers_held += 1;
-        } else {
+        // A wait that was held up, a stopped process's, may have come back with nothing of what there is.
+        let more = held_up && (slept || engine.has_more());
+        if !more {
             self.timers_held = 0;
-            timers::fire(now);
+        } else if self.timers_held < HELD_TURNS {
+            self.timers_held += 1;
+            return;
         }
+        timers::fire(now);
     }
 
-    /// When [`begin_turn`](Driver::begin_turn) is due next.
-    pub fn next_expiry(&self) -> Option<Tick> {
+    /// When [`begin_turn`](Driver::begin_turn) is due next. Asked when the poller is about to sleep.
+    pub fn next_expiry(&mut self) -> Option<Tick> {
+        self.sleeps = self.timers_held == 0;
         if self.draining.untold().is_some() {
             return Some(0);
         }

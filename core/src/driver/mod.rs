@@ -46,7 +46,9 @@ pub struct Driver {
     slots: TokenSlab<Slot>,
     wheel: Wheel,
     /// Turns for which the timers of users have waited that are due.
-    timers_held: u8,
+    timers_held: u32,
+    /// The poller was about to sleep.
+    sleeps: bool,
     mailbox: Arc<Mailbox>,
     /// Connections that have a block from this turn, or may have come to their next phase.
     touched: Vec<Token>,
@@ -70,6 +72,7 @@ impl Driver {
             slots,
             wheel: Wheel::new(now),
             timers_held: 0,
+            sleeps: false,
             mailbox,
             touched: Vec::new(),
             accepted: Vec::new(),

@@ -847,6 +847,10 @@ impl Poll for SimEngine {
         Ok(())
     }
 
+    fn has_more(&mut self) -> bool {
+        !self.events(self.clock.micros()).is_empty()
+    }
+
     fn waker(&self) -> Arc<dyn Notify> {
         self.waker.clone()
     }

@@ -67,6 +67,8 @@ pub struct Epoll {
     events: [Event; EVENTS_PER_TURN],
     /// Those of the events that have not been handled yet.
     left: Range<usize>,
+    /// There were as many as a turn takes: the kernel may have more.
+    full: bool,
     /// What a send is described by. Here, since it would have to be zeroed for each.
     vectors: [iovec; SEND_VECTORS_MAX],
     /// Until an accept has found that the kernel has no accept4(2).
@@ -102,6 +104,7 @@ impl Epoll {
             serving: VecDeque::new(),
             events: [NO_EVENT; EVENTS_PER_TURN],
             left: 0..0,
+            full: false,
             vectors: [NO_VECTOR; SEND_VECTORS_MAX],
             has_accept4: true,
             stats: EngineStats::default(),
@@ -121,6 +124,7 @@ impl Epoll {
                 Err(error) => return Err(error),
             };
         self.left = 0..count;
+        self.full = count == EVENTS_PER_TURN;
         Ok(())
     }
 }
@@ -275,6 +279,11 @@ impl Poll for Epoll {
             }
         }
         Ok(())
+    }
+
+    fn has_more(&mut self) -> bool {
+        let listed = !self.serving.is_empty() || !self.again.is_empty();
+        self.full || listed || !self.left.is_empty()
     }
 
     fn pending(&mut self, token: Token) -> Pending {

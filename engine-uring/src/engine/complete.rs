@@ -46,6 +46,7 @@ impl Uring {
             left -= 1;
             self.handle(&completion, operators);
         }
+        self.turn_told = left < COMPLETIONS_PER_TURN;
         self.turn_left_more =
             !self.accepts.is_empty() || !self.completions.is_empty() || self.ring.has_completions();
     }

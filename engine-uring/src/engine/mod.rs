@@ -77,6 +77,8 @@ pub struct Uring {
     accepts_left: usize,
     /// The last turn left completions for the next.
     turn_left_more: bool,
+    /// It had some.
+    turn_told: bool,
     /// Sends that are queued and complete when they are submitted, and their bytes.
     quick_sends: u32,
     quick_bytes: usize,
@@ -124,6 +126,7 @@ impl Uring {
             accepts: VecDeque::new(),
             accepts_left: 0,
             turn_left_more: false,
+            turn_told: false,
             quick_sends: 0,
             quick_bytes: 0,
             #[cfg(feature = "zerocopy")]
@@ -254,6 +257,12 @@ impl Poll for Uring {
         self.stats.completion_overflows += u64::from(self.ring.overflows());
         self.handle_completions(operators);
         Ok(())
+    }
+
+    fn has_more(&mut self) -> bool {
+        let listed = !self.to_receive.is_empty() || !self.starved.is_empty();
+        // Where the kernel completes when it is entered, it does so a few at a time.
+        self.turn_told || self.turn_left_more || listed
     }
 
     fn pending(&mut self, token: Token) -> Pending {
