@@ -258,7 +258,8 @@ fn pollers_that_have_ended_are_not_waited_on(setup: Setup) {
     let mut sleeping = pin!(sleep(2 * MOMENT));
     assert!(sleeping.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     block_on(sleep(MOMENT));
-    assert_eq!(counts.0.load(Ordering::SeqCst), 0);
+    // When its time has come; somebody who looks for a poller again and again is woken thousands of times.
+    assert!(counts.0.load(Ordering::SeqCst) <= 1);
     block_on(sleeping);
 }
 

@@ -1,4 +1,4 @@
-//! HTTP/1 and HTTP/2 by [hyper](::hyper), on the pollers: its traits for [`Connection`](crate::Connection), timers and tasks for it,
+//! HTTP/1 and HTTP/2 by hyper, on the pollers: its traits for [`Connection`](crate::Connection), timers and tasks for it,
 //! and [`Http`], which serves connections with a service of hyper's or tower's, such as an axum `Router`.
 //!
 //! ```no_run
