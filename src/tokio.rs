@@ -6,6 +6,9 @@
 //! with the end of the poller's turn, whoever wrote it, in one send. `poll_flush` waits for room, and not until everything is sent;
 //! `poll_shutdown` sends all, and then the FIN.
 //!
+//! Some of the traits' methods have the names of others that a connection has itself, such as `read`, `write` and `split`: those
+//! have to be called by the trait's name.
+//!
 //! A future that is dropped in the middle loses nothing: what was received stays in the connection, what was
 //! written is on its way.
 //!
