@@ -2,7 +2,8 @@
 //! codecs, WebSockets, TLS and whatever else takes an [`AsyncRead`] and [`AsyncWrite`]. They need no runtime of tokio's.
 //!
 //! [`AsyncRead`] copies; [`AsyncBufRead`] gives what was received where it lies. A write takes a copy of what there is room for
-//! below the connection's watermark, and waits while there is none. It needs no flush, as with tokio's `TcpStream`: what is written goes out
+//! below the connection's watermark, and waits while there is none. It needs no flush, as with tokio's `TcpStream`: what is
+//! written goes out
 //! with the end of the poller's turn, whoever wrote it, in one send. `poll_flush` waits for room, and not until everything is sent;
 //! `poll_shutdown` sends all, and then the FIN.
 //!

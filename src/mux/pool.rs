@@ -82,7 +82,8 @@ impl<P: Protocol + Clone> Pool<P> {
         })
     }
 
-    /// How long nobody dials after a dial has failed, at first, and at most: it is doubled with each failure that follows. Calls fail at once meanwhile. Default: 50 milliseconds and 5 seconds.
+    /// How long nobody dials after a dial has failed, at first, and at most: it is doubled with each failure that follows.
+    /// Calls fail at once meanwhile. Default: 50 milliseconds and 5 seconds.
     pub fn backoff(self, first: Duration, most: Duration) -> Pool<P> {
         self.with(|shared| shared.backoff = (first, most))
     }

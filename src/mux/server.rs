@@ -28,8 +28,10 @@ const REQUESTS_MAX: u32 = 128;
 /// `handler` is given a request, and gives its reply. Up to `calls_max` are under way at once; beyond that nothing is received,
 /// not even pings: a client makes no more at once than its [own limit](crate::mux::ClientOptions::calls_max) says, which had
 /// better not be above this.
-/// Replies are sent as they are ready. An error of the handler is sent as a [failure](Kind::Failure) with its text, and so is a panic, without
-/// one, which the pollers count and the server does not; the other calls go on. Once as many calls have been under way at once, a call allocates nothing but what its handler does.
+/// Replies are sent as they are ready. An error of the handler is sent as a [failure](Kind::Failure) with its text, and so is
+/// a panic, without
+/// one, which the pollers count and the server does not; the other calls go on. Once as many calls have been under way at
+/// once, a call allocates nothing but what its handler does.
 ///
 /// While it waits for requests the connection's idle timeout counts, also with calls under way: it has to be longer than they
 /// take. The read timeout counts within a message only.

@@ -46,7 +46,8 @@ pub use writer::Writer;
 use crate::mailbox::Mailbox;
 use crate::token::Token;
 
-/// The two halves of a new connection, and what the poller keeps. `serial`: its number, whose lower bits the token has; `connecting`: its connect is under way.
+/// The two halves of a new connection, and what the poller keeps. `serial`: its number, whose lower bits the token has;
+/// `connecting`: its connect is under way.
 pub(crate) fn pair(
     socket: Option<OwnedFd>,
     mailbox: Arc<Mailbox>,
