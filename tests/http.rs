@@ -275,7 +275,7 @@ fn a_shutdown_lets_streams_finish(setup: Setup) {
 
 fn a_head_that_does_not_end_is_not_waited_for(setup: Setup) {
     let http = Http::new().configure(|builder| {
-        builder.http1().header_read_timeout(Duration::from_millis(100));
+        builder.http1().header_read_timeout(Duration::from_millis(500));
     });
     let server = serve(setup, http, async |_, _| reply("done"));
     let mut slow = Peer::connect(server.local_addr());

@@ -241,7 +241,7 @@ fn a_ping_does_not_end_a_server_that_goes_away(setup: Setup) {
     let (server, gate, begins) = gated(setup);
     let pollers = setup.pollers(1);
     let entered = pollers.enter();
-    let options = Client::<Plain>::options().ping(Duration::from_millis(400));
+    let options = Client::<Plain>::options().ping(Duration::from_millis(800));
     let client = options.start(dial(&pollers, &server), Plain).expect("a client");
     drop(entered);
     thread::scope(|scope| {

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use duopoll::task::{spawn_local, yield_now};
 use duopoll::time::{MissedTicks, Sleep, interval, sleep, sleep_until, timeout};
-use duopoll::{Connection, Dialer, Pollers, Server};
+use duopoll::{Connection, Pollers, Server};
 use pollster::block_on;
 use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup, poll_once, scaled};
@@ -202,26 +203,52 @@ fn the_last_waker_counts(setup: Setup) {
     }
 }
 
-fn what_came_while_the_poller_was_busy_is_in_time(setup: Setup) {
-    let server = setup.serve_echo();
+/// Has many wait for something that comes while their poller does nothing, until the time of all is over. Gives how many got it.
+fn in_time(setup: Setup, count: usize) -> usize {
     let pollers = setup.pollers(1);
-    let dialer = Dialer::new().pollers(pollers.clone());
-    let mut connection =
-        block_on(dialer.dial_addr(server.local_addr().clone())).expect("connected");
-    let outcome = pollers.spawn(move || async move {
-        connection.write(b"x")?;
-        connection.flush().await?;
-        // Sent, and then the poller does nothing until the time is over.
-        let busy = spawn_local(async {
-            yield_now().await;
-            yield_now().await;
-            thread::sleep(2 * MOMENT);
+    let listener = setup.listener().pollers(pollers.clone());
+    let (mut peers, mut connections) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        peers.push(Peer::connect(&listener.local_addr().expect("bound")));
+        connections.push(block_on(listener.accept()).expect("accepted"));
+    }
+    let ((busy, is_busy), (go, goes_on)) = (mpsc::channel(), mpsc::channel::<()>());
+    let waits = pollers.spawn(move || async move {
+        let waits = connections.into_iter().map(|mut connection| {
+            spawn_local(async move {
+                timeout(2 * MOMENT, connection.next(1000)).await.is_ok_and(|came| came.is_ok())
+            })
         });
-        let reply = timeout(MOMENT, connection.next(1)).await;
-        busy.await.expect("no panic");
-        std::io::Result::Ok(reply.is_ok())
+        let waits: Vec<_> = waits.collect();
+        // Behind them, when all wait.
+        spawn_local(async move {
+            yield_now().await;
+            busy.send(()).expect("the test waits");
+            goes_on.recv_timeout(PATIENCE).expect("it is told");
+            thread::sleep(4 * MOMENT);
+        });
+        let mut in_time = 0;
+        for wait in waits {
+            in_time += usize::from(wait.await.expect("no panic"));
+        }
+        in_time
     });
-    assert!(block_on(outcome).expect("no panic").expect("sent"), "it came in time");
+    is_busy.recv_timeout(PATIENCE).expect("it begins");
+    for peer in &mut peers {
+        peer.write_all(&[7; 1000]).expect("sent");
+    }
+    go.send(()).expect("it waits");
+    block_on(waits).expect("no panic")
+}
+
+fn what_came_while_the_poller_was_busy_is_in_time(setup: Setup) {
+    assert_eq!(in_time(setup, 1), 1);
+}
+
+/// More than a turn takes: one hears of what came for him many turns later than another.
+fn what_came_for_many_is_in_time(setup: Setup) {
+    let count = scaled(300);
+    assert_eq!(in_time(setup, count), count);
 }
 
 fn ticks_that_are_always_late_give_way(setup: Setup) {
@@ -261,36 +288,4 @@ fn pollers_that_have_ended_are_not_waited_on(setup: Setup) {
     // When its time has come; somebody who looks for a poller again and again is woken thousands of times.
     assert!(counts.0.load(Ordering::SeqCst) <= 1);
     block_on(sleeping);
-}
-
-/// More than a turn takes: one has heard of what came for him many turns later than another.
-fn what_came_for_many_is_in_time(setup: Setup) {
-    let server = setup.serve_echo();
-    let pollers = setup.pollers(1);
-    let dialer = Dialer::new().pollers(pollers.clone());
-    let connections: Vec<_> = (0..scaled(300))
-        .map(|_| block_on(dialer.dial_addr(server.local_addr().clone())).expect("connected"))
-        .collect();
-    let outcome = pollers.spawn(move || async move {
-        let asks = connections.into_iter().map(|mut connection| {
-            spawn_local(async move {
-                connection.write(&[7; 1000]).expect("staged");
-                connection.flush().await.expect("sent");
-                timeout(2 * MOMENT, connection.next(1000)).await.is_ok()
-            })
-        });
-        let asks: Vec<_> = asks.collect();
-        let busy = spawn_local(async {
-            yield_now().await;
-            yield_now().await;
-            thread::sleep(10 * MOMENT);
-        });
-        busy.await.expect("no panic");
-        let mut late = 0;
-        for ask in asks {
-            late += u32::from(!ask.await.expect("no panic"));
-        }
-        late
-    });
-    assert_eq!(block_on(outcome).expect("no panic"), 0, "replies had come in time");
 }
