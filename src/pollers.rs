@@ -260,7 +260,7 @@ impl Pollers {
         static GLOBAL: Mutex<Option<Pollers>> = Mutex::new(None);
         let mut global = GLOBAL.lock().unwrap_or_else(PoisonError::into_inner);
         // Somebody may have stopped them.
-        if let Some(pollers) = global.as_ref().filter(|pollers| pollers.running().is_some()) {
+        if let Some(pollers) = global.as_ref().filter(|pollers| pollers.runs()) {
             return Ok(pollers.clone());
         }
         Ok(global.insert(Pollers::options().start()?).clone())
@@ -291,7 +291,7 @@ impl Pollers {
     /// Those of this thread, unless they have ended, else the global ones.
     pub(crate) fn nearest() -> io::Result<Pollers> {
         match Pollers::current() {
-            Some(pollers) if !pollers.choose().has_ended() => Ok(pollers),
+            Some(pollers) if pollers.runs() => Ok(pollers),
             _ => Pollers::global(),
         }
     }
@@ -412,6 +412,11 @@ impl Pollers {
             Balance::FewestConnections => candidates.min_by_key(|handle| handle.load()),
         };
         chosen.unwrap_or_else(|| &handles[first % handles.len()]).clone()
+    }
+
+    /// Whether one of them runs. Nobody's turn is taken by that.
+    fn runs(&self) -> bool {
+        self.handles().iter().any(|handle| !handle.has_ended())
     }
 
     /// As [`pick`](Pollers::pick), if there is one that runs.

@@ -5,11 +5,15 @@ mod support;
 use std::time::Duration;
 
 use duopoll::time::sleep;
-use duopoll::{Dialer, Pollers};
+use duopoll::{Dialer, Engine, Pollers};
 use pollster::block_on;
-use support::{Peer, Setup, eventually};
+use support::settled::Settled;
+use support::{Family, Peer, Setup, eventually};
 
-on_every_setup!(a_thread_uses_the_pollers_that_it_has_entered);
+on_every_setup!(
+    a_thread_uses_the_pollers_that_it_has_entered,
+    all_pollers_of_those_that_are_entered_take_turns,
+);
 
 fn a_thread_uses_the_pollers_that_it_has_entered(setup: Setup) {
     let (first, second) = (setup.pollers(1), setup.pollers(2));
@@ -42,6 +46,23 @@ fn a_thread_uses_the_pollers_that_it_has_entered(setup: Setup) {
     drop((peer, accepted, dialed));
 }
 
+/// Dials so often for each of them, without saying on which.
+fn each_gets_as_many(setup: Setup, pollers: &Pollers) {
+    let server = setup.serve_echo();
+    let dial = |_| block_on(Dialer::new().dial_addr(server.local_addr().clone())).expect("dialed");
+    let dialed: Vec<_> = (0..2 * pollers.count()).map(dial).collect();
+    for stats in pollers.settled_each() {
+        assert_eq!(stats.connections, 2);
+    }
+    drop(dialed);
+}
+
+fn all_pollers_of_those_that_are_entered_take_turns(setup: Setup) {
+    let pollers = setup.pollers(2);
+    let _entered = pollers.enter();
+    each_gets_as_many(setup, &pollers);
+}
+
 /// The only test of this process that uses them.
 #[test]
 fn global_pollers_that_were_stopped_are_started_again() {
@@ -52,4 +73,5 @@ fn global_pollers_that_were_stopped_are_started_again() {
     let again = Pollers::global().expect("an engine");
     assert_eq!(block_on(again.spawn(|| async { 1 })).expect("it runs"), 1);
     assert!(block_on(global.spawn(|| async { 1 })).is_err());
+    each_gets_as_many(Setup { engine: Engine::Epoll, family: Family::V4 }, &again);
 }
