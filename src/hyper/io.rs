@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use ::hyper::rt::{Read, ReadBufCursor, Write};
 
@@ -14,18 +14,8 @@ impl Read for Connection {
         cx: &mut Context<'_>,
         mut target: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let reader = self.get_mut().reader();
-        if target.remaining() == 0 || !ready!(reader.poll_buffered(cx))? {
-            return Poll::Ready(Ok(()));
-        }
-        let buffer = reader.buffer();
-        while target.remaining() > 0 && !buffer.is_empty() {
-            let chunk = buffer.first_chunk();
-            let n = chunk.len().min(target.remaining());
-            target.put_slice(&chunk[..n]);
-            buffer.skip(n)?;
-        }
-        Poll::Ready(Ok(()))
+        let room = target.remaining();
+        self.get_mut().reader().poll_copy(cx, room, |chunk| target.put_slice(chunk))
     }
 }
 

@@ -309,6 +309,31 @@ impl Reader {
         if self.buffer.is_empty() { self.poll_more(cx) } else { Poll::Ready(Ok(true)) }
     }
 
+    /// Copies what comes next, at most `room` bytes, piece by piece with `put`: at least one byte, unless the stream has ended or
+    /// there is no room. For targets that are no slices.
+    ///
+    /// # Errors
+    /// The errno of the kernel if the connection broke.
+    #[doc(hidden)]
+    pub fn poll_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut room: usize,
+        mut put: impl FnMut(&[u8]),
+    ) -> Poll<io::Result<()>> {
+        if room == 0 || !ready!(self.poll_buffered(cx))? {
+            return Poll::Ready(Ok(()));
+        }
+        while room > 0 && !self.buffer.is_empty() {
+            let chunk = self.buffer.first_chunk();
+            let n = chunk.len().min(room);
+            put(&chunk[..n]);
+            self.buffer.skip(n)?;
+            room -= n;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// The next `n` bytes as a buffer, not copied.
     ///
     /// # Errors

@@ -186,8 +186,30 @@ unsafe impl Operators for Driver {
         self.release_zero_copy(token, first, last, copied);
     }
 
+    #[inline]
     fn output_ack(&mut self, token: Token, result: io::Result<usize>) -> Next {
-        self.acknowledge(token, result)
+        let Driver { slots, mailbox, .. } = self;
+        let Some(Slot::Stream(stream)) = slots.get_mut(token) else { return Next::Stop };
+        stream.in_flight = false;
+        let (next, closing) = match result {
+            Ok(n) => {
+                stream.sending.advance(n);
+                let at = || mailbox.clock().now();
+                let Moved { waker, next, closing } = stream.shared.sent(n, &mut stream.sending, at);
+                wake(waker);
+                stream.prolonged &= n == 0;
+                (next, closing)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (Next::More, false),
+            Err(error) => {
+                fail_sending(stream, &error);
+                (Next::Stop, true)
+            }
+        };
+        if closing {
+            self.touch(token);
+        }
+        next
     }
 
     fn connected(&mut self, token: Token, result: io::Result<()>) {
@@ -226,33 +248,6 @@ impl Driver {
         }
         self.touch(token);
         Next::Stop
-    }
-
-    /// A send is over, as of now or as of an earlier time.
-    #[inline]
-    fn acknowledge(&mut self, token: Token, result: io::Result<usize>) -> Next {
-        let Driver { slots, mailbox, .. } = self;
-        let Some(Slot::Stream(stream)) = slots.get_mut(token) else { return Next::Stop };
-        stream.in_flight = false;
-        let (next, closing) = match result {
-            Ok(n) => {
-                stream.sending.advance(n);
-                let at = || mailbox.clock().now();
-                let Moved { waker, next, closing } = stream.shared.sent(n, &mut stream.sending, at);
-                wake(waker);
-                stream.prolonged &= n == 0;
-                (next, closing)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (Next::More, false),
-            Err(error) => {
-                fail_sending(stream, &error);
-                (Next::Stop, true)
-            }
-        };
-        if closing {
-            self.touch(token);
-        }
-        next
     }
 }
 

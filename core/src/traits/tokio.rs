@@ -14,18 +14,7 @@ impl AsyncRead for Reader {
         cx: &mut Context<'_>,
         target: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let reader = self.get_mut();
-        if target.remaining() == 0 || !ready!(reader.poll_buffered(cx))? {
-            return Poll::Ready(Ok(()));
-        }
-        let buffer = reader.buffer();
-        while target.remaining() > 0 && !buffer.is_empty() {
-            let chunk = buffer.first_chunk();
-            let n = chunk.len().min(target.remaining());
-            target.put_slice(&chunk[..n]);
-            buffer.skip(n)?;
-        }
-        Poll::Ready(Ok(()))
+        self.get_mut().poll_copy(cx, target.remaining(), |chunk| target.put_slice(chunk))
     }
 }
 
