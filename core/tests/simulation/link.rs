@@ -351,6 +351,18 @@ impl Link {
         !ended && !state.finished && state.closed.is_none()
     }
 
+    /// A half is dropped; with the second the connection is closed.
+    pub(crate) fn drop_half(&self, reads: bool, now: Micros) {
+        let mut state = self.state();
+        state.reader_gone |= reads;
+        state.writer_gone |= !reads;
+        let both = state.reader_gone && state.writer_gone;
+        drop(state);
+        if both {
+            self.close(now);
+        }
+    }
+
     /// Both halves are gone, or somebody has closed it.
     pub(crate) fn close(&self, now: Micros) {
         let mut state = self.state();

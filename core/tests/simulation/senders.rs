@@ -147,15 +147,8 @@ impl SendSide {
 
 impl Drop for SendSide {
     fn drop(&mut self) {
-        if Rc::strong_count(&self.users) > 1 {
-            return;
-        }
-        let mut state = self.link.state();
-        state.writer_gone = true;
-        let both = state.reader_gone;
-        drop(state);
-        if both {
-            self.link.close(self.clock.micros());
+        if Rc::strong_count(&self.users) == 1 {
+            self.link.drop_half(false, self.clock.micros());
         }
     }
 }

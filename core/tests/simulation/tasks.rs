@@ -400,13 +400,7 @@ impl ReadSide {
 
 impl Drop for ReadSide {
     fn drop(&mut self) {
-        let mut state = self.link.state();
-        state.reader_gone = true;
-        let both = state.writer_gone;
-        drop(state);
-        if both {
-            self.link.close(self.clock.micros());
-        }
+        self.link.drop_half(true, self.clock.micros());
     }
 }
 
@@ -554,13 +548,7 @@ struct Writing<'a>(&'a Link, bool);
 
 impl Drop for WriteSide {
     fn drop(&mut self) {
-        let mut state = self.link.state();
-        state.writer_gone = true;
-        let both = state.reader_gone;
-        drop(state);
-        if both {
-            self.link.close(self.clock.micros());
-        }
+        self.link.drop_half(false, self.clock.micros());
     }
 }
 
