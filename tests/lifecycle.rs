@@ -500,20 +500,22 @@ fn a_flooding_connection_does_not_starve_another(setup: Setup) {
         }
         capitals(connection).await
     });
-    let over = AtomicUsize::new(0);
+    let (over, is_over) = mpsc::channel::<()>();
+    let address = server.local_addr();
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut flood = Peer::connect(server.local_addr());
+        scope.spawn(move || {
+            let mut flood = Peer::connect(address);
             let piece = [b'f'; 64 << 10];
-            while over.load(Ordering::Relaxed) == 0 {
+            while is_over.try_recv() == Err(mpsc::TryRecvError::Empty) {
                 flood.write_all(&piece).expect("taken");
             }
         });
+        // Dropped if an assertion fails, too.
+        let _over = over;
         let mut peer = Peer::connect(server.local_addr());
         for _ in 0..200 {
             assert_eq!(peer.round_trip(b"a\n"), b"A\n");
         }
-        over.store(1, Ordering::Relaxed);
     });
 }
 

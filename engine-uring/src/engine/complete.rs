@@ -210,6 +210,11 @@ impl Uring {
                 if let Some(buffers) = &mut self.buffers {
                     buffers.ran_out();
                 }
+                if let Some(socket) = self.sockets.get_mut(token) {
+                    if socket.fresh && !mem::replace(&mut socket.listed, true) {
+                        self.hungry.push(token);
+                    }
+                }
                 return Next::More;
             }
             Err(error) if Outcome::of_error(error) != Outcome::Done => return Next::More,

@@ -59,6 +59,8 @@ pub struct Uring {
     sockets: Sockets,
     /// Sockets that receive, or accept, again with the next submission.
     to_receive: Vec<Token>,
+    /// Those of them that come first: the last time others had taken all buffers before them.
+    hungry: Vec<Token>,
     /// Sockets that receive again when the kernel has buffers.
     starved: Vec<Token>,
     /// Sockets for whose send there was no room in the queue.
@@ -117,6 +119,7 @@ impl Uring {
             waker_armed: false,
             sockets: Sockets::default(),
             to_receive: Vec::new(),
+            hungry: Vec::new(),
             starved: Vec::new(),
             to_send: VecDeque::new(),
             to_cancel: VecDeque::new(),
@@ -156,6 +159,14 @@ impl Uring {
         }
         self.to_receive.append(&mut self.starved);
         None
+    }
+
+    /// Whoever is armed first may take every buffer there is, and so would the same one each time.
+    fn put_the_hungry_first(&mut self) {
+        if !self.hungry.is_empty() {
+            self.hungry.append(&mut self.to_receive);
+            mem::swap(&mut self.hungry, &mut self.to_receive);
+        }
     }
 
     /// Cancels what has outlived the shutdown of its socket. Says when it is to be called again.
@@ -256,6 +267,7 @@ impl Poll for Uring {
 
         self.stats.completion_overflows += u64::from(self.ring.overflows());
         self.handle_completions(operators);
+        self.put_the_hungry_first();
         Ok(())
     }
 

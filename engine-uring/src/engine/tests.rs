@@ -600,6 +600,40 @@ fn without_buffers_receives_wait_and_do_not_spin() {
     }
 }
 
+/// Whoever is asked first takes all of it.
+#[test]
+fn a_flood_that_takes_every_buffer_each_time_is_not_asked_first_each_time() {
+    for tier in TIERS {
+        let (mut harness, listener) = (Harness::new(tier), listener());
+        if !harness.has_multishot() {
+            continue;
+        }
+        let (flooded, mut flood) = harness.stream(&listener);
+        let mut quiet = [(); 3].map(|()| harness.stream(&listener));
+        harness.turn();
+        harness.uring.buffers.as_mut().expect("multishot").want(1);
+        flood.set_nonblocking(true).expect("a socket");
+        let fill = |flood: &mut TcpStream| while flood.write(&BYTES[..64 << 10]).is_ok() {};
+        harness.until("few are left", |harness| {
+            fill(&mut flood);
+            harness.turn();
+            harness.uring.stats.buffer_shortages > 0
+        });
+        for (_, peer) in &mut quiet {
+            peer.write_all(b"x").expect("sent");
+        }
+        for _ in 0..2 + 2 * quiet.len() {
+            harness.uring.buffers.as_mut().expect("multishot").want(1);
+            fill(&mut flood);
+            harness.turn();
+        }
+        assert!(!harness.seen(flooded).received.is_empty());
+        for (token, _) in &quiet {
+            assert_eq!(harness.seen(*token).received, b"x", "{tier}: it starves");
+        }
+    }
+}
+
 #[test]
 fn what_finds_no_room_is_not_in_flight_and_is_queued_later() {
     for tier in TIERS {
