@@ -1,5 +1,5 @@
-//! The traits of [`futures_io`] for [`Connection`], [`Reader`](crate::Reader) and [`Writer`](crate::Writer), and for `&mut` of them,
-//! and a [`Stream`] of accepted connections.
+//! The traits of [`futures_io`] for [`Connection`], [`Reader`](crate::Reader) and [`Writer`](crate::Writer), for `TlsConnection`, and for
+//! `&mut` of them; and a [`Stream`] of accepted connections.
 //!
 //! [`AsyncRead`] copies; [`AsyncBufRead`] gives what was received where it lies. A write takes a copy of what there is room for
 //! below the connection's watermark, and waits while there is none. It needs no flush: what is written goes out
@@ -39,60 +39,84 @@ use futures_core::Stream;
 
 use crate::connection::Connection;
 use crate::listener::Listener;
+#[cfg(feature = "rustls")]
+use crate::tls::TlsConnection;
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        target: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        self.get_mut().reader().poll_read(cx, target)
-    }
+/// The traits, by what the halves have.
+macro_rules! implement {
+    ($stream:ty, $reader:ident, $writer:ident) => {
+        impl AsyncRead for $stream {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                target: &mut [u8],
+            ) -> Poll<io::Result<usize>> {
+                self.get_mut().$reader().poll_read(cx, target)
+            }
 
-    fn poll_read_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        targets: &mut [IoSliceMut<'_>],
-    ) -> Poll<io::Result<usize>> {
-        AsyncRead::poll_read_vectored(Pin::new(self.get_mut().reader()), cx, targets)
-    }
+            fn poll_read_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                targets: &mut [IoSliceMut<'_>],
+            ) -> Poll<io::Result<usize>> {
+                let stream = self.get_mut();
+                if targets.iter().all(|target| target.is_empty())
+                    || !ready!(stream.$reader().poll_buffered(cx))?
+                {
+                    return Poll::Ready(Ok(0));
+                }
+                let input = stream.input();
+                Poll::Ready(Ok(targets.iter_mut().map(|target| input.copy_to(target)).sum()))
+            }
+        }
+
+        impl AsyncBufRead for $stream {
+            fn poll_fill_buf(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<io::Result<&[u8]>> {
+                let stream = self.get_mut();
+                ready!(stream.$reader().poll_buffered(cx))?;
+                Poll::Ready(Ok(stream.input().first_chunk()))
+            }
+
+            fn consume(self: Pin<&mut Self>, n: usize) {
+                let consumed = self.get_mut().input().skip(n);
+                debug_assert!(consumed.is_ok(), "more is consumed than there was");
+            }
+        }
+
+        impl AsyncWrite for $stream {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bytes: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                self.get_mut().$writer().poll_write(cx, &[IoSlice::new(bytes)])
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                pieces: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                self.get_mut().$writer().poll_write(cx, pieces)
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.get_mut().$writer().poll_flush(cx)
+            }
+
+            fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.get_mut().$writer().poll_finish(cx)
+            }
+        }
+    };
 }
 
-impl AsyncBufRead for Connection {
-    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        AsyncBufRead::poll_fill_buf(Pin::new(self.get_mut().reader()), cx)
-    }
-
-    fn consume(self: Pin<&mut Self>, n: usize) {
-        AsyncBufRead::consume(Pin::new(self.get_mut().reader()), n);
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(self.get_mut().writer()), cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write_vectored(Pin::new(self.get_mut().writer()), cx, pieces)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_flush(Pin::new(self.get_mut().writer()), cx)
-    }
-
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_close(Pin::new(self.get_mut().writer()), cx)
-    }
-}
+implement!(Connection, reader, writer);
+#[cfg(feature = "rustls")]
+implement!(TlsConnection, reader, writer);
 
 /// Connections as they are accepted; see [`Listener::into_incoming`]. It ends never: errors are as of [`Listener::accept`].
 pub struct Incoming {

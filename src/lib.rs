@@ -46,6 +46,8 @@
 //! | `tokio` | no | connections as `AsyncRead`, `AsyncBufRead` and `AsyncWrite` of tokio |
 //! | `futures-io` | no | the same of futures, and accepted connections as a `Stream` |
 //! | `hyper` | no | HTTP/1 and 2: hyper's traits, and servers of hyper and tower services |
+//! | `rustls` | no | TLS by rustls, with the cryptography that the program's own rustls has |
+//! | `rustls-ring`, `rustls-aws-lc-rs` | no | the same with one of these |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Without an engine there is one error to read, below, and nothing else.
@@ -77,6 +79,8 @@ mod stats;
 pub mod task;
 mod tcp;
 pub mod time;
+#[cfg(feature = "rustls")]
+pub mod tls;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 

@@ -1,4 +1,5 @@
-//! The traits of [`tokio::io`] for [`Connection`], [`Reader`](crate::Reader) and [`Writer`](crate::Writer), and for `&mut` of them:
+//! The traits of [`tokio::io`] for [`Connection`], [`Reader`](crate::Reader) and [`Writer`](crate::Writer), for `TlsConnection`, and for
+//! `&mut` of them:
 //! codecs, WebSockets, TLS and whatever else takes an [`AsyncRead`] and [`AsyncWrite`]. They need no runtime of tokio's.
 //!
 //! [`AsyncRead`] copies; [`AsyncBufRead`] gives what was received where it lies. A write takes a copy of what there is room for
@@ -33,58 +34,76 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use ::tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::connection::Connection;
+#[cfg(feature = "rustls")]
+use crate::tls::TlsConnection;
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        target: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        AsyncRead::poll_read(Pin::new(self.get_mut().reader()), cx, target)
-    }
+/// The traits, by what the halves have.
+macro_rules! implement {
+    ($stream:ty, $reader:ident, $writer:ident) => {
+        impl AsyncRead for $stream {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                target: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                let room = target.remaining();
+                self.get_mut().$reader().poll_copy(cx, room, |chunk| target.put_slice(chunk))
+            }
+        }
+
+        impl AsyncBufRead for $stream {
+            fn poll_fill_buf(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<io::Result<&[u8]>> {
+                let stream = self.get_mut();
+                ready!(stream.$reader().poll_buffered(cx))?;
+                Poll::Ready(Ok(stream.input().first_chunk()))
+            }
+
+            fn consume(self: Pin<&mut Self>, n: usize) {
+                let consumed = self.get_mut().input().skip(n);
+                debug_assert!(consumed.is_ok(), "more is consumed than there was");
+            }
+        }
+
+        impl AsyncWrite for $stream {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bytes: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                self.get_mut().$writer().poll_write(cx, &[IoSlice::new(bytes)])
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                pieces: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                self.get_mut().$writer().poll_write(cx, pieces)
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                true
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.get_mut().$writer().poll_flush(cx)
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.get_mut().$writer().poll_finish(cx)
+            }
+        }
+    };
 }
 
-impl AsyncBufRead for Connection {
-    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        AsyncBufRead::poll_fill_buf(Pin::new(self.get_mut().reader()), cx)
-    }
-
-    fn consume(self: Pin<&mut Self>, n: usize) {
-        AsyncBufRead::consume(Pin::new(self.get_mut().reader()), n);
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(self.get_mut().writer()), cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write_vectored(Pin::new(self.get_mut().writer()), cx, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_flush(Pin::new(self.get_mut().writer()), cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_shutdown(Pin::new(self.get_mut().writer()), cx)
-    }
-}
+implement!(Connection, reader, writer);
+#[cfg(feature = "rustls")]
+implement!(TlsConnection, reader, writer);

@@ -134,6 +134,13 @@ impl Controlled for Connection {
     }
 }
 
+#[cfg(feature = "rustls")]
+impl Controlled for crate::tls::TlsConnection {
+    fn control(&self) -> crate::Control {
+        crate::tls::TlsConnection::control(self)
+    }
+}
+
 fn into_io_error(error: BoxError) -> io::Error {
     match error.downcast::<::hyper::Error>() {
         Ok(error) => io::Error::other(error),

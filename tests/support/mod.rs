@@ -9,6 +9,8 @@ pub mod peers;
 pub mod process;
 pub mod sandbox;
 pub mod settled;
+#[cfg(feature = "rustls")]
+pub mod tls;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};

@@ -102,6 +102,38 @@ impl LinkBuffer {
         Ok(())
     }
 
+    /// As [`reserve`](LinkBuffer::reserve) and [`commit`](LinkBuffer::commit), for encoders that want memory that is initialised:
+    /// `fill` gets `n` bytes of zeros and says how many of them it has written, which are taken in. Returns how many.
+    ///
+    /// ```
+    /// # use duopoll_core::LinkBuffer;
+    /// let mut buffer = LinkBuffer::new();
+    /// buffer.write_with(8, |room| {
+    ///     room[..2].copy_from_slice(b"ok");
+    ///     2
+    /// })?;
+    /// buffer.flush();
+    /// assert_eq!(buffer.next(2)?, b"ok");
+    /// # Ok::<(), duopoll_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; the buffer is unchanged then.
+    pub fn write_with(
+        &mut self,
+        n: usize,
+        fill: impl FnOnce(&mut [u8]) -> usize,
+    ) -> Result<usize, Error> {
+        let room = self.reserve(n)?;
+        room.fill(MaybeUninit::new(0));
+        // SAFETY: every byte is initialised.
+        let room = unsafe { &mut *(std::ptr::from_mut(room) as *mut [u8]) };
+        let written = fill(room).min(n);
+        // SAFETY: as above.
+        unsafe { self.commit(written)? };
+        Ok(written)
+    }
+
     /// Inserts an owned piece before the last `n` reserved bytes, without copying either. For a serialiser that
     /// has written the fields behind a large one already.
     ///

@@ -84,9 +84,7 @@ impl Reader {
         wanted: Wanted,
     ) -> Poll<io::Result<()>> {
         // Whether or not it is there: how much arrived at once is chance.
-        if min_bytes > self.shared.message_bytes_max() {
-            return Poll::Ready(Err(self.overrun(min_bytes)));
-        }
+        self.check_message(min_bytes)?;
         if self.buffer.len() >= min_bytes {
             return Poll::Ready(Ok(()));
         }
@@ -117,7 +115,14 @@ impl Reader {
         self.progress = (self.progress & !WAITING) | (u64::from(waits) << 63);
     }
 
-    /// More is wanted than a message may have.
+    /// For layers above, which have the messages: an error if one of so many bytes is longer than it may be, and nothing more is
+    /// received then.
+    #[doc(hidden)]
+    #[inline]
+    pub fn check_message(&mut self, bytes: usize) -> io::Result<()> {
+        if bytes > self.shared.message_bytes_max() { Err(self.overrun(bytes)) } else { Ok(()) }
+    }
+
     #[cold]
     fn overrun(&mut self, bytes: usize) -> io::Error {
         self.shared.change(|life| life.overrun(self.shared.clock()));

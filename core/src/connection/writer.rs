@@ -156,11 +156,8 @@ impl Writer {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let (high, low) = self.watermarks();
-        ready!(self.poll_send(cx, (high, low), Owner::Poll))?;
-        let unsent = self.shared.life().unsent;
-        let mut room = high.saturating_sub(unsent).max(PIECE_BYTES);
-        let mut taken = 0;
+        ready!(self.poll_flush(cx))?;
+        let (mut room, mut taken) = (self.room(), 0);
         for piece in pieces {
             let n = piece.len().min(room);
             match self.write(&piece[..n]) {
@@ -172,6 +169,13 @@ impl Writer {
         }
         self.submit()?;
         Poll::Ready(Ok(taken))
+    }
+
+    /// For layers above: how much may be handed over below the watermark, in bytes, and at least a little.
+    #[doc(hidden)]
+    pub fn room(&self) -> usize {
+        let unsent = self.shared.life().unsent;
+        self.shared.output_high_bytes().saturating_sub(unsent).max(PIECE_BYTES)
     }
 
     /// Ends the sending direction, as [`finish`](Writer::finish) does, and waits until the kernel has taken all that was sent.

@@ -1,11 +1,12 @@
 //! Bytes that were written and will not change.
 
 use std::borrow::Borrow;
-use std::cmp::Ordering;
+use std::cmp;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -55,8 +56,50 @@ pub struct Slice(Repr);
 
 /// The niche of `Bytes` tells the variants apart, so both fit in four words.
 enum Repr {
-    Block { ptr: NonNull<u8>, len: usize, block: Block },
+    Block { ptr: NonNull<u8>, len: Len, block: Block },
     Foreign(Foreign),
+}
+
+/// The length of a range of a block, and whether other slices may have bytes of the same range: together, since a slice
+/// is four words.
+///
+/// Atomic, since cloning says it of a slice that is only borrowed. Nothing is ordered by it: who may write to the bytes has
+/// the slice for itself, and so knows what was done with it before.
+struct Len(AtomicUsize);
+
+const SHARED: usize = 1 << (usize::BITS - 1);
+
+impl Len {
+    #[inline]
+    fn get(&self) -> usize {
+        self.0.load(Relaxed) & !SHARED
+    }
+
+    /// Changes the length; whether it is shared stays.
+    #[inline]
+    fn set(&mut self, len: usize) {
+        let word = self.0.get_mut();
+        *word = (*word & SHARED) | len;
+    }
+
+    /// The same length, of a range that has a second owner from now on.
+    #[inline]
+    fn share(&self) -> Len {
+        let shared = self.0.load(Relaxed) | SHARED;
+        self.0.store(shared, Relaxed);
+        Len(AtomicUsize::new(shared))
+    }
+
+    /// Another length, of a range of the same owners.
+    #[inline]
+    fn part(&self, len: usize) -> Len {
+        Len(AtomicUsize::new((self.0.load(Relaxed) & SHARED) | len))
+    }
+
+    #[inline]
+    fn is_shared(&self) -> bool {
+        self.0.load(Relaxed) & SHARED != 0
+    }
 }
 
 const _: () = assert!(size_of::<Slice>() == 32);
@@ -79,14 +122,14 @@ impl Slice {
 
     #[inline]
     pub(super) fn of_block(ptr: NonNull<u8>, len: usize, block: Block) -> Slice {
-        Slice(Repr::Block { ptr, len, block })
+        Slice(Repr::Block { ptr, len: Len(AtomicUsize::new(len)), block })
     }
 
     /// Length in bytes. O(1).
     #[inline]
     pub fn len(&self) -> usize {
         match &self.0 {
-            Repr::Block { len, .. } => *len,
+            Repr::Block { len, .. } => len.get(),
             Repr::Foreign(bytes) => bytes.len(),
         }
     }
@@ -115,10 +158,11 @@ impl Slice {
         }
         Ok(match &mut self.0 {
             Repr::Block { ptr, len, block } => {
-                let front = Slice::of_block(*ptr, n, block.clone());
+                let front =
+                    Slice(Repr::Block { ptr: *ptr, len: len.part(n), block: block.clone() });
                 // SAFETY: n < len, so the pointer stays in the block.
                 *ptr = unsafe { ptr.add(n) };
-                *len -= n;
+                len.set(available - n);
                 front
             }
             Repr::Foreign(bytes) => Slice(Repr::Foreign(Foreign::new(bytes.split_to(n)))),
@@ -150,8 +194,36 @@ impl Slice {
             *self = Slice::empty();
         }
         match &mut self.0 {
-            Repr::Block { len: own, .. } => *own = len.min(*own),
+            Repr::Block { len: own, .. } => own.set(len.min(own.get())),
             Repr::Foreign(bytes) => bytes.truncate(len),
+        }
+    }
+
+    /// The bytes, to be changed where they lie, if no other slice can have them: it is of a block, and neither it nor what it was split
+    /// from was ever cloned. So it is with what was received, for who takes it out of the buffer. O(1).
+    ///
+    /// ```
+    /// # extern crate duopoll_core as duopoll;
+    /// # use duopoll::LinkBuffer;
+    /// let mut buffer = LinkBuffer::new();
+    /// buffer.write(b"get key")?;
+    /// buffer.flush();
+    /// let mut verb = buffer.next(3)?;
+    /// verb.get_mut().expect("nobody else has it").make_ascii_uppercase();
+    /// assert_eq!(verb, b"GET");
+    /// let second = verb.clone();
+    /// assert!(verb.get_mut().is_none());
+    /// # drop(second);
+    /// # Ok::<(), duopoll::Error>(())
+    /// ```
+    pub fn get_mut(&mut self) -> Option<&mut [u8]> {
+        match &mut self.0 {
+            Repr::Block { ptr, len, .. } if !len.is_shared() => {
+                // SAFETY: the range is initialised, and `block` keeps it alive. It was a tail's, which gave it up for one slice;
+                // splitting leaves each byte with one slice, and none of them was cloned.
+                Some(unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), len.get()) })
+            }
+            _ => None,
         }
     }
 
@@ -188,10 +260,10 @@ impl Slice {
         debug_assert!(n <= self.len());
         match &mut self.0 {
             Repr::Block { ptr, len, .. } => {
-                let n = n.min(*len);
+                let n = n.min(len.get());
                 // SAFETY: at most one past the end of the slice.
                 *ptr = unsafe { ptr.add(n) };
-                *len -= n;
+                len.set(len.get() - n);
             }
             Repr::Foreign(bytes) => bytes.advance(n),
         }
@@ -205,8 +277,10 @@ impl Slice {
                 Repr::Block { ptr, len, block },
                 Repr::Block { ptr: next_ptr, len: next_len, block: next_block },
                 // SAFETY: one past the end of the slice is within its block or one past it.
-            ) if block.is(next_block) && unsafe { ptr.add(*len) } == *next_ptr => {
-                *len += next_len;
+            ) if block.is(next_block) && unsafe { ptr.add(len.get()) } == *next_ptr => {
+                // Shared if either was.
+                let whole = len.get() + next_len.get();
+                *len = if next_len.is_shared() { next_len.part(whole) } else { len.part(whole) };
                 Ok(())
             }
             _ => Err(next),
@@ -220,7 +294,7 @@ impl Slice {
     #[inline]
     pub(super) unsafe fn grow(&mut self, n: usize) {
         if let Repr::Block { len, .. } = &mut self.0 {
-            *len += n;
+            len.set(len.get() + n);
         }
     }
 
@@ -249,7 +323,7 @@ impl Deref for Slice {
             Repr::Block { ptr, len, block } => {
                 block.payload().read();
                 // SAFETY: the range is initialised and immutable, and `block` keeps it alive.
-                unsafe { std::slice::from_raw_parts(ptr.as_ptr(), *len) }
+                unsafe { std::slice::from_raw_parts(ptr.as_ptr(), len.get()) }
             }
             Repr::Foreign(bytes) => bytes,
         }
@@ -260,7 +334,9 @@ impl Clone for Slice {
     #[inline]
     fn clone(&self) -> Slice {
         match &self.0 {
-            Repr::Block { ptr, len, block } => Slice::of_block(*ptr, *len, block.clone()),
+            Repr::Block { ptr, len, block } => {
+                Slice(Repr::Block { ptr: *ptr, len: len.share(), block: block.clone() })
+            }
             Repr::Foreign(bytes) => Bytes::clone(bytes).into(),
         }
     }
@@ -418,13 +494,13 @@ impl<const N: usize> PartialEq<&[u8; N]> for Slice {
 }
 
 impl PartialOrd for Slice {
-    fn partial_cmp(&self, other: &Slice) -> Option<Ordering> {
+    fn partial_cmp(&self, other: &Slice) -> Option<cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
 impl Ord for Slice {
-    fn cmp(&self, other: &Slice) -> Ordering {
+    fn cmp(&self, other: &Slice) -> cmp::Ordering {
         (**self).cmp(&**other)
     }
 }
