@@ -51,7 +51,8 @@ fn axum_serves_a_listener_of_ours(setup: Setup) {
             assert!(reply.ends_with(&peer_name(&peer)), "{reply}");
         }
         let body = "x".repeat(50_000);
-        let request = format!("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n", body.len());
+        let request =
+            format!("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n", body.len());
         peer.write_all(request.as_bytes()).expect("sent");
         peer.write_all(b"connection: close\r\n\r\n").expect("sent");
         peer.write_all(body.as_bytes()).expect("sent");
