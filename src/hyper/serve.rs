@@ -27,6 +27,10 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// How long a client may take for the head of a request, and before it for the first bytes, if nothing else is said.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What may wait to be sent of each stream of HTTP/2, in bytes, if nothing else is said: a client that reads none of 200 streams holds as much
+/// of each.
+const SEND_BYTES_MAX: usize = 64 << 10;
+
 /// What a client of HTTP/2 begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -53,7 +57,7 @@ impl Http {
     pub fn new() -> Http {
         let mut builder = Builder::new(LocalExecutor);
         builder.http1().timer(PollerTimer).header_read_timeout(HEADER_READ_TIMEOUT);
-        builder.http2().timer(PollerTimer);
+        builder.http2().timer(PollerTimer).max_send_buf_size(SEND_BYTES_MAX);
         Http { builder, begin_timeout: HEADER_READ_TIMEOUT }
     }
 
