@@ -11,6 +11,7 @@ if [ -n "$missing" ]; then
     $sudo apt-get update --quiet
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes redis-tools iproute2 curl openssl wrk nghttp2-client
 fi
+ci/clients.sh
 # Thousands of connections in one process.
 ulimit -n "$(ulimit -Hn)"
 

@@ -359,7 +359,7 @@ pub fn example(name: &str) -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
     build.arg("--target-dir").arg(profile.parent().expect("target/PROFILE"));
-    if name == "http" {
+    if matches!(name, "grpc" | "http") {
         build.arg("--all-features");
     }
     if profile.ends_with("release") {
