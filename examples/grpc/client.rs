@@ -91,7 +91,7 @@ fn parse() -> Result<Call, lexopt::Error> {
 }
 
 async fn make(call: Call) -> Result<(), Box<dyn Error>> {
-    let connection = Dialer::new().dial(&*call.connect).await?;
+    let connection = Dialer::new().dial(&call.connect).await?;
     let channel = match &call.ca {
         None => Channel::over(connection).await?,
         Some(ca) => {

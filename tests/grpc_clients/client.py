@@ -35,14 +35,14 @@ def code_of(call):
     return grpc.StatusCode.OK
 
 
-def each_kind(echo, name):
-    for length in [0, 1, 1000, 100_000, 3 << 20]:
+def each_kind(echo, name, times):
+    for length in [0, 1, 1000, 100_000, times << 10]:
         said = text("x" * length)
         assert echo.Say(said, timeout=PATIENCE) == said, length
-    request = protos.RepeatRequest(text=name, times=1000)
+    request = protos.RepeatRequest(text=name, times=times)
     replies = [reply.text for reply in echo.Repeat(request, timeout=PATIENCE)]
-    assert replies == [name] * 1000
-    numbers = [str(number) for number in range(1000)]
+    assert replies == [name] * times
+    numbers = [str(number) for number in range(times)]
     assert echo.Join(map(text, numbers), timeout=PATIENCE).text == "".join(numbers)
     # Each waits for the one before.
     said = queue.SimpleQueue()
@@ -75,10 +75,10 @@ def ends(echo):
 
 with connect() as channel:
     echo = services.EchoStub(channel)
-    each_kind(echo, "alone")
+    each_kind(echo, "alone", 2000)
     ends(echo)
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda number: each_kind(echo, str(number)), range(16)))
+        list(pool.map(lambda number: each_kind(echo, str(number), 100), range(16)))
     nowhere = channel.unary_unary("/duopoll.echo.v1.Echo/Nothing", bytes, bytes)
     assert code_of(lambda: nowhere(b"", timeout=PATIENCE)) == grpc.StatusCode.UNIMPLEMENTED
 print("done")
