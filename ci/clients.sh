@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Installs the gRPC clients that the tests drive the example with: grpcurl, and Python's grpcio. Once, of these versions, to where
+# Installs the clients of gRPC, HTTP and WebSocket that the tests drive the examples with: grpcurl, and Python's modules. Once, of these versions, to where
 # the tests look for them: DUOPOLL_TEST_CLIENTS, or the user's cache.
 set -euo pipefail
 
 readonly GRPCURL=1.9.3
-readonly GRPCIO=1.76.0 PROTOBUF=6.33.0
+readonly MODULES=(grpcio==1.76.0 grpcio-tools==1.76.0 protobuf==6.33.0 requests==2.34.2 websockets==15.0.1)
 
 readonly clients=${DUOPOLL_TEST_CLIENTS:-${XDG_CACHE_HOME:-$HOME/.cache}/duopoll-clients}
-readonly grpcurl=grpcurl-$GRPCURL grpcio=grpcio-$GRPCIO-$PROTOBUF
+readonly grpcurl=grpcurl-$GRPCURL
+python=python-$(tr ' ' - <<<"${MODULES[*]//==/-}")
+readonly python
 
 have() {
     [ -e "$clients/$1/complete" ]
@@ -25,7 +27,7 @@ complete() {
 
 missing=()
 have "$grpcurl" || command -v go >/dev/null || missing+=(golang-go)
-have "$grpcio" || python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+have "$python" || python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if [ "${#missing[@]}" != 0 ]; then
     sudo=$([ "$(id -u)" = 0 ] || echo sudo)
     $sudo apt-get update --quiet
@@ -37,12 +39,11 @@ if ! have "$grpcurl"; then
     GOBIN=$clients/$grpcurl go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@v$GRPCURL"
     complete "$grpcurl"
 fi
-if ! have "$grpcio"; then
-    begin "$grpcio"
-    python3 -m venv "$clients/$grpcio"
-    "$clients/$grpcio/bin/pip" install --quiet --disable-pip-version-check \
-        "grpcio==$GRPCIO" "grpcio-tools==$GRPCIO" "protobuf==$PROTOBUF"
-    complete "$grpcio"
+if ! have "$python"; then
+    begin "$python"
+    python3 -m venv "$clients/$python"
+    "$clients/$python/bin/pip" install --quiet --disable-pip-version-check "${MODULES[@]}"
+    complete "$python"
 fi
 ln --symbolic --force --no-dereference "$grpcurl" "$clients/grpcurl"
-ln --symbolic --force --no-dereference "$grpcio" "$clients/grpcio"
+ln --symbolic --force --no-dereference "$python" "$clients/python"

@@ -3,35 +3,14 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::thread;
 
-use duopoll::Address;
 use support::example;
-use support::process::Process;
-
-/// Each test is one on each engine, with TLS and without.
-macro_rules! on_every_site {
-    ($($name:ident,)*) => {
-        on_every_site!(@ epoll, "epoll", false, $($name)*);
-        on_every_site!(@ epoll_tls, "epoll", true, $($name)*);
-        on_every_site!(@ uring, "uring", false, $($name)*);
-        on_every_site!(@ uring_tls, "uring", true, $($name)*);
-    };
-    (@ $module:ident, $engine:literal, $tls:literal, $($name:ident)*) => {
-        mod $module {
-            $(
-                #[test]
-                fn $name() {
-                    super::$name(super::Site::start($engine, $tls));
-                }
-            )*
-        }
-    };
-}
+use support::site::{Site, client, python, said};
 
 on_every_site!(
+    "grpc";
     grpcurl_learns_what_there_is,
     grpcurl_makes_calls_of_each_kind,
     who_watches_is_told_of_the_end,
@@ -39,45 +18,13 @@ on_every_site!(
     the_examples_own_client_makes_calls_of_each_kind,
 );
 
-/// A server of the example's, and the file that its certificate is in.
-struct Site {
-    process: Process,
-    certificate: Option<Certificate>,
+trait GrpcSite {
+    fn grpcurl(&self, flags: &[&str], what: &[&str]) -> Command;
+    fn call(&self, messages: &str, method: &str) -> String;
+    fn own(&self, args: &[&str]) -> Output;
 }
 
-struct Certificate(PathBuf);
-
-impl Drop for Certificate {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-impl Site {
-    fn start(engine: &str, tls: bool) -> Site {
-        let mut command = Command::new(example("grpc"));
-        // Nothing ends by force within the patience of a test.
-        command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--grace", "1000"]);
-        let certificate = tls.then(|| {
-            let name =
-                format!("duopoll-grpc-{}-{:?}.pem", std::process::id(), thread::current().id());
-            Certificate(std::env::temp_dir().join(name))
-        });
-        if let Some(Certificate(file)) = &certificate {
-            command.arg("--tls-certificate").arg(file);
-        }
-        Site { process: Process::start(command), certificate }
-    }
-
-    fn address(&self) -> String {
-        let Address::Tcp(address) = &self.process.address else { panic!("a TCP address") };
-        address.to_string()
-    }
-
-    fn certificate(&self) -> Option<&Path> {
-        self.certificate.as_ref().map(|certificate| &*certificate.0)
-    }
-
+impl GrpcSite for Site {
     /// grpcurl with flags, and what is behind the address.
     fn grpcurl(&self, flags: &[&str], what: &[&str]) -> Command {
         let mut grpcurl = client("grpcurl/grpcurl");
@@ -85,7 +32,7 @@ impl Site {
             None => grpcurl.arg("-plaintext"),
             Some(file) => grpcurl.arg("-cacert").arg(file),
         };
-        grpcurl.args(["-max-time", "60"]).args(flags).arg(self.address()).args(what);
+        grpcurl.args(["-max-time", "60"]).args(flags).arg(self.address().to_string()).args(what);
         grpcurl
     }
 
@@ -98,36 +45,12 @@ impl Site {
     /// The example as a client.
     fn own(&self, args: &[&str]) -> Output {
         let mut command = Command::new(example("grpc"));
-        command.args(["call", "--connect", &self.address()]);
+        command.args(["call", "--connect", &self.address().to_string()]);
         if let Some(file) = self.certificate() {
             command.arg("--ca").arg(file);
         }
         command.args(args).output().expect("the example runs")
     }
-}
-
-/// One of those that `ci/clients.sh` installs.
-fn client(name: &str) -> Command {
-    let of = |name| std::env::var_os(name).map(PathBuf::from);
-    let clients = of("DUOPOLL_TEST_CLIENTS").unwrap_or_else(|| {
-        let cache = of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")));
-        cache.expect("a home").join("duopoll-clients")
-    });
-    let client = clients.join(name);
-    assert!(
-        client.exists(),
-        "{} is missing: run ci/clients.sh, which installs it",
-        client.display()
-    );
-    Command::new(client)
-}
-
-/// What a command prints that has nothing to complain of.
-fn said(command: &mut Command) -> String {
-    let output = command.output().expect("it runs");
-    let printed = text(&output.stdout);
-    assert!(output.status.success(), "{command:?}: {printed}{}", text(&output.stderr));
-    printed
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -204,10 +127,9 @@ fn who_watches_is_told_of_the_end(site: Site) {
 }
 
 fn python_finds_no_error(site: Site) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut python = client("grpcio/bin/python");
-    python.arg(root.join("tests/grpc_clients/client.py")).arg(root.join("examples/grpc"));
-    python.arg(site.address()).args(site.certificate());
+    let mut python = python("grpc_clients/client.py");
+    python.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/grpc"));
+    python.arg(site.address().to_string()).args(site.certificate());
     assert_eq!(said(&mut python), "done\n");
 }
 
@@ -238,10 +160,10 @@ fn the_examples_own_client_makes_calls_of_each_kind(site: Site) {
 
 #[test]
 fn an_untrusted_certificate_is_refused() {
-    let site = Site::start("auto", true);
-    let other = Site::start("auto", true);
+    let site = Site::start("grpc", "auto", true);
+    let other = Site::start("grpc", "auto", true);
     let mut command = Command::new(example("grpc"));
-    command.args(["call", "--connect", &site.address(), "--ca"]);
+    command.args(["call", "--connect", &site.address().to_string(), "--ca"]);
     command.arg(other.certificate().expect("TLS")).args(["say", "hello"]);
     let output = command.output().expect("the example runs");
     assert_eq!(output.status.code(), Some(1));

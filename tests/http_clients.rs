@@ -1,89 +1,48 @@
-//! The web server example and the clients that people have: curl, wrk, h2load, openssl; by HTTP/1 and HTTP/2, with TLS and
+//! The web server example and the clients that people have: curl, wrk, h2load, openssl,
+//! and Python's requests and websockets; by HTTP/1 and HTTP/2, with TLS and
 //! without, on both engines.
 
 mod support;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
-use duopoll::Address;
-use support::process::Process;
-use support::{PATIENCE, example, scaled};
-
-/// Each test is one on each engine, with TLS and without.
-macro_rules! on_every_site {
-    ($($name:ident,)*) => {
-        on_every_site!(@ epoll, "epoll", false, $($name)*);
-        on_every_site!(@ epoll_tls, "epoll", true, $($name)*);
-        on_every_site!(@ uring, "uring", false, $($name)*);
-        on_every_site!(@ uring_tls, "uring", true, $($name)*);
-    };
-    (@ $module:ident, $engine:literal, $tls:literal, $($name:ident)*) => {
-        mod $module {
-            $(
-                #[test]
-                fn $name() {
-                    super::$name(&super::Site::start($engine, $tls));
-                }
-            )*
-        }
-    };
-}
+use support::site::{Site, python, said};
+use support::{PATIENCE, scaled};
 
 on_every_site!(
+    "http";
     pages_go_both_ways,
     a_gibibyte_goes_both_ways,
     requests_come_before_their_replies_are_read,
     wrk_finds_no_error,
     h2load_finds_no_error,
+    python_finds_no_error,
+    a_web_socket_is_told_of_the_end,
 );
 
-/// A server of the example's.
-struct Site {
-    process: Process,
-    tls: bool,
-    certificate: Certificate,
+trait WebSite {
+    fn url(&self, path: &str) -> String;
+    fn versions(&self) -> [&'static str; 2];
+    fn curl(&self, version: &str, path: &str, args: &[&str]) -> Child;
+    fn fetch(&self, version: &str, path: &str, args: &[&str], input: Vec<u8>) -> Vec<u8>;
 }
 
-/// The file that the server's certificate is in.
-struct Certificate(PathBuf);
-
-impl Drop for Certificate {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-impl Site {
-    fn start(engine: &str, tls: bool) -> Site {
-        let certificate =
-            format!("duopoll-{}-{:?}.pem", std::process::id(), thread::current().id());
-        let certificate = std::env::temp_dir().join(certificate);
-        let mut command = Command::new(example("http"));
-        command.args(["--listen", "127.0.0.1:0", "--engine", engine]);
-        if tls {
-            command.arg("--tls-certificate").arg(&certificate);
-        }
-        // Nothing ends by force within the patience of a test.
-        command.args(["--grace", "1000"]);
-        Site { process: Process::start(command), tls, certificate: Certificate(certificate) }
-    }
-
+impl WebSite for Site {
     fn url(&self, path: &str) -> String {
-        let Address::Tcp(address) = &self.process.address else { panic!("a TCP address") };
-        if self.tls {
-            format!("https://localhost:{}{path}", address.port())
-        } else {
-            format!("http://{address}{path}")
+        match self.certificate() {
+            Some(_) => format!("https://localhost:{}{path}", self.address().port()),
+            None => format!("http://{}{path}", self.address()),
         }
     }
 
     /// What curl is told besides, by the version of HTTP.
     fn versions(&self) -> [&'static str; 2] {
-        ["--http1.1", if self.tls { "--http2" } else { "--http2-prior-knowledge" }]
+        let by_alpn = self.certificate().is_some();
+        ["--http1.1", if by_alpn { "--http2" } else { "--http2-prior-knowledge" }]
     }
 
     /// curl with what it needs for this site, for an input and an output that are streams.
@@ -91,8 +50,8 @@ impl Site {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--fail", "--max-time", "120", version]);
         curl.args(["--ipv4", "--write-out", "%{stderr}%{http_version}"]);
-        if self.tls {
-            curl.arg("--cacert").arg(&self.certificate.0);
+        if let Some(file) = self.certificate() {
+            curl.arg("--cacert").arg(file);
         }
         curl.args(args).arg(self.url(path));
         curl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -121,7 +80,7 @@ fn check(curl: &Output, version: &str) {
     assert_eq!(said, expected);
 }
 
-fn pages_go_both_ways(site: &Site) {
+fn pages_go_both_ways(site: Site) {
     for version in site.versions() {
         assert_eq!(site.fetch(version, "/", &[], vec![]), b"hello\n");
         let json = ["-H", "content-type: application/json", "-d", r#"{"numbers": [1, 2, -7]}"#];
@@ -151,7 +110,7 @@ fn said_of(body: &[u8]) -> String {
 }
 
 /// Neither curl nor the server holds on to it.
-fn a_gibibyte_goes_both_ways(site: &Site) {
+fn a_gibibyte_goes_both_ways(site: Site) {
     // In CI, by each version.
     let bytes = scaled(if std::env::var_os("CI").is_some() { 1 << 30 } else { 64 << 20 });
     for version in site.versions() {
@@ -196,9 +155,8 @@ struct ByHand {
 
 impl ByHand {
     fn connect(site: &Site) -> ByHand {
-        let Address::Tcp(address) = &site.process.address else { panic!("a TCP address") };
-        if !site.tls {
-            let stream = std::net::TcpStream::connect(address).expect("connected");
+        if site.certificate().is_none() {
+            let stream = std::net::TcpStream::connect(site.address()).expect("connected");
             stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
             let output = Box::new(stream.try_clone().expect("a descriptor"));
             return ByHand { openssl: None, input: Box::new(stream), output };
@@ -219,18 +177,21 @@ impl Drop for ByHand {
     }
 }
 
+fn certificate(site: &Site) -> &Path {
+    site.certificate().expect("it was started with TLS")
+}
+
 /// openssl's client, which checks the certificate.
 fn s_client(site: &Site, args: &[&str]) -> Child {
-    let Address::Tcp(address) = &site.process.address else { panic!("a TCP address") };
     let mut openssl = Command::new("openssl");
-    openssl.args(["s_client", "-connect", &address.to_string(), "-servername", "localhost"]);
-    openssl.args(["-verify_return_error", "-CAfile"]).arg(&site.certificate.0).args(args);
+    openssl.args(["s_client", "-connect", &site.address().to_string(), "-servername", "localhost"]);
+    openssl.args(["-verify_return_error", "-CAfile"]).arg(certificate(site)).args(args);
     openssl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     openssl.spawn().expect("openssl is installed")
 }
 
-fn requests_come_before_their_replies_are_read(site: &Site) {
-    let mut peer = ByHand::connect(site);
+fn requests_come_before_their_replies_are_read(site: Site) {
+    let mut peer = ByHand::connect(&site);
     let requests = "GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(500);
     let last = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     peer.input.write_all((requests + last).as_bytes()).expect("sent");
@@ -241,33 +202,48 @@ fn requests_come_before_their_replies_are_read(site: &Site) {
     assert_eq!(replies.matches("hello\n").count(), 501);
 }
 
-/// Runs a client that makes many requests, and gives what it prints.
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
-    printed
-}
-
-fn wrk_finds_no_error(site: &Site) {
+fn wrk_finds_no_error(site: Site) {
     let mut wrk = Command::new("wrk");
     wrk.args(["--threads", "1", "--connections", "32", "--duration", "1s", &site.url("/")]);
-    let printed = run(&mut wrk);
+    let printed = said(&mut wrk);
     assert!(printed.contains("Requests/sec:"), "{printed}");
     for error in ["Socket errors", "Non-2xx"] {
         assert!(!printed.contains(error), "{printed}");
     }
 }
 
-fn h2load_finds_no_error(site: &Site) {
+fn h2load_finds_no_error(site: Site) {
     const REQUESTS: &str = "20000";
     for path in ["/", "/source"] {
         let mut h2load = Command::new("h2load");
         h2load.args(["--requests", REQUESTS, "--clients", "16", "--max-concurrent-streams", "16"]);
-        let printed = run(h2load.arg(site.url(path)));
+        let printed = said(h2load.arg(site.url(path)));
         let expected = format!("{REQUESTS} succeeded, 0 failed, 0 errored, 0 timeout");
         assert!(printed.contains(&expected), "{printed}");
     }
+}
+
+fn python_finds_no_error(site: Site) {
+    let mut python = python("http_clients/client.py");
+    python.arg(site.url("")).args(site.certificate());
+    assert_eq!(said(&mut python), "done\n");
+}
+
+/// By its protocol's own means, so that it knows why.
+fn a_web_socket_is_told_of_the_end(site: Site) {
+    let mut python = python("http_clients/socket_end.py");
+    python.arg(site.url("/socket")).args(site.certificate());
+    python.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = python.spawn().expect("python is installed");
+    let mut stdout = BufReader::new(running.stdout.take().expect("piped"));
+    let mut line = String::new();
+    stdout.read_line(&mut line).expect("text");
+    assert_eq!(line, "connected\n");
+    site.process.end();
+    line.clear();
+    stdout.read_to_string(&mut line).expect("text");
+    assert_eq!(line, "1001 the server ends\n");
+    assert!(running.wait().expect("it ends").success());
 }
 
 /// What openssl's client says until it ends, or for as long as its input is open.
@@ -289,47 +265,47 @@ fn said_by_openssl(site: &Site, input: &str, args: &[&str]) -> String {
 
 const LAST: &str = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
-fn openssl_is_served(site: &Site) {
+fn openssl_is_served(site: Site) {
     for version in ["-tls1_3", "-tls1_2"] {
-        let said = said_by_openssl(site, LAST, &[version, "-ign_eof"]);
+        let said = said_by_openssl(&site, LAST, &[version, "-ign_eof"]);
         assert!(said.contains("hello\n") && said.contains("Verify return code: 0 (ok)"), "{said}");
         // The server has said that it ends.
         assert!(said.contains("closed") && !said.contains("unexpected eof"), "{said}");
     }
     // Older ones are refused.
-    let said = said_by_openssl(site, "", &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
+    let said = said_by_openssl(&site, "", &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
     assert!(said.contains("alert") && said.contains("Cipher is (NONE)"), "{said}");
-    let alpn = said_by_openssl(site, LAST, &["-alpn", "http/1.1", "-ign_eof"]);
+    let alpn = said_by_openssl(&site, LAST, &["-alpn", "http/1.1", "-ign_eof"]);
     assert!(alpn.contains("ALPN protocol: http/1.1"), "{alpn}");
 }
 
-fn openssl_resumes_its_session(site: &Site) {
+fn openssl_resumes_its_session(site: Site) {
     for version in ["-tls1_3", "-tls1_2"] {
-        let session = site.certificate.0.with_extension(version.trim_start_matches('-'));
+        let session = certificate(&site).with_extension(version.trim_start_matches('-'));
         let path = session.to_str().expect("text");
-        let first = said_by_openssl(site, LAST, &[version, "-ign_eof", "-sess_out", path]);
+        let first = said_by_openssl(&site, LAST, &[version, "-ign_eof", "-sess_out", path]);
         assert!(first.contains("New, TLS"), "{first}");
-        let again = said_by_openssl(site, LAST, &[version, "-ign_eof", "-sess_in", path]);
+        let again = said_by_openssl(&site, LAST, &[version, "-ign_eof", "-sess_in", path]);
         assert!(again.contains("Reused, TLS") && again.contains("hello\n"), "{again}");
         std::fs::remove_file(session).expect("it was made");
     }
 }
 
 /// By `R`, a line that its client takes as a wish for new keys.
-fn a_renegotiation_is_refused(site: &Site) {
-    let said = said_by_openssl(site, "R\n", &["-tls1_2"]);
+fn a_renegotiation_is_refused(site: Site) {
+    let said = said_by_openssl(&site, "R\n", &["-tls1_2"]);
     assert!(said.contains("RENEGOTIATING"), "{said}");
     assert!(said.contains("no renegotiation") || said.contains("alert"), "{said}");
     assert!(!said.contains("hello"), "{said}");
 }
 
-fn who_goes_in_the_midst_of_a_handshake_disturbs_nobody(site: &Site) {
+fn who_goes_in_the_midst_of_a_handshake_disturbs_nobody(site: Site) {
     for _ in 0..20 {
-        let mut openssl = s_client(site, &[]);
+        let mut openssl = s_client(&site, &[]);
         openssl.kill().expect("it runs");
         openssl.wait().expect("it ends");
     }
-    let said = said_by_openssl(site, LAST, &["-ign_eof"]);
+    let said = said_by_openssl(&site, LAST, &["-ign_eof"]);
     assert!(said.contains("hello\n"), "{said}");
 }
 
@@ -338,12 +314,12 @@ macro_rules! with_tls {
         mod $name {
             #[test]
             fn on_epoll() {
-                super::$name(&super::Site::start("epoll", true));
+                super::$name(super::Site::start("http", "epoll", true));
             }
 
             #[test]
             fn on_uring() {
-                super::$name(&super::Site::start("uring", true));
+                super::$name(super::Site::start("http", "uring", true));
             }
         }
     )*};
@@ -360,7 +336,7 @@ with_tls!(
 #[test]
 fn a_signal_lets_a_download_finish() {
     for (engine, tls) in [("epoll", false), ("epoll", true), ("uring", false), ("uring", true)] {
-        let site = Site::start(engine, tls);
+        let site = Site::start("http", engine, tls);
         let to = scaled(2_000_000);
         let mut curl = site.curl(site.versions()[1], &format!("/count/{to}"), &[]);
         let mut stdout = curl.stdout.take().expect("piped");

@@ -9,6 +9,7 @@ pub mod peers;
 pub mod process;
 pub mod sandbox;
 pub mod settled;
+pub mod site;
 #[cfg(feature = "rustls")]
 pub mod tls;
 
