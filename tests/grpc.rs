@@ -375,6 +375,20 @@ fn timed<T>(message: T) -> Request<T> {
     request
 }
 
+/// How a stream ends that has a deadline. On a machine that is busy it may be over before it has begun.
+async fn end_of(call: impl Future<Output = Result<Response<Streaming<Text>>, Status>>) -> Status {
+    let mut replies = match call.await {
+        Ok(replies) => replies.into_inner(),
+        Err(status) => return status,
+    };
+    loop {
+        match replies.message().await {
+            Ok(reply) => assert_eq!(reply, Some(text("again"))),
+            Err(status) => return status,
+        }
+    }
+}
+
 fn a_call_ends_with_its_deadline(setup: Setup) {
     let probe = Probe::default();
     let server = serve(setup, &probe);
@@ -382,13 +396,7 @@ fn a_call_ends_with_its_deadline(setup: Setup) {
         let mut echo = connect(&server).await;
         let status = echo.say(timed(text("wait"))).await.expect_err("too late");
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
-        let mut replies = echo.repeat(timed(for_ever())).await.expect("a stream").into_inner();
-        let status = loop {
-            match replies.message().await {
-                Ok(reply) => assert_eq!(reply, Some(text("again"))),
-                Err(status) => break status,
-            }
-        };
+        let status = end_of(echo.repeat(timed(for_ever()))).await;
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
         until("they have ended", || probe.open() == 0).await;
         // One that is in time.
@@ -410,10 +418,8 @@ fn a_deadline_holds_where_the_server_knows_none(setup: Setup) {
         let mut echo = EchoClient::with_origin(channel, origin());
         let status = echo.say(timed(text("wait"))).await.expect_err("too late");
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
-        let replies = echo.repeat(timed(for_ever())).await.expect("a stream").into_inner();
-        let ends = replies.filter_map(async |reply| reply.err()).collect::<Vec<_>>().await;
-        assert_eq!(ends.len(), 1);
-        assert_eq!(ends[0].code(), Code::DeadlineExceeded, "{ends:?}");
+        let status = end_of(echo.repeat(timed(for_ever()))).await;
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
         until("the server was told", || probe.open() == 0).await;
     });
 }
