@@ -360,8 +360,20 @@ pub fn example(name: &str) -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
     build.arg("--target-dir").arg(profile.parent().expect("target/PROFILE"));
-    if matches!(name, "grpc" | "http") {
-        build.arg("--all-features");
+    // As this was built, so that nothing is built twice.
+    let features = [
+        ("zerocopy", cfg!(feature = "zerocopy")),
+        ("tokio", cfg!(feature = "tokio")),
+        ("futures-io", cfg!(feature = "futures-io")),
+        ("hyper", cfg!(feature = "hyper")),
+        ("axum", cfg!(feature = "axum")),
+        ("tonic", cfg!(feature = "tonic")),
+        ("rustls", cfg!(feature = "rustls")),
+        ("rustls-ring", cfg!(feature = "rustls-ring")),
+        ("rustls-aws-lc-rs", cfg!(feature = "rustls-aws-lc-rs")),
+    ];
+    for (feature, _) in features.iter().filter(|(_, has)| *has) {
+        build.args(["--features", feature]);
     }
     if profile.ends_with("release") {
         build.arg("--release");
