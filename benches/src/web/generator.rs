@@ -164,7 +164,6 @@ fn script(shape: &Shape) -> String {
     if shape.streams > 1 {
         script += &format!(
             "init = function(args)
-  wrk.init(args)
   all = string.rep(wrk.format(), {})
 end
 request = function()
@@ -225,17 +224,19 @@ pub fn parse_h2load(text: &str) -> Option<Said> {
         [" done", " succeeded", " failed", " errored", " timeout"]
             .map(|word| number_before(requests, word));
     let (done, succeeded) = (done?, succeeded?);
-    let right = number_before(find("status codes: ")?, " 2xx")?;
+    // The heads of the right ones are counted when they come, which may be before the measured part: their number says nothing.
+    let status = find("status codes: ")?;
+    let classes = [" 3xx", " 4xx", " 5xx"].into_iter();
+    let wrong = classes.map(|class| number_before(status, class)).sum::<Option<f64>>()?;
     let bytes =
         find("traffic: ")?.strip_suffix(" data")?.rsplit(['(', ')']).nth(1)?.parse().ok()?;
-    let wrong = (done - succeeded).max(done - right).max(0.0);
     // Smallest, longest, mean, deviation.
     let longest = find("time for request:")?.split_whitespace().nth(1)?;
     Some(Said {
         requests: succeeded as u64,
         seconds: succeeded / rate,
         bytes,
-        errors: (failed? + errored? + late?).max(wrong) as u64,
+        errors: (failed? + errored? + late? + wrong).max(done - succeeded) as u64,
         p50_us: f64::NAN,
         p99_us: f64::NAN,
         p999_us: f64::NAN,
