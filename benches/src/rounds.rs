@@ -424,8 +424,14 @@ impl<'a> Runner<'a> {
     #[cfg(feature = "http")]
     fn web_place(&self) -> io::Result<web::measure::Place> {
         let folder = web::folder(&resp::scratch_folder()?)?;
-        let Settings { server_core, client_core, .. } = *self.settings;
-        web::measure::Place::new(server_core, client_core, folder, self.go.clone())
+        web::certificate::make(&folder)?;
+        Ok(web::measure::Place {
+            program: std::env::current_exe()?,
+            server_core: self.settings.server_core,
+            client_core: self.settings.client_core,
+            folder,
+            go: self.go.clone(),
+        })
     }
 
     /// Whether a server is there; a note says that it is not.

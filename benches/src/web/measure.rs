@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::client::{Client, Stream};
 use super::generator::{Moment, Run, Said};
 use super::shape::Shape;
-use super::{Options, Server, Start, certificate, nginx};
+use super::{Options, Server, Start, nginx};
 use crate::golang;
 use crate::load::Outcome;
 use crate::plan::SETTLE_MS;
@@ -18,30 +18,21 @@ use crate::trace::{self, Calls};
 
 /// Where everything is.
 pub struct Place {
+    /// This program, which servers are started as.
+    pub program: PathBuf,
     /// Core of a server of one thread.
     pub server_core: usize,
     /// Core of a load generator of one thread.
     pub client_core: usize,
-    /// Folder of the certificate, and of files for the tools.
+    /// Folder of the [certificate](super::certificate), and of files for the tools.
     pub folder: PathBuf,
     /// The Go servers, if they are built.
     pub go: Option<PathBuf>,
 }
 
 impl Place {
-    /// With a new certificate in the folder.
-    pub fn new(
-        server_core: usize,
-        client_core: usize,
-        folder: PathBuf,
-        go: Option<PathBuf>,
-    ) -> io::Result<Place> {
-        certificate::make(&folder)?;
-        Ok(Place { server_core, client_core, folder, go })
-    }
-
     /// A server in a process of its own.
-    fn start(&self, server: &Server, shape: &Shape) -> io::Result<(ServerProcess, Options)> {
+    pub fn start(&self, server: &Server, shape: &Shape) -> io::Result<(ServerProcess, Options)> {
         let listen = process::tcp_address()?;
         let options = Options {
             listen: listen.tcp()?,
@@ -52,7 +43,7 @@ impl Place {
         };
         let command = match server.start {
             Start::Function(_) => {
-                let mut command = Command::new(std::env::current_exe()?);
+                let mut command = Command::new(&self.program);
                 command.args(["web", server.name, "--listen", &listen.to_string()]);
                 command.args(["--app", options.app.name()]);
                 command.args(["--threads", &options.threads.to_string()]);
@@ -75,7 +66,8 @@ impl Place {
         (shape.threads == 1).then_some(core)
     }
 
-    fn run<'a>(&'a self, shape: &'a Shape, options: &Options) -> Run<'a> {
+    /// A run of the load generator against it.
+    pub fn run<'a>(&'a self, shape: &'a Shape, options: &Options) -> Run<'a> {
         let core = self.core(shape, self.client_core);
         Run { shape, addr: options.listen, folder: &self.folder, core }
     }
@@ -178,9 +170,13 @@ fn drive_http1(
     let answer_bytes = client.connect()?.ask(ask, &ask.answer())? as u64;
     run.wrk(warm_ms.div_ceil(1000))?;
     let before = Clocks::read(pid, sys::children_cpu_time_ns()?)?;
-    let said = run.wrk(measure_ms.div_ceil(1000))?;
+    let mut said = run.wrk(measure_ms.div_ceil(1000))?;
     let after = Clocks::read(pid, sys::children_cpu_time_ns()?)?;
     check(&said)?;
+    if run.shape.streams > 1 {
+        // It times a burst, and then corrects that as if it were a request.
+        said = Said { p50_us: f64::NAN, p99_us: f64::NAN, p999_us: f64::NAN, ..said };
+    }
     // What has come of the answers that the end has cut off.
     let cut = (run.shape.connections * run.shape.streams) as u64 * answer_bytes;
     let whole = said.requests * answer_bytes;

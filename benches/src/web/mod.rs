@@ -18,6 +18,8 @@ use crate::servers::Role;
 pub mod certificate;
 #[cfg(feature = "http")]
 pub mod client;
+#[cfg(feature = "cyper")]
+pub mod cyper;
 #[cfg(feature = "http")]
 pub mod duopoll;
 pub mod generator;
@@ -25,7 +27,11 @@ pub mod generator;
 pub mod grpc;
 #[cfg(feature = "http")]
 pub mod measure;
+#[cfg(feature = "monoio-http")]
+pub mod monoio;
 pub mod nginx;
+#[cfg(feature = "ntex")]
+pub mod ntex;
 #[cfg(feature = "http")]
 pub mod service;
 pub mod shape;
@@ -115,6 +121,30 @@ pub fn all() -> &'static [Server] {
             serves: |_| true,
             about: "the same on tokio's multi-thread runtime, a worker a thread",
         },
+        #[cfg(feature = "monoio-http")]
+        Server {
+            name: "monoio",
+            role: Role::Peer,
+            start: Start::Function(monoio::serve),
+            serves: |shape| is_simple(shape) && shape.streams == 1,
+            about: "monoio-http, io_uring driver, HTTP/1.1 only",
+        },
+        #[cfg(feature = "ntex")]
+        Server {
+            name: "ntex",
+            role: Role::Peer,
+            start: Start::Function(ntex::serve),
+            serves: is_simple,
+            about: "ntex, neon on io_uring, one worker, HTTP/1.1 only",
+        },
+        #[cfg(feature = "cyper")]
+        Server {
+            name: "compio",
+            role: Role::Peer,
+            start: Start::Function(cyper::serve),
+            serves: is_simple,
+            about: "hyper and axum on compio by cyper-axum, HTTP/1.1 only",
+        },
         Server {
             name: "go",
             role: Role::Peer,
@@ -132,6 +162,12 @@ pub fn all() -> &'static [Server] {
         },
     ];
     SERVERS
+}
+
+/// What the peers of the io_uring field are asked: small answers by HTTP/1.1, as it is, on one thread.
+#[cfg(any(feature = "monoio-http", feature = "ntex", feature = "cyper"))]
+fn is_simple(shape: &Shape) -> bool {
+    !shape.http2 && !shape.tls && shape.threads == 1 && matches!(shape.ask, Ask::Hello | Ask::Json)
 }
 
 /// The server of that name.
