@@ -149,5 +149,5 @@ fn the_window_begins_with_the_last_thread_and_ends_with_the_first() {
         .enumerate()
         .filter_map(|(number, line)| Some((number, moments.look(line)?)))
         .collect();
-    assert_eq!(found, [(10, Moment::Begin), (11, Moment::End)]);
+    assert_eq!(found, [(11, Moment::Begin), (12, Moment::End)]);
 }
