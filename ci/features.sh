@@ -8,7 +8,7 @@ export RUSTFLAGS="${RUSTFLAGS:-} -D warnings"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/features"
 
 for engines in epoll uring epoll,uring; do
-    for extra in "" ,zerocopy ,tokio ,futures-io ,hyper ,zerocopy,tokio,futures-io,hyper; do
+    for extra in "" ,zerocopy ,tokio ,futures-io ,hyper ,rustls ,hyper,tokio,rustls-ring ,zerocopy,axum,tonic,hyper,rustls-aws-lc-rs; do
         echo "features: $engines$extra"
         cargo check --quiet --no-default-features --features "$engines$extra" --lib --examples
     done
@@ -16,7 +16,7 @@ done
 
 # What nobody has asked for is not built.
 tree=$(cargo tree --quiet --edges normal --prefix none --package duopoll)
-for crate in tokio hyper rustls; do
+for crate in tokio hyper axum tonic rustls ring; do
     if grep --quiet "^$crate v" <<<"$tree"; then
         echo "without a feature that needs it, there is $crate" >&2
         exit 1

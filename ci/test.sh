@@ -5,12 +5,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 missing=
-for tool in redis-benchmark ip curl; do command -v "$tool" >/dev/null || missing=yes; done
+for tool in redis-benchmark ip curl openssl wrk h2load; do command -v "$tool" >/dev/null || missing=yes; done
 if [ -n "$missing" ]; then
     sudo=$([ "$(id -u)" = 0 ] || echo sudo)
     $sudo apt-get update --quiet
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes redis-tools iproute2 curl
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes redis-tools iproute2 curl openssl wrk nghttp2-client
 fi
+ci/clients.sh
 # Thousands of connections in one process.
 ulimit -n "$(ulimit -Hn)"
 
@@ -20,7 +21,7 @@ readonly SENDING=(backpressure costs differential echo ended_connections ends en
 # A release build is faster by several times, and overflows wrap.
 readonly TIMING=(backpressure dial ended_connections ends late_pollers lifecycle teardown threads timeouts)
 
-cargo test --workspace --features duopoll/zerocopy,duopoll/tokio,duopoll/futures-io,duopoll/hyper
+cargo test --workspace --features duopoll/zerocopy,duopoll/axum,duopoll/tonic,duopoll/hyper,duopoll/rustls-ring
 # Where the kernel has none of them, they are refused.
 DUOPOLL_URING=base cargo test -p duopoll --features zerocopy --test zerocopy
 cargo test -p duopoll-core --lib --test simulation

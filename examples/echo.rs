@@ -12,13 +12,11 @@ use std::process::ExitCode;
 
 use duopoll::Connection;
 
-const ABOUT: &str = "An echo server.";
-const DEFAULT_LISTEN: &str = "127.0.0.1:7000";
+const PROGRAM: flags::Program =
+    flags::Program { about: "An echo server.", listen: "127.0.0.1:7000", tls: false };
 
 fn main() -> ExitCode {
-    flags::main(ABOUT, DEFAULT_LISTEN, |flags| {
-        flags.builder().on_request(echo).serve(flags.listener()?)
-    })
+    flags::main(&PROGRAM, |flags| flags.builder().on_request(echo).serve(flags.listener()?))
 }
 
 async fn echo(connection: &mut Connection) -> io::Result<()> {

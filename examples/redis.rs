@@ -35,9 +35,6 @@ use reply::Reply;
 use resp::{BULK_BYTES_MAX, Parser, Step};
 use store::SharedStore;
 
-const ABOUT: &str = "A server that speaks the Redis protocol (RESP2).";
-const DEFAULT_LISTEN: &str = "127.0.0.1:6380";
-
 /// Replies staged before they are flushed although more requests wait, in bytes. With the watermark of the
 /// connection this bounds what a client costs that sends and never reads.
 const STAGED_BYTES_MAX: usize = 256 << 10;
@@ -47,8 +44,14 @@ const IN_PLACE_BYTES_MAX: usize = 256 << 10;
 /// Scratch memory that is kept for the next connection, in bytes and in arguments.
 const SCRATCH_MAX: usize = 64 << 10;
 
+const PROGRAM: flags::Program = flags::Program {
+    about: "A server that speaks the Redis protocol (RESP2).",
+    listen: "127.0.0.1:6380",
+    tls: false,
+};
+
 fn main() -> ExitCode {
-    flags::main(ABOUT, DEFAULT_LISTEN, |flags| {
+    flags::main(&PROGRAM, |flags| {
         let store = SharedStore::start()?;
         let (connected, disconnected) = (store.clone(), store.clone());
         let service = flags

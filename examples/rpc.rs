@@ -24,9 +24,11 @@ use duopoll::mux::{self, Plain, Pool};
 use duopoll::{Connection, Dialer, LinkBuffer, Pollers, Slice, task, time};
 use lexopt::prelude::*;
 
-const ABOUT: &str =
-    "A server of calls over few connections; with --connect in place of --listen, its client.";
-const DEFAULT_LISTEN: &str = "127.0.0.1:7100";
+const PROGRAM: flags::Program = flags::Program {
+    about: "A server of calls over few connections; with --connect in place of --listen, its client.",
+    listen: "127.0.0.1:7100",
+    tls: false,
+};
 
 fn main() -> ExitCode {
     if std::env::args().any(|argument| argument == "--connect") {
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    flags::main(ABOUT, DEFAULT_LISTEN, |flags| {
+    flags::main(&PROGRAM, |flags| {
         let service = flags.builder().on_connection(async |connection: Connection| {
             mux::serve(connection, Plain, mux::CALLS_MAX, answer).await
         });

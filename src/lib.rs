@@ -46,6 +46,7 @@
 //! | `tokio` | no | connections as `AsyncRead`, `AsyncBufRead` and `AsyncWrite` of tokio |
 //! | `futures-io` | no | the same of futures, and accepted connections as a `Stream` |
 //! | `hyper` | no | HTTP/1 and 2: hyper's traits, and servers of hyper and tower services |
+//! | `axum`, `tonic` | no | listeners and connections for the servers of these that run on tokio's runtime |
 //! | `rustls` | no | TLS by rustls, with the cryptography that the program's own rustls has |
 //! | `rustls-ring`, `rustls-aws-lc-rs` | no | the same with one of these |
 
@@ -58,6 +59,8 @@ compile_error!("duopoll needs an engine: enable the feature `epoll`, `uring`, or
 
 mod address;
 mod affinity;
+#[cfg(feature = "axum")]
+pub mod axum;
 mod blocking;
 mod caught;
 mod clock;
@@ -83,6 +86,8 @@ pub mod time;
 pub mod tls;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+#[cfg(feature = "tonic")]
+pub mod tonic;
 
 /// What io_uring can do on this kernel, and what is used of it.
 #[cfg(feature = "uring")]

@@ -2,63 +2,19 @@
 //!
 //! The allocator counts for threads that ask for it, which is those of one test at a time.
 
+#[path = "support/counting.rs"]
+mod counting;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io::{Read, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use counting::{allocations, alone, count_this_thread};
 use duopoll::mux::{self, Head, Kind, Plain, Protocol};
 use duopoll::{Connection, Engine, LinkBuffer, Server, Slice, Stats};
 use support::settled::Settled;
 use support::{Family, Peer, Setup};
-
-/// Counts the allocations of threads that ask for it.
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    static COUNTED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Of those that count, one runs at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn count() {
-    if COUNTED.try_with(Cell::get).unwrap_or(false) {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: everything is handed to the system's allocator as it comes.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: promised by the caller.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: promised by the caller.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: promised by the caller.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const ENGINES: [Engine; 2] = [Engine::Epoll, Engine::Uring];
 const CONNECTIONS: usize = 100;
@@ -98,7 +54,7 @@ impl Gated {
         let gate = Arc::new(Gate::default());
         let handlers_gate = gate.clone();
         let server = setup.serve(async move |connection: &mut Connection| {
-            COUNTED.set(true);
+            count_this_thread();
             if connection.peek(1).await?[0] == STOP {
                 handlers_gate.pass();
             }
@@ -135,11 +91,11 @@ impl Gated {
             self.round();
         }
         let before = self.server.settled();
-        let allocations = ALLOCATIONS.load(Ordering::Relaxed);
+        let counted = allocations();
         for _ in 0..rounds {
             self.round();
         }
-        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
+        let allocations = allocations() - counted;
         (allocations, before, self.server.settled())
     }
 }
@@ -225,7 +181,7 @@ fn a_call_among_many_costs_no_allocation() {
         let setup = Setup { engine, family: Family::V4 };
         let service = setup.builder().on_connection(async |connection: Connection| {
             mux::serve(connection, Plain, mux::CALLS_MAX, async |request: Slice| {
-                COUNTED.set(true);
+                count_this_thread();
                 if request[0] % 2 == 1 {
                     duopoll::time::sleep(Duration::from_millis(1)).await;
                 }
@@ -245,12 +201,12 @@ fn a_call_among_many_costs_no_allocation() {
         }
         let mut replies = vec![0; requests.len()];
         let mut rounds = |rounds: usize| {
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            let before = allocations();
             for _ in 0..rounds {
                 peer.write_all(&requests).expect("sent");
                 peer.read_exact(&mut replies).expect("replies");
             }
-            ALLOCATIONS.load(Ordering::Relaxed) - before
+            allocations() - before
         };
         rounds(100);
         // On a busy machine a queue may grow once more. What a call costs it costs every time.

@@ -29,6 +29,7 @@ on_every_setup!(
     a_shutdown_ends_who_is_idle_and_answers_the_rest,
     a_shutdown_lets_streams_finish,
     a_head_that_does_not_end_is_not_waited_for,
+    who_does_not_begin_is_not_waited_for,
     a_panic_ends_its_stream_and_nothing_else,
     a_client_that_goes_in_the_middle_disturbs_nobody,
 );
@@ -287,6 +288,30 @@ fn a_head_that_does_not_end_is_not_waited_for(setup: Setup) {
     // Who is idle for as long goes, too; neither is an error.
     eventually("both are gone", || server.open_connections() == 0);
     assert_eq!(server.server_stats().handler_errors, 0);
+}
+
+/// Neither with nothing, nor with a part of what HTTP/2 begins with.
+fn who_does_not_begin_is_not_waited_for(setup: Setup) {
+    let server =
+        serve(setup, Http::new().begin_timeout(Duration::from_millis(200)), async |_, _| {
+            reply("done")
+        });
+    let mut peers = ["", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r"].map(|begin| {
+        let mut peer = Peer::connect(server.local_addr());
+        peer.write_all(begin.as_bytes()).expect("sent");
+        peer
+    });
+    for peer in &mut peers {
+        assert_eq!(peer.read_rest().unwrap_or_default(), b"");
+    }
+    eventually("they are gone", || server.open_connections() == 0);
+    assert_eq!(server.server_stats().handler_errors, 0);
+    // Nor by a server that shuts down.
+    let server = serve(setup, Http::new(), async |_, _| reply("done"));
+    let silent = Peer::connect(server.local_addr());
+    eventually("it is there", || server.open_connections() == 1);
+    assert_eq!(server.shutdown(PATIENCE), 0);
+    drop(silent);
 }
 
 fn a_panic_ends_its_stream_and_nothing_else(setup: Setup) {

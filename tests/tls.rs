@@ -219,7 +219,7 @@ fn a_long_chain_of_certificates_needs_several_records(setup: Setup) {
     let names = (0..1000).map(|number| format!("{number}.a-name-that-is-not-short.test"));
     let (certificates, key) = identity(names.chain([NAME.to_owned()]));
     assert!(certificates[0].len() > 20_000);
-    let config = ServerConfig::builder().with_no_client_auth();
+    let config = server_builder().with_no_client_auth();
     let config = config.with_single_cert(certificates, key).expect("a configuration");
     let server = serve(setup, config, echo);
     let connector = TlsConnector::new(Arc::new(client_config()));
@@ -267,8 +267,7 @@ fn the_certificate_is_chosen_by_name(setup: Setup) {
     for name in [NAME, "other.test"] {
         resolver.add(name, certified_key(name)).expect("a name");
     }
-    let config =
-        ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(resolver));
+    let config = server_builder().with_no_client_auth().with_cert_resolver(Arc::new(resolver));
     let server = serve(setup, config, echo);
     let connector = TlsConnector::new(Arc::new(client_config()));
     let dialer = Dialer::new().pollers(setup.pollers(1));

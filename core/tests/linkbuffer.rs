@@ -987,3 +987,108 @@ mod adapters {
         }
     }
 }
+
+mod bytes_that_are_changed_where_they_lie {
+    use super::*;
+
+    /// What came in one read, as a slice.
+    fn received(bytes: &[u8]) -> (LinkBuffer, Slice) {
+        let mut buffer = LinkBuffer::with_pool(pool());
+        receive(&mut buffer, bytes);
+        let slice = buffer.next(bytes.len()).unwrap();
+        (buffer, slice)
+    }
+
+    #[test]
+    fn each_part_of_a_slice_is_its_owners() {
+        let (_buffer, mut back) = received(b"abcdefgh");
+        let mut front = back.split_to(3).unwrap();
+        back.truncate(4);
+        back.advance(1);
+        // Both at once.
+        let (first, second) = (front.get_mut().unwrap(), back.get_mut().unwrap());
+        first.fill(b'1');
+        second.fill(b'2');
+        first[0] = b'0';
+        assert_eq!((&*front, &*back), (&b"011"[..], &b"222"[..]));
+    }
+
+    #[test]
+    fn bytes_that_are_behind_it_arrive_undisturbed() {
+        let (mut buffer, mut slice) = received(b"first");
+        let bytes = slice.get_mut().unwrap();
+        assert_eq!(receive(&mut buffer, b"second"), 6);
+        bytes.fill(b'x');
+        assert_eq!((text(&mut buffer), &*slice), ("second".into(), &b"xxxxx"[..]));
+    }
+
+    #[test]
+    fn who_was_cloned_is_nobodys_alone_any_more() {
+        let (_buffer, mut slice) = received(b"abcdef");
+        let mut part = slice.subslice(1..3).unwrap();
+        assert!(slice.get_mut().is_none() && part.get_mut().is_none());
+        // Nor are the parts of it, and the one that is left.
+        let mut front = slice.split_to(2).unwrap();
+        drop(part);
+        assert!(slice.get_mut().is_none() && front.get_mut().is_none());
+    }
+
+    #[test]
+    fn pieces_that_meet_again_are_shared_if_one_is() {
+        for shared in [None, Some(0), Some(1)] {
+            let (_buffer, mut second) = received(b"abcdef");
+            let mut pieces = [second.split_to(3).unwrap(), second];
+            let clone = shared.map(|piece: usize| pieces[piece].clone());
+            let mut buffer = LinkBuffer::new();
+            let [first, second] = pieces;
+            buffer.adopt(first);
+            buffer.adopt(second);
+            let mut whole = buffer.next(6).unwrap();
+            assert_eq!(whole.get_mut().is_some(), clone.is_none(), "{shared:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_still_in_a_chain_can_be_cloned_from_there() {
+        let (mut buffer, slice) = received(b"abcdef");
+        buffer.adopt(slice);
+        let mut chain = Chain::new();
+        buffer.drain_into(&mut chain);
+        let clone = chain.first().cloned();
+        buffer.adopt_chain(&mut chain);
+        let mut slice = buffer.next(6).unwrap();
+        assert!(slice.get_mut().is_none());
+        assert_eq!(clone.as_deref(), Some(&b"abcdef"[..]));
+    }
+
+    #[test]
+    fn memory_from_outside_is_not_to_be_changed() {
+        assert!(Slice::from("text").get_mut().is_none());
+        assert!(Slice::from(vec![1, 2]).get_mut().is_none());
+        assert!(Slice::empty().get_mut().is_none());
+    }
+
+    #[test]
+    fn a_copy_of_pieces_is_its_owners() {
+        let mut buffer = of_pieces(&["ab", "cd", "ef"]);
+        let mut whole = buffer.next(5).unwrap();
+        whole.get_mut().unwrap()[0] = b'x';
+        assert_eq!((&*whole, text(&mut buffer)), (&b"xbcde"[..], "f".into()));
+    }
+
+    #[test]
+    fn what_is_written_with_a_function_is_taken_as_far_as_it_says() {
+        let mut buffer = LinkBuffer::with_pool(pool());
+        for (room, written) in [(0, 0), (10, 0), (10, 4), (100_000, 100_000), (5, 9)] {
+            let taken = buffer.write_with(room, |bytes| {
+                assert!(bytes.len() == room && bytes.iter().all(|byte| *byte == 0));
+                bytes.fill(7);
+                written
+            });
+            assert_eq!(taken, Ok(written.min(room)));
+        }
+        buffer.flush();
+        assert_eq!(buffer.len(), 4 + 100_000 + 5);
+        assert!(buffer.chunks().flatten().all(|byte| *byte == 7));
+    }
+}

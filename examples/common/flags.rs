@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::panic;
+#[cfg(feature = "rustls")]
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::thread;
@@ -16,6 +18,15 @@ use signal_hook::iterator::Signals;
 /// How long connections may go on after the signal, if nothing else is said.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// What is said of an example in its help.
+pub(crate) struct Program {
+    pub(crate) about: &'static str,
+    /// Where it listens if nothing else is said.
+    pub(crate) listen: &'static str,
+    /// Whether it has `--tls`.
+    pub(crate) tls: bool,
+}
+
 /// The flags.
 pub(crate) struct Flags {
     listen: Address,
@@ -28,6 +39,15 @@ pub(crate) struct Flags {
     max_connections: Option<usize>,
     #[cfg(feature = "zerocopy")]
     zerocopy: Option<usize>,
+    #[cfg(feature = "rustls")]
+    tls: Option<Tls>,
+}
+
+/// That it is to be TLS, and where the certificate goes.
+#[cfg(feature = "rustls")]
+#[derive(Default)]
+struct Tls {
+    certificate: Option<PathBuf>,
 }
 
 impl Flags {
@@ -50,6 +70,13 @@ impl Flags {
         builder
     }
 
+    /// Whether it is to be TLS, and the file that the certificate goes to.
+    #[cfg(feature = "rustls")]
+    #[allow(dead_code, reason = "not every example has TLS")]
+    pub(crate) fn tls(&self) -> Option<Option<&Path>> {
+        self.tls.as_ref().map(|tls| tls.certificate.as_deref())
+    }
+
     /// A listener at the given address.
     pub(crate) fn listener(&self) -> io::Result<Listener> {
         Listener::bind(&self.listen)
@@ -58,14 +85,13 @@ impl Flags {
 
 /// Runs a server until SIGINT or SIGTERM. Exits with 2 for a bad flag or address, with 1 for what the system refuses.
 pub(crate) fn main(
-    about: &str,
-    default_listen: &str,
+    program: &Program,
     serve: impl FnOnce(&Flags) -> io::Result<Server>,
 ) -> ExitCode {
-    let flags = match parse(default_listen) {
+    let flags = match parse(program) {
         Ok(Some(flags)) => flags,
         Ok(None) => {
-            say(&help(about, default_listen));
+            say(&help(program));
             return ExitCode::SUCCESS;
         }
         Err(error) => return complain(2, &error),
@@ -124,12 +150,14 @@ fn complain(code: u8, error: &dyn Display) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn help(about: &str, default_listen: &str) -> String {
+fn help(program: &Program) -> String {
+    let Program { about, listen, tls } = program;
+    let tls = if *tls { HELP_FOR_TLS } else { "" };
     format!(
         "{about}
 
 Flags:
-  --listen ADDRESS           HOST:PORT, unix:PATH or unix:@NAME (default: {default_listen})
+  --listen ADDRESS           HOST:PORT, unix:PATH or unix:@NAME (default: {listen})
   --engine auto|epoll|uring  auto takes io_uring where it works, else epoll (default: auto, or what the
                              environment variable DUOPOLL_ENGINE says)
   --pollers N                threads that serve connections (default: 1)
@@ -139,7 +167,7 @@ Flags:
   --max-connections N        connections open at once; others wait (default: no limit)
   --zerocopy BYTES           send pieces from so many bytes on without a copy (default: none); needs a build with
                              --features zerocopy
-  --stats                    print the library's counters as one line of JSON at the end
+{tls}  --stats                    print the library's counters as one line of JSON at the end
   --help                     print this
 
 Seconds may have a fraction. Prints one line when it is ready. SIGINT and SIGTERM end it gracefully. Exit code 0 then, 1 if the system refuses something, 2 for a bad flag.
@@ -148,8 +176,14 @@ Seconds may have a fraction. Prints one line when it is ready. SIGINT and SIGTER
     )
 }
 
+const HELP_FOR_TLS: &str = "\
+  --tls                      TLS, with a certificate for localhost that is made now; needs a build with
+                             --features rustls-ring
+  --tls-certificate FILE     the same, and put the certificate there
+";
+
 /// The flags, or none if help was asked for.
-fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
+fn parse(program: &Program) -> Result<Option<Flags>, lexopt::Error> {
     let mut flags = Flags {
         listen: Address::Unnamed,
         engine: Engine::Auto,
@@ -161,6 +195,8 @@ fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
         max_connections: None,
         #[cfg(feature = "zerocopy")]
         zerocopy: None,
+        #[cfg(feature = "rustls")]
+        tls: None,
     };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
@@ -174,13 +210,32 @@ fn parse(default_listen: &str) -> Result<Option<Flags>, lexopt::Error> {
         match &*name {
             "help" => return Ok(None),
             "stats" => flags.stats = true,
+            "tls" | "tls-certificate" if program.tls => set_tls(&mut flags, &name, &mut parser)?,
             _ => set(&mut flags, &name, &mut parser)?,
         }
     }
     if flags.listen == Address::Unnamed {
-        flags.listen = default_listen.parse().map_err(|error: io::Error| error.to_string())?;
+        flags.listen = program.listen.parse().map_err(|error: io::Error| error.to_string())?;
     }
     Ok(Some(flags))
+}
+
+#[cfg(feature = "rustls")]
+fn set_tls(
+    flags: &mut Flags,
+    name: &str,
+    parser: &mut lexopt::Parser,
+) -> Result<(), lexopt::Error> {
+    let tls = flags.tls.get_or_insert_default();
+    if name == "tls-certificate" {
+        tls.certificate = Some(parser.value()?.into());
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "rustls"))]
+fn set_tls(_: &mut Flags, name: &str, _: &mut lexopt::Parser) -> Result<(), lexopt::Error> {
+    Err(format!("--{name} needs a build with the feature: --features rustls-ring").into())
 }
 
 /// Sets what a flag with a value says.

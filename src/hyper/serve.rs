@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::hyper::body::{Body, Incoming};
@@ -16,11 +17,22 @@ use hyper_util::service::TowerToHyperService;
 
 use crate::connection::Connection;
 use crate::hyper::run::{LocalExecutor, PollerTimer};
+use crate::time::timeout;
+#[cfg(feature = "rustls")]
+use crate::tls::TlsConnection;
+use crate::{LinkBuffer, Watch};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// How long a client may take for the head of a request, if nothing else is said.
+/// How long a client may take for the head of a request, and before it for the first bytes, if nothing else is said.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What may wait to be sent of each stream of HTTP/2, in bytes, if nothing else is said: a client that reads none of 200 streams holds as much
+/// of each.
+const SEND_BYTES_MAX: usize = 64 << 10;
+
+/// What a client of HTTP/2 begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves HTTP/1 and HTTP/2 on connections, whichever the client begins with, for a handler of
 /// [`on_connection`](crate::Builder::on_connection). Clones do the same.
@@ -30,11 +42,14 @@ const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// - When the server shuts down the client is told at once, by `connection: close` or GOAWAY; what it has asked for by then is
 ///   answered, and connections between requests end.
 /// - Each stream of HTTP/2 is a task of the poller's. A panic of a service ends its stream, or its connection of HTTP/1.
-/// - The head of a request may take 30 seconds, from the connection's begin or the end of the request before; so it ends
-///   connections that are idle for so long, too.
+/// - A client has 30 seconds to begin, and by HTTP/1 as many for the head of a request, from the end of the one before; so it ends
+///   connections that are idle for so long, too. By HTTP/2 idle ones stay, unless they are
+///   [pinged](::hyper::server::conn::http2::Builder::keep_alive_interval) or the server has an
+///   [idle timeout](crate::Builder::idle_timeout).
 #[derive(Clone)]
 pub struct Http {
     builder: Builder<LocalExecutor>,
+    begin_timeout: Duration,
 }
 
 impl Http {
@@ -42,8 +57,14 @@ impl Http {
     pub fn new() -> Http {
         let mut builder = Builder::new(LocalExecutor);
         builder.http1().timer(PollerTimer).header_read_timeout(HEADER_READ_TIMEOUT);
-        builder.http2().timer(PollerTimer);
-        Http { builder }
+        builder.http2().timer(PollerTimer).max_send_buf_size(SEND_BYTES_MAX);
+        Http { builder, begin_timeout: HEADER_READ_TIMEOUT }
+    }
+
+    /// How long a client may take until it has said which version it speaks.
+    pub fn begin_timeout(mut self, timeout: Duration) -> Http {
+        self.begin_timeout = timeout;
+        self
     }
 
     /// Changes what hyper can be told: limits, timeouts, windows, keep-alive by HTTP/2's pings, one version only.
@@ -70,7 +91,7 @@ impl Http {
     ///
     /// # Cancellation
     /// Dropping it drops the connection; streams of HTTP/2 that are being handled end when they notice.
-    pub async fn serve<C, S, B>(&self, io: C, service: S) -> io::Result<()>
+    pub async fn serve<C, S, B>(&self, mut io: C, service: S) -> io::Result<()>
     where
         C: Controlled + Read + Write + Unpin + Send + 'static,
         S: Service<Request<Incoming>, Response = Response<B>> + 'static,
@@ -80,6 +101,10 @@ impl Http {
         B::Error: Into<BoxError>,
     {
         let mut draining = io.control().draining();
+        let begins = timeout(self.begin_timeout, begin(&mut io, &mut draining));
+        if !begins.await.unwrap_or(false) {
+            return Ok(());
+        }
         let mut told = false;
         let mut serving = pin!(self.builder.serve_connection_with_upgrades(io, service));
         let served = poll_fn(|cx| {
@@ -92,10 +117,7 @@ impl Http {
         let Err(error) = served.await else { return Ok(()) };
         let is_late =
             error.downcast_ref::<::hyper::Error>().is_some_and(::hyper::Error::is_timeout);
-        let error = into_io_error(error);
-        // It had not said yet which version it speaks.
-        let is_told = told && error.kind() == io::ErrorKind::Interrupted;
-        if is_late || is_told { Ok(()) } else { Err(error) }
+        if is_late { Ok(()) } else { Err(into_io_error(error)) }
     }
 
     /// As [`serve`](Http::serve), with a service of tower's, such as an axum `Router` or tonic's `Routes`.
@@ -122,23 +144,57 @@ impl Http {
     }
 }
 
-/// What lies on a connection, and can say when its server shuts down.
+/// Waits until a client has begun. False if it need not be served: the server shuts down before.
+async fn begin(io: &mut impl Controlled, draining: &mut Watch) -> bool {
+    poll_fn(|cx| match io.poll_begin(cx) {
+        Poll::Ready(()) => Poll::Ready(true),
+        Poll::Pending => Pin::new(&mut *draining).poll(cx).map(|()| false),
+    })
+    .await
+}
+
+/// What is, or lies on, a connection of this crate, and can be [served](Http::serve).
 pub trait Controlled {
     /// The connection's handle.
     fn control(&self) -> crate::Control;
-}
 
-impl Controlled for Connection {
-    fn control(&self) -> crate::Control {
-        Connection::control(self)
+    /// Ready when the client has said which version of HTTP it speaks, or will not say it any more; nothing is taken of it. It is
+    /// for the [timeout](Http::begin_timeout), and at once if there is nothing to look at.
+    fn poll_begin(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
     }
 }
 
+macro_rules! implement {
+    ($stream:ty) => {
+        impl Controlled for $stream {
+            fn control(&self) -> crate::Control {
+                <$stream>::control(self)
+            }
+
+            fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+                while !has_begun(self.input()) {
+                    match ready!(self.reader().poll_more(cx)) {
+                        Ok(true) => {}
+                        // Whoever reads it is told.
+                        Ok(false) | Err(_) => break,
+                    }
+                }
+                Poll::Ready(())
+            }
+        }
+    };
+}
+
+implement!(Connection);
 #[cfg(feature = "rustls")]
-impl Controlled for crate::tls::TlsConnection {
-    fn control(&self) -> crate::Control {
-        crate::tls::TlsConnection::control(self)
-    }
+implement!(TlsConnection);
+
+/// Whether it is more than a part of HTTP/2's preface.
+fn has_begun(input: &LinkBuffer) -> bool {
+    let mut front = [0; PREFACE.len()];
+    let n = input.peek_to(&mut front);
+    n == PREFACE.len() || front[..n] != PREFACE[..n]
 }
 
 fn into_io_error(error: BoxError) -> io::Error {

@@ -6,7 +6,8 @@
 //! resumption and the like is said to rustls, in its [`ServerConfig`](rustls::ServerConfig) and [`ClientConfig`](rustls::ClientConfig).
 //!
 //! The cryptography is the program's choice: that of its own dependency on rustls, or `ring` or `aws-lc-rs` by this crate's
-//! features `rustls-ring` and `rustls-aws-lc-rs`.
+//! features `rustls-ring` and `rustls-aws-lc-rs`. If a build has both, because something else in it wants the other one, rustls
+//! chooses none: `CryptoProvider::install_default` does, or the `builder_with_provider` of a configuration.
 //!
 //! ```no_run
 //! use std::sync::Arc;

@@ -9,6 +9,7 @@ pub mod peers;
 pub mod process;
 pub mod sandbox;
 pub mod settled;
+pub mod site;
 #[cfg(feature = "rustls")]
 pub mod tls;
 
@@ -359,7 +360,7 @@ pub fn example(name: &str) -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
     build.arg("--target-dir").arg(profile.parent().expect("target/PROFILE"));
-    if name == "http" {
+    if matches!(name, "grpc" | "http") {
         build.arg("--all-features");
     }
     if profile.ends_with("release") {

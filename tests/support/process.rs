@@ -66,10 +66,15 @@ impl Process {
         unsafe { libc::kill(self.child.id() as i32, libc::SIGCONT) };
     }
 
-    /// Has it end, and gives what else it has printed.
-    pub fn end(mut self) -> String {
+    /// Tells it to end.
+    pub fn terminate(&self) {
         // SAFETY: kill(2) takes no memory.
         unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+    }
+
+    /// Has it end, and gives what else it has printed.
+    pub fn end(mut self) -> String {
+        self.terminate();
         assert!(self.child.wait().expect("an end").success());
         let mut printed = String::new();
         self.stdout.read_to_string(&mut printed).expect("text");

@@ -5,15 +5,34 @@ use std::sync::{Arc, LazyLock};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::client::WebPkiServerVerifier;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned,
-    SupportedProtocolVersion,
+    ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, ServerConfig, StreamOwned,
+    SupportedProtocolVersion, WantsVerifier,
 };
 
 use super::Peer;
+
+/// Named, since there may be another one in the build.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// What a server's configuration begins with.
+pub fn server_builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
+    let builder = ServerConfig::builder_with_provider(provider());
+    builder.with_safe_default_protocol_versions().expect("versions")
+}
+
+fn client_builder(
+    versions: &[&'static SupportedProtocolVersion],
+) -> ConfigBuilder<ClientConfig, WantsVerifier> {
+    let builder = ClientConfig::builder_with_provider(provider());
+    builder.with_protocol_versions(versions).expect("versions")
+}
 
 /// Who signs the others.
 static AUTHORITY: LazyLock<CertifiedIssuer<'static, KeyPair>> = LazyLock::new(|| {
@@ -57,15 +76,17 @@ pub fn roots() -> Arc<RootCertStore> {
 /// A server's configuration, for [`NAME`].
 pub fn server_config() -> ServerConfig {
     let (certificates, key) = identity([NAME.to_owned()]);
-    let config = ServerConfig::builder().with_no_client_auth();
+    let config = server_builder().with_no_client_auth();
     config.with_single_cert(certificates, key).expect("a configuration")
 }
 
 /// The same, for clients that show a certificate.
 pub fn strict_server_config() -> ServerConfig {
-    let verifier = WebPkiClientVerifier::builder(roots()).build().expect("a verifier");
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(), provider())
+        .build()
+        .expect("a verifier");
     let (certificates, key) = identity([NAME.to_owned()]);
-    let config = ServerConfig::builder().with_client_cert_verifier(verifier);
+    let config = server_builder().with_client_cert_verifier(verifier);
     config.with_single_cert(certificates, key).expect("a configuration")
 }
 
@@ -75,15 +96,17 @@ pub fn client_config() -> ClientConfig {
 }
 
 pub fn client_config_of(versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
-    let verifier = WebPkiServerVerifier::builder(roots()).build().expect("a verifier");
-    let config = ClientConfig::builder_with_protocol_versions(versions);
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots(), provider())
+        .build()
+        .expect("a verifier");
+    let config = client_builder(versions);
     config.with_webpki_verifier(verifier).with_no_client_auth()
 }
 
 /// One that shows a certificate.
 pub fn known_client_config() -> ClientConfig {
     let (certificates, key) = identity(["client.test".to_owned()]);
-    let config = ClientConfig::builder().with_root_certificates(roots());
+    let config = client_builder(rustls::ALL_VERSIONS).with_root_certificates(roots());
     config.with_client_auth_cert(certificates, key).expect("a configuration")
 }
 
