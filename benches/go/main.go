@@ -1,6 +1,7 @@
 // Command duopoll-peers serves the echo protocol of the comparison with a Go library:
 //
 //	duopoll-peers netpoll|gnet|net ADDRESS [READ_BUFFER_BYTES [bytes|framed]]
+//	duopoll-peers http|grpc ADDRESS [FOLDER_OF_CERTIFICATE]
 //	duopoll-peers mux-server ADDRESS
 //	duopoll-peers mux-client ADDRESS CALLS TASKS CONNECTIONS BYTES
 //
@@ -24,7 +25,15 @@ func main() {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		network, address = "unix", path
 	}
+	folder := ""
+	if len(os.Args) > 3 {
+		folder = os.Args[3]
+	}
 	switch os.Args[1] {
+	case "http":
+		fail(serveHTTP(address, folder))
+	case "grpc":
+		fail(serveGRPC(network, address, folder))
 	case "mux-server":
 		fail(serveMux(network, address))
 	case "mux-client":

@@ -5,23 +5,26 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::address::Address;
 use crate::load;
 use crate::plan::{self, Choice, Profile};
 use crate::resp::RespServer;
 use crate::rounds::{self, Settings, minutes};
 use crate::scenario;
 use crate::servers::{self, Options, Start};
+use crate::web;
+use crate::web::shape::App;
 
 const HELP: &str = "\
-Compares echo and RESP servers, each in a process of its own, in interleaved rounds.
+Compares echo, RESP, HTTP and gRPC servers, each in a process of its own, in interleaved rounds.
 
 compare [OPTIONS]
   --quick                 about a minute
   --thorough              every scenario on every server at full length: hours
                           (without either: the full run, below twenty minutes)
-  --only A,B              scenarios by name, group or glob (echo-64x100, rpc, 'echo-64k*'),
+  --only A,B              scenarios by name, group or glob (echo-64x100, http, 'echo-64k*'),
                           at full length on every server unless --quick is given
-  --servers A,B           echo servers by name
+  --servers A,B           echo and web servers by name
   --rounds N              rounds instead of the plan's
   --seconds S             measured window instead of the plan's
   --resp-server NAME=CMD  a further RESP server; {port} in CMD becomes its port; may repeat
@@ -35,6 +38,9 @@ compare serve NAME --listen ADDRESS [--burst BYTES] [--framed]
   runs one server; ADDRESS is IP:PORT or unix:PATH, BYTES is what arrives together,
   framed messages have their length in front
 
+compare web NAME --listen IP:PORT --app plain|json|grpc [--threads N] [--tls FOLDER]
+  runs one server of HTTP or gRPC; FOLDER has certificate.pem and key.pem
+
 compare load SPEC
   runs the load generator with a specification in JSON and prints the outcome in JSON
 ";
@@ -44,6 +50,7 @@ pub fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let result = match words.first().map(String::as_str) {
         Some("serve") => serve(&words[1..]),
+        Some("web") => serve_web(&words[1..]),
         Some("load") => run_load(&words[1..]),
         _ => compare(&words),
     };
@@ -94,6 +101,33 @@ fn serve(words: &[String]) -> Result<(), String> {
             let status = crate::golang::command(&executable, library, &options).status();
             Err(status.map_or_else(describe, |status| format!("{name} ended with {status}")))
         }
+    }
+}
+
+fn serve_web(words: &[String]) -> Result<(), String> {
+    let mut words = words.iter();
+    let name = value(&mut words, "web")?;
+    let (mut listen, mut app, mut tls, mut threads) = (None, None, None, 1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--listen" => listen = Some(value(&mut words, word)?.parse::<Address>()?),
+            "--app" => app = App::find(value(&mut words, word)?),
+            "--tls" => tls = Some(PathBuf::from(value(&mut words, word)?)),
+            "--threads" => threads = number(value(&mut words, word)?, word)?,
+            other => return Err(format!("unknown option {other:?}")),
+        }
+    }
+    let describe = |error: io::Error| format!("{name}: {error}");
+    let server = web::find(name).ok_or_else(|| format!("no web server named {name:?}"))?;
+    let listen = listen.ok_or("web needs --listen ADDRESS")?.tcp().map_err(describe)?;
+    let app = app.ok_or("web needs --app plain, json or grpc")?;
+    sys_limits().map_err(describe)?;
+    match server.start {
+        web::Start::Function(run) => {
+            let options = web::Options { listen, app, http2: false, tls, threads };
+            run(&options).map_err(describe)
+        }
+        web::Start::Go | web::Start::Nginx => Err(format!("{name} is a program of its own")),
     }
 }
 
@@ -162,6 +196,10 @@ fn compare(words: &[String]) -> Result<(), String> {
 fn list() -> String {
     let mut text = String::from("Servers:\n");
     for server in servers::all() {
+        text += &format!("  {:<14} {}\n", server.name, server.about);
+    }
+    text += "Web servers:\n";
+    for server in web::all() {
         text += &format!("  {:<14} {}\n", server.name, server.about);
     }
     text += "Scenarios, with the time that a full run takes for them:\n";

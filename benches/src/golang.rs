@@ -5,6 +5,8 @@ use std::process::Command;
 
 use crate::process;
 use crate::servers::Options;
+use crate::web;
+use crate::web::shape::App;
 
 /// Builds the module and returns the executable, or says why there is none.
 pub fn build() -> Result<PathBuf, String> {
@@ -37,5 +39,16 @@ pub fn command(executable: &Path, name: &str, options: &Options) -> Command {
         .arg(if options.framed { "framed" } else { "bytes" })
         // One core: more would only add scheduling.
         .env("GOMAXPROCS", "1");
+    command
+}
+
+/// The command that serves HTTP or gRPC with the standard library or grpc-go.
+pub fn web(executable: &Path, options: &web::Options) -> Command {
+    let mut command = Command::new(executable);
+    command
+        .arg(if options.app == App::Grpc { "grpc" } else { "http" })
+        .arg(options.listen.to_string())
+        .args(&options.tls)
+        .env("GOMAXPROCS", options.threads.to_string());
     command
 }

@@ -8,6 +8,7 @@
 //!
 //! - [`servers`]: every server, one file each, behind one table.
 //! - [`load`]: the load generator, a single-threaded epoll loop of its own.
+//! - [`web`]: servers of HTTP, gRPC and TLS, and the tools that drive them.
 //! - [`scenario`] and [`plan`]: what is measured, for how long, with how many rounds.
 //! - [`rounds`]: runs a plan. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
 //!   may be missing; the report then says so.
@@ -27,3 +28,4 @@ pub mod servers;
 pub mod stats;
 pub mod sys;
 pub mod trace;
+pub mod web;

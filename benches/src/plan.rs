@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::scenario::{self, Scenario, Work};
 use crate::servers::{self, Role, Server};
+use crate::web;
 
 /// Which plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +27,10 @@ pub enum Profile {
 pub struct Step {
     /// What is measured.
     pub scenario: Scenario,
-    /// Echo servers, in the order of a round. Empty for RESP, which has servers of its own.
+    /// Echo servers, in the order of a round. Empty for RESP and the web, which have servers of their own.
     pub servers: Vec<&'static Server>,
+    /// Web servers, in the order of a round. Empty for the others.
+    pub web_servers: Vec<&'static web::Server>,
     /// Rounds.
     pub rounds: usize,
     /// Whether peers outside the core sit out every second round.
@@ -50,6 +53,7 @@ impl Step {
     pub fn cells(&self, resp_servers: usize) -> usize {
         match self.scenario.work {
             Work::Resp { .. } => resp_servers * self.rounds,
+            Work::Web(_) => self.web_servers.len() * self.rounds,
             Work::Load(_) => (0..self.rounds)
                 .map(|round| self.servers.iter().filter(|s| self.takes_part(s, round)).count())
                 .sum(),
@@ -65,11 +69,25 @@ impl Step {
                 if shape.slow > 0 { 2 } else { 1 },
             ),
             Work::Resp { .. } => (0, 0, 1),
+            Work::Web(shape) => return self.estimate_web(shape),
         };
         let run_ms = self.warm_ms + self.measure_ms + settle_ms + 60;
         let cell_ms = run_ms * runs + connections as u64 * 50 / 1000;
         let trace_ms = if self.trace { self.servers.len() as u64 * 1300 } else { 0 };
         Duration::from_millis(cell_ms * self.cells(resp_servers) as u64 + trace_ms)
+    }
+
+    fn estimate_web(&self, shape: &web::shape::Shape) -> Duration {
+        let cell_ms = match shape {
+            // A handshake costs the client more than the server.
+            shape if shape.silent => {
+                1000 + shape.connections as u64 * if shape.tls { 1 } else { 0 }
+            }
+            shape if shape.http2 => self.warm_ms + self.measure_ms + 200,
+            _ => (self.warm_ms.div_ceil(1000) + self.measure_ms.div_ceil(1000)) * 1100 + 100,
+        };
+        let trace_ms = if self.trace { self.web_servers.len() as u64 * 1600 } else { 0 };
+        Duration::from_millis(cell_ms * self.cells(0) as u64 + trace_ms)
     }
 }
 
@@ -92,7 +110,7 @@ pub struct Choice {
 /// Lays out the steps of a run.
 pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
     for name in &choice.servers {
-        if servers::find(name).is_none() {
+        if servers::find(name).is_none() && web::find(name).is_none() {
             return Err(format!("no server named {name:?}; see --list"));
         }
     }
@@ -112,11 +130,20 @@ pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
         let Some(mut step) = step(profile, scenario, named) else {
             continue;
         };
-        if !choice.servers.is_empty() {
-            step.servers = servers::all()
-                .iter()
-                .filter(|server| choice.servers.iter().any(|name| name == server.name))
-                .collect();
+        let web_shape = match &step.scenario.work {
+            Work::Web(shape) => Some(shape.clone()),
+            Work::Load(_) | Work::Resp { .. } => None,
+        };
+        let chosen = |name| choice.servers.iter().any(|chosen| chosen == name);
+        if let Some(shape) = web_shape {
+            let all = choice.servers.is_empty();
+            let wanted = |server: &&web::Server| all || chosen(server.name);
+            let able = |server: &&web::Server| (server.serves)(&shape);
+            step.servers.clear();
+            step.web_servers = web::all().iter().filter(able).filter(wanted).collect();
+            step.spare_peers = false;
+        } else if !choice.servers.is_empty() {
+            step.servers = servers::all().iter().filter(|server| chosen(server.name)).collect();
             step.spare_peers = false;
         }
         step.rounds = choice.rounds.unwrap_or(step.rounds);
@@ -140,6 +167,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 || matches!(name, "open-64x100-50" | "unix-64x100" | "resp-get-p16" | "churn");
             (in_quick || named).then_some(Step {
                 servers: if closed_at_100 { everyone } else { core },
+                web_servers: Vec::new(),
                 scenario,
                 rounds: 1,
                 spare_peers: false,
@@ -154,6 +182,8 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 "open" => name.starts_with("open-64x100-"),
                 "unix" => matches!(name, "unix-64x100" | "unix-1kx100" | "unix-open-64x100-50"),
                 "resp" => !name.starts_with("resp-ping"),
+                // An hour of their own.
+                "http" | "h2" | "grpc" | "tls" => false,
                 _ => true,
             };
             let slow = scenario.group == "slow";
@@ -168,6 +198,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
             };
             (key || rest).then_some(Step {
                 servers,
+                web_servers: Vec::new(),
                 scenario,
                 rounds: if key { 5 } else { 3 },
                 spare_peers: key,
@@ -179,9 +210,14 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
         }
         Profile::Thorough => Some(Step {
             // Beside thousands of other connections it would be their beginning that is counted.
-            trace: matches!(&scenario.work, Work::Load(shape) if shape.idle + shape.slow < 1000),
+            trace: match &scenario.work {
+                Work::Load(shape) => shape.idle + shape.slow < 1000,
+                Work::Web(shape) => !shape.silent && shape.threads == 1,
+                Work::Resp { .. } => false,
+            },
             scenario,
             servers: everyone,
+            web_servers: Vec::new(),
             rounds: 5,
             spare_peers: false,
             warm_ms: 500,
@@ -221,10 +257,26 @@ mod tests {
     }
 
     #[test]
+    fn web_scenarios_run_on_servers_that_can_serve_them() {
+        let only = vec!["http-hello-64".into(), "http-post".into()];
+        let steps = steps(Profile::Full, &Choice { only, ..Choice::default() }).unwrap();
+        let has = |step: &Step, name| step.web_servers.iter().any(|server| server.name == name);
+        assert!(steps.iter().all(|step| step.servers.is_empty() && has(step, "go")));
+        assert!(has(
+            steps.iter().find(|step| step.scenario.name == "http-hello-64").unwrap(),
+            "nginx"
+        ));
+        assert!(!has(
+            steps.iter().find(|step| step.scenario.name == "http-post").unwrap(),
+            "nginx"
+        ));
+    }
+
+    #[test]
     fn unknown_names_are_refused() {
-        let unknown = Choice { servers: vec!["nginx".into()], ..Choice::default() };
+        let unknown = Choice { servers: vec!["apache".into()], ..Choice::default() };
         assert!(steps(Profile::Full, &unknown).is_err());
-        let unknown = Choice { only: vec!["http".into()], ..Choice::default() };
+        let unknown = Choice { only: vec!["gopher".into()], ..Choice::default() };
         assert!(steps(Profile::Full, &unknown).is_err());
     }
 }

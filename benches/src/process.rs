@@ -27,8 +27,12 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts `command` on `core` and waits until it accepts connections on `listen`.
-    pub fn start(mut command: Command, core: usize, listen: &Address) -> io::Result<Self> {
+    /// Starts `command` on `core`, or wherever the kernel wants, and waits until it accepts connections on `listen`.
+    pub fn start(
+        mut command: Command,
+        core: impl Into<Option<usize>>,
+        listen: &Address,
+    ) -> io::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         on_core(&mut command, core);
         let child = command.spawn().map_err(|error| {
@@ -91,13 +95,14 @@ impl Drop for ServerProcess {
     }
 }
 
-/// Makes a command run on one core and die with this process.
-pub fn on_core(command: &mut Command, core: usize) {
+/// Makes a command run on one core, or wherever the kernel wants, and die with this process.
+pub fn on_core(command: &mut Command, core: impl Into<Option<usize>>) {
+    let core = core.into();
     // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
     unsafe {
         command.pre_exec(move || {
             sys::die_with_parent()?;
-            sys::pin_to_core(core)
+            core.map_or(Ok(()), sys::pin_to_core)
         });
     }
 }

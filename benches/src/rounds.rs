@@ -16,6 +16,8 @@ use crate::resp::{self, RespServer};
 use crate::scenario::{Pace, Shape, Work};
 use crate::servers::{self, Options, Role, Server, Start};
 use crate::trace::{self, Calls};
+use crate::web;
+use crate::web::shape::Shape as WebShape;
 
 /// The server that every ratio, and the peak of an open loop, refers to.
 pub const YARDSTICK: &str = "classic";
@@ -43,6 +45,7 @@ pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
         let table = match step.scenario.work {
             Work::Load(ref shape) => runner.load_step(step, shape),
             Work::Resp { command, pipeline } => runner.resp_step(step, command, pipeline),
+            Work::Web(ref shape) => runner.web_step(step, shape),
         };
         runner.progress.clear();
         if let Some(table) = table {
@@ -68,6 +71,9 @@ struct Runner<'a> {
     progress: Progress,
     /// Requests a second of the yardstick, for the open loops.
     peaks: HashMap<(usize, usize, bool), f64>,
+    /// What the web servers need, made when the first starts.
+    #[cfg(feature = "http")]
+    place: Option<web::measure::Place>,
 }
 
 impl<'a> Runner<'a> {
@@ -77,9 +83,12 @@ impl<'a> Runner<'a> {
         if cores < 2 || settings.server_core == settings.client_core {
             notes.push("server and client share a core: latencies mean little".to_owned());
         }
-        let is_go = |server: &&Server| matches!(server.start, Start::Go(_));
+        let is_go = |step: &Step| {
+            step.servers.iter().any(|server| matches!(server.start, Start::Go(_)))
+                || step.web_servers.iter().any(|server| matches!(server.start, web::Start::Go))
+        };
         let mut go = None;
-        if steps.iter().any(|step| step.servers.iter().any(is_go)) {
+        if steps.iter().any(is_go) {
             match golang::build() {
                 Ok(executable) => go = Some(executable),
                 Err(note) => notes.push(note),
@@ -121,6 +130,8 @@ impl<'a> Runner<'a> {
             report,
             progress: Progress::new(cells, estimate),
             peaks: HashMap::new(),
+            #[cfg(feature = "http")]
+            place: None,
         })
     }
 
@@ -147,7 +158,8 @@ impl<'a> Runner<'a> {
                 if !step.takes_part(server, round) {
                     continue;
                 }
-                self.progress.cell(&step.scenario.name, round, step.rounds, server.name);
+                let is_first = server.name == YARDSTICK;
+                self.progress.cell(&step.scenario.name, round, step.rounds, server.name, is_first);
                 match self.sample(server, shape, mode, step.warm_ms, step.measure_ms) {
                     Ok(sample) => row.samples[round] = Some(sample),
                     Err(error) => {
@@ -317,7 +329,8 @@ impl<'a> Runner<'a> {
             .collect();
         for round in 0..step.rounds {
             for (server, row) in servers.iter().zip(&mut rows) {
-                self.progress.cell(&step.scenario.name, round, step.rounds, &server.name);
+                let is_first = server.name == servers[0].name;
+                self.progress.cell(&step.scenario.name, round, step.rounds, &server.name, is_first);
                 match self.resp_cell(server, command, pipeline, step.measure_ms) {
                     Ok(outcome) => row.samples[round] = Some(outcome.into()),
                     Err(error) => {
@@ -353,6 +366,90 @@ impl<'a> Runner<'a> {
         resp::run(&process, addr, self.settings.client_core, test, pipeline, measure_ms)
     }
 
+    // ---- HTTP, gRPC, TLS ------------------------------------------------------------------------
+
+    #[cfg(not(feature = "http"))]
+    fn web_step(&mut self, _: &Step, shape: &WebShape) -> Option<Table> {
+        self.note(web::available(shape).err()?);
+        None
+    }
+
+    #[cfg(feature = "http")]
+    fn web_step(&mut self, step: &Step, shape: &WebShape) -> Option<Table> {
+        if let Err(note) = web::available(shape) {
+            self.note(note);
+            return None;
+        }
+        if self.place.is_none() {
+            match self.web_place() {
+                Ok(place) => self.place = Some(place),
+                Err(error) => {
+                    self.note(format!("no certificate: {error}"));
+                    return None;
+                }
+            }
+        }
+        let place = self.place.take()?;
+        let servers: Vec<&web::Server> =
+            step.web_servers.iter().copied().filter(|server| self.has(server)).collect();
+        let row = |server: &&web::Server| Row::new(server.name, server.role, step.rounds);
+        let mut rows: Vec<Row> = servers.iter().map(row).collect();
+        let name = &step.scenario.name;
+        for round in 0..step.rounds {
+            for (index, (server, row)) in servers.iter().zip(&mut rows).enumerate() {
+                self.progress.cell(name, round, step.rounds, server.name, index == 0);
+                match web::measure(&place, server, shape, step.warm_ms, step.measure_ms) {
+                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
+                    Err(error) => {
+                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
+                    }
+                }
+            }
+        }
+        if step.trace && self.trace {
+            for (server, row) in servers.iter().zip(&mut rows) {
+                self.progress.trace(name, server.name);
+                match web::measure::count_calls(&place, server, shape) {
+                    Ok(calls) => row.calls = Some(calls),
+                    Err(error) => {
+                        self.note(format!("{name}, {}, system calls: {error}", row.server));
+                    }
+                }
+            }
+        }
+        self.place = Some(place);
+        Some(Table::new(step, web::YARDSTICK, rows))
+    }
+
+    #[cfg(feature = "http")]
+    fn web_place(&self) -> io::Result<web::measure::Place> {
+        let folder = web::folder(&resp::scratch_folder()?)?;
+        web::certificate::make(&folder)?;
+        Ok(web::measure::Place {
+            program: std::env::current_exe()?,
+            server_core: self.settings.server_core,
+            client_core: self.settings.client_core,
+            folder,
+            go: self.go.clone(),
+        })
+    }
+
+    /// Whether a server is there; a note says that it is not.
+    #[cfg(feature = "http")]
+    fn has(&mut self, server: &web::Server) -> bool {
+        match server.start {
+            web::Start::Function(_) => true,
+            web::Start::Go => self.go.is_some(),
+            web::Start::Nginx => {
+                let found = process::have(&web::nginx::program().to_string_lossy());
+                if !found {
+                    self.note("`nginx` is not installed: it is left out".into());
+                }
+                found
+            }
+        }
+    }
+
     /// Adds a note to the report, once.
     fn note(&mut self, note: String) {
         if !self.report.notes.contains(&note) {
@@ -379,7 +476,7 @@ impl Progress {
         Progress { started: Instant::now(), estimate, cells, done: 0, terminal }
     }
 
-    fn cell(&mut self, scenario: &str, round: usize, rounds: usize, server: &str) {
+    fn cell(&mut self, scenario: &str, round: usize, rounds: usize, server: &str, is_first: bool) {
         self.done += 1;
         let head = format!(
             "[{}/{}, {} of about {}] {scenario} round {}/{rounds}",
@@ -391,7 +488,7 @@ impl Progress {
         );
         if self.terminal {
             self.line(&format!("{head}: {server}"));
-        } else if self.done == 1 || server == YARDSTICK {
+        } else if self.done == 1 || is_first {
             eprintln!("{head}");
         }
     }

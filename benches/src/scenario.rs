@@ -1,5 +1,8 @@
 //! What is measured: the shape of the load, each under a name.
 
+use crate::web;
+use crate::web::shape::{Ask, Shape as WebShape};
+
 /// One line of the comparison.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scenario {
@@ -25,6 +28,8 @@ pub enum Work {
         /// Requests in a pipeline.
         pipeline: usize,
     },
+    /// `wrk` or `h2load` drives a web server.
+    Web(web::shape::Shape),
 }
 
 /// The shape of a load.
@@ -199,7 +204,50 @@ pub fn all() -> Vec<Scenario> {
         "Echo of 64 B on 50 connections beside 5000 that send a byte a second each".into(),
         Work::Load(Shape { slow: 5_000, ..Shape::echo(64, 50) }),
     );
+    for (group, rest, title, shape) in web_shapes() {
+        add(group, rest.into(), title.into(), Work::Web(shape));
+    }
     list
+}
+
+/// The scenarios of web servers.
+#[rustfmt::skip]
+fn web_shapes() -> Vec<(&'static str, &'static str, &'static str, WebShape)> {
+    let (http1, http2) = (WebShape::http1, WebShape::http2);
+    let pipelined = WebShape { streams: 16, ..http1(Ask::Hello, 64) };
+    let silent = |connections| WebShape { silent: true, ..http1(Ask::Hello, connections) };
+    vec![
+        ("http", "hello-64", "HTTP/1.1, \"hello\" on 64 connections", http1(Ask::Hello, 64)),
+        ("http", "hello-1000", "HTTP/1.1, \"hello\" on 1000 connections", http1(Ask::Hello, 1000)),
+        ("http", "hello-p16", "HTTP/1.1, \"hello\" on 64 connections, 16 requests pipelined", pipelined),
+        ("http", "json-64", "HTTP/1.1, 1 KiB of JSON by axum on 64 connections", http1(Ask::Json, 64)),
+        ("http", "get-bytes", "HTTP/1.1, answers of 1 MiB in one piece on 8 connections", http1(Ask::Bytes, 8)),
+        ("http", "get-pieces", "HTTP/1.1, answers of 1 MiB in pieces, each copied, on 8 connections", http1(Ask::Pieces, 8)),
+        ("http", "post", "HTTP/1.1, requests with 1 MiB on 8 connections", http1(Ask::Upload, 8)),
+        ("http", "idle", "HTTP/1.1, 5000 connections that ask once; a request is a connection", silent(5000)),
+        ("http", "hello-64-2t", "HTTP/1.1, \"hello\" on 64 connections, two threads", http1(Ask::Hello, 64).on_two_threads()),
+        ("http", "json-64-2t", "HTTP/1.1, 1 KiB of JSON by axum on 64 connections, two threads", http1(Ask::Json, 64).on_two_threads()),
+        ("h2", "16x16", "HTTP/2, \"hello\" on 16 connections with 16 streams", http2(Ask::Hello, 16, 16)),
+        ("h2", "get-bytes", "HTTP/2, answers of 1 MiB in one piece on 4 connections with 2 streams", http2(Ask::Bytes, 4, 2)),
+        ("h2", "get-pieces", "HTTP/2, answers of 1 MiB in pieces, each copied, on 4 connections with 2 streams", http2(Ask::Pieces, 4, 2)),
+        ("h2", "post", "HTTP/2, requests with 1 MiB on 4 connections with 2 streams", http2(Ask::Upload, 4, 2)),
+        ("h2", "16x16-2t", "HTTP/2, \"hello\" on 16 connections with 16 streams, two threads", http2(Ask::Hello, 16, 16).on_two_threads()),
+        ("grpc", "16x16", "gRPC calls on 16 connections with 16 streams", http2(Ask::Unary, 16, 16)),
+        ("grpc", "64x1", "gRPC calls on 64 connections, one at a time", http2(Ask::Unary, 64, 1)),
+        ("grpc", "messages", "gRPC, calls answered with 1000 messages on 4 connections with 4 streams; a request is a message", http2(Ask::Messages, 4, 4)),
+        ("grpc", "16x16-2t", "gRPC calls on 16 connections with 16 streams, two threads", http2(Ask::Unary, 16, 16).on_two_threads()),
+        ("grpc", "64x1-2t", "gRPC calls on 64 connections, one at a time, two threads", http2(Ask::Unary, 64, 1).on_two_threads()),
+        ("tls", "http-64", "HTTP/1.1 over TLS 1.3, \"hello\" on 64 connections", http1(Ask::Hello, 64).over_tls()),
+        ("tls", "h2-16x16", "HTTP/2 over TLS 1.3, \"hello\" on 16 connections with 16 streams", http2(Ask::Hello, 16, 16).over_tls()),
+        ("tls", "grpc-16x16", "gRPC calls over TLS 1.3 on 16 connections with 16 streams", http2(Ask::Unary, 16, 16).over_tls()),
+        ("tls", "get-bytes", "HTTP/1.1 over TLS 1.3, answers of 1 MiB in one piece on 8 connections", http1(Ask::Bytes, 8).over_tls()),
+        ("tls", "get-pieces", "HTTP/1.1 over TLS 1.3, answers of 1 MiB in pieces, each copied, on 8 connections", http1(Ask::Pieces, 8).over_tls()),
+        ("tls", "post", "HTTP/1.1 over TLS 1.3, requests with 1 MiB on 8 connections", http1(Ask::Upload, 8).over_tls()),
+        ("tls", "idle", "HTTP/1.1 over TLS 1.3, 2000 connections that ask once; a request is a connection", silent(2000).over_tls()),
+        ("tls", "http-64-2t", "HTTP/1.1 over TLS 1.3, \"hello\" on 64 connections, two threads", http1(Ask::Hello, 64).over_tls().on_two_threads()),
+        ("tls", "h2-16x16-2t", "HTTP/2 over TLS 1.3, \"hello\" on 16 connections with 16 streams, two threads", http2(Ask::Hello, 16, 16).over_tls().on_two_threads()),
+        ("tls", "grpc-16x16-2t", "gRPC calls over TLS 1.3 on 16 connections with 16 streams, two threads", http2(Ask::Unary, 16, 16).over_tls().on_two_threads()),
+    ]
 }
 
 /// Whether a pattern from the command line means this scenario: a name, a group, or a name with `*`

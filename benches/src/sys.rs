@@ -332,6 +332,16 @@ pub fn own_cpu_time_ns() -> io::Result<u64> {
     clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
+/// CPU time of the child processes that have ended, in nanoseconds.
+pub fn children_cpu_time_ns() -> io::Result<u64> {
+    // SAFETY: all-zero bytes are a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes `usage`.
+    check(unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage) })?;
+    let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    Ok(ns(usage.ru_utime) + ns(usage.ru_stime))
+}
+
 /// The monotonic clock, in nanoseconds.
 #[inline]
 pub fn now_ns() -> u64 {

@@ -6,7 +6,10 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Crates whose versions the report names.
-const CRATES: [&str; 6] = ["tokio", "monoio", "compio", "glommio", "may", "io-uring"];
+const CRATES: [&str; 11] = [
+    "tokio", "monoio", "compio", "glommio", "may", "io-uring", "hyper", "axum", "tonic", "rustls",
+    "ring",
+];
 
 /// Everything that is known, as pairs of a name and a value.
 pub fn describe() -> Vec<(String, String)> {
@@ -20,6 +23,9 @@ pub fn describe() -> Vec<(String, String)> {
     add("rustc", first_line("rustc", &["--version"]));
     add("go", first_line("go", &["version"]));
     add("redis", first_line("redis-server", &["--version"]));
+    // It says its version and then how it is used.
+    add("wrk", first_line("wrk", &["--version"]));
+    add("h2load", first_line("h2load", &["--version"]));
     add("strace", first_line("strace", &["--version"]));
     for (name, version) in locked_versions() {
         add(&name, Some(version));

@@ -27,8 +27,8 @@ pub(super) fn columns(table: &Table) -> Vec<Column> {
     add(table.has(|s| s.to_floor), "× floor", |_, s| figure(s.to_floor, 3));
     add(table.has(|s| s.to_floor), "× (min) ", |_, s| figure(s.to_floor_min, 3));
     add(true, "req/s", |_, s| figure(s.rate, 0));
-    add(true, "p50 µs", |_, s| micros(s.p50_us));
-    add(true, "p99 µs", |_, s| micros(s.p99_us));
+    add(table.has(|s| s.p50_us), "p50 µs", |_, s| micros(s.p50_us));
+    add(table.has(|s| s.p99_us), "p99 µs", |_, s| micros(s.p99_us));
     add(table.has(|s| s.p999_us), "p99.9 µs", |_, s| micros(s.p999_us));
     add(table.has(|s| s.p50_to_alone), "p50 × alone", |_, s| figure(s.p50_to_alone, 3));
     add(table.has(|s| s.p99_to_alone), "p99 × alone", |_, s| figure(s.p99_to_alone, 3));

@@ -1,0 +1,57 @@
+//! A certificate of this run, in files that every server reads.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+/// The name in it.
+pub const NAME: &str = "localhost";
+
+/// The file with the certificate.
+pub fn certificate(folder: &Path) -> PathBuf {
+    folder.join("certificate.pem")
+}
+
+/// The file with its key.
+pub fn key(folder: &Path) -> PathBuf {
+    folder.join("key.pem")
+}
+
+/// Makes one, of P-256, and its key.
+pub fn make(folder: &Path) -> io::Result<()> {
+    let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).map_err(io::Error::other)?;
+    std::fs::write(certificate(folder), made.cert.pem())?;
+    std::fs::write(key(folder), made.signing_key.serialize_pem())
+}
+
+/// What rustls is told on every runtime: TLS 1.3, either version of HTTP.
+pub fn server(folder: &Path) -> io::Result<Arc<ServerConfig>> {
+    let key = PrivateKeyDer::from_pem_file(key(folder)).map_err(io::Error::other)?;
+    let mut config = ServerConfig::builder_with_protocol_versions(&[&TLS13])
+        .with_no_client_auth()
+        .with_single_cert(vec![read(folder)?], key)
+        .map_err(io::Error::other)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// A client that trusts it.
+pub fn client(folder: &Path) -> io::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(read(folder)?).map_err(io::Error::other)?;
+    let mut config = ClientConfig::builder_with_protocol_versions(&[&TLS13])
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // Every handshake is a full one.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+fn read(folder: &Path) -> io::Result<CertificateDer<'static>> {
+    CertificateDer::from_pem_file(certificate(folder)).map_err(io::Error::other)
+}
