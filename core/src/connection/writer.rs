@@ -41,6 +41,8 @@ pub struct Writer {
     waiting: bool,
 }
 
+/// What is copied goes into blocks of at most so many bytes.
+const COPIED_BYTES_MAX: usize = 64 << 10;
 /// So much is taken at once, however low the watermark is.
 const PIECE_BYTES: usize = 4 << 10;
 
@@ -158,9 +160,13 @@ impl Writer {
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_flush(cx))?;
         let (mut room, mut taken) = (self.room(), 0);
-        for piece in pieces {
-            let n = piece.len().min(room);
-            match self.write(&piece[..n]) {
+        // In blocks of a size that is pooled: one for the whole of a large piece would be mapped and unmapped each time.
+        for part in pieces.iter().flat_map(|piece| piece.chunks(COPIED_BYTES_MAX)) {
+            let n = part.len().min(room);
+            if n == 0 {
+                continue;
+            }
+            match self.write(&part[..n]) {
                 Ok(()) => (room, taken) = (room - n, taken + n),
                 // What was taken is on its way.
                 Err(_) if taken > 0 => break,
