@@ -13,6 +13,8 @@ use crate::tls::TlsConnection;
 /// The traits, by what the halves have.
 macro_rules! implement {
     ($stream:ty, $reader:ident, $writer:ident) => {
+        /// hyper waits for its peer all the time, also while a service works: so the limits for reading do not count, see
+        /// [`Http`](super::Http).
         impl Read for $stream {
             fn poll_read(
                 self: Pin<&mut Self>,
@@ -20,7 +22,9 @@ macro_rules! implement {
                 mut target: ReadBufCursor<'_>,
             ) -> Poll<io::Result<()>> {
                 let room = target.remaining();
-                self.get_mut().$reader().poll_copy(cx, room, |chunk| target.put_slice(chunk))
+                self.get_mut()
+                    .$reader()
+                    .poll_copy_whatever(cx, room, |chunk| target.put_slice(chunk))
             }
         }
 

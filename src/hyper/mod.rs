@@ -26,8 +26,11 @@
 //! hyper copies what it reads and writes, once in each direction. What it writes goes out with the end of the poller's turn, in one send.
 
 mod io;
+mod request;
 mod run;
 mod serve;
 
+/// To take a connection apart that was upgraded.
+pub use hyper_util::server::conn::auto::upgrade;
 pub use run::{LocalExecutor, PollerTimer};
 pub use serve::{Controlled, Http};

@@ -16,11 +16,13 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 
 use crate::connection::Connection;
+use crate::hyper::request::Counted;
 use crate::hyper::run::{LocalExecutor, PollerTimer};
+use crate::poller::Handle;
 use crate::time::timeout;
 #[cfg(feature = "rustls")]
 use crate::tls::TlsConnection;
-use crate::{LinkBuffer, Watch};
+use crate::{Control, LinkBuffer};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -38,9 +40,13 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// [`on_connection`](crate::Builder::on_connection). Clones do the same.
 ///
 /// - Connections are kept alive, requests of HTTP/1 may be pipelined, and upgrades are done: `hyper::upgrade::on` in a handler
-///   gives what can be [taken apart](::hyper::upgrade::Upgraded::downcast) into the [`Connection`].
+///   gives what can be [taken apart](super::upgrade::downcast) into the [`Connection`].
 /// - When the server shuts down the client is told at once, by `connection: close` or GOAWAY; what it has asked for by then is
-///   answered, and connections between requests end.
+///   answered, and connections between requests end. Of pipelined requests the one is answered that is being worked at: the `close`
+///   in its reply says that the others are not. A client of HTTP/2 that does not answer the ping behind GOAWAY has the whole grace.
+/// - The server's [read timeout](crate::Builder::read_timeout) does not count, since hyper waits for its peer all the time: there is one
+///   for heads, below, and how long a body may take is the service's to say, with [`timeout`](crate::time::timeout) around it. Its
+///   idle timeout counts while no request is under way.
 /// - Each stream of HTTP/2 is a task of the poller's. A panic of a service ends its stream, or its connection of HTTP/1.
 /// - A client has 30 seconds to begin, and by HTTP/1 as many for the head of a request, from the end of the one before; so it ends
 ///   connections that are idle for so long, too. By HTTP/2 idle ones stay, unless they are
@@ -88,6 +94,7 @@ impl Http {
     /// # Errors
     /// What has ended the connection before its time: of the network, or of a client that does not speak HTTP. That the head of
     /// a request took too long is none, since clients that are idle end like this.
+    /// [`Unsupported`](io::ErrorKind::Unsupported) on a thread that is no poller's.
     ///
     /// # Cancellation
     /// Dropping it drops the connection; streams of HTTP/2 that are being handled end when they notice.
@@ -100,18 +107,32 @@ impl Http {
         B: Body + 'static,
         B::Error: Into<BoxError>,
     {
-        let mut draining = io.control().draining();
-        let begins = timeout(self.begin_timeout, begin(&mut io, &mut draining));
+        if Handle::current().is_none() {
+            let text = "HTTP is served on a poller, which has its tasks and timers";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        let control = io.control();
+        let begins = timeout(self.begin_timeout, poll_fn(|cx| io.poll_begin(cx)));
         if !begins.await.unwrap_or(false) {
             return Ok(());
         }
+        let mut draining = Some(control.draining());
         let mut told = false;
+        let service = Counted::new(service, control.clone());
         let mut serving = pin!(self.builder.serve_connection_with_upgrades(io, service));
         let served = poll_fn(|cx| {
-            if !told && Pin::new(&mut draining).poll(cx).is_ready() {
-                told = true;
-                serving.as_mut().graceful_shutdown();
+            // First: what has arrived when the server begins to shut down is answered.
+            if let Poll::Ready(served) = serving.as_mut().poll(cx) {
+                return Poll::Ready(served);
             }
+            if draining.as_mut().is_some_and(|draining| Pin::new(draining).poll(cx).is_ready()) {
+                draining = None;
+            }
+            if draining.is_some() || told || !control.is_drained() {
+                return Poll::Pending;
+            }
+            told = true;
+            serving.as_mut().graceful_shutdown();
             serving.as_mut().poll(cx)
         });
         let Err(error) = served.await else { return Ok(()) };
@@ -144,51 +165,56 @@ impl Http {
     }
 }
 
-/// Waits until a client has begun. False if it need not be served: the server shuts down before.
-async fn begin(io: &mut impl Controlled, draining: &mut Watch) -> bool {
-    poll_fn(|cx| match io.poll_begin(cx) {
-        Poll::Ready(()) => Poll::Ready(true),
-        Poll::Pending => Pin::new(&mut *draining).poll(cx).map(|()| false),
-    })
-    .await
-}
-
 /// What is, or lies on, a connection of this crate, and can be [served](Http::serve).
 pub trait Controlled {
     /// The connection's handle.
-    fn control(&self) -> crate::Control;
+    fn control(&self) -> Control;
 
-    /// Ready when the client has said which version of HTTP it speaks, or will not say it any more; nothing is taken of it. It is
-    /// for the [timeout](Http::begin_timeout), and at once if there is nothing to look at.
-    fn poll_begin(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
-        Poll::Ready(())
+    /// Ready when the client has said which version of HTTP it speaks, or will not say it any more; nothing is taken of it. False if
+    /// it need not be served, since it has said nothing and the server shuts down, or it has gone. It is for the
+    /// [timeout](Http::begin_timeout), and at once if there is nothing to look at.
+    fn poll_begin(&mut self, _cx: &mut Context<'_>) -> Poll<bool> {
+        Poll::Ready(true)
     }
 }
 
-macro_rules! implement {
-    ($stream:ty) => {
-        impl Controlled for $stream {
-            fn control(&self) -> crate::Control {
-                <$stream>::control(self)
-            }
+impl Controlled for Connection {
+    fn control(&self) -> Control {
+        Connection::control(self)
+    }
 
-            fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-                while !has_begun(self.input()) {
-                    match ready!(self.reader().poll_more(cx)) {
-                        Ok(true) => {}
-                        // Whoever reads it is told.
-                        Ok(false) | Err(_) => break,
-                    }
-                }
-                Poll::Ready(())
+    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        while !has_begun(self.input()) {
+            let seen = self.input().len();
+            // Whoever reads it is told of an end or an error behind a part.
+            match ready!(self.reader().poll_request(cx, seen)) {
+                Ok(true) => {}
+                Ok(false) | Err(_) => return Poll::Ready(seen > 0),
             }
         }
-    };
+        Poll::Ready(true)
+    }
 }
 
-implement!(Connection);
 #[cfg(feature = "rustls")]
-implement!(TlsConnection);
+impl Controlled for TlsConnection {
+    fn control(&self) -> Control {
+        TlsConnection::control(self)
+    }
+
+    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        while !has_begun(self.input()) {
+            let seen = self.input().len();
+            let more = if seen == 0 { self.poll_request(cx) } else { self.poll_more(cx) };
+            match ready!(more) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Ready(seen > 0),
+                Err(_) => return Poll::Ready(true),
+            }
+        }
+        Poll::Ready(true)
+    }
+}
 
 /// Whether it is more than a part of HTTP/2's preface.
 fn has_begun(input: &LinkBuffer) -> bool {

@@ -37,8 +37,8 @@ impl TlsAcceptor {
     /// One with the same configuration for all. Certificates by name are its
     /// [resolver's](rustls::server::ResolvesServerCertUsingSni) part.
     ///
-    /// If it allows early data, what came so is in front of the rest in [`input`](TlsConnection::input): it may have been sent before
-    /// by somebody else.
+    /// If it allows early data, what came so is in [`input`](TlsConnection::input) already when the handshake is done, in front of the
+    /// rest, so [`more`](TlsConnection::more) does not wait for it; and it may have been sent before by somebody else.
     pub fn new(config: Arc<ServerConfig>) -> TlsAcceptor {
         TlsAcceptor { choose: Choose::Always(config), timeout: Some(TIMEOUT) }
     }
@@ -63,7 +63,8 @@ impl TlsAcceptor {
     ///
     /// # Errors
     /// As of [`TlsConnection`]; what the choice returns; [`InvalidInput`](io::ErrorKind::InvalidInput) if the configuration is of no use;
-    /// [`TimedOut`](io::ErrorKind::TimedOut).
+    /// [`TimedOut`](io::ErrorKind::TimedOut); [`ConnectionAborted`](io::ErrorKind::ConnectionAborted) if the server shuts down before
+    /// the client has said anything.
     ///
     /// # Cancellation
     /// Dropping it drops the connection.
@@ -72,6 +73,8 @@ impl TlsAcceptor {
     }
 
     async fn accept_in_time(&self, mut connection: Connection) -> io::Result<TlsConnection> {
+        // What was staged before is a part of how both have come here.
+        connection.flush().await?;
         let accepted = hello(&mut connection).await?;
         let tls = self.session(connection, &accepted.client_hello())?;
         // It has a session of its own.
@@ -99,6 +102,10 @@ impl TlsAcceptor {
 async fn hello(connection: &mut Connection) -> io::Result<Accepted> {
     let mut acceptor = Acceptor::default();
     let mut seen = 0;
+    // A server that shuts down does not wait for who has said nothing.
+    if !connection.next_request().await? && connection.control().is_draining() {
+        return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server shuts down"));
+    }
     loop {
         connection.fill(seen + 1).await?;
         let input = connection.input();

@@ -14,8 +14,6 @@ use crate::{Control, LinkBuffer, Slice};
 
 /// So much plain text is made ready at once, if it has arrived, in bytes.
 const AHEAD_BYTES: usize = 64 << 10;
-/// So much may be answered to the peer before the connection is asked for room, in bytes.
-const ANSWERS_BYTES_MAX: usize = 4 << 10;
 
 /// A [`Connection`] over TLS, after its handshake: [`TlsAcceptor`](super::TlsAcceptor) gives one to servers, and
 /// [`TlsConnector`](super::TlsConnector) to clients.
@@ -32,7 +30,7 @@ const ANSWERS_BYTES_MAX: usize = 4 << 10;
 ///
 /// # Errors
 /// As of [`Connection`]. [`InvalidData`](io::ErrorKind::InvalidData) with a [`rustls::Error`] in it if the peer breaks the protocol or
-/// what it sent was changed on the way; the peer is told, and nothing more can be read or written.
+/// what it sent was changed on the way; the peer is told wherever rustls has an alert for it, and nothing more can be read or written.
 /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if more is wanted than comes, by `close_notify` or without, which its text tells.
 ///
 /// # Limits
@@ -50,9 +48,19 @@ pub struct TlsConnection {
     staged: LinkBuffer,
     /// What the peer has made us answer.
     answers: LinkBuffer,
-    /// Bytes of it since the connection had room for more.
-    answered: usize,
     server_name: Option<Box<str>>,
+}
+
+/// What a record is waited for as.
+#[derive(Clone, Copy)]
+enum Wait {
+    /// Subject to the limits for reading.
+    Bytes,
+    /// The begin of a request.
+    Request,
+    /// By who always waits.
+    #[cfg_attr(not(feature = "hyper"), allow(dead_code, reason = "hyper does"))]
+    Whatever,
 }
 
 impl TlsConnection {
@@ -67,7 +75,6 @@ impl TlsConnection {
             plain: LinkBuffer::new(),
             staged: LinkBuffer::new(),
             answers: LinkBuffer::new(),
-            answered: 0,
             server_name: server_name.map(Box::from),
         }
     }
@@ -119,7 +126,7 @@ impl TlsConnection {
     /// # Errors
     /// See [`TlsConnection`].
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, min_bytes: usize) -> Poll<io::Result<()>> {
-        if ready!(self.poll_plain(cx, min_bytes, false))? {
+        if ready!(self.poll_plain(cx, min_bytes, Wait::Bytes))? {
             return Poll::Ready(Ok(()));
         }
         let text = "the peer has closed before enough bytes came";
@@ -131,7 +138,7 @@ impl TlsConnection {
     /// # Errors
     /// See [`TlsConnection`].
     pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        self.poll_plain(cx, self.plain.len() + 1, false)
+        self.poll_plain(cx, self.plain.len() + 1, Wait::Bytes)
     }
 
     /// Waits until something is in [`input`](TlsConnection::input); false at the end.
@@ -139,7 +146,12 @@ impl TlsConnection {
     /// # Errors
     /// See [`TlsConnection`].
     pub fn poll_buffered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        self.poll_plain(cx, 1, false)
+        self.poll_plain(cx, 1, Wait::Bytes)
+    }
+
+    /// Waits for the next request; see [`next_request`](TlsConnection::next_request).
+    pub(crate) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.poll_plain(cx, 1, Wait::Request)
     }
 
     /// Waits until so much plain text is there, and makes more of it ready that has arrived. False if the peer has closed before, or
@@ -148,11 +160,11 @@ impl TlsConnection {
         &mut self,
         cx: &mut Context<'_>,
         min_bytes: usize,
-        request: bool,
+        wait: Wait,
     ) -> Poll<io::Result<bool>> {
         self.connection.reader().check_message(min_bytes)?;
         while self.plain.len() < min_bytes {
-            match self.poll_record(cx, request) {
+            match self.poll_record(cx, wait) {
                 Poll::Ready(Ok(Some(record))) => self.open(record, |_| 0)?,
                 Poll::Ready(Ok(None)) => return Poll::Ready(Ok(false)),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -185,33 +197,29 @@ impl TlsConnection {
     }
 
     /// Waits for a record. None if no more come.
-    fn poll_record(
-        &mut self,
-        cx: &mut Context<'_>,
-        request: bool,
-    ) -> Poll<io::Result<Option<Slice>>> {
+    fn poll_record(&mut self, cx: &mut Context<'_>, wait: Wait) -> Poll<io::Result<Option<Slice>>> {
         self.session.check()?;
         if self.session.peer_has_closed() {
             return Poll::Ready(Ok(None));
         }
-        let (reader, writer) = self.connection.split();
-        if self.answered > ANSWERS_BYTES_MAX {
-            ready!(writer.poll_flush(cx))?;
-            self.answered = 0;
-        }
+        let reader = self.connection.reader();
         loop {
             let input = reader.buffer();
             let bytes = record_bytes(input);
             if input.len() >= bytes {
                 return Poll::Ready(Ok(Some(input.next(bytes)?)));
             }
-            if request && input.is_empty() {
-                if !ready!(reader.poll_request(cx, 0))? {
-                    return Poll::Ready(Ok(None));
+            let filled = match wait {
+                Wait::Request if input.is_empty() => {
+                    if !ready!(reader.poll_request(cx, 0))? {
+                        return Poll::Ready(Ok(None));
+                    }
+                    continue;
                 }
-                continue;
-            }
-            match ready!(reader.poll_fill(cx, bytes)) {
+                Wait::Whatever => ready!(reader.poll_whatever(cx, bytes)),
+                Wait::Bytes | Wait::Request => ready!(reader.poll_fill(cx, bytes)),
+            };
+            match filled {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     let text = "the peer has ended without close_notify: it may have been cut";
                     return Poll::Ready(Err(io::Error::new(error.kind(), text)));
@@ -223,7 +231,7 @@ impl TlsConnection {
 
     /// Decrypts a record. `take` may take of its text, and says how much; the rest is for later.
     fn open(&mut self, record: Slice, mut take: impl FnMut(&[u8]) -> usize) -> io::Result<()> {
-        let TlsConnection { connection, session, plain, answers, answered, .. } = self;
+        let TlsConnection { connection, session, plain, answers, .. } = self;
         let opened = session.receive(record, answers, &mut |text| {
             let taken = take(text);
             plain.write(&text[taken..])?;
@@ -231,7 +239,7 @@ impl TlsConnection {
             Ok(())
         });
         if answers.reserved_len() > 0 {
-            *answered += answers.reserved_len();
+            // Of these there are few: one change of keys waits to be answered until something else is sent.
             let writer = connection.writer();
             writer.append(answers);
             answers.release_memory();
@@ -244,7 +252,7 @@ impl TlsConnection {
     /// Ends with the handshake.
     pub(super) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.session.common().is_handshaking() {
-            match ready!(self.poll_record(cx, false))? {
+            match ready!(self.poll_record(cx, Wait::Bytes))? {
                 Some(record) => self.open(record, |_| 0)?,
                 None => {
                     let text = "the peer has closed instead of a handshake";
@@ -267,8 +275,29 @@ impl TlsConnection {
     pub fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
+        room: usize,
+        put: impl FnMut(&[u8]),
+    ) -> Poll<io::Result<()>> {
+        self.poll_copy_waiting(cx, room, put, Wait::Bytes)
+    }
+
+    /// The same for layers above that always wait for what comes; see `Reader`.
+    #[cfg(feature = "hyper")]
+    pub(crate) fn poll_copy_whatever(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: usize,
+        put: impl FnMut(&[u8]),
+    ) -> Poll<io::Result<()>> {
+        self.poll_copy_waiting(cx, room, put, Wait::Whatever)
+    }
+
+    fn poll_copy_waiting(
+        &mut self,
+        cx: &mut Context<'_>,
         mut room: usize,
         mut put: impl FnMut(&[u8]),
+        wait: Wait,
     ) -> Poll<io::Result<()>> {
         if room == 0 {
             return Poll::Ready(Ok(()));
@@ -293,7 +322,7 @@ impl TlsConnection {
             let record = match self.next_record() {
                 Some(record) => record,
                 None if taken => return Poll::Ready(Ok(())),
-                None => match ready!(self.poll_record(cx, false))? {
+                None => match ready!(self.poll_record(cx, wait))? {
                     Some(record) => record,
                     None => return Poll::Ready(Ok(())),
                 },
@@ -493,7 +522,7 @@ impl TlsConnection {
     /// See [`TlsConnection`].
     pub async fn next_request(&mut self) -> io::Result<bool> {
         let waiting = Waiting::new(self);
-        poll_fn(|cx| waiting.0.poll_plain(cx, 1, true)).await
+        poll_fn(|cx| waiting.0.poll_request(cx)).await
     }
 
     /// The next `n` bytes, contiguous and owned.

@@ -304,9 +304,9 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// What was decrypted, and has nowhere to go, is gone.
+/// What has nowhere to go is gone.
 fn lost(error: io::Error) -> Failure {
-    Failure::Tls(rustls::Error::General(format!("what was received is lost: {error}")))
+    Failure::Tls(rustls::Error::General(format!("a part of the session is lost: {error}")))
 }
 
 fn into_io_error(error: rustls::Error) -> io::Error {
@@ -434,6 +434,11 @@ fn encode<R>(mut data: EncodeTlsData<'_, R>, output: &mut LinkBuffer) -> Result<
         Ok(written) => Ok(Ok(written)),
         Err(EncodeError::InsufficientSize(error)) => Err(error),
         Err(error @ EncodeError::AlreadyEncoded) => Ok(Err(io::Error::other(error).into())),
+    })
+    // rustls does not give it a second time.
+    .map_err(|error| match error {
+        Failure::Io(error) => lost(error),
+        error => error,
     })
 }
 

@@ -125,6 +125,25 @@ impl Control {
         self.shared.life().is_draining()
     }
 
+    /// For layers above: whether it is draining, and everything that had arrived when that began has been handed over.
+    #[doc(hidden)]
+    pub fn is_drained(&self) -> bool {
+        self.shared.life().is_drained()
+    }
+
+    /// For layers above, which wait for the peer all the time: they work at a request, so the connection is not idle. As often
+    /// as [`end_request`](Control::end_request) is to be called.
+    #[doc(hidden)]
+    pub fn begin_request(&self) {
+        self.shared.begin_request();
+    }
+
+    /// They do not any more.
+    #[doc(hidden)]
+    pub fn end_request(&self) {
+        self.shared.end_request();
+    }
+
     /// A number that no other connection of this process has.
     pub fn id(&self) -> u64 {
         self.shared.id()

@@ -76,6 +76,17 @@ impl Reader {
         self.poll_wanted(cx, min_bytes, Wanted::Bytes(Owner::Poll))
     }
 
+    /// As [`poll_fill`](Reader::poll_fill), for layers above that always wait for what comes: neither the limits for reading nor a
+    /// shutdown end it.
+    #[doc(hidden)]
+    pub fn poll_whatever(
+        &mut self,
+        cx: &mut Context<'_>,
+        min_bytes: usize,
+    ) -> Poll<io::Result<()>> {
+        self.poll_wanted(cx, min_bytes, Wanted::Whatever)
+    }
+
     #[inline]
     fn poll_wanted(
         &mut self,
@@ -323,12 +334,35 @@ impl Reader {
     pub fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
-        mut room: usize,
-        mut put: impl FnMut(&[u8]),
+        room: usize,
+        put: impl FnMut(&[u8]),
     ) -> Poll<io::Result<()>> {
-        if room == 0 || !ready!(self.poll_buffered(cx))? {
+        if room > 0 && ready!(self.poll_buffered(cx))? {
+            self.copy_out(room, put)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The same, with a wait as of [`poll_whatever`](Reader::poll_whatever).
+    #[doc(hidden)]
+    pub fn poll_copy_whatever(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: usize,
+        put: impl FnMut(&[u8]),
+    ) -> Poll<io::Result<()>> {
+        if room == 0 {
             return Poll::Ready(Ok(()));
         }
+        match ready!(self.poll_whatever(cx, 1)) {
+            Ok(()) => self.copy_out(room, put)?,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn copy_out(&mut self, mut room: usize, mut put: impl FnMut(&[u8])) -> io::Result<()> {
         while room > 0 && !self.buffer.is_empty() {
             let chunk = self.buffer.first_chunk();
             let n = chunk.len().min(room);
@@ -336,7 +370,7 @@ impl Reader {
             self.buffer.skip(n)?;
             room -= n;
         }
-        Poll::Ready(Ok(()))
+        Ok(())
     }
 
     /// The next `n` bytes as a buffer, not copied.

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-#[cfg(feature = "zerocopy")]
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
@@ -39,6 +38,8 @@ pub(crate) struct Shared {
     input_high: u32,
     output_high: u32,
     message_max: u32,
+    /// Requests that a layer above is busy with.
+    requests: AtomicU32,
     #[cfg(feature = "zerocopy")]
     zero_copy: ZeroCopy,
     life: Mutex<Lifecycle>,
@@ -70,6 +71,7 @@ impl Shared {
             input_high: saturating(limits.input_high_bytes),
             output_high: saturating(limits.output_high_bytes),
             message_max: saturating(limits.message_bytes_max),
+            requests: AtomicU32::new(0),
             #[cfg(feature = "zerocopy")]
             zero_copy: ZeroCopy {
                 threshold: AtomicU32::new(threshold(limits.zerocopy_bytes)),
@@ -400,7 +402,20 @@ impl Shared {
     }
 
     pub(crate) fn expire(&self, now: Tick, pending: Option<Pending>, gives_up: bool) -> Expired {
-        self.life().expire(now, pending, gives_up)
+        let mut life = self.life();
+        // Relaxed: a number by itself.
+        if self.requests.load(Ordering::Relaxed) > 0 {
+            life.is_busy(now);
+        }
+        life.expire(now, pending, gives_up)
+    }
+
+    pub(super) fn begin_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end_request(&self) {
+        self.requests.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// From how many bytes on a slice is sent without a copy, if any is.

@@ -204,7 +204,7 @@ impl Lifecycle {
     }
 
     /// Whether the server is shutting down, and everything that had arrived by then has been delivered.
-    fn is_drained(&self) -> bool {
+    pub(crate) fn is_drained(&self) -> bool {
         self.draining && self.expected == 0
     }
 

@@ -55,7 +55,7 @@ impl Lifecycle {
             let goes_on = match wanted {
                 Wanted::Bytes(owner) => self.reading.go_on(owner, || clock.now()),
                 Wanted::Rest => self.reading.go_on_whole(|| clock.now()),
-                Wanted::Request => {
+                Wanted::Request | Wanted::Whatever => {
                     self.reading.go_on_exempt();
                     true
                 }

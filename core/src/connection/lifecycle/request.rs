@@ -14,6 +14,8 @@ pub(crate) enum Wanted {
     Rest,
     /// The next request, which only the idle timeout ends.
     Request,
+    /// Whatever comes, for a layer above that always waits: neither limits nor a shutdown end it, only the idle timeout does.
+    Whatever,
 }
 
 /// One of the two that make up a connection for its users.

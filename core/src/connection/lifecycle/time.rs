@@ -124,6 +124,11 @@ impl Lifecycle {
         (effects, self.armed)
     }
 
+    /// It works at a request, while it waits for what the peer may send besides: so long it is not idle.
+    pub(crate) fn is_busy(&mut self, now: Tick) {
+        self.idle.moved(now);
+    }
+
     /// How long a closed connection may take to send what is left, in ticks.
     pub(crate) fn write_timeout(&self) -> Option<Tick> {
         self.writing.timeout()
