@@ -4,7 +4,8 @@ mod support;
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
-use std::sync::mpsc;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use support::settled::Settled;
-use support::{PATIENCE, Peer, Setup, eventually, scaled};
+use support::{PATIENCE, Peer, Setup, eventually, poll_once, scaled};
 
 on_every_setup!(
     requests_of_one_connection_follow_each_other,
@@ -30,6 +31,8 @@ on_every_setup!(
     a_shutdown_lets_streams_finish,
     a_head_that_does_not_end_is_not_waited_for,
     who_does_not_begin_is_not_waited_for,
+    what_came_before_a_shutdown_is_answered,
+    limits_do_not_cut_a_service_that_works,
     a_panic_ends_its_stream_and_nothing_else,
     a_client_that_goes_in_the_middle_disturbs_nobody,
 );
@@ -312,6 +315,82 @@ fn who_does_not_begin_is_not_waited_for(setup: Setup) {
     eventually("it is there", || server.open_connections() == 1);
     assert_eq!(server.shutdown(PATIENCE), 0);
     drop(silent);
+}
+
+/// While the poller is held up: requests of new connections, and of those that have talked before.
+fn what_came_before_a_shutdown_is_answered(setup: Setup) {
+    let (held, holds) = mpsc::channel();
+    let (let_go, goes) = mpsc::channel::<()>();
+    let goes = Arc::new(Mutex::new(goes));
+    let server = serve(setup, Http::new(), async move |path, _| {
+        if path == "/hold" {
+            let _ = held.send(());
+            let _ = goes.lock().expect("no panic").recv_timeout(PATIENCE);
+        }
+        reply("done")
+    });
+    let connect = || Peer::connect(server.local_addr());
+    let mut known: Vec<_> = (0..10).map(|_| connect()).collect();
+    for peer in &mut known {
+        peer.write_all(&get("/")).expect("sent");
+        read_reply(peer);
+    }
+    let mut new: Vec<_> = (0..10).map(|_| connect()).collect();
+    eventually("all are there", || server.open_connections() == 20);
+    let mut holder = connect();
+    holder.write_all(&get("/hold")).expect("sent");
+    holds.recv_timeout(PATIENCE).expect("held");
+    for peer in known.iter_mut().chain(&mut new) {
+        peer.write_all(&get("/")).expect("sent");
+    }
+    let mut shutdown = pin!(server.shutdown_async(PATIENCE));
+    assert!(poll_once(shutdown.as_mut()).is_pending());
+    let_go.send(()).expect("it waits");
+    for mut peer in known.into_iter().chain(new).chain([holder]) {
+        assert_eq!(read_reply(&mut peer).1, b"done");
+        assert_eq!(peer.read_rest().expect("the end"), b"");
+    }
+    assert_eq!(pollster::block_on(shutdown), 0);
+}
+
+/// hyper waits for its peer while a service works, too.
+fn limits_do_not_cut_a_service_that_works(setup: Setup) {
+    const LIMIT: Duration = Duration::from_millis(100);
+    let http = Http::new();
+    let service = setup.builder().read_timeout(LIMIT).idle_timeout(LIMIT);
+    let service = service.on_connection(async move |connection: Connection| {
+        let service = service_fn(async |_: Request<Incoming>| {
+            sleep(5 * LIMIT).await;
+            Ok::<_, Infallible>(reply("done"))
+        });
+        http.serve(connection, service).await
+    });
+    let server = service.serve(setup.listener()).expect("a server");
+    let mut peer = Peer::connect(server.local_addr());
+    peer.write_all(&get("/")).expect("sent");
+    assert_eq!(read_reply(&mut peer).1, b"done");
+    client(setup, async {
+        let connected = http2::handshake(LocalExecutor, dial(&server).await).await;
+        let (mut sender, connection) = connected.expect("HTTP/2");
+        let driver = spawn_local(connection);
+        let request = Request::get("http://x/").body(Full::<Bytes>::default()).expect("a request");
+        let reply = sender.send_request(request).await.expect("a reply");
+        assert_eq!(reply.into_body().collect().await.expect("a body").to_bytes(), "done");
+        drop(sender);
+        let _ = driver.await;
+    });
+    // Between two requests it is idle.
+    let _ = peer.read_rest();
+    eventually("they are gone", || server.open_connections() == 0);
+}
+
+#[test]
+fn off_a_poller_http_is_an_error() {
+    let setup = Setup { engine: duopoll::Engine::Auto, family: support::Family::V4 };
+    let (_pollers, connection, _peer) = support::connected(setup, duopoll::Limits::default());
+    let service = service_fn(async |_: Request<Incoming>| Ok::<_, Infallible>(reply("done")));
+    let error = pollster::block_on(Http::new().serve(connection, service)).expect_err("no poller");
+    assert_eq!(error.kind(), io::ErrorKind::Unsupported);
 }
 
 fn a_panic_ends_its_stream_and_nothing_else(setup: Setup) {

@@ -17,7 +17,7 @@ use rustls::server::ResolvesServerCertUsingSni;
 use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use support::settled::Settled;
 use support::tls::*;
-use support::{PATIENCE, Pattern, Peer, Random, Setup, connected, poll_once, scaled};
+use support::{PATIENCE, Pattern, Peer, Random, Setup, connected, eventually, poll_once, scaled};
 
 on_every_setup!(
     every_byte_arrives_once,
@@ -44,6 +44,9 @@ on_every_setup!(
     a_message_has_a_limit,
     dropped_futures_lose_nothing,
     a_shutdown_comes_between_two_requests,
+    who_reads_does_not_wait_for_room_to_write,
+    a_shutdown_does_not_wait_for_who_has_said_nothing,
+    what_was_staged_before_goes_first,
 );
 
 /// A server that does this on each connection after its handshake.
@@ -647,4 +650,63 @@ fn a_shutdown_comes_between_two_requests(setup: Setup) {
     assert_eq!(server.shutdown(PATIENCE), 0);
     // With close_notify.
     assert_eq!(peer.read(&mut [0]).expect("the end"), 0);
+}
+
+/// The tickets of a session with a large client certificate are more than a small watermark, and one task reads while another writes.
+fn who_reads_does_not_wait_for_room_to_write(setup: Setup) {
+    const BYTES: usize = 8 << 20;
+    let names = (0..100).map(|number| format!("{number}.client.test"));
+    let (certificates, key) = identity(names);
+    let client_config = client_builder(rustls::ALL_VERSIONS).with_root_certificates(roots());
+    let client_config = client_config.with_client_auth_cert(certificates, key).expect("one");
+    let mut config = strict_server_config();
+    config.ticketer = rustls::crypto::ring::Ticketer::new().expect("a ticketer");
+    let (pollers, connection, peer) = connected(setup, Limits::default());
+    let reads = thread::spawn(move || {
+        let mut peer = client(peer, client_config);
+        let (mut left, mut buffer) = (BYTES, vec![0; 100_000]);
+        while left > 0 {
+            left -= peer.read(&mut buffer).expect("bytes");
+        }
+        peer.write_all(b"done").expect("sent");
+        peer
+    });
+    let acceptor = TlsAcceptor::new(Arc::new(config));
+    let tls = block_on(acceptor.accept(connection)).expect("a handshake");
+    let tls = std::sync::Mutex::new(tls);
+    let lock = || tls.lock().expect("no panic");
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| block_on(std::future::poll_fn(|cx| lock().poll_fill(cx, 4))));
+        let mut left = BYTES;
+        while left > 0 {
+            let piece = &[7; 50_000][..left.min(50_000)];
+            let pieces = [io::IoSlice::new(piece)];
+            left -=
+                block_on(std::future::poll_fn(|cx| lock().poll_write(cx, &pieces))).expect("taken");
+        }
+        reader.join().expect("no panic").expect("it is read");
+    });
+    drop((reads.join().expect("no panic"), pollers));
+}
+
+fn a_shutdown_does_not_wait_for_who_has_said_nothing(setup: Setup) {
+    let server = serve(setup, server_config(), echo);
+    let silent = Peer::connect(server.local_addr());
+    eventually("it is there", || server.open_connections() == 1);
+    assert_eq!(server.shutdown(PATIENCE), 0);
+    drop(silent);
+}
+
+fn what_was_staged_before_goes_first(setup: Setup) {
+    let acceptor = TlsAcceptor::new(Arc::new(server_config()));
+    let handler = async move |mut connection: Connection| {
+        connection.until(b'\n', 100).await?;
+        connection.write(b"220 go ahead\n")?;
+        echo(acceptor.accept(connection).await?).await
+    };
+    let server = setup.builder().on_connection(handler).serve(setup.listener()).expect("a server");
+    let mut peer = Peer::connect(server.local_addr());
+    assert_eq!(peer.round_trip_of(b"STARTTLS\n", 13), b"220 go ahead\n");
+    let mut peer = client(peer, client_config());
+    assert_eq!(round_trip(&mut peer, b"hello"), b"hello");
 }

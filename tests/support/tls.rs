@@ -27,7 +27,8 @@ pub fn server_builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
     builder.with_safe_default_protocol_versions().expect("versions")
 }
 
-fn client_builder(
+/// What a client's configuration begins with.
+pub fn client_builder(
     versions: &[&'static SupportedProtocolVersion],
 ) -> ConfigBuilder<ClientConfig, WantsVerifier> {
     let builder = ClientConfig::builder_with_provider(provider());
