@@ -1037,7 +1037,7 @@ mod bytes_that_are_changed_where_they_lie {
     fn pieces_that_meet_again_are_shared_if_one_is() {
         for shared in [None, Some(0), Some(1)] {
             let (_buffer, mut second) = received(b"abcdef");
-            let mut pieces = [second.split_to(3).unwrap(), second];
+            let pieces = [second.split_to(3).unwrap(), second];
             let clone = shared.map(|piece: usize| pieces[piece].clone());
             let mut buffer = LinkBuffer::new();
             let [first, second] = pieces;
