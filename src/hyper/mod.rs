@@ -33,4 +33,4 @@ mod serve;
 /// To take a connection apart that was upgraded.
 pub use hyper_util::server::conn::auto::upgrade;
 pub use run::{LocalExecutor, PollerTimer};
-pub use serve::{Controlled, Http};
+pub use serve::{Begun, Controlled, Http};

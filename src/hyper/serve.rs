@@ -55,6 +55,9 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[derive(Clone)]
 pub struct Http {
     builder: Builder<LocalExecutor>,
+    /// The same for clients that are known to speak one version: hyper need not look at what they begin with then, which takes more of
+    /// it for a buffer.
+    only: Option<[Builder<LocalExecutor>; 2]>,
     begin_timeout: Duration,
 }
 
@@ -64,7 +67,7 @@ impl Http {
         let mut builder = Builder::new(LocalExecutor);
         builder.http1().timer(PollerTimer).header_read_timeout(HEADER_READ_TIMEOUT);
         builder.http2().timer(PollerTimer).max_send_buf_size(SEND_BYTES_MAX);
-        Http { builder, begin_timeout: HEADER_READ_TIMEOUT }
+        Http { only: only(&builder), builder, begin_timeout: HEADER_READ_TIMEOUT }
     }
 
     /// How long a client may take until it has said which version it speaks.
@@ -85,6 +88,7 @@ impl Http {
     /// ```
     pub fn configure(mut self, change: impl FnOnce(&mut Builder<LocalExecutor>)) -> Http {
         change(&mut self.builder);
+        self.only = only(&self.builder);
         self
     }
 
@@ -113,13 +117,16 @@ impl Http {
         }
         let control = io.control();
         let begins = timeout(self.begin_timeout, poll_fn(|cx| io.poll_begin(cx)));
-        if !begins.await.unwrap_or(false) {
-            return Ok(());
-        }
+        let builder = match (begins.await, &self.only) {
+            (Err(_) | Ok(Begun::Gone), _) => return Ok(()),
+            (Ok(Begun::Http1), Some([http1, _])) => http1,
+            (Ok(Begun::Http2), Some([_, http2])) => http2,
+            _ => &self.builder,
+        };
         let mut draining = Some(control.draining());
         let mut told = false;
         let service = Counted::new(service, control.clone());
-        let mut serving = pin!(self.builder.serve_connection_with_upgrades(io, service));
+        let mut serving = pin!(builder.serve_connection_with_upgrades(io, service));
         let served = poll_fn(|cx| {
             // First: what has arrived when the server begins to shut down is answered.
             if let Poll::Ready(served) = serving.as_mut().poll(cx) {
@@ -170,12 +177,24 @@ pub trait Controlled {
     /// The connection's handle.
     fn control(&self) -> Control;
 
-    /// Ready when the client has said which version of HTTP it speaks, or will not say it any more; nothing is taken of it. False if
-    /// it need not be served, since it has said nothing and the server shuts down, or it has gone. It is for the
-    /// [timeout](Http::begin_timeout), and at once if there is nothing to look at.
-    fn poll_begin(&mut self, _cx: &mut Context<'_>) -> Poll<bool> {
-        Poll::Ready(true)
+    /// Waits until the client has said which version of HTTP it speaks, or will not say it any more; nothing is taken of what has come.
+    /// It is for the [timeout](Http::begin_timeout). If there is nothing to look at it is unknown at once.
+    fn poll_begin(&mut self, _cx: &mut Context<'_>) -> Poll<Begun> {
+        Poll::Ready(Begun::Unknown)
     }
+}
+
+/// What a client has begun with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// It need not be served: it has said nothing, and has gone, or the server shuts down.
+    Gone,
+    /// That will be seen.
+    Unknown,
+    /// Something else than HTTP/2's preface.
+    Http1,
+    /// HTTP/2's preface.
+    Http2,
 }
 
 impl Controlled for Connection {
@@ -183,16 +202,17 @@ impl Controlled for Connection {
         Connection::control(self)
     }
 
-    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        while !has_begun(self.input()) {
+    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<Begun> {
+        loop {
+            if let Some(begun) = begun(self.input()) {
+                return Poll::Ready(begun);
+            }
             let seen = self.input().len();
-            // Whoever reads it is told of an end or an error behind a part.
-            match ready!(self.reader().poll_request(cx, seen)) {
-                Ok(true) => {}
-                Ok(false) | Err(_) => return Poll::Ready(seen > 0),
+            let more = ready!(self.reader().poll_request(cx, seen));
+            if !more.unwrap_or(false) {
+                return Poll::Ready(gone(seen));
             }
         }
-        Poll::Ready(true)
     }
 }
 
@@ -202,25 +222,42 @@ impl Controlled for TlsConnection {
         TlsConnection::control(self)
     }
 
-    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        while !has_begun(self.input()) {
+    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<Begun> {
+        loop {
+            if let Some(begun) = begun(self.input()) {
+                return Poll::Ready(begun);
+            }
             let seen = self.input().len();
             let more = if seen == 0 { self.poll_request(cx) } else { self.poll_more(cx) };
             match ready!(more) {
                 Ok(true) => {}
-                Ok(false) => return Poll::Ready(seen > 0),
-                Err(_) => return Poll::Ready(true),
+                Ok(false) => return Poll::Ready(gone(seen)),
+                // For whoever reads it.
+                Err(_) => return Poll::Ready(Begun::Unknown),
             }
         }
-        Poll::Ready(true)
     }
 }
 
-/// Whether it is more than a part of HTTP/2's preface.
-fn has_begun(input: &LinkBuffer) -> bool {
+/// Whoever has said a part and goes is read to the end.
+fn gone(seen: usize) -> Begun {
+    if seen > 0 { Begun::Unknown } else { Begun::Gone }
+}
+
+/// What it is, unless it is a part of HTTP/2's preface.
+fn begun(input: &LinkBuffer) -> Option<Begun> {
     let mut front = [0; PREFACE.len()];
     let n = input.peek_to(&mut front);
-    n == PREFACE.len() || front[..n] != PREFACE[..n]
+    if front[..n] != PREFACE[..n] {
+        return Some(Begun::Http1);
+    }
+    (n == PREFACE.len()).then_some(Begun::Http2)
+}
+
+/// Builders for either version, if it is to be both.
+fn only(builder: &Builder<LocalExecutor>) -> Option<[Builder<LocalExecutor>; 2]> {
+    let both = builder.is_http1_available() && builder.is_http2_available();
+    both.then(|| [builder.clone().http1_only(), builder.clone().http2_only()])
 }
 
 fn into_io_error(error: BoxError) -> io::Error {
