@@ -12,8 +12,10 @@ readonly KERNELS=(5.10 6.1 6.12)
 # a network device, on kernels whose io_uring has them.
 readonly ENGINES=(epoll uring auto refusals device)
 readonly DEVICE_KERNELS=" 6.1 6.12 "
-# What epoll needs is the same from the oldest to the newest: without being asked for it is not run between them.
-readonly EPOLL_KERNELS=" 5.10 6.12 "
+# What epoll needs is the same from the oldest on, and the newest is much like the host's; what asks for no engine depends on what there
+# is at either end. Without being asked for they are not run elsewhere.
+readonly EPOLL_KERNELS=" 5.10 "
+readonly AUTO_KERNELS=" 6.12 "
 # What tells the families apart lies above what the kernels differ in: IPv6 is for the newest, unless a kernel is asked for.
 readonly IPV6_KERNELS=" 6.12 "
 # The tests that run: those of the facade and the unit tests of both engines.
@@ -310,6 +312,13 @@ run_host() {
     finish "$verdict" host refusals "$(refusals_of "$log")" "$start" "$log"
 }
 
+is_planned() {
+    case $2 in
+        epoll) [[ $EPOLL_KERNELS == *" $1 "* ]] ;;
+        auto) [[ $AUTO_KERNELS == *" $1 "* ]] ;;
+    esac
+}
+
 [ "$(uname -m)" = x86_64 ] || die "the machines are x86_64, and are made from a host that is"
 [ -z "$only_kernel" ] || release_of "$only_kernel" >/dev/null
 install_tools
@@ -322,8 +331,8 @@ for kernel in ${only_kernel:-"${KERNELS[@]}"}; do
     make_initrd "$kernel"
     for engine in ${only_engine:-"${ENGINES[@]}"}; do
         [ "$engine" != device ] || [[ $DEVICE_KERNELS == *" $kernel "* ]] || continue
-        if [ "$engine" = epoll ] && [ -z "$only_engine" ] && [[ $EPOLL_KERNELS != *" $kernel "* ]]; then
-            echo "not run: epoll on $kernel, unless it is asked for: ci/kernels.sh $kernel epoll"
+        if [ -z "$only_kernel" ] && ! is_planned "$kernel" "$engine"; then
+            echo "not run: $engine on $kernel, unless it is asked for: ci/kernels.sh $kernel $engine"
             continue
         fi
         run "$kernel" "$engine"
