@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use duopoll::tls::{TlsAcceptor, TlsConnection, TlsConnector};
-use duopoll::{Connection, Dialer, Limits, Pollers, Server};
+use duopoll::{Connection, Dialer, Limits, Server};
 use pollster::block_on;
 use rustls::server::ResolvesServerCertUsingSni;
 use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
@@ -77,19 +77,6 @@ async fn echo(mut tls: TlsConnection) -> io::Result<()> {
     }
     tls.close();
     Ok(())
-}
-
-/// Both ends of ours.
-fn pair(setup: Setup, limits: Limits) -> (Pollers, TlsConnection, TlsPeer) {
-    let (pollers, connection, peer) = connected(setup, limits);
-    let client = thread::spawn(move || {
-        let mut client = client(peer, client_config());
-        client.conn.complete_io(&mut client.sock).expect("a handshake");
-        client
-    });
-    let acceptor = TlsAcceptor::new(Arc::new(server_config()));
-    let tls = block_on(acceptor.accept(connection)).expect("a handshake");
-    (pollers, tls, client.join().expect("no panic"))
 }
 
 fn every_byte_arrives_once(setup: Setup) {

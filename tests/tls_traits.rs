@@ -5,35 +5,21 @@ mod support;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
 use duopoll::Limits;
 use duopoll::time::sleep;
-use duopoll::tls::{TlsAcceptor, TlsConnection};
+use duopoll::tls::TlsConnection;
 use pollster::block_on;
-use support::tls::{TlsPeer, client, client_config, server_config};
-use support::{Pattern, Random, Setup, connected, poll_once, scaled};
-
-/// One of ours, on a poller of its own, and a client of it.
-fn pair(setup: Setup) -> (duopoll::Pollers, TlsConnection, TlsPeer) {
-    let (pollers, connection, peer) = connected(setup, Limits::default());
-    let client = thread::spawn(move || {
-        let mut client = client(peer, client_config());
-        client.conn.complete_io(&mut client.sock).expect("a handshake");
-        client
-    });
-    let acceptor = TlsAcceptor::new(Arc::new(server_config()));
-    let tls = block_on(acceptor.accept(connection)).expect("a handshake");
-    (pollers, tls, client.join().expect("no panic"))
-}
+use support::tls::pair;
+use support::{Pattern, Random, Setup, poll_once, scaled};
 
 macro_rules! bodies {
     () => {
         fn every_byte_goes_both_ways(setup: Setup) {
-            let (_pollers, mut tls, mut peer) = pair(setup);
+            let (_pollers, mut tls, mut peer) = pair(setup, Limits::default());
             let bytes = scaled(4 << 20);
             let echoes = thread::spawn(move || {
                 let (mut buffer, mut left) = (vec![0; 100_000], bytes);
@@ -75,7 +61,7 @@ macro_rules! bodies {
         }
 
         fn lines_are_read_without_a_copy(setup: Setup) {
-            let (_pollers, mut tls, mut peer) = pair(setup);
+            let (_pollers, mut tls, mut peer) = pair(setup, Limits::default());
             peer.write_all(b"first\nsecond\nrest").expect("sent");
             peer.conn.send_close_notify();
             peer.flush().expect("sent");
@@ -92,7 +78,7 @@ macro_rules! bodies {
         }
 
         fn a_cut_is_an_error(setup: Setup) {
-            let (_pollers, mut tls, mut peer) = pair(setup);
+            let (_pollers, mut tls, mut peer) = pair(setup, Limits::default());
             peer.write_all(b"some").expect("sent");
             peer.sock.shutdown(Shutdown::Write);
             let mut seen = Vec::new();
@@ -102,7 +88,7 @@ macro_rules! bodies {
 
         /// Reads and writes that are dropped after one poll.
         fn dropped_futures_lose_nothing(setup: Setup) {
-            let (_pollers, mut tls, mut peer) = pair(setup);
+            let (_pollers, mut tls, mut peer) = pair(setup, Limits::default());
             let bytes = scaled(1 << 20);
             let echoes = thread::spawn(move || {
                 let (mut buffer, mut left) = (vec![0; 10_000], bytes);

@@ -2,7 +2,11 @@
 
 use std::io::{Read, Write};
 use std::sync::{Arc, LazyLock};
+use std::thread;
 
+use duopoll::tls::{TlsAcceptor, TlsConnection};
+use duopoll::{Limits, Pollers};
+use pollster::block_on;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
@@ -14,7 +18,7 @@ use rustls::{
     SupportedProtocolVersion, WantsVerifier,
 };
 
-use super::Peer;
+use super::{Peer, Setup, connected};
 
 /// Named, since there may be another one in the build.
 pub fn provider() -> Arc<CryptoProvider> {
@@ -117,6 +121,19 @@ pub type TlsPeer = StreamOwned<ClientConnection, Peer>;
 pub fn client(peer: Peer, config: impl Into<Arc<ClientConfig>>) -> TlsPeer {
     let client = ClientConnection::new(config.into(), server_name()).expect("a configuration");
     StreamOwned::new(client, peer)
+}
+
+/// One of ours, on a poller of its own, and a client of it, after their handshake.
+pub fn pair(setup: Setup, limits: Limits) -> (Pollers, TlsConnection, TlsPeer) {
+    let (pollers, connection, peer) = connected(setup, limits);
+    let client = thread::spawn(move || {
+        let mut client = client(peer, client_config());
+        client.conn.complete_io(&mut client.sock).expect("a handshake");
+        client
+    });
+    let acceptor = TlsAcceptor::new(Arc::new(server_config()));
+    let tls = block_on(acceptor.accept(connection)).expect("a handshake");
+    (pollers, tls, client.join().expect("no panic"))
 }
 
 /// Sends a message and reads as many bytes back.
