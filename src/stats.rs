@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use duopoll_core::{DriverStats, EngineStats, Pool};
+use duopoll_core::{DirectSends, DriverStats, EngineStats, Pool};
 
 /// What a figure says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -260,6 +260,14 @@ impl Stats {
         self.stale_events += engine.stale_events;
         self.completion_overflows += engine.completion_overflows;
         self.buffer_shortages += engine.buffer_shortages;
+    }
+
+    /// What went past the engine.
+    pub(crate) fn add_direct(&mut self, direct: DirectSends) {
+        self.sends += direct.calls;
+        self.short_sends += direct.short;
+        self.sent_bytes += direct.bytes;
+        self.syscalls += direct.calls;
     }
 
     pub(crate) fn add_driver(&mut self, driver: DriverStats) {

@@ -161,8 +161,8 @@ impl Echo for Probe {
 }
 
 fn http() -> Http {
-    Http::new().configure(|builder| {
-        builder.http2().max_concurrent_streams(STREAMS as u32);
+    Http::new().http2(|http2| {
+        http2.max_concurrent_streams(STREAMS as u32);
     })
 }
 

@@ -175,9 +175,7 @@ fn an_upgrade_gives_the_connection(setup: Setup) {
             let upgrade = hyper::upgrade::on(&mut request);
             task::spawn_local(async move {
                 let upgraded = upgrade.await.expect("upgraded");
-                let parts =
-                    hyper_util::server::conn::auto::upgrade::downcast::<Connection>(upgraded);
-                let parts = parts.expect("it was ours");
+                let parts = upgraded.downcast::<Connection>().expect("it was ours");
                 let mut connection = parts.io;
                 connection.write(&parts.read_buf)?;
                 connection.flush().await?;
@@ -278,9 +276,7 @@ fn a_shutdown_lets_streams_finish(setup: Setup) {
 }
 
 fn a_head_that_does_not_end_is_not_waited_for(setup: Setup) {
-    let http = Http::new().configure(|builder| {
-        builder.http1().header_read_timeout(Duration::from_millis(500));
-    });
+    let http = Http::new().header_read_timeout(Duration::from_millis(500));
     let server = serve(setup, http, async |_, _| reply("done"));
     let mut slow = Peer::connect(server.local_addr());
     slow.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nx: ").expect("sent");

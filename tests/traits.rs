@@ -87,6 +87,50 @@ macro_rules! bodies {
             echo.join().expect("no panic").expect("echoed");
         }
 
+        /// On the poller, where the kernel takes them as they lie: mixed with small ones, in pieces, and past a peer that
+        /// is slow now and then.
+        fn large_writes_of_a_handler_arrive_once(setup: Setup) {
+            let bytes = scaled(16 << 20);
+            let server = setup.serve(async move |connection: &mut Connection| {
+                connection.skip(1).await?;
+                let (mut random, mut pattern) = (Random::new(3), Pattern::new(5));
+                let mut left = bytes;
+                while left > 0 {
+                    let longest = [100, 50_000, 2_000_000][random.next() as usize % 3];
+                    let piece = pattern.next(random.length(longest).min(left)).to_vec();
+                    left -= piece.len();
+                    if random.next() % 4 == 0 {
+                        connection.writer().write(&piece)?;
+                        continue;
+                    }
+                    let pieces: Vec<_> =
+                        piece.chunks(random.length(piece.len())).map(IoSlice::new).collect();
+                    let taken = connection.write_vectored(&pieces).await?;
+                    connection.write_all(&piece[taken..]).await?;
+                }
+                close(connection).await
+            });
+            let mut peer = Peer::connect(server.local_addr());
+            peer.write_all(b"?").expect("sent");
+            let (mut random, mut pattern) = (Random::new(4), Pattern::new(5));
+            let (mut buffer, mut seen) = (vec![0; 1 << 20], 0);
+            loop {
+                if random.next() % 50 == 0 {
+                    thread::sleep(Duration::from_millis(3));
+                }
+                let n = random.length(buffer.len());
+                match peer.read(&mut buffer[..n]).expect("read") {
+                    0 => break,
+                    n => {
+                        assert!(pattern.matches(&buffer[..n]), "other bytes after {seen}");
+                        seen += n;
+                    }
+                }
+            }
+            assert_eq!(seen, bytes);
+            assert_eq!(server.settled().sent_bytes, bytes as u64);
+        }
+
         fn lines_are_read_where_they_lie(setup: Setup) {
             let (_pollers, mut connection, mut peer) = connected(setup, Limits::default());
             peer.write_all(b"one\ntwo\nand no end").expect("sent");
@@ -240,6 +284,7 @@ macro_rules! bodies {
 }
 for_both!(
     every_byte_arrives_once,
+    large_writes_of_a_handler_arrive_once,
     lines_are_read_where_they_lie,
     a_write_needs_no_flush,
     reads_that_are_given_up_lose_nothing,

@@ -15,6 +15,7 @@ mod command;
 mod connection;
 mod contain;
 mod driver;
+mod errno;
 mod error;
 #[cfg(duopoll_faults)]
 pub mod faults;
@@ -43,7 +44,7 @@ pub use buffer::{
 };
 pub use clock::Clock;
 pub use command::Command;
-pub use connection::{CallbackId, Control, Limits, Reader, Sender, Watch, Writer};
+pub use connection::{CallbackId, Control, Limits, Reader, Requests, Sender, Watch, Writer};
 #[doc(hidden)]
 pub use contain::{contain, contained_panics, report};
 pub use driver::{Accepted, Driver, DriverStats, Group};
@@ -54,7 +55,7 @@ pub use poll::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
     Pending, Poll, SEND_VECTORS_MAX,
 };
-pub use thread::on_poller_thread;
+pub use thread::{DirectSends, direct_sends, on_poller_thread};
 pub use timer::{Tick, Wheel};
 pub use token::{Token, TokenSlab};
 pub use token_table::TokenTable;

@@ -3,11 +3,11 @@
 //! The core itself calls none of it. Here are the descriptors' system calls with the hooks by which a test makes them
 //! fail: see [`fault!`](crate::fault).
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 use crate::poll::Notify;
 
@@ -79,6 +79,18 @@ impl Notify for EventFd {
         // EAGAIN: it has been readable for long, and the engine is told. Nothing else can happen.
         let _ = self.increment();
     }
+}
+
+/// Sends as much of the pieces as the socket has room for. Never raises SIGPIPE.
+///
+/// # Errors
+/// `EAGAIN` without room; what has ended the connection.
+pub fn send(fd: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+    uninterrupted(|| {
+        fault!(Send);
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), flags)?)
+    })
 }
 
 /// Shuts the sending direction of a stream down.

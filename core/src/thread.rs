@@ -17,6 +17,20 @@ struct Local {
     /// One of the commands had better be done soon.
     urgent: Cell<bool>,
     blocks: RefCell<BlockCache>,
+    /// Turns that are over.
+    turns: Cell<u32>,
+    direct: Cell<DirectSends>,
+}
+
+/// What was sent past the engine on the thread of a poller.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DirectSends {
+    /// Calls of send(2).
+    pub calls: u64,
+    /// Of these, those that were taken in part or not at all.
+    pub short: u64,
+    /// Bytes taken.
+    pub bytes: u64,
 }
 
 thread_local! {
@@ -29,6 +43,8 @@ thread_local! {
             commands: RefCell::new(Vec::new()),
             urgent: Cell::new(false),
             blocks: RefCell::new(BlockCache::new()),
+            turns: Cell::new(0),
+            direct: Cell::new(DirectSends { calls: 0, short: 0, bytes: 0 }),
         }
     };
 }
@@ -61,6 +77,7 @@ pub(crate) fn leave() {
         local.blocks.borrow_mut().clear();
         local.commands.borrow_mut().clear();
         local.urgent.set(false);
+        local.direct.take();
     });
 }
 
@@ -91,6 +108,25 @@ pub(crate) fn has_commands() -> bool {
 /// Whether something was left that had better be done before the turn ends.
 pub(crate) fn is_urgent() -> bool {
     LOCAL.with(|local| local.urgent.get())
+}
+
+/// The number of the turn that the poller of this thread is in.
+pub(crate) fn turn() -> u32 {
+    LOCAL.with(|local| local.turns.get())
+}
+
+/// Counts a send past the engine; `short`: not all was taken.
+pub(crate) fn count_direct(bytes: usize, short: bool) {
+    LOCAL.with(|local| {
+        let DirectSends { calls, short: shorts, bytes: sent } = local.direct.get();
+        let (short, bytes) = (shorts + u64::from(short), sent + bytes as u64);
+        local.direct.set(DirectSends { calls: calls + 1, short, bytes });
+    });
+}
+
+/// What was sent past the engine on this thread, since it is a poller's.
+pub fn direct_sends() -> DirectSends {
+    LOCAL.with(|local| local.direct.get())
 }
 
 /// The blocks at hand on this thread: those of the poller that runs here, else of the global pool.
@@ -127,6 +163,7 @@ impl Blocks {
 
     /// A turn is over.
     pub(crate) fn end_turn() {
+        LOCAL.with(|local| local.turns.set(local.turns.get().wrapping_add(1)));
         Blocks::with(BlockCache::end_turn);
     }
 

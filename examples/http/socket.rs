@@ -13,7 +13,6 @@ use duopoll::tls::TlsConnection;
 use duopoll::{Connection, Control};
 use futures::{SinkExt, StreamExt};
 use hyper::upgrade::OnUpgrade;
-use hyper_util::server::conn::auto::upgrade::downcast;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Error;
@@ -42,10 +41,10 @@ pub(crate) async fn accept(mut request: Request) -> Response {
 async fn go_on(upgrade: OnUpgrade) -> Result<(), Error> {
     let Ok(upgraded) = upgrade.await else { return Ok(()) };
     // What hyper has read of it already comes along.
-    match downcast::<Connection>(upgraded) {
+    match upgraded.downcast::<Connection>() {
         Ok(parts) => echo(parts.io.control(), parts.io, parts.read_buf).await,
         #[cfg(feature = "rustls")]
-        Err(upgraded) => match downcast::<TlsConnection>(upgraded) {
+        Err(upgraded) => match upgraded.downcast::<TlsConnection>() {
             Ok(parts) => echo(parts.io.control(), parts.io, parts.read_buf).await,
             Err(_) => Ok(()),
         },

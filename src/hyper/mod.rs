@@ -52,12 +52,15 @@
 //!
 //! hyper copies what it reads and writes, once in each direction. What it writes goes out with the end of the poller's turn, in one send.
 
+mod controlled;
+mod http;
 mod io;
 mod request;
 mod run;
 mod serve;
 
-/// To take a connection apart that was upgraded.
-pub use hyper_util::server::conn::auto::upgrade;
+/// For connections that change to another protocol.
+pub use ::hyper::upgrade;
+pub use controlled::Controlled;
+pub use http::Http;
 pub use run::{LocalExecutor, PollerTimer};
-pub use serve::{Begun, Controlled, Http};

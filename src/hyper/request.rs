@@ -15,8 +15,8 @@ use crate::Control;
 struct UnderWay(Control);
 
 impl UnderWay {
-    fn new(control: &Control) -> UnderWay {
-        control.begin_request();
+    fn new(control: &Control, has_body: bool) -> UnderWay {
+        control.begin_request(has_body);
         UnderWay(control.clone())
     }
 }
@@ -48,7 +48,8 @@ where
     type Future = CountedFuture<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let under_way = Some(UnderWay::new(&self.control));
+        let has_body = !request.body().is_end_stream();
+        let under_way = Some(UnderWay::new(&self.control, has_body));
         CountedFuture { future: self.service.call(request), under_way }
     }
 }

@@ -584,6 +584,7 @@ impl Poller {
         let mut stats = self.stats;
         stats.add_handlers();
         stats.add_engine(self.engine.stats());
+        stats.add_direct(duopoll_core::direct_sends());
         stats.add_driver(self.driver.stats());
         stats.timers = self.driver.timers() as u64;
         stats.open_connections = self.driver.open_connections() as u64;

@@ -199,7 +199,7 @@ where
     F: AsyncFn(Connection) -> io::Result<()> + Send + Sync + 'static,
 {
     let control = connection.control();
-    let back = connection.lend();
+    let back = service.callbacks.disconnect.is_some().then(|| connection.lend());
     let handled = {
         let mut handling = pin!(async {
             connection.reader().serve();
@@ -212,13 +212,14 @@ where
         poll_fn(|cx| caught(|| handling.as_mut().poll(cx))).await
     };
     service.count(handled, || Some(control.clone()));
-    // Somebody else may have it now.
-    match back.await {
-        Ok(mut connection) => service.disconnect(&mut connection).await,
-        // It was taken apart.
-        Err(oneshot::Canceled) => return control.on_release(|| drop(permit)),
+    // Somebody else may have it now, or it was taken apart.
+    if let Some(back) = back
+        && let Ok(mut connection) = back.await
+    {
+        service.disconnect(&mut connection).await;
+    } else if control.is_open() {
+        control.on_release(|| drop(permit));
     }
-    drop(permit);
 }
 
 impl<H> Running<H> {

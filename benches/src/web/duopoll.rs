@@ -33,7 +33,7 @@ impl Serve for OnPollers<'_> {
         S::Future: 'static,
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
-        let http = Http::new().configure(|builder| service::configure(builder, PollerTimer));
+        let http = Http::new();
         let tls = self.options.tls.as_deref().map(certificate::server).transpose()?;
         let tls = tls.map(TlsAcceptor::new);
         let builder = EventLoop::builder().engine(self.engine).pollers(self.options.threads);

@@ -120,6 +120,12 @@ impl Control {
         Watch::new(self.shared.clone(), When::Draining)
     }
 
+    /// Whether it was neither closed nor aborted, by this side or by its end.
+    #[doc(hidden)]
+    pub fn is_open(&self) -> bool {
+        !self.shared.life().is_closed()
+    }
+
     /// Whether the server is shutting down that the connection belongs to.
     pub fn is_draining(&self) -> bool {
         self.shared.life().is_draining()
@@ -134,14 +140,20 @@ impl Control {
     /// For layers above, which wait for the peer all the time: they work at a request, so the connection is not idle. As often
     /// as [`end_request`](Control::end_request) is to be called.
     #[doc(hidden)]
-    pub fn begin_request(&self) {
-        self.shared.begin_request();
+    pub fn begin_request(&self, has_body: bool) {
+        self.shared.begin_request(has_body);
     }
 
     /// They do not any more.
     #[doc(hidden)]
     pub fn end_request(&self) {
         self.shared.end_request();
+    }
+
+    /// What they have done so far.
+    #[doc(hidden)]
+    pub fn requests(&self) -> Requests {
+        self.shared.requests()
     }
 
     /// A number that no other connection of this process has.
@@ -206,6 +218,16 @@ impl Control {
         let now = self.shared.clock().now();
         self.shared.change(|life| life.limit(limit, now));
     }
+}
+
+/// The requests that a layer above has counted.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requests {
+    /// How many have begun; it wraps, and is never 0 again.
+    pub begun: u32,
+    /// All are over, the last was nothing but a head, and everything has been sent.
+    pub are_over: bool,
 }
 
 /// Which connection it is, for logs.

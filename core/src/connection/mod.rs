@@ -32,7 +32,7 @@ mod writer;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-pub use control::{CallbackId, Control};
+pub use control::{CallbackId, Control, Requests};
 pub(crate) use effects::wake;
 pub(crate) use lifecycle::{Closing, Expected, Expired, LATE, Moved, Phase, Reason, Todo};
 pub use limits::Limits;

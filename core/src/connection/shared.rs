@@ -4,11 +4,13 @@
 //! Each method locks, makes one transition, unlocks, and then does what follows from it.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
+use super::control::Requests;
 use super::effects::{Callback, Effects, Offer, When};
 use super::lifecycle::{
     Amount, Closing, End, Expected, Expired, Half, Lifecycle, Moved, Phase, Polled, Reason,
@@ -19,9 +21,11 @@ use super::socket::Socket;
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
 use crate::command::Command;
+use crate::errno::{errno, is_of_the_network};
 use crate::mailbox::Mailbox;
 use crate::poll::{Outputs, Pending};
 use crate::sync::{Mutex, MutexGuard, lock};
+use crate::syscalls;
 use crate::timer::Tick;
 use crate::token::Token;
 
@@ -40,6 +44,8 @@ pub(crate) struct Shared {
     message_max: u32,
     /// Requests that a layer above is busy with.
     requests: AtomicU32,
+    /// How many it has begun, and in the lowest bit whether the last one had a body.
+    begun: AtomicU32,
     #[cfg(feature = "zerocopy")]
     zero_copy: ZeroCopy,
     life: Mutex<Lifecycle>,
@@ -72,6 +78,7 @@ impl Shared {
             output_high: saturating(limits.output_high_bytes),
             message_max: saturating(limits.message_bytes_max),
             requests: AtomicU32::new(0),
+            begun: AtomicU32::new(0),
             #[cfg(feature = "zerocopy")]
             zero_copy: ZeroCopy {
                 threshold: AtomicU32::new(threshold(limits.zerocopy_bytes)),
@@ -263,6 +270,36 @@ impl Shared {
         self.change(|life| life.close(staged, self.clock()));
     }
 
+    /// A send has failed, and with it what else there was to send. By the poller, or a half of the connection.
+    pub(crate) fn fail_sending(&self, error: &io::Error) {
+        let errno = errno(error);
+        if !is_of_the_network(error) {
+            return self.change(|life| {
+                let mut effects = Effects::default();
+                life.fail(errno, &mut effects, self.clock());
+                effects
+            });
+        }
+        // Receiving comes to its end by itself, behind the bytes that have arrived: where the peer takes nothing more, it may
+        // still send; after a reset nothing comes; and in other cases, in which the socket lives on, it is told to.
+        if !matches!(errno, libc::EPIPE | libc::ECONNRESET) {
+            // SAFETY: whoever calls has not let go.
+            if let Some(socket) = unsafe { self.socket() } {
+                syscalls::end_receiving(socket);
+            }
+        }
+        self.change(|life| {
+            let mut effects = Effects::default();
+            life.fail_output(errno, &mut effects, self.clock());
+            effects
+        });
+    }
+
+    /// The kernel has taken something past the poller.
+    pub(super) fn sent_directly(&self) {
+        self.life().sent_directly(self.clock());
+    }
+
     pub(super) fn half_gone(&self, half: Half) {
         self.change(|life| life.half_gone(half, self.clock()));
     }
@@ -315,12 +352,6 @@ impl Shared {
     pub(crate) fn fail(&self, errno: i32) {
         let mut effects = Effects::default();
         self.life().fail(errno, &mut effects, self.clock());
-        effects.perform();
-    }
-
-    pub(crate) fn fail_output(&self, errno: i32) {
-        let mut effects = Effects::default();
-        self.life().fail_output(errno, &mut effects, self.clock());
         effects.perform();
     }
 
@@ -410,12 +441,21 @@ impl Shared {
         life.expire(now, pending, gives_up)
     }
 
-    pub(super) fn begin_request(&self) {
+    pub(super) fn begin_request(&self, has_body: bool) {
+        // Relaxed: only numbers, of one thread at a time.
         self.requests.fetch_add(1, Ordering::Relaxed);
+        let begun = (self.begun.load(Ordering::Relaxed) & !1).wrapping_add(2).max(2);
+        self.begun.store(begun | u32::from(has_body), Ordering::Relaxed);
     }
 
     pub(super) fn end_request(&self) {
         self.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn requests(&self) -> Requests {
+        let begun = self.begun.load(Ordering::Relaxed);
+        let ended = self.requests.load(Ordering::Relaxed) == 0 && begun & 1 == 0;
+        Requests { begun: begun >> 1, are_over: ended && self.life().unsent == 0 }
     }
 
     /// From how many bytes on a slice is sent without a copy, if any is.

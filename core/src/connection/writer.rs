@@ -15,7 +15,8 @@ use super::shared::Shared;
 use super::wait::Owner;
 use crate::buffer::LinkBuffer;
 use crate::memory::Slice;
-use crate::thread::Blocks;
+use crate::syscalls;
+use crate::thread::{self, Blocks};
 
 /// The sending half of a connection.
 ///
@@ -39,16 +40,24 @@ pub struct Writer {
     staged: LinkBuffer,
     /// The last poll has left a wait behind.
     waiting: bool,
+    /// The kernel had no room for what was sent directly: the engine waits for it, with the last of what was taken.
+    blocked: bool,
+    /// The turn in which so many bytes were sent directly.
+    direct: (u32, u32),
 }
 
 /// What is copied goes into blocks of at most so many bytes.
 const COPIED_BYTES_MAX: usize = 64 << 10;
+/// From so many bytes on, what was to be copied is sent as it lies instead.
+const DIRECT_BYTES_MIN: usize = 32 << 10;
+/// Pieces of one send.
+const DIRECT_PIECES_MAX: usize = 64;
 /// So much is taken at once, however low the watermark is.
 const PIECE_BYTES: usize = 4 << 10;
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>) -> Writer {
-        Writer { shared, staged: LinkBuffer::new(), waiting: false }
+        Writer { shared, staged: LinkBuffer::new(), waiting: false, blocked: false, direct: (0, 0) }
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -147,7 +156,8 @@ impl Writer {
     }
 
     /// Hands over a copy of `pieces`, as much of it as there is room for below the watermark, and says how much that is: at
-    /// least a byte, unless there is none. Waits while there is no room. What is staged goes first.
+    /// least a byte, unless there is none. Waits while there is no room. What is staged goes first. From 32 KiB on, if nothing is
+    /// unsent, the kernel copies them itself, at once.
     ///
     /// Polls that follow each other are one wait, as with [`poll_flush`](Writer::poll_flush).
     ///
@@ -158,23 +168,68 @@ impl Writer {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_flush(cx))?;
-        let (mut room, mut taken) = (self.room(), 0);
+        let bytes = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        let is_much = bytes >= DIRECT_BYTES_MIN;
+        let marks = if is_much && self.blocked { (0, 0) } else { self.watermarks() };
+        ready!(self.poll_send(cx, marks, Owner::Poll))?;
+        let (mut taken, mut room) = (0, self.room());
+        if is_much && let Some(sent) = self.send_directly(pieces)? {
+            self.blocked = sent < bytes;
+            (taken, room) = (sent, COPIED_BYTES_MAX);
+        }
         // In blocks of a size that is pooled: one for the whole of a large piece would be mapped and unmapped each time.
-        for part in pieces.iter().flat_map(|piece| piece.chunks(COPIED_BYTES_MAX)) {
-            let n = part.len().min(room);
-            if n == 0 {
-                continue;
-            }
-            match self.write(&part[..n]) {
-                Ok(()) => (room, taken) = (room - n, taken + n),
-                // What was taken is on its way.
-                Err(_) if taken > 0 => break,
-                Err(error) => return Poll::Ready(Err(error)),
+        let mut skipped = taken;
+        'copying: for piece in pieces {
+            let rest = &piece[skipped.min(piece.len())..];
+            skipped -= piece.len() - rest.len();
+            for part in rest.chunks(COPIED_BYTES_MAX) {
+                let n = part.len().min(room);
+                if n == 0 {
+                    break 'copying;
+                }
+                match self.write(&part[..n]) {
+                    Ok(()) => (room, taken) = (room - n, taken + n),
+                    // What was taken is on its way.
+                    Err(_) if taken > 0 => break 'copying,
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
             }
         }
         self.submit()?;
         Poll::Ready(Ok(taken))
+    }
+
+    /// Sends what the kernel takes, and says how much that is; none if it has to go by the engine.
+    fn send_directly(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+        // SAFETY: a half lets go when it is dropped.
+        let Some(socket) = (unsafe { self.shared.socket() }) else { return Ok(None) };
+        if !self.shared.mailbox().is_local() || !self.shared.life().may_send_directly() {
+            return Ok(None);
+        }
+        // Others have their turn, too: one that always finds room would go on for ever.
+        let turn = thread::turn();
+        let (before, most) = (
+            if self.direct.0 == turn { self.direct.1 as usize } else { 0 },
+            self.shared.output_high_bytes(),
+        );
+        if before >= most {
+            return Ok(Some(0));
+        }
+        let pieces = &pieces[..pieces.len().min(DIRECT_PIECES_MAX)];
+        let result = syscalls::send(socket, pieces);
+        let sent = match &result {
+            Ok(sent) => *sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => {
+                self.shared.fail_sending(error);
+                result?
+            }
+        };
+        let bytes = pieces.iter().map(|piece| piece.len()).sum();
+        thread::count_direct(sent, sent < bytes);
+        self.direct = (turn, u32::try_from(before + sent).unwrap_or(u32::MAX));
+        self.shared.sent_directly();
+        Ok(Some(sent))
     }
 
     /// For layers above: how much may be handed over below the watermark, in bytes, and at least a little.

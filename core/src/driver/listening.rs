@@ -5,8 +5,8 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::Driver;
-use super::errors::is_of_the_network;
 use super::slot::{ACCEPT_RETRY_MS, Accepted, Listener, Slot};
+use crate::errno::is_of_the_network;
 use crate::poll::{Deregister, Kind, Next, Poll};
 use crate::token::Token;
 

@@ -7,7 +7,6 @@
 mod closing;
 mod deadlines;
 mod draining;
-mod errors;
 mod group;
 mod listening;
 mod operators;

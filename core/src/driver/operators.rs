@@ -8,14 +8,13 @@ use libc::iovec;
 
 use super::Driver;
 use super::deadlines::NO_MEMORY_RETRY_MS;
-use super::errors::{errno, is_of_the_network};
 use super::slot::Slot;
 use super::stream::{Receiving, Stream};
 use crate::buffer::Chain;
 use crate::connection::{Moved, wake};
+use crate::errno::errno;
 use crate::memory::Slice;
 use crate::poll::{Inputs, Lease, Next, Operators, Outputs, SEND_VECTORS_MAX};
-use crate::syscalls;
 use crate::thread::Blocks;
 use crate::token::Token;
 
@@ -202,7 +201,8 @@ unsafe impl Operators for Driver {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => (Next::More, false),
             Err(error) => {
-                fail_sending(stream, &error);
+                drop(mem::replace(&mut stream.sending, Chain::new()));
+                stream.shared.fail_sending(&error);
                 (Next::Stop, true)
             }
         };
@@ -248,24 +248,5 @@ impl Driver {
         }
         self.touch(token);
         Next::Stop
-    }
-}
-
-/// A send has failed, and with it what else there was to send.
-fn fail_sending(stream: &mut Stream, error: &io::Error) {
-    drop(mem::replace(&mut stream.sending, Chain::new()));
-    if is_of_the_network(error) {
-        let errno = errno(error);
-        // Receiving comes to its end by itself, behind the bytes that have arrived: where the peer takes nothing more, it may
-        // still send; after a reset nothing comes; and in other cases, in which the socket lives on, it is told to.
-        if !matches!(errno, libc::EPIPE | libc::ECONNRESET) {
-            // SAFETY: the stream lets go when it is dropped.
-            if let Some(socket) = unsafe { stream.shared.socket() } {
-                syscalls::end_receiving(socket);
-            }
-        }
-        stream.shared.fail_output(errno);
-    } else {
-        stream.shared.fail(errno(error));
     }
 }

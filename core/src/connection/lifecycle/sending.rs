@@ -274,6 +274,19 @@ impl Lifecycle {
         Moved { waker, next, closing: self.phase != Phase::Open }
     }
 
+    /// Whether what is to be sent may go past the poller, since nothing is before it.
+    pub(crate) fn may_send_directly(&self) -> bool {
+        let open = self.output == Output::Open && self.phase == Phase::Open;
+        open && self.unsent == 0 && self.writer.is_none()
+    }
+
+    /// Something has gone past the poller.
+    pub(crate) fn sent_directly(&mut self, clock: &dyn Clock) {
+        if self.idle.is_limited() {
+            self.idle.moved(clock.now());
+        }
+    }
+
     /// The writer waits no more.
     #[inline]
     pub(crate) fn end_writing(&mut self) -> Option<Waker> {

@@ -4,7 +4,7 @@ use std::io;
 
 /// Whether an error is the peer's or the network's, and no fault of this process or machine. The list is that of
 /// accept(2), and what breaks a connection that is established.
-pub(super) fn is_of_the_network(error: &io::Error) -> bool {
+pub(crate) fn is_of_the_network(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(
@@ -24,6 +24,6 @@ pub(super) fn is_of_the_network(error: &io::Error) -> bool {
     )
 }
 
-pub(super) fn errno(error: &io::Error) -> i32 {
+pub(crate) fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
 }
