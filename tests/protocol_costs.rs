@@ -16,21 +16,21 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use counting::{allocations, alone, count_this_thread};
-use duopoll::hyper::{Http, LocalExecutor, PollerTimer};
+use counting::{allocations, alone, count_this_thread, held_bytes};
+use duopoll::hyper::{Http, PollerTimer};
 use duopoll::tls::TlsAcceptor;
-use duopoll::{Connection, Engine, task};
+use duopoll::{Connection, Engine, Server, task};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::rt::ReadBufCursor;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::server::conn::auto::Builder;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
 use rustls::{ClientConnection, ServerConfig};
 use support::tls::{client, client_config, round_trip, server_config, server_name};
-use support::{Family, Peer, Setup};
+use support::{Family, Peer, Setup, eventually};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 const HELLO: &str = "hello\n";
@@ -114,16 +114,37 @@ impl hyper::rt::Write for Memory {
 fn in_memory() -> u64 {
     task::block_on(async {
         count_this_thread();
-        let mut builder = Builder::new(LocalExecutor);
-        builder.http1().timer(PollerTimer).header_read_timeout(Duration::from_secs(30));
+        let mut builder = http1::Builder::new();
+        builder.timer(PollerTimer).header_read_timeout(Duration::from_secs(30));
         let costs = Arc::new(AtomicU64::new(0));
         let memory =
             Memory { left: 2 * REQUESTS, unread: &[], waited: false, costs: costs.clone() };
         // The end comes before the last reply is made, which hyper minds.
-        let _ = builder.serve_connection_with_upgrades(memory, service_fn(hello)).await;
+        let _ = builder.serve_connection(memory, service_fn(hello)).with_upgrades().await;
         costs.load(Relaxed)
     })
     .expect("an engine")
+}
+
+fn serve(setup: Setup) -> Server {
+    let http = Http::new();
+    let service = setup.builder().on_connection(async move |connection: Connection| {
+        count_this_thread();
+        http.serve(connection, service_fn(hello)).await
+    });
+    service.serve(setup.listener()).expect("a server")
+}
+
+/// Asks, or asks the rest, and says how long the reply is.
+fn ask(peer: &mut Peer, request: &[u8]) -> usize {
+    let mut reply = Vec::new();
+    peer.write_all(request).expect("sent");
+    while !reply.ends_with(HELLO.as_bytes()) {
+        let mut byte = [0];
+        peer.read_exact(&mut byte).expect("a reply");
+        reply.push(byte[0]);
+    }
+    reply.len()
 }
 
 #[test]
@@ -132,24 +153,13 @@ fn a_request_of_http_costs_what_hyper_costs() {
     let expected = thread::spawn(in_memory).join().expect("no panic");
     for engine in [Engine::Epoll, Engine::Uring] {
         let setup = Setup { engine, family: Family::V4 };
-        let http = Http::new();
-        let service = setup.builder().on_connection(async move |connection: Connection| {
-            count_this_thread();
-            http.serve(connection, service_fn(hello)).await
-        });
-        let server = service.serve(setup.listener()).expect("a server");
+        let server = serve(setup);
         let mut peer = Peer::connect(server.local_addr());
-        let mut reply = Vec::new();
-        peer.write_all(REQUEST).expect("sent");
-        while !reply.ends_with(HELLO.as_bytes()) {
-            let mut byte = [0];
-            peer.read_exact(&mut byte).expect("a reply");
-            reply.push(byte[0]);
-        }
+        let reply = ask(&mut peer, REQUEST);
         let mut requests = || {
             let before = allocations();
             for _ in 0..REQUESTS {
-                peer.round_trip_of(REQUEST, reply.len());
+                peer.round_trip_of(REQUEST, reply);
             }
             allocations() - before
         };
@@ -157,6 +167,32 @@ fn a_request_of_http_costs_what_hyper_costs() {
         // On a busy machine a queue may grow once more. What a request costs it costs every time.
         let fewest = (0..5).map(|_| requests()).min();
         assert!(fewest <= Some(expected), "{engine:?}: {fewest:?} allocations for {expected}");
+    }
+}
+
+/// hyper's buffers are 16 KiB. They are there again for the next request, whose head may have come in part before.
+#[test]
+fn idle_connections_of_http_hold_no_buffers() {
+    const CONNECTIONS: usize = 50;
+    let _alone = alone();
+    for engine in [Engine::Epoll, Engine::Uring] {
+        let setup = Setup { engine, family: Family::V4 };
+        let server = serve(setup);
+        // What grows with the first.
+        ask(&mut Peer::connect(server.local_addr()), REQUEST);
+        let before = held_bytes();
+        let each = || held_bytes().wrapping_sub(before) as usize / CONNECTIONS;
+        let mut peers: Vec<_> =
+            (0..CONNECTIONS).map(|_| Peer::connect(server.local_addr())).collect();
+        for cut in [0, 1, 10, REQUEST.len() - 1] {
+            let (front, rest) = REQUEST.split_at(cut);
+            peers.iter_mut().for_each(|peer| peer.write_all(front).expect("sent"));
+            peers.iter_mut().for_each(|peer| {
+                ask(peer, rest);
+            });
+            assert!(each() > 16 << 10, "{engine:?}: {} bytes each", each());
+            eventually("buffers are given back", || each() < 4 << 10);
+        }
     }
 }
 
