@@ -4,7 +4,8 @@ mod support;
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use support::settled::Settled;
-use support::{PATIENCE, Peer, Setup, eventually, scaled};
+use support::{PATIENCE, Peer, Setup, eventually, poll_once, scaled};
 
 on_every_setup!(
     requests_of_one_connection_follow_each_other,
@@ -31,7 +32,6 @@ on_every_setup!(
     a_head_that_does_not_end_is_not_waited_for,
     who_does_not_begin_is_not_waited_for,
     what_came_before_a_shutdown_is_answered,
-    what_came_before_a_shutdown_by_a_handler_is_answered,
     limits_do_not_cut_a_service_that_works,
     a_panic_ends_its_stream_and_nothing_else,
     a_client_that_goes_in_the_middle_disturbs_nobody,
@@ -314,18 +314,10 @@ fn who_does_not_begin_is_not_waited_for(setup: Setup) {
 }
 
 /// While the poller is held up: requests of new connections, and of those that have talked before.
+/// Also what one turn of the poller does not come to.
 fn what_came_before_a_shutdown_is_answered(setup: Setup) {
-    what_came_before(setup, false);
-}
-
-/// The poller hears of the shutdown before it looks at what has come.
-fn what_came_before_a_shutdown_by_a_handler_is_answered(setup: Setup) {
-    what_came_before(setup, true);
-}
-
-fn what_came_before(setup: Setup, by_handler: bool) {
-    let own_server = Arc::new(OnceLock::<Arc<Server>>::new());
-    let own = own_server.clone();
+    const KNOWN: usize = 200;
+    const NEW: usize = 10;
     let (held, holds) = mpsc::channel();
     let (let_go, goes) = mpsc::channel::<()>();
     let goes = Arc::new(Mutex::new(goes));
@@ -333,38 +325,31 @@ fn what_came_before(setup: Setup, by_handler: bool) {
         if path == "/hold" {
             let _ = held.send(());
             let _ = goes.lock().expect("no panic").recv_timeout(PATIENCE);
-            if let Some(server) = own.get() {
-                drop(server.shutdown_async(PATIENCE));
-            }
         }
         reply("done")
     });
-    let server = Arc::new(server);
     let connect = || Peer::connect(server.local_addr());
-    let mut known: Vec<_> = (0..10).map(|_| connect()).collect();
+    let mut known: Vec<_> = (0..KNOWN).map(|_| connect()).collect();
     for peer in &mut known {
         peer.write_all(&get("/")).expect("sent");
         read_reply(peer);
     }
-    let mut new: Vec<_> = (0..10).map(|_| connect()).collect();
-    eventually("all are there", || server.open_connections() == 20);
+    let mut new: Vec<_> = (0..NEW).map(|_| connect()).collect();
+    eventually("all are there", || server.open_connections() == KNOWN + NEW);
     let mut holder = connect();
     holder.write_all(&get("/hold")).expect("sent");
     holds.recv_timeout(PATIENCE).expect("held");
     for peer in known.iter_mut().chain(&mut new) {
         peer.write_all(&get("/")).expect("sent");
     }
-    let begin = || Box::pin(server.shutdown_async(PATIENCE));
-    let shutdown = (!by_handler).then(begin);
-    if by_handler {
-        assert!(own_server.set(server.clone()).is_ok());
-    }
+    let mut shutdown = pin!(server.shutdown_async(PATIENCE));
+    assert!(poll_once(shutdown.as_mut()).is_pending());
     let_go.send(()).expect("it waits");
     for mut peer in known.into_iter().chain(new).chain([holder]) {
         assert_eq!(read_reply(&mut peer).1, b"done");
         assert_eq!(peer.read_rest().expect("the end"), b"");
     }
-    assert_eq!(pollster::block_on(shutdown.unwrap_or_else(begin)), 0);
+    assert_eq!(pollster::block_on(shutdown), 0);
 }
 
 /// hyper waits for its peer while a service works, too.
