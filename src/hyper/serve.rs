@@ -24,7 +24,7 @@ use crate::{Control, Watch};
 type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A connection of HTTP/1 that asks for nothing for so long gives its buffers back, after twice that at the latest.
-const IDLE: Duration = Duration::from_millis(500);
+const IDLE: Duration = Duration::from_millis(200);
 
 pin_project! {
     /// What [`Http::serve`](super::Http::serve) gives. It is written by hand, since a connection is this large, whatever it does: the

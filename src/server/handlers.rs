@@ -151,7 +151,7 @@ impl Builder {
         let (callbacks, figures) = (self.callbacks.clone(), Arc::<Figures>::default());
         let running = Arc::new(Running { callbacks, handler, figures: figures.clone() });
         let service = Service::new(self, figures, move |poller, connection, permit| {
-            poller.spawn(give(connection, running.clone(), permit));
+            poller.spawn(give(Box::new(connection), running.clone(), permit));
         });
         service.refused_if(timed, "request_timeout does not go with on_connection")
     }

@@ -193,9 +193,13 @@ pub(super) fn live<H: Handler>(
     }
 }
 
-/// The life of a connection that its handler owns.
-pub(super) async fn give<F>(mut connection: Connection, service: Arc<Running<F>>, permit: Permit)
-where
+/// The life of a connection that its handler owns. In a box, which is gone when the handler has it: a future keeps the place of what was
+/// moved out of it.
+pub(super) async fn give<F>(
+    mut connection: Box<Connection>,
+    service: Arc<Running<F>>,
+    permit: Permit,
+) where
     F: AsyncFn(Connection) -> io::Result<()> + Send + Sync + 'static,
 {
     let control = connection.control();
@@ -207,7 +211,7 @@ where
                 connect(&mut connection).await?;
                 flush_staged(&mut connection).await?;
             }
-            (service.handler)(connection).await
+            (service.handler)(*connection).await
         });
         poll_fn(|cx| caught(|| handling.as_mut().poll(cx))).await
     };

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ::duopoll::hyper::{Http, PollerTimer};
+use ::duopoll::hyper::Http;
 use ::duopoll::tls::TlsAcceptor;
 use ::duopoll::{Connection, Engine, EventLoop, Listener};
 use hyper::body::{Body, Incoming};

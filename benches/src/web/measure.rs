@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::client::{Client, Stream};
 use super::generator::{Moment, Run, Said};
@@ -214,7 +214,12 @@ fn check(said: &Said) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens connections that ask once, reads the memory, closes them, and reads it again. A request is a connection here.
+/// Between two connections that are opened to be idle, and how long they have been idle then.
+const BETWEEN: Duration = Duration::from_millis(1);
+const WHILE: Duration = Duration::from_millis(1_500);
+
+/// Opens connections that ask once, a thousand a second, reads the memory when they have been idle for a while, closes them, and reads it
+/// again. A request is a connection here.
 fn silent(pid: u32, client: &Client, shape: &Shape, core: usize) -> io::Result<Outcome> {
     sys::raise_descriptor_limit()?;
     std::thread::scope(|scope| {
@@ -222,7 +227,10 @@ fn silent(pid: u32, client: &Client, shape: &Shape, core: usize) -> io::Result<O
             sys::pin_to_core(core)?;
             let right = shape.ask.answer();
             let before = Clocks::read(pid, sys::own_cpu_time_ns()?)?;
-            let open = |_| {
+            let begun = Instant::now();
+            let open = |index: usize| {
+                let due = begun + index as u32 * BETWEEN;
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
                 let mut stream = client.connect()?;
                 stream.ask(shape.ask, &right)?;
                 Ok(stream)
@@ -239,7 +247,7 @@ fn silent(pid: u32, client: &Client, shape: &Shape, core: usize) -> io::Result<O
                 ..Said::default()
             };
             let mut outcome = after.since(&before, &said, true);
-            std::thread::sleep(Duration::from_millis(SETTLE_MS));
+            std::thread::sleep(WHILE);
             outcome.rss_idle_kib = process::rss_kib(pid)?;
             outcome.rss_busy_kib = outcome.rss_idle_kib;
             streams.into_iter().try_for_each(Stream::close)?;
