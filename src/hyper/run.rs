@@ -23,9 +23,7 @@ impl<F: Future + 'static> Executor<F> for LocalExecutor {
             panic!("streams are tasks of a poller's, and there is none on this thread");
         };
         // Without a handle: a panic is counted and logged like a handler's.
-        poller.executor().spawn(async move {
-            future.await;
-        });
+        poller.executor().spawn(future);
     }
 }
 

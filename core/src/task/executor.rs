@@ -34,6 +34,19 @@ struct Local {
     open: bool,
 }
 
+impl Local {
+    /// A place for a task, if the poller runs.
+    fn reserve(&mut self) -> Option<Token> {
+        self.open.then(|| self.tasks.insert_with(|_| None))
+    }
+
+    fn keep(&mut self, token: Token, task: Task) {
+        if let Some(place) = self.tasks.get_mut(token) {
+            *place = Some(task);
+        }
+    }
+}
+
 thread_local! {
     static LOCAL: RefCell<Local> = const {
         RefCell::new(Local { ready: VecDeque::new(), tasks: TokenSlab::new(), open: false })
@@ -84,13 +97,13 @@ struct Tracked<F> {
     _finished: Finished,
 }
 
-impl<F: Future<Output = ()>> Future for Tracked<F> {
+impl<F: Future> Future for Tracked<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         // SAFETY: the future is pinned with the whole: nothing moves it out, and it is dropped where it lies.
         let future = unsafe { self.map_unchecked_mut(|tracked| &mut *tracked.future) };
-        future.poll(cx)
+        future.poll(cx).map(drop)
     }
 }
 
@@ -116,29 +129,22 @@ impl Executor {
     }
 
     /// Starts a task on this thread, which must be the poller's. None if the poller does not run: the future is dropped then.
-    pub fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + 'static) -> Option<Token> {
+    ///
+    /// A future may be large, so it is moved as seldom as can be.
+    #[inline]
+    pub fn spawn(self: &Arc<Self>, future: impl Future + 'static) -> Option<Token> {
         debug_assert!(self.mailbox.is_local());
-        let mut future = Some(future);
-        let started = LOCAL.with(|local| {
-            let mut local = local.borrow_mut();
-            if !local.open {
-                return None;
-            }
-            let mut started = None;
-            let token = local.tasks.insert_with(|token| {
-                let future = ManuallyDrop::new(future.take()?);
-                let tracked = Tracked { future, _finished: Finished(token) };
-                let builder = Builder::new().metadata(self.clone());
-                let (runnable, task) = builder.spawn_local(|_| tracked, schedule);
-                started = Some(runnable);
-                Some(task)
-            });
-            Some((token, started?))
-        });
-        let Some((token, runnable)) = started else {
+        let Some(token) = LOCAL.with(|local| local.borrow_mut().reserve()) else {
             contain("a task", || drop(future));
             return None;
         };
+        let builder = Builder::new().metadata(self.clone());
+        let track = |_: &Arc<Executor>| Tracked {
+            future: ManuallyDrop::new(future),
+            _finished: Finished(token),
+        };
+        let (runnable, task) = builder.spawn_local(track, schedule);
+        LOCAL.with(|local| local.borrow_mut().keep(token, task));
         runnable.schedule();
         Some(token)
     }
