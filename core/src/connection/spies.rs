@@ -1,5 +1,6 @@
 //! What belongs to a user is never called, cloned or dropped under the lock: spies try it.
 
+use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, RawWaker, RawWakerVTable, Waker};
@@ -159,7 +160,7 @@ const ENDS: [End; 17] = [
     }),
     ("the peer ends", |busy| busy.shared.end_input()),
     ("it breaks", |busy| busy.shared.fail(libc::ECONNRESET)),
-    ("sending breaks", |busy| busy.shared.fail_output(libc::EPIPE)),
+    ("sending breaks", |busy| busy.shared.fail_sending(&io::Error::from_raw_os_error(libc::EPIPE))),
     ("it connects", |busy| busy.shared.connected()),
     ("all is sent", |busy| {
         if busy.shared.take_output(&mut busy.sending).is_ok() {
