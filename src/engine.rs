@@ -9,7 +9,7 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use duopoll_core::{
-    Capabilities, Deregister, EngineStats, Kind, Notify, Operators, Pending, Poll, Token,
+    Capabilities, Deregister, EngineStats, Kind, Notify, Operators, Pending, Poll, Pool, Token,
 };
 #[cfg(feature = "epoll")]
 use duopoll_epoll::Epoll;
@@ -102,15 +102,15 @@ pub(crate) enum AnyPoll {
 
 impl AnyPoll {
     /// Makes the engine, on the thread that will run it.
-    pub(crate) fn new(choice: Choice) -> io::Result<(AnyPoll, EngineReport)> {
+    pub(crate) fn new(choice: Choice, pool: Option<&Pool>) -> io::Result<(AnyPoll, EngineReport)> {
         let engine = choice.engine.overridden()?;
         // A typo is an error, whichever engine it would have been for.
         #[cfg(feature = "uring")]
         let choice = Choice { uring: Some(choice.uring.map_or_else(allowed, Ok)?), ..choice };
         match engine {
             Engine::Epoll => AnyPoll::epoll(None),
-            Engine::Uring => AnyPoll::uring(choice),
-            Engine::Auto => AnyPoll::uring(choice).or_else(|refused| {
+            Engine::Uring => AnyPoll::uring(choice, pool),
+            Engine::Auto => AnyPoll::uring(choice, pool).or_else(|refused| {
                 let reason = refused.to_string();
                 static LOGGED: Once = Once::new();
                 LOGGED.call_once(|| log::warn!("using epoll: {reason}"));
@@ -134,13 +134,14 @@ impl AnyPoll {
     }
 
     #[cfg(feature = "uring")]
-    fn uring(choice: Choice) -> io::Result<(AnyPoll, EngineReport)> {
+    fn uring(choice: Choice, pool: Option<&Pool>) -> io::Result<(AnyPoll, EngineReport)> {
         let allowed = choice.uring.unwrap_or(Features::ALL);
-        Ok(AnyPoll::Uring(Box::new(Uring::new(allowed)?)).reported("uring", None))
+        let pool = pool.unwrap_or_else(|| Pool::global()).clone();
+        Ok(AnyPoll::Uring(Box::new(Uring::with_pool(allowed, pool)?)).reported("uring", None))
     }
 
     #[cfg(not(feature = "uring"))]
-    fn uring(_: Choice) -> io::Result<(AnyPoll, EngineReport)> {
+    fn uring(_: Choice, _: Option<&Pool>) -> io::Result<(AnyPoll, EngineReport)> {
         Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "io_uring is not in this build: enable the feature `uring`",

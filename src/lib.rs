@@ -72,6 +72,7 @@ pub mod futures_io;
 #[cfg(feature = "hyper")]
 pub mod hyper;
 mod listener;
+mod memory;
 pub mod mux;
 mod named;
 mod poller;
@@ -100,8 +101,8 @@ pub use blocking::Blocking;
 pub use connection::Connection;
 pub use dialer::Dialer;
 pub use duopoll_core::{
-    CallbackId, Control, Error, Limits, LinkBuffer, Pool, PoolConfig, PoolStats, Reader, Sender,
-    Slice, Watch, Writer,
+    CallbackId, Control, Error, Limits, LinkBuffer, MemoryLevel, Pool, PoolConfig, PoolStats,
+    Reader, Sender, Slice, Watch, WhenFull, Writer,
 };
 pub use engine::{Engine, EngineReport};
 pub use listener::{Listener, ListenerOptions};

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::thread;
 
-use duopoll_core::{Limits, on_poller_thread};
+use duopoll_core::{Limits, MemoryLevel, Pool, WhenFull, on_poller_thread};
 #[cfg(feature = "uring")]
 use duopoll_uring::Features;
 use pollster::block_on;
@@ -17,6 +17,7 @@ use socket2::{Socket, Type};
 use crate::affinity;
 use crate::connection::Connection;
 use crate::engine::{Choice, Engine, EngineReport};
+use crate::memory::MemoryOptions;
 use crate::poller::{Handle, Poller, ThreadStart, over};
 use crate::stats::Stats;
 
@@ -65,6 +66,8 @@ impl Drop for Entered {
 #[derive(Debug)]
 struct Shared {
     options: PollerOptions,
+    /// Where their connections have their blocks from; None: from the process's.
+    pool: Option<Pool>,
     handles: RwLock<Handles>,
     turn: AtomicUsize,
 }
@@ -98,6 +101,17 @@ pub struct PollerOptions {
     pinned: bool,
     name: Option<String>,
     on_thread_start: Option<ThreadStart>,
+    memory: MemoryOptions,
+}
+
+/// What each poller is made with.
+#[derive(Clone)]
+pub(crate) struct PollerSpec {
+    pub(crate) choice: Choice,
+    pub(crate) on_thread_start: Option<ThreadStart>,
+    pub(crate) memory: MemoryOptions,
+    /// None: the process's.
+    pub(crate) pool: Option<Pool>,
 }
 
 impl PollerOptions {
@@ -187,6 +201,39 @@ impl PollerOptions {
         self
     }
 
+    /// The most bytes of memory that their connections may hold together: what was received and is not read, what is to be sent, what
+    /// the kernel has, and what [slices](crate::Slice) keep alive, in blocks with what is not used of them. Memory that is sent as it lies
+    /// ([`push`](crate::Writer::push) of a `Vec` or `Bytes`) and what a program keeps elsewhere do not count, nor do the kernel's own
+    /// buffers. Default: none of their own; they share that of the [process](crate::Pool::global), which is half of the memory that it may
+    /// have.
+    ///
+    /// - A connection may hold a share of what is free, at most what its [`Limits`] say and at least 4 KiB in each direction: so
+    ///   those that hold most are received from no longer, and their writers wait, before others notice anything.
+    /// - Above seven eighths no connections are accepted, until it is less than three quarters.
+    /// - What would be more than the budget is refused: [`when_full`](PollerOptions::when_full) says who goes then.
+    ///
+    /// [`Stats`] count what happens; [`on_memory_level`](PollerOptions::on_memory_level) tells of it.
+    pub fn memory_budget(mut self, bytes: usize) -> PollerOptions {
+        self.memory.budget_bytes = Some(bytes);
+        self
+    }
+
+    /// Who goes when the memory budget is used up, or the kernel has no memory. Default: [`WhenFull::Refuse`].
+    pub fn when_full(mut self, when_full: WhenFull) -> PollerOptions {
+        self.memory.when_full = when_full;
+        self
+    }
+
+    /// Called when the memory budget has come to another [level](MemoryLevel), on the thread of a poller that sees it: once, if
+    /// several share the budget. It must not block; a panic of its is contained.
+    pub fn on_memory_level<F>(mut self, callback: F) -> PollerOptions
+    where
+        F: Fn(MemoryLevel) + Send + Sync + 'static,
+    {
+        self.memory.on_level = Some(Arc::new(callback));
+        self
+    }
+
     /// Starts them.
     ///
     /// # Errors
@@ -211,37 +258,49 @@ impl PollerOptions {
         if count == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "0 pollers do nothing"));
         }
-        let shared =
-            Shared { options: self, handles: RwLock::default(), turn: AtomicUsize::new(0) };
+        let pool = self.memory.pool();
+        let (handles, turn) = (RwLock::default(), AtomicUsize::new(0));
+        let shared = Shared { options: self, pool, handles, turn };
         Ok((Pollers { shared: Arc::new(shared) }, count))
     }
 
     /// As [`start`](PollerOptions::start), but for the first, which the calling thread is to run.
     pub(crate) fn start_here(self) -> io::Result<(Pollers, Poller)> {
         let (pollers, count) = self.unstarted()?;
-        let others = (1..count).map(|index| pollers.shared.options.start_one(index));
+        let others = (1..count).map(|index| pollers.shared.start_one(index));
         pollers.add(others)?;
         let options = &pollers.shared.options;
         // Last, since the others are bound to what this thread may run on.
         if let Some(cpu) = options.cpu(0)? {
             affinity::pin(cpu)?;
         }
-        let poller = Poller::new(options.choice, options.on_thread_start.as_ref())?;
+        let poller = Poller::new(&pollers.shared.spec())?;
         pollers.own(poller.handle());
         pollers.shared.handles_mut().all.insert(0, poller.handle().clone());
         Ok((pollers, poller))
     }
 
-    fn start_one(&self, index: usize) -> io::Result<Arc<Handle>> {
-        let cpu = self.cpu(index)?;
-        let prefix = self.name.as_deref().unwrap_or("duopoll-");
-        let hook = self.on_thread_start.clone();
-        Handle::start(format!("{prefix}{index}"), self.choice, cpu, hook)
-    }
-
     fn cpu(&self, index: usize) -> io::Result<Option<usize>> {
         let cpus = if self.pinned { affinity::cpus()? } else { Vec::new() };
         Ok(cpus.get(index % cpus.len().max(1)).copied())
+    }
+}
+
+impl Shared {
+    fn start_one(&self, index: usize) -> io::Result<Arc<Handle>> {
+        let cpu = self.options.cpu(index)?;
+        let prefix = self.options.name.as_deref().unwrap_or("duopoll-");
+        Handle::start(format!("{prefix}{index}"), self.spec(), cpu)
+    }
+
+    fn spec(&self) -> PollerSpec {
+        let PollerOptions { choice, on_thread_start, memory, .. } = &self.options;
+        PollerSpec {
+            choice: *choice,
+            on_thread_start: on_thread_start.clone(),
+            memory: memory.clone(),
+            pool: self.pool.clone(),
+        }
     }
 }
 
@@ -310,7 +369,7 @@ impl Pollers {
     /// when they have been stopped.
     pub fn grow(&self, more: usize) -> io::Result<()> {
         // Two who let it grow at once may choose the same name, or CPU.
-        self.add((0..more).map(|_| self.shared.options.start_one(self.count())))
+        self.add((0..more).map(|_| self.shared.start_one(self.count())))
     }
 
     /// What each of them runs on, and why.

@@ -142,6 +142,12 @@ figures! {
     accept_aborts: Counter,
     /// Connections that were ended because no byte had moved for too long.
     idle_timeouts: Counter,
+    /// Times that accepting was put off because memory was short.
+    memory_pauses: Counter,
+    /// Reads that have failed because what they waited for did not fit into the memory that was left.
+    memory_refusals: Counter,
+    /// Connections that were reset because their peers did not read and memory was used up.
+    memory_resets: Counter,
     /// Receives that the kernel completed.
     receives: Counter,
     /// Sends that the kernel completed.
@@ -278,6 +284,9 @@ impl Stats {
         self.accept_backoffs += driver.accept_backoffs;
         self.accept_aborts += driver.accept_aborts;
         self.idle_timeouts += driver.idle_timeouts;
+        self.memory_pauses += driver.memory_pauses;
+        self.memory_refusals += driver.memory_refusals;
+        self.memory_resets += driver.memory_resets;
         #[cfg(feature = "zerocopy")]
         {
             self.zerocopy_sends += driver.zerocopy_sends;

@@ -33,6 +33,8 @@ pub(crate) struct BlockCache {
     full: VecDeque<Tail>,
     /// The block that replies are being written into, one connection's after another's.
     written: Option<Tail>,
+    /// Where blocks come from; None: from the global pool.
+    pool: Option<Pool>,
 }
 
 /// A block that replies are written into is left for the next writer while so many bytes remain.
@@ -40,7 +42,22 @@ const WRITTEN_BYTES_MIN: usize = 256;
 
 impl BlockCache {
     pub(crate) const fn new() -> BlockCache {
-        BlockCache { spare: Vec::new(), shared: None, full: VecDeque::new(), written: None }
+        BlockCache {
+            spare: Vec::new(),
+            shared: None,
+            full: VecDeque::new(),
+            written: None,
+            pool: None,
+        }
+    }
+
+    /// Takes blocks from this pool from now on.
+    pub(crate) fn use_pool(&mut self, pool: Pool) {
+        self.pool = Some(pool);
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        self.pool.as_ref().unwrap_or_else(|| Pool::global())
     }
 
     /// Lends room for a small message, until [`commit`](BlockCache::commit). None if there is no memory.
@@ -142,7 +159,7 @@ impl BlockSource for BlockCache {
         if let Some(at) = self.spare[looked_at..].iter().rposition(fits) {
             return Ok(self.spare.swap_remove(looked_at + at));
         }
-        Pool::global().allocate(min_bytes)
+        self.pool().allocate(min_bytes)
     }
 }
 

@@ -47,10 +47,10 @@ pub use command::Command;
 pub use connection::{CallbackId, Control, Limits, Reader, Requests, Sender, Watch, Writer};
 #[doc(hidden)]
 pub use contain::{contain, contained_panics, report};
-pub use driver::{Accepted, Driver, DriverStats, Group};
+pub use driver::{Accepted, Driver, DriverStats, Group, WhenFull};
 pub use error::Error;
 pub use mailbox::{Entered, Mailbox};
-pub use memory::{BlockSource, Pool, PoolConfig, PoolStats, Slice, Tail};
+pub use memory::{BlockSource, MemoryLevel, Pool, PoolConfig, PoolStats, Slice, Tail};
 pub use poll::{
     Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
     Pending, Poll, SEND_VECTORS_MAX,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::command::Command;
+use crate::memory::Pool;
 use crate::poll::Notify;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, lock};
 use crate::thread;
@@ -36,6 +37,10 @@ pub struct Mailbox {
     entered: AtomicBool,
     /// Of the poller, in this process.
     number: u32,
+    /// Where its connections have their blocks from; None: from the global pool.
+    pool: Option<Pool>,
+    /// What a connection may hold in each direction, in bytes.
+    share: AtomicUsize,
     /// Why the engine cannot send without a copy, if it cannot.
     #[cfg(feature = "zerocopy")]
     zerocopy_refusal: std::sync::OnceLock<String>,
@@ -51,8 +56,32 @@ impl Mailbox {
             clock,
             entered: AtomicBool::new(false),
             number: NUMBERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            pool: None,
+            share: AtomicUsize::new(usize::MAX),
             #[cfg(feature = "zerocopy")]
             zerocopy_refusal: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// With blocks of this pool for the connections of the poller.
+    pub fn with_pool(self, pool: Pool) -> Mailbox {
+        Mailbox { pool: Some(pool), ..self }
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        self.pool.as_ref().unwrap_or_else(|| Pool::global())
+    }
+
+    /// What a connection may hold in each direction, in bytes.
+    #[inline]
+    pub(crate) fn share(&self) -> usize {
+        // Relaxed: a number by itself, of a while ago.
+        self.share.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_share(&self, bytes: usize) {
+        if self.share() != bytes {
+            self.share.store(bytes, Ordering::Relaxed);
         }
     }
 
@@ -92,7 +121,7 @@ impl Mailbox {
         // Acquire: what was done on the thread that was the poller's before is seen on this one.
         let entered = self.entered.swap(true, Ordering::Acquire);
         assert!(!entered, "a poller has one thread at a time");
-        thread::enter(self.address());
+        thread::enter(self.address(), self.pool.clone());
         Entered { mailbox: self.clone(), stays: PhantomData }
     }
 

@@ -64,9 +64,12 @@ pub(crate) fn is_of(poller: *const ()) -> bool {
 ///
 /// # Panics
 /// If it is a poller's already.
-pub(crate) fn enter(poller: *const ()) {
+pub(crate) fn enter(poller: *const (), pool: Option<Pool>) {
     assert!(!on_poller_thread(), "this thread runs a poller already");
     POLLER.set(poller);
+    if let Some(pool) = pool {
+        Blocks::with(|cache| cache.use_pool(pool));
+    }
 }
 
 /// Makes this an ordinary thread again.
@@ -138,6 +141,11 @@ impl Blocks {
             return None;
         }
         LOCAL.try_with(|local| f(&mut local.blocks.borrow_mut())).ok()
+    }
+
+    /// The pool that they come from.
+    pub(crate) fn pool() -> Pool {
+        Blocks::with(|cache| cache.pool().clone()).unwrap_or_else(|| Pool::global().clone())
     }
 
     /// Gives a block back that was received into.

@@ -138,6 +138,11 @@ impl<T> TokenSlab<T> {
         self.entries.iter().map(|(_, (_, entry))| entry)
     }
 
+    /// All entries, with their tokens.
+    pub fn entries(&self) -> impl Iterator<Item = (Token, &T)> {
+        self.tokens().zip(self.iter())
+    }
+
     /// All entries, taken out.
     pub fn into_values(self) -> impl Iterator<Item = T> {
         self.entries.into_iter().map(|(_, (_, entry))| entry)

@@ -27,6 +27,8 @@ const INCREMENTAL: u16 = 2;
 const LARGE_BYTES: usize = 64 << 10;
 /// Bytes of a buffer that holds one message, or a piece of it.
 const SMALL_BYTES: usize = 16 << 10;
+/// The least that a buffer is worth while, in bytes.
+const LEAST_BYTES: usize = 2 << 10;
 /// How many large ones the kernel has at least, and at most.
 const LARGE_COUNT: (usize, usize) = (4, 64);
 /// How many small ones the kernel has at least, and at most.
@@ -37,6 +39,7 @@ const CACHED_BYTES: usize = 1 << 20;
 const QUIET_TURNS: u32 = 1024;
 
 pub(crate) struct Buffers {
+    pool: Pool,
     ring: Mapping,
     /// What the kernel may write to, by buffer number.
     lent: Vec<Option<Tail>>,
@@ -60,7 +63,7 @@ pub(crate) struct Buffers {
 
 impl Buffers {
     /// Registers a ring of buffers with `ring`, and fills it.
-    pub(crate) fn new(ring: &Ring, incremental: bool) -> io::Result<Buffers> {
+    pub(crate) fn new(ring: &Ring, incremental: bool, pool: Pool) -> io::Result<Buffers> {
         let (block_bytes, range) =
             if incremental { (LARGE_BYTES, LARGE_COUNT) } else { (SMALL_BYTES, SMALL_COUNT) };
         let memory = Mapping::new(usize::from(ENTRIES) * size_of::<BufRingEntry>())?;
@@ -69,6 +72,7 @@ impl Buffers {
         // the last operation that uses them, or leaked.
         unsafe { ring.register_buffers(memory.as_ptr().as_ptr() as u64, ENTRIES, GROUP, flags)? };
         let mut buffers = Buffers {
+            pool,
             ring: memory,
             lent: (0..ENTRIES).map(|_| None).collect(),
             numbers: (0..ENTRIES).rev().collect(),
@@ -90,7 +94,7 @@ impl Buffers {
     pub(crate) fn fill(&mut self) -> bool {
         let before = self.end;
         while self.lent_count() < self.wanted {
-            let block = self.spare.pop().or_else(|| Pool::global().allocate(self.block_bytes).ok());
+            let block = self.spare.pop().or_else(|| self.allocate());
             let (Some(block), Some(&number)) = (block, self.numbers.last()) else { break };
             self.numbers.pop();
             self.write_entry(number, &block);
@@ -105,6 +109,13 @@ impl Buffers {
             tail.store(self.end, Ordering::Release);
         }
         !self.is_empty()
+    }
+
+    /// A block of the usual size, or a smaller one while the kernel has none, if memory is short.
+    fn allocate(&self) -> Option<Tail> {
+        let least = if self.is_empty() { LEAST_BYTES } else { self.block_bytes };
+        let sizes = std::iter::successors(Some(self.block_bytes), |bytes| Some(bytes / 2));
+        sizes.take_while(|&bytes| bytes >= least).find_map(|bytes| self.pool.allocate(bytes).ok())
     }
 
     /// Whether the kernel has none.

@@ -16,24 +16,24 @@ use futures_channel::oneshot;
 use crate::affinity;
 use crate::clock::PollerClock;
 use crate::connection::Connection;
-use crate::engine::{Choice, EngineReport};
+use crate::engine::EngineReport;
 use crate::poller::shutdown::{GroupShutdown, Outstanding, Token};
-use crate::poller::{CURRENT, Call, Handle, Owner, Poller, ThreadStart, lock};
+use crate::poller::{CURRENT, Call, Handle, Owner, Poller, lock};
+use crate::pollers::PollerSpec;
 use crate::stats::Stats;
 
 impl Handle {
     /// Starts a poller, and waits until its engine runs.
     pub(crate) fn start(
         name: String,
-        choice: Choice,
+        spec: PollerSpec,
         cpu: Option<usize>,
-        hook: Option<ThreadStart>,
     ) -> io::Result<Arc<Handle>> {
         let (ready, started) = mpsc::channel();
         let thread = thread::Builder::new().name(name).spawn(move || {
             let pinned = cpu.map_or(Ok(()), affinity::pin);
             // Made here, since a ring belongs to the thread that made it.
-            match pinned.and_then(|()| Poller::new(choice, hook.as_ref())) {
+            match pinned.and_then(|()| Poller::new(&spec)) {
                 Ok(poller) => {
                     let handle = poller.handle.clone();
                     if ready.send(Ok(handle)).is_ok() {

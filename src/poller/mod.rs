@@ -19,18 +19,20 @@ use std::time::{Duration, Instant};
 
 use duopoll_core::task::Executor;
 use duopoll_core::{
-    Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, Poll, Tick, Token, contain,
-    report, syscalls, timers,
+    Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, MemoryLevel, Poll, Tick,
+    Token, contain, report, syscalls, timers,
 };
 use rustix::event::PollFlags;
 use socket2::{Domain, SockRef, Socket};
 
 use crate::clock::PollerClock;
 use crate::connection::Connection;
-use crate::engine::{AnyPoll, Choice, EngineReport};
+use crate::engine::{AnyPoll, EngineReport};
+use crate::memory::OnLevel;
 pub(crate) use crate::poller::handle::{deadlock, over};
 use crate::poller::shutdown::{Shutdowns, TEARDOWN};
 pub(crate) use crate::poller::thread_start::ThreadStart;
+use crate::pollers::PollerSpec;
 use crate::stats::{self, Published, Stats};
 
 /// How long a poller that ends goes on sending what was flushed before, until the peer's kernel has it. What the kernel has
@@ -138,6 +140,7 @@ pub(crate) struct Poller {
     quiet_turns: u32,
     /// Turns in a row in which tasks were ready.
     busy_turns: u32,
+    on_memory_level: Option<OnLevel>,
     /// Dropped when it has run.
     guard: Option<Box<dyn Any>>,
 }
@@ -160,16 +163,22 @@ thread_local! {
 
 impl Poller {
     /// A poller for the calling thread, which is to [`run`](Poller::run) it.
-    pub(crate) fn new(choice: Choice, start: Option<&ThreadStart>) -> io::Result<Poller> {
+    pub(crate) fn new(spec: &PollerSpec) -> io::Result<Poller> {
+        let PollerSpec { choice, on_thread_start, memory, pool } = spec;
         let mut guard = None;
+        let start = on_thread_start.as_ref();
         if !contain("on_thread_start", || guard = start.map(ThreadStart::call)) {
             return Err(io::Error::other("on_thread_start has panicked"));
         }
-        let (engine, report) = AnyPoll::new(choice)?;
+        let (engine, report) = AnyPoll::new(*choice, pool.as_ref())?;
         let clock = PollerClock::new();
-        let mailbox = Arc::new(Mailbox::new(engine.waker(), Arc::new(clock.clone())));
-        #[cfg_attr(not(feature = "zerocopy"), expect(unused_mut))]
+        let mailbox = Mailbox::new(engine.waker(), Arc::new(clock.clone()));
+        let mailbox = Arc::new(match pool {
+            Some(pool) => mailbox.with_pool(pool.clone()),
+            None => mailbox,
+        });
         let mut driver = Driver::new(mailbox.clone());
+        driver.set_when_full(memory.when_full);
         #[cfg(feature = "zerocopy")]
         {
             if let Some(reason) = engine.capabilities().zerocopy_refusal {
@@ -209,6 +218,7 @@ impl Poller {
             done_before: 0,
             quiet_turns: 0,
             busy_turns: 0,
+            on_memory_level: memory.on_level.clone(),
             guard,
         })
     }
@@ -270,6 +280,9 @@ impl Poller {
                 );
             });
         }
+        if let Some(level) = self.driver.take_memory_level() {
+            self.tell_memory_level(level);
+        }
         self.take_accepted();
 
         let executor = self.handle.executor.clone();
@@ -289,6 +302,13 @@ impl Poller {
         self.handle.load.store(self.driver.open_connections(), Ordering::Relaxed);
         self.publish();
         Ok(())
+    }
+
+    #[cold]
+    fn tell_memory_level(&self, level: MemoryLevel) {
+        if let Some(callback) = &self.on_memory_level {
+            contain("on_memory_level", || callback(level));
+        }
     }
 
     /// How long to sleep; not at all if there is something to do.

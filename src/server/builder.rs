@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use duopoll_core::Limits;
+use duopoll_core::{Limits, MemoryLevel, WhenFull};
 #[cfg(feature = "uring")]
 use duopoll_uring::Features;
 
@@ -101,6 +101,27 @@ impl Builder {
         G: 'static,
     {
         self.pollers = self.pollers.on_thread_start(start);
+        self
+    }
+
+    /// The most bytes of memory that its connections may hold; see [`PollerOptions::memory_budget`].
+    pub fn memory_budget(mut self, bytes: usize) -> Builder {
+        self.pollers = self.pollers.memory_budget(bytes);
+        self
+    }
+
+    /// Who goes when that is used up; see [`PollerOptions::when_full`].
+    pub fn when_full(mut self, when_full: WhenFull) -> Builder {
+        self.pollers = self.pollers.when_full(when_full);
+        self
+    }
+
+    /// Called when that has come to another level; see [`PollerOptions::on_memory_level`].
+    pub fn on_memory_level<F>(mut self, callback: F) -> Builder
+    where
+        F: Fn(MemoryLevel) + Send + Sync + 'static,
+    {
+        self.pollers = self.pollers.on_memory_level(callback);
         self
     }
 

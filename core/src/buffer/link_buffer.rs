@@ -93,10 +93,10 @@ pub struct LinkBuffer {
 }
 
 impl LinkBuffer {
-    /// An empty buffer on the [global pool](Pool::global). Allocates nothing.
+    /// An empty buffer on the pool of the poller that runs on this thread, or else on the [global](Pool::global) one. Allocates nothing.
     pub fn new() -> LinkBuffer {
         #[cfg(not(loom))]
-        let pool = Pool::global().clone();
+        let pool = crate::thread::Blocks::pool();
         #[cfg(loom)]
         let pool = Pool::new(crate::memory::PoolConfig::default());
         LinkBuffer::with_pool(pool)
@@ -145,7 +145,7 @@ impl LinkBuffer {
     /// [`Error::OutOfMemory`] if there is no block to be had.
     pub fn lend_writable(&mut self, vectors: &mut [iovec; 2]) -> Result<usize, Error> {
         self.promised = 0;
-        self.recv.lend(&mut &self.pool, 0, vectors)
+        self.recv.lend(&mut &self.pool, 0, usize::MAX, vectors)
     }
 
     /// Takes the first `n` bytes that were written to the vectors last lent. They are readable at once, and come

@@ -90,8 +90,9 @@ impl RecvBuffer {
         RecvBuffer { sizing: Sizing::starting_with(block_bytes), ..RecvBuffer::default() }
     }
 
-    /// Describes where bytes may be written; returns how many vectors, 1 or 2. `awaited`: so many are known to come. They stay valid until the next call
-    /// on this receive buffer, and nothing else writes there.
+    /// Describes where bytes may be written; returns how many vectors, 1 or 2. They stay valid until the next call on this
+    /// receive buffer, and nothing else writes there. `awaited`: so many are known to come; `most`: a block has no more than so many,
+    /// unless the smallest has.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if there is no room and no block to be had; then nothing is lent.
@@ -99,9 +100,11 @@ impl RecvBuffer {
         &mut self,
         source: &mut impl BlockSource,
         awaited: usize,
+        most: usize,
         vectors: &mut [iovec; 2],
     ) -> Result<usize, Error> {
         let wanted = self.sizing.block_bytes().max(awaited.min(AWAITED_BYTES_MAX));
+        let wanted = wanted.min(most.max(BLOCK_BYTES_MIN));
         if let Some(tail) = &mut self.tail {
             if tail.remaining() < wanted / 2 {
                 // If all of its bytes are gone, the whole block can be lent again.

@@ -102,8 +102,14 @@ impl Shared {
         guard.is_some()
     }
 
+    /// What may be unsent, in bytes: less than was said, if memory is short.
     pub(super) fn output_high_bytes(&self) -> usize {
-        self.output_high as usize
+        (self.output_high as usize).min(self.mailbox.share())
+    }
+
+    /// The same of what waits for its reader.
+    fn input_high_bytes(&self) -> usize {
+        (self.input_high as usize).min(self.mailbox.share())
     }
 
     /// The poller's number in the upper 24 bits, and below it a number that no other connection of the poller has. So there may
@@ -327,7 +333,7 @@ impl Shared {
         if life.discards() {
             return self.discard(life, push);
         }
-        life.deliver(self.input_high as usize, self.mailbox.clock(), push)
+        life.deliver(self.input_high_bytes(), self.mailbox.clock(), push)
     }
 
     #[cold]
@@ -420,6 +426,20 @@ impl Shared {
     pub(crate) fn released(&self) {
         let effects = self.life().released(self.clock());
         effects.perform();
+    }
+
+    pub(crate) fn awaits_more_than(&self, bytes: usize) -> Option<usize> {
+        self.life().awaits_more_than(bytes)
+    }
+
+    pub(crate) fn lacks_memory(&self) {
+        let effects = self.life().lack_memory(self.clock());
+        effects.perform();
+    }
+
+    /// Bytes that wait to be sent, and which connection it is.
+    pub(crate) fn unsent(&self) -> (usize, u64) {
+        (self.life().unsent, self.id())
     }
 
     pub(crate) fn abandoned(&self) {

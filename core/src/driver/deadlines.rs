@@ -25,11 +25,16 @@ impl Driver {
     /// Begins a turn: looks at the clock, and does what is due. After the commands, which may change what is.
     pub fn begin_turn<P: Poll>(&mut self, engine: &mut P) {
         let now = self.mailbox.clock().now();
+        self.look_at_memory(engine, now);
         while let Some(index) = self.wheel.advance(now) {
             let Some(token) = self.slots.token_at(index) else { continue };
             match self.slots.get_mut(token) {
                 Some(Slot::Listener(listener)) if !listener.deregistered => {
-                    engine.receive(token, self);
+                    if self.memory.is_short() {
+                        self.accept_later(token, now);
+                    } else {
+                        engine.receive(token, self);
+                    }
                 }
                 Some(Slot::Stream(stream)) => {
                     let starved = std::mem::take(&mut stream.starved);

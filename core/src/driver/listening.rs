@@ -8,6 +8,7 @@ use super::Driver;
 use super::slot::{ACCEPT_RETRY_MS, Accepted, Listener, Slot};
 use crate::errno::is_of_the_network;
 use crate::poll::{Deregister, Kind, Next, Poll};
+use crate::timer::Tick;
 use crate::token::Token;
 
 impl Driver {
@@ -66,14 +67,27 @@ impl Driver {
         into.append(&mut self.accepted);
     }
 
+    /// Memory is short: looks again in a moment.
+    pub(super) fn accept_later(&mut self, token: Token, now: Tick) {
+        self.wheel.set(token.index(), now + ACCEPT_RETRY_MS.0);
+    }
+
     pub(super) fn accept(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next {
         let Some(Slot::Listener(listener)) = self.slots.get_mut(token) else { return Next::Stop };
         match result {
             Ok(socket) => {
                 listener.retry_ms = ACCEPT_RETRY_MS.0;
-                let next = if listener.paused { Next::Stop } else { Next::More };
+                let paused = listener.paused;
                 self.accepted.push(Accepted { listener: token, socket });
-                next
+                if paused {
+                    return Next::Stop;
+                }
+                if self.memory.is_short() {
+                    self.stats.memory_pauses += 1;
+                    self.accept_later(token, self.mailbox.clock().now());
+                    return Next::Stop;
+                }
+                Next::More
             }
             // accept(2) hands on the errors of the connection that was to be accepted: the next one may be fine.
             Err(error) if is_of_the_network(&error) || listener.deregistered => {

@@ -9,6 +9,7 @@ mod deadlines;
 mod draining;
 mod group;
 mod listening;
+mod memory;
 mod operators;
 #[cfg(feature = "zerocopy")]
 mod pinned;
@@ -25,6 +26,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 pub use group::Group;
+pub use memory::WhenFull;
 pub use slot::Accepted;
 pub use stats::DriverStats;
 
@@ -37,6 +39,7 @@ use crate::timer::Wheel;
 use crate::timers;
 use crate::token::{Token, TokenSlab};
 use group::{Draining, Open};
+use memory::Memory;
 use slot::Slot;
 use stream::Stream;
 
@@ -56,6 +59,7 @@ pub struct Driver {
     draining: Draining,
     #[cfg(feature = "zerocopy")]
     pinned: pinned::Pinned,
+    memory: Memory,
     stats: DriverStats,
 }
 
@@ -79,6 +83,7 @@ impl Driver {
             draining: Draining::default(),
             #[cfg(feature = "zerocopy")]
             pinned: pinned::Pinned::default(),
+            memory: Memory::default(),
             stats: DriverStats::default(),
         }
     }
@@ -259,6 +264,12 @@ impl Driver {
             Some(Slot::Stream(stream)) => Some(stream),
             _ => None,
         }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.count_out();
     }
 }
 

@@ -38,7 +38,8 @@ unsafe impl Operators for Driver {
                 return Inputs::Vectors(1);
             }
         }
-        match stream.recv.lend(&mut Blocks, expected.awaited, vectors) {
+        let most = self.mailbox.share();
+        match stream.recv.lend(&mut Blocks, expected.awaited, most, vectors) {
             Ok(count) => {
                 stream.receiving = Receiving::Own;
                 Inputs::Vectors(count)

@@ -18,6 +18,12 @@ pub struct DriverStats {
     pub accept_aborts: u64,
     /// Connections that were ended because no byte had moved for too long.
     pub idle_timeouts: u64,
+    /// Times that accepting was put off because memory was short.
+    pub memory_pauses: u64,
+    /// Reads that have failed because what they waited for did not fit into the memory that was left.
+    pub memory_refusals: u64,
+    /// Connections that were reset because their peers did not read and memory was used up.
+    pub memory_resets: u64,
     /// Sends without a copy that the kernel took.
     #[cfg(feature = "zerocopy")]
     pub zerocopy_sends: u64,

@@ -21,6 +21,9 @@ pub struct PoolConfig {
     pub max_pooled_block_bytes: usize,
     /// The most bytes that wait in the pool. Default: 8 MiB.
     pub max_pooled_bytes: usize,
+    /// The most bytes in blocks that are in use: what would be more is refused. Default: no limit. The
+    /// [global pool](crate::Pool::global) may have half of the memory that the process may have.
+    pub max_live_bytes: usize,
 }
 
 impl Default for PoolConfig {
@@ -30,6 +33,7 @@ impl Default for PoolConfig {
             node_bytes: 4 << 10,
             max_pooled_block_bytes: 1 << 20,
             max_pooled_bytes: 8 << 20,
+            max_live_bytes: usize::MAX,
         }
     }
 }
@@ -44,6 +48,7 @@ impl PoolConfig {
             node_bytes: self.node_bytes.clamp(min_block_bytes, min_block_bytes.max(1 << 20)),
             max_pooled_block_bytes: self.max_pooled_block_bytes.min(CLASS_BYTES_MAX),
             max_pooled_bytes: self.max_pooled_bytes,
+            max_live_bytes: self.max_live_bytes,
         }
     }
 

@@ -14,8 +14,11 @@
 //! block goes back to the [`Pool`] it came from.
 
 mod block;
+mod budget;
 mod config;
 mod foreign;
+#[cfg(not(loom))]
+mod machine;
 mod mapping;
 mod pages;
 mod pool;
@@ -25,6 +28,8 @@ mod source;
 mod store;
 mod tail;
 
+pub use budget::MemoryLevel;
+pub(crate) use budget::Usage;
 pub use config::PoolConfig;
 pub use pool::Pool;
 pub use slice::Slice;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use super::block::Block;
 use super::config::PoolConfig;
+#[cfg(not(loom))]
+use super::machine;
 use super::slice::Slice;
 use super::store::{PoolStats, Store};
 use super::tail::Tail;
@@ -60,11 +62,16 @@ impl Pool {
         Pool { store: Arc::new(Store::new(config)) }
     }
 
-    /// The pool that buffers use unless they are given another: one per process, made at its first use.
+    /// The pool that buffers use unless they are given another: one per process, made at its first use. It may have half of the
+    /// memory that the process may have: of the machine's, the cgroup's, or its address space, whichever is least;
+    /// [`set_max_live_bytes`](Pool::set_max_live_bytes) changes that.
     #[cfg(not(loom))]
     pub fn global() -> &'static Pool {
         static GLOBAL: std::sync::OnceLock<Pool> = std::sync::OnceLock::new();
-        GLOBAL.get_or_init(|| Pool::new(PoolConfig::default()))
+        GLOBAL.get_or_init(|| {
+            let max_live_bytes = machine::memory_bytes().map_or(usize::MAX, |bytes| bytes / 2);
+            Pool::new(PoolConfig { max_live_bytes, ..PoolConfig::default() })
+        })
     }
 
     /// A model has no state beyond one execution.
@@ -73,10 +80,14 @@ impl Pool {
         panic!("a model makes its own pool")
     }
 
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// An empty block of at least `min_bytes`.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] if the kernel refuses.
+    /// [`Error::OutOfMemory`] if the kernel refuses, or the [limit](PoolConfig::max_live_bytes) is reached.
     pub fn allocate(&self, min_bytes: usize) -> Result<Tail, Error> {
         #[cfg(duopoll_faults)]
         if crate::faults::errno(crate::faults::Call::Block).is_some() {

@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 
+use super::budget::Budget;
 use super::config::{CLASSES, PoolConfig};
 use super::mapping::{FreeBlock, Mapping};
 use super::size_class::SizeClass;
@@ -31,6 +32,7 @@ pub(super) struct Store {
     live_bytes: AtomicUsize,
     peak_bytes: AtomicUsize,
     pooled_bytes: AtomicUsize,
+    pub(super) budget: Budget,
 }
 
 impl Store {
@@ -42,6 +44,7 @@ impl Store {
             live_bytes: AtomicUsize::new(0),
             peak_bytes: AtomicUsize::new(0),
             pooled_bytes: AtomicUsize::new(0),
+            budget: Budget::new(config.max_live_bytes),
         }
     }
 
@@ -58,42 +61,69 @@ impl Store {
         }
     }
 
-    /// A free block of at least `min_bytes`, and its capacity.
-    pub(super) fn take(&self, min_bytes: usize) -> Result<(FreeBlock, usize), Error> {
-        let (block, capacity) = self.find(min_bytes)?;
-        self.live_blocks.fetch_add(1, Ordering::Relaxed);
-        let live = self.live_bytes.fetch_add(capacity, Ordering::Relaxed) + capacity;
-        if live > self.peak_bytes.load(Ordering::Relaxed) {
-            self.peak_bytes.fetch_max(live, Ordering::Relaxed);
-        }
-        Ok((block, capacity))
+    pub(super) fn live_bytes(&self) -> usize {
+        self.live_bytes.load(Ordering::Relaxed)
     }
 
-    fn find(&self, min_bytes: usize) -> Result<(FreeBlock, usize), Error> {
-        let no_memory = Error::OutOfMemory { bytes: min_bytes };
+    /// A free block of at least `min_bytes`, and its capacity.
+    pub(super) fn take(&self, min_bytes: usize) -> Result<(FreeBlock, usize), Error> {
+        let taken = self.take_within(min_bytes);
+        taken.ok_or_else(|| {
+            self.budget.refused();
+            Error::OutOfMemory { bytes: min_bytes }
+        })
+    }
+
+    fn take_within(&self, min_bytes: usize) -> Option<(FreeBlock, usize)> {
         let bytes = min_bytes.max(self.config.min_block_bytes);
-        let Some((class, capacity)) = self.config.class_of(bytes) else {
-            let mapping = Mapping::of_one(bytes).map_err(|_| no_memory)?;
+        let class = self.config.class_of(bytes);
+        let counted = match class {
+            Some((_, capacity)) => capacity,
+            // Beyond what a machine has, and could be added to without an overflow.
+            None => Some(bytes).filter(|&bytes| bytes < usize::MAX / 4)?,
+        };
+        // Counted before it is taken, so that many at once do not exceed the limit together.
+        let live = self.live_bytes.fetch_add(counted, Ordering::Relaxed) + counted;
+        let found = if live <= self.budget.max_bytes() { self.find(bytes, class) } else { None };
+        let Some((block, capacity)) = found else {
+            self.live_bytes.fetch_sub(counted, Ordering::Relaxed);
+            return None;
+        };
+        let beyond = capacity - counted;
+        if beyond > 0 {
+            self.live_bytes.fetch_add(beyond, Ordering::Relaxed);
+        }
+        self.live_blocks.fetch_add(1, Ordering::Relaxed);
+        if live + beyond > self.peak_bytes.load(Ordering::Relaxed) {
+            self.peak_bytes.fetch_max(live + beyond, Ordering::Relaxed);
+        }
+        Some((block, capacity))
+    }
+
+    /// A free block of a size class, or one of its own.
+    fn find(&self, bytes: usize, class: Option<(usize, usize)>) -> Option<(FreeBlock, usize)> {
+        let Some((class, capacity)) = class else {
+            let mapping = Mapping::of_one(bytes).ok()?;
             // SAFETY: nobody else knows the new mapping.
             let (block, capacity) =
                 unsafe { (Mapping::take(mapping), mapping.as_ref().capacity()) };
-            return block.map(|(block, _)| (block, capacity)).ok_or(no_memory);
+            return block.map(|(block, _)| (block, capacity));
         };
         let taken = lock(&self.classes[class]).take();
         let (block, waited) = match taken {
             Some(taken) => taken,
             None => {
                 // Mapped without the lock: it is a system call.
-                let mapping = Mapping::of_class(capacity).map_err(|_| no_memory)?;
+                let mapping = Mapping::of_class(capacity).ok()?;
                 let mut class = lock(&self.classes[class]);
                 class.add(mapping);
-                class.take().ok_or(no_memory)?
+                class.take()?
             }
         };
         if waited {
             self.pooled_bytes.fetch_sub(capacity, Ordering::Relaxed);
         }
-        Ok((block, capacity))
+        Some((block, capacity))
     }
 
     /// Takes a block back whose last reference was dropped.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use duopoll_core::syscalls::{self, EventFd, HAS_ENDED};
 use duopoll_core::{
-    Capabilities, Deregister, EngineStats, Kind, Notify, Operators, Pending, Poll, Token,
+    Capabilities, Deregister, EngineStats, Kind, Notify, Operators, Pending, Poll, Pool, Token,
 };
 use io_uring::cqueue;
 use rustix::event::PollFlags;
@@ -96,6 +96,14 @@ impl Uring {
     /// # Errors
     /// [`Unavailable`] says what the kernel refused, the likely cause, and what would help.
     pub fn new(allowed: Features) -> Result<Uring, Unavailable> {
+        Uring::with_pool(allowed, Pool::global().clone())
+    }
+
+    /// As [`new`](Uring::new), with buffers of this pool.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_pool(allowed: Features, pool: Pool) -> Result<Uring, Unavailable> {
         let Plan { setup, features } = plan::plan(allowed)?;
         let mut ring = Ring::new(setup).map_err(|error| Unavailable::setup(&error))?;
         let waker = EventFd::new().map_err(|error| Unavailable::step("eventfd", &error))?;
@@ -105,7 +113,7 @@ impl Uring {
         let buffers = if features.contains(Feature::MultishotReceive) {
             let incremental = features.contains(Feature::IncrementalBuffers);
             let refused = |error| Unavailable::step("io_uring_register", &error);
-            Some(Buffers::new(&ring, incremental).map_err(refused)?)
+            Some(Buffers::new(&ring, incremental, pool).map_err(refused)?)
         } else {
             None
         };

@@ -42,7 +42,7 @@ pub(super) fn accepts_go_on(setup: Setup) -> Result<(), Unavailable> {
 /// A stream that is armed once receives twice, into buffers that it was not given, and learns of the end.
 pub(super) fn receives_go_on(setup: Setup, incremental: bool) -> Result<(), Unavailable> {
     let mut rig = Rig::new(setup)?;
-    let buffers = Buffers::new(&rig.ring, incremental);
+    let buffers = Buffers::new(&rig.ring, incremental, duopoll_core::Pool::global().clone());
     let mut buffers = LeakedOnDrop(Some(buffers.map_err(refused("IORING_REGISTER_PBUF_RING"))?));
     let (left, right) = pair()?;
     let receive = opcode::RecvMulti::new(Fd(right.as_raw_fd()), buffers::GROUP).build();

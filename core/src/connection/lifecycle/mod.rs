@@ -57,6 +57,8 @@ pub(crate) struct Lifecycle {
     stopped: bool,
     /// Its user wants nothing to be received.
     paused: bool,
+    /// What the reader waits for does not fit into memory: it is told.
+    lacks_memory: bool,
     serving: Serving,
     /// The server is shutting down: a connection between two requests is to end.
     draining: bool,
@@ -130,6 +132,7 @@ impl Lifecycle {
             has_part: false,
             stopped: false,
             paused: false,
+            lacks_memory: false,
             serving: Serving::No,
             draining: false,
             expected: 0,

@@ -16,6 +16,7 @@ pub(crate) enum Refusal {
     /// This side has closed.
     Closed,
     TimedOut,
+    NoMemory,
 }
 
 impl From<Refusal> for io::Error {
@@ -28,6 +29,10 @@ impl From<Refusal> for io::Error {
                 io::Error::new(io::ErrorKind::NotConnected, message)
             }
             Refusal::TimedOut => io::ErrorKind::TimedOut.into(),
+            Refusal::NoMemory => {
+                let message = "no memory is left for as many bytes as are waited for";
+                io::Error::new(io::ErrorKind::OutOfMemory, message)
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ impl Lifecycle {
     ) -> Option<usize> {
         let bytes = self.inbox.len();
         let ended = self.need == 0 && self.reader.is_none() && self.reading.is_none();
-        if !ended || self.stopped || buffer.len() + bytes < min_bytes {
+        if !ended || self.stopped || self.lacks_memory || buffer.len() + bytes < min_bytes {
             return None;
         }
         buffer.adopt_chain(&mut self.inbox);
@@ -51,6 +51,8 @@ impl Lifecycle {
         let is_request = matches!(wanted, Wanted::Request);
         let refused = if buffer.len() >= min_bytes {
             None
+        } else if mem::take(&mut self.lacks_memory) {
+            Some(Refusal::NoMemory)
         } else if self.input == Input::Open {
             let goes_on = match wanted {
                 Wanted::Bytes(owner) => self.reading.go_on(owner, || clock.now()),
@@ -110,10 +112,25 @@ impl Lifecycle {
         self.reading.begin_whole(|| clock.now());
     }
 
+    /// How much more the reader waits for to the part that it has, if that is more than so many bytes.
+    pub(crate) fn awaits_more_than(&self, bytes: usize) -> Option<usize> {
+        let awaited = self.need.saturating_sub(self.inbox.len());
+        let waits = self.reader.is_some() && self.lags() && self.phase == Phase::Open;
+        (waits && awaited > bytes).then_some(awaited)
+    }
+
+    /// There is no memory for what the reader waits for. It may try again.
+    pub(crate) fn lack_memory(&mut self, clock: &dyn Clock) -> Effects {
+        let reader = self.end_reading(clock);
+        self.lacks_memory = true;
+        Effects { reader, ..Effects::default() }
+    }
+
     /// The reader waits no more.
     #[inline]
     pub(crate) fn end_reading(&mut self, clock: &dyn Clock) -> Option<Waker> {
         self.need = 0;
+        self.lacks_memory = false;
         self.reading.end();
         self.late = NOT_ASKED;
         let waker = self.reader.take();
