@@ -207,8 +207,8 @@ impl PollerOptions {
     /// buffers. Default: none of their own; they share that of the [process](crate::Pool::global), which is half of the memory that it may
     /// have.
     ///
-    /// - A connection may hold a share of what is free, at most what its [`Limits`] say and at least 4 KiB in each direction: so
-    ///   those that hold most are received from no longer, and their writers wait, before others notice anything.
+    /// - A connection may hold a share of what is free in each direction, and at most what its [`Limits`] say: so those that hold
+    ///   most are received from no longer, and their writers wait, before others notice anything.
     /// - Above seven eighths no connections are accepted, until it is less than three quarters.
     /// - What would be more than the budget is refused: [`when_full`](PollerOptions::when_full) says who goes then.
     ///
@@ -389,6 +389,7 @@ impl Pollers {
         for one in self.stats_of_each() {
             stats += one;
         }
+        stats.set_budget(self.shared.pool.as_ref().unwrap_or_else(|| Pool::global()));
         stats.set_process();
         stats
     }

@@ -142,6 +142,8 @@ figures! {
     accept_aborts: Counter,
     /// Connections that were ended because no byte had moved for too long.
     idle_timeouts: Counter,
+    /// Times that a connection was received from no longer because it held its share of the memory budget.
+    memory_stops: Counter,
     /// Times that accepting was put off because memory was short.
     memory_pauses: Counter,
     /// Reads that have failed because what they waited for did not fit into the memory that was left.
@@ -197,6 +199,10 @@ figures! {
     timers: Gauge,
     /// Panics of the process's wakers, callbacks and destructors that ended nothing but their own.
     contained_panics: Counter,
+    /// The memory budget that these pollers share, in bytes.
+    memory_budget_bytes: Gauge,
+    /// What is used of it, in bytes.
+    memory_held_bytes: Gauge,
     /// Blocks of the process's pool that are in use.
     live_blocks: Gauge,
     /// Bytes of the blocks that are in use.
@@ -284,6 +290,7 @@ impl Stats {
         self.accept_backoffs += driver.accept_backoffs;
         self.accept_aborts += driver.accept_aborts;
         self.idle_timeouts += driver.idle_timeouts;
+        self.memory_stops += driver.memory_stops;
         self.memory_pauses += driver.memory_pauses;
         self.memory_refusals += driver.memory_refusals;
         self.memory_resets += driver.memory_resets;
@@ -305,6 +312,11 @@ impl Stats {
     }
 
     /// The figures of the process, which belong to no poller.
+    pub(crate) fn set_budget(&mut self, pool: &Pool) {
+        self.memory_budget_bytes = pool.max_live_bytes() as u64;
+        self.memory_held_bytes = pool.stats().live_bytes as u64;
+    }
+
     pub(crate) fn set_process(&mut self) {
         self.contained_panics = duopoll_core::contained_panics();
         let pool = Pool::global().stats();

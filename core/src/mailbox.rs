@@ -41,6 +41,8 @@ pub struct Mailbox {
     pool: Option<Pool>,
     /// What a connection may hold in each direction, in bytes.
     share: AtomicUsize,
+    /// Times that one held as much, and was received from no longer.
+    stops: AtomicUsize,
     /// Why the engine cannot send without a copy, if it cannot.
     #[cfg(feature = "zerocopy")]
     zerocopy_refusal: std::sync::OnceLock<String>,
@@ -58,6 +60,7 @@ impl Mailbox {
             number: NUMBERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             pool: None,
             share: AtomicUsize::new(usize::MAX),
+            stops: AtomicUsize::new(0),
             #[cfg(feature = "zerocopy")]
             zerocopy_refusal: std::sync::OnceLock::new(),
         }
@@ -77,6 +80,16 @@ impl Mailbox {
     pub(crate) fn share(&self) -> usize {
         // Relaxed: a number by itself, of a while ago.
         self.share.load(Ordering::Relaxed)
+    }
+
+    /// A connection holds its share, and is received from no longer.
+    #[cold]
+    pub(crate) fn count_stop(&self) {
+        self.stops.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stops(&self) -> usize {
+        self.stops.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_share(&self, bytes: usize) {

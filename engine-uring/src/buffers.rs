@@ -27,6 +27,8 @@ const INCREMENTAL: u16 = 2;
 const LARGE_BYTES: usize = 64 << 10;
 /// Bytes of a buffer that holds one message, or a piece of it.
 const SMALL_BYTES: usize = 16 << 10;
+/// The buffers take no more than this part of a memory budget.
+const BUDGET_PART: usize = 16;
 /// The least that a buffer is worth while, in bytes.
 const LEAST_BYTES: usize = 2 << 10;
 /// How many large ones the kernel has at least, and at most.
@@ -47,6 +49,8 @@ pub(crate) struct Buffers {
     numbers: Vec<u16>,
     /// Blocks that were used up and that nobody refers to any more; the last one is the warmest.
     spare: Vec<Tail>,
+    /// The size of the blocks that the kernel has, and of the spare ones.
+    held_bytes: usize,
     /// Where the next buffer goes; counts on for ever.
     end: u16,
     incremental: bool,
@@ -77,6 +81,7 @@ impl Buffers {
             lent: (0..ENTRIES).map(|_| None).collect(),
             numbers: (0..ENTRIES).rev().collect(),
             spare: Vec::new(),
+            held_bytes: 0,
             end: 0,
             incremental,
             block_bytes,
@@ -93,8 +98,13 @@ impl Buffers {
     /// Gives the kernel as many buffers as it shall have. Says whether it has any.
     pub(crate) fn fill(&mut self) -> bool {
         let before = self.end;
-        while self.lent_count() < self.wanted {
-            let block = self.spare.pop().or_else(|| self.allocate());
+        let most = self.pool.max_live_bytes() / BUDGET_PART;
+        while self.lent_count() < self.wanted && (self.held_bytes < most || self.is_empty()) {
+            let block = self.spare.pop().or_else(|| {
+                let block = self.allocate()?;
+                self.held_bytes += block.capacity();
+                Some(block)
+            });
             let (Some(block), Some(&number)) = (block, self.numbers.last()) else { break };
             self.numbers.pop();
             self.write_entry(number, &block);
@@ -113,8 +123,11 @@ impl Buffers {
 
     /// A block of the usual size, or a smaller one while the kernel has none, if memory is short.
     fn allocate(&self) -> Option<Tail> {
-        let least = if self.is_empty() { LEAST_BYTES } else { self.block_bytes };
-        let sizes = std::iter::successors(Some(self.block_bytes), |bytes| Some(bytes / 2));
+        let least =
+            if self.is_empty() { LEAST_BYTES } else { LEAST_BYTES.max(self.block_bytes / 16) };
+        // Not more than one connection may hold.
+        let most = self.pool.share_bytes().next_power_of_two().clamp(LEAST_BYTES, self.block_bytes);
+        let sizes = std::iter::successors(Some(most), |bytes| Some(bytes / 2));
         sizes.take_while(|&bytes| bytes >= least).find_map(|bytes| self.pool.allocate(bytes).ok())
     }
 
@@ -173,6 +186,8 @@ impl Buffers {
             self.used += 1;
             if self.spare.len() < self.wanted && tail.rewind() {
                 self.spare.push(tail);
+            } else {
+                self.held_bytes -= tail.capacity();
             }
         }
     }
@@ -203,7 +218,8 @@ impl Buffers {
         if self.quiet_turns == QUIET_TURNS {
             self.quiet_turns = 0;
             self.wanted = (self.wanted / 2).max(self.range.0);
-            self.spare.truncate(self.wanted);
+            let surplus = self.spare.drain(self.wanted.min(self.spare.len())..);
+            self.held_bytes -= surplus.map(|tail| tail.capacity()).sum::<usize>();
         }
     }
 }

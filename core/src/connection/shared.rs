@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::command::Command;
 use crate::errno::{errno, is_of_the_network};
 use crate::mailbox::Mailbox;
-use crate::poll::{Outputs, Pending};
+use crate::poll::{Next, Outputs, Pending};
 use crate::sync::{Mutex, MutexGuard, lock};
 use crate::syscalls;
 use crate::timer::Tick;
@@ -333,7 +333,12 @@ impl Shared {
         if life.discards() {
             return self.discard(life, push);
         }
-        life.deliver(self.input_high_bytes(), self.mailbox.clock(), push)
+        let high = self.input_high_bytes();
+        let moved = life.deliver(high, self.mailbox.clock(), push);
+        if moved.next == Next::Stop && high < self.input_high as usize {
+            self.mailbox.count_stop();
+        }
+        moved
     }
 
     #[cold]
@@ -435,6 +440,12 @@ impl Shared {
     pub(crate) fn lacks_memory(&self) {
         let effects = self.life().lack_memory(self.clock());
         effects.perform();
+    }
+
+    /// Whether somebody has waited to have something sent, who is told now.
+    pub(crate) fn lacks_room(&self) -> bool {
+        let effects = self.life().lack_room();
+        effects.map(Effects::perform).is_some()
     }
 
     /// Bytes that wait to be sent, and which connection it is.

@@ -19,8 +19,8 @@ const ASKED_MAX: usize = 8;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// Whoever asks: reads that wait for more than is left, and writes that need a block, fail with
-    /// [`OutOfMemory`](std::io::ErrorKind::OutOfMemory).
+    /// Whoever asks: writes that need a block fail with [`OutOfMemory`](std::io::ErrorKind::OutOfMemory), and so do, one after
+    /// another, reads that wait for more than is left and flushes to peers that do not read.
     #[default]
     Refuse,
     /// Before that, connections whose peers do not read are reset: those with the most unsent bytes, and of those the oldest.
@@ -106,13 +106,14 @@ impl Driver {
             Slot::Stream(stream) => Some((stream.shared.awaits_more_than(left)?, token)),
             Slot::Listener(_) => None,
         };
-        let Some((_, token)) = self.slots.entries().filter_map(waits).max_by_key(|(need, _)| *need)
-        else {
-            return;
-        };
-        if let Some(stream) = self.stream(token) {
+        let most = self.slots.entries().filter_map(waits).max_by_key(|(need, _)| *need);
+        if let Some(stream) = most.and_then(|(_, token)| self.stream(token)) {
             stream.shared.clone().lacks_memory();
             self.stats.memory_refusals += 1;
+        } else if let Some(token) = self.most_unsent(engine)
+            && let Some(stream) = self.stream(token)
+        {
+            self.stats.memory_refusals += u64::from(stream.shared.clone().lacks_room());
         }
     }
 

@@ -244,10 +244,13 @@ impl Driver {
 
     /// What was seen so far.
     pub fn stats(&self) -> DriverStats {
-        #[cfg(not(feature = "zerocopy"))]
-        return self.stats;
-        #[cfg(feature = "zerocopy")]
-        DriverStats { zerocopy_pinned_bytes: self.pinned.bytes as u64, ..self.stats }
+        let memory_stops = self.mailbox.stops() as u64;
+        DriverStats {
+            memory_stops,
+            #[cfg(feature = "zerocopy")]
+            zerocopy_pinned_bytes: self.pinned.bytes as u64,
+            ..self.stats
+        }
     }
 
     /// Has the connection looked at when the turn ends.

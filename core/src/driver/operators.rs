@@ -102,9 +102,11 @@ unsafe impl Operators for Driver {
             return self.refuse(token);
         }
         let Stream { shared, recv, .. } = stream;
+        // Whoever holds a part of a block holds all of it: more than it may, if memory is short.
+        let keeps_too_much = slice.kept_bytes() > self.mailbox.share();
         let Moved { waker, next, closing } = shared.deliver(|inbox, lags| {
             // Nobody knows for how long these would keep a block that is many times their size.
-            let copies = lags && slice.len() <= LAGGING_COPY_BYTES;
+            let copies = keeps_too_much || (lags && slice.len() <= LAGGING_COPY_BYTES);
             match copies.then(|| recv.make_room(slice.len(), &mut Blocks)) {
                 Some(Ok(full)) => {
                     full.into_iter().for_each(Blocks::put);

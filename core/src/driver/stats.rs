@@ -18,6 +18,8 @@ pub struct DriverStats {
     pub accept_aborts: u64,
     /// Connections that were ended because no byte had moved for too long.
     pub idle_timeouts: u64,
+    /// Times that a connection was received from no longer because it held its share of a memory budget.
+    pub memory_stops: u64,
     /// Times that accepting was put off because memory was short.
     pub memory_pauses: u64,
     /// Reads that have failed because what they waited for did not fit into the memory that was left.

@@ -26,11 +26,6 @@ pub enum MemoryLevel {
     Full,
 }
 
-/// A connection may always have so many bytes in each direction.
-const SHARE_BYTES_MIN: usize = 4 << 10;
-/// What connections that hold as much as they may leave free: each may have `SHARES / n` of what is free in each direction, so that
-/// `n` of them leave `1 / (1 + 2 * SHARES)` of the budget.
-const SHARES: usize = 3;
 /// As if there were at least so many connections.
 const CONNECTIONS_MIN: usize = 64;
 
@@ -65,16 +60,17 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// What a connection may hold in one direction, in bytes. It depends on what is free, as the thresholds of switches do that share one
-    /// memory among their queues (Choudhury and Hahne, 1998): those that hold most are stopped first, and some always stays free.
+    /// What a connection may hold in one direction, in bytes, and one block more. It depends on what is free, as the thresholds of switches
+    /// do that share one memory among their queues (Choudhury and Hahne, 1998): those that hold most are stopped first, and if all hold
+    /// as much as they may, about a fifth stays free, since blocks are about twice as large as what is in them.
     pub(crate) fn share(self) -> usize {
         if self.max_bytes == usize::MAX {
             return usize::MAX;
         }
-        let share = self.free_bytes() / self.connections.max(CONNECTIONS_MIN) * SHARES;
+        let share = self.free_bytes() / self.connections.max(CONNECTIONS_MIN);
         // Rounded, so that it seldom changes: others look at it.
         let unit = 1 << share.max(1).ilog2().saturating_sub(3);
-        (share & !(unit - 1)).max(SHARE_BYTES_MIN)
+        (share & !(unit - 1)).max(1)
     }
 
     pub(crate) fn free_bytes(self) -> usize {
@@ -99,6 +95,12 @@ impl Pool {
     /// Changes that limit. If more are in use, new ones are refused until it is fewer.
     pub fn set_max_live_bytes(&self, bytes: usize) {
         self.store().budget.max_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// For engines: what a connection may hold in each direction, in bytes.
+    #[doc(hidden)]
+    pub fn share_bytes(&self) -> usize {
+        self.usage().share().min(1 << 30)
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -160,7 +162,7 @@ mod tests {
             // Each holds what it may, and takes more when the share grows.
             for _ in 0..100 {
                 let usage = Usage { live_bytes, max_bytes: MAX, connections, refusals: 0 };
-                let wanted = 2 * connections * usage.share().min(1 << 20);
+                let wanted = 4 * connections * usage.share().min(1 << 20);
                 live_bytes = live_bytes.max(wanted.min(live_bytes + (1 << 20)));
             }
             assert!(live_bytes < MAX / 8 * 7, "{connections} hold {live_bytes}");

@@ -298,6 +298,11 @@ impl Slice {
         }
     }
 
+    /// The bytes of the block that it keeps alive; 0 if that is not a pool's.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.block().map_or(0, Block::capacity)
+    }
+
     #[inline]
     pub(super) fn block(&self) -> Option<&Block> {
         match &self.0 {

@@ -74,6 +74,10 @@ pub(crate) struct Lifecycle {
     wake_at: u32,
     writing: Wait,
     pub(crate) output: Output,
+    /// What is unsent takes memory that others need: whoever waits is told.
+    lacks_room: bool,
+    /// Somebody was told. When it is closed it has not long to send the rest.
+    hurries: bool,
     /// The poller has ended: nothing more can be written, and not because this side has finished.
     wound_up: bool,
     /// The poller knows that there is something in the outbox.
@@ -142,6 +146,8 @@ impl Lifecycle {
             wake_at: 0,
             writing: Wait::new(limits.write_timeout),
             output: if connecting { Output::Connecting } else { Output::Open },
+            lacks_room: false,
+            hurries: false,
             wound_up: false,
             send_posted: false,
             finish_connected: false,

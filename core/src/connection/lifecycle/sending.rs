@@ -57,6 +57,8 @@ impl Lifecycle {
         let limit = if self.writer.is_some() { low } else { high };
         let result = if self.unsent <= limit {
             Ok(())
+        } else if mem::take(&mut self.lacks_room) {
+            Err(Refusal::NoMemory)
         } else if self.writing.go_on_in_time(owner, || clock.now()) {
             // For the engine to know that somebody waits.
             let begins = self.writer.is_none();
@@ -128,6 +130,7 @@ impl Lifecycle {
         let result = match sent {
             Ok(true) => Ok(()),
             Err(refusal) => Err(refusal),
+            Ok(false) if mem::take(&mut self.lacks_room) => Err(Refusal::NoMemory),
             Ok(false) if self.writing.is_over(since, || clock.now()) => Err(Refusal::TimedOut),
             Ok(false) => {
                 let begins = self.writer.is_none();
@@ -287,11 +290,21 @@ impl Lifecycle {
         }
     }
 
+    /// What is unsent takes memory that others need, and its peer does not read: whoever waits is told, if somebody does. It
+    /// may try again.
+    pub(crate) fn lack_room(&mut self) -> Option<Effects> {
+        self.writer.as_ref()?;
+        let writer = self.end_writing();
+        (self.lacks_room, self.hurries) = (true, true);
+        Some(Effects { writer, ..Effects::default() })
+    }
+
     /// The writer waits no more.
     #[inline]
     pub(crate) fn end_writing(&mut self) -> Option<Waker> {
         self.writing.end();
         self.late_send = false;
+        self.lacks_room = false;
         self.writer.take()
     }
 

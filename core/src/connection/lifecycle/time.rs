@@ -12,6 +12,9 @@ use crate::timer::Tick;
 /// A timer that is looked at so much later than it was due says that the poller was held up, in ticks.
 pub(crate) const LATE: Tick = 10;
 
+/// How long a closed connection may take to send what is left if others need its memory.
+const HURRIED_MS: Tick = 100;
+
 impl Lifecycle {
     /// Changes a limit, and sees to it that a wait that is under way keeps the new one.
     pub(crate) fn limit(&mut self, change: Limit, now: Tick) -> Effects {
@@ -131,7 +134,7 @@ impl Lifecycle {
 
     /// How long a closed connection may take to send what is left, in ticks.
     pub(crate) fn write_timeout(&self) -> Option<Tick> {
-        self.writing.timeout()
+        if self.hurries { Some(HURRIED_MS) } else { self.writing.timeout() }
     }
 
     /// Sees to it that the poller's timer is set for the earliest deadline.
