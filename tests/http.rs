@@ -32,6 +32,8 @@ on_every_setup!(
     a_head_that_does_not_end_is_not_waited_for,
     who_does_not_begin_is_not_waited_for,
     what_came_before_a_shutdown_is_answered,
+    what_hyper_keeps_back_is_sent_however_late,
+    a_body_behind_an_idle_while_is_whole,
     limits_do_not_cut_a_service_that_works,
     a_panic_ends_its_stream_and_nothing_else,
     a_client_that_goes_in_the_middle_disturbs_nobody,
@@ -314,6 +316,46 @@ fn who_does_not_begin_is_not_waited_for(setup: Setup) {
 }
 
 /// While the poller is held up: requests of new connections, and of those that have talked before.
+/// Longer than a connection keeps its buffers that asks for nothing.
+const LONG_IDLE: Duration = Duration::from_millis(500);
+
+/// Told to, hyper keeps a reply back while it has a part of the next request.
+fn what_hyper_keeps_back_is_sent_however_late(setup: Setup) {
+    let http = Http::new().http1(|http1| {
+        http1.pipeline_flush(true);
+    });
+    let server = serve(setup, http, async |path, _| reply(path));
+    let mut peer = Peer::connect(server.local_addr());
+    let (one, two) = (get("/one"), get("/two"));
+    let (front, rest) = two.split_at(9);
+    peer.write_all(&[&one, front].concat()).expect("sent");
+    thread::sleep(LONG_IDLE);
+    peer.write_all(rest).expect("sent");
+    assert_eq!(read_reply(&mut peer).1, b"/one");
+    assert_eq!(read_reply(&mut peer).1, b"/two");
+}
+
+fn a_body_behind_an_idle_while_is_whole(setup: Setup) {
+    let server = serve(setup, Http::new(), async |_, body: Incoming| {
+        let body = body.collect().await.map_or_else(|_| Bytes::new(), |body| body.to_bytes());
+        reply(body)
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    let mut body = vec![b'x'; 10_000];
+    for _ in 0..2 {
+        thread::sleep(LONG_IDLE);
+        let head = "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10000\r\n\r\n";
+        let (front, rest) = body.split_at(5_000);
+        peer.write_all(&[head.as_bytes(), front].concat()).expect("sent");
+        thread::sleep(LONG_IDLE);
+        peer.write_all(rest).expect("sent");
+        assert_eq!(read_reply(&mut peer).1, body);
+        body.reverse();
+        peer.write_all(&get("/")).expect("sent");
+        assert_eq!(read_reply(&mut peer).1, b"");
+    }
+}
+
 /// Also what one turn of the poller does not come to.
 fn what_came_before_a_shutdown_is_answered(setup: Setup) {
     const KNOWN: usize = 200;

@@ -29,6 +29,8 @@ const LARGE_BYTES: usize = 64 << 10;
 const SMALL_BYTES: usize = 16 << 10;
 /// The buffers take no more than this part of a memory budget.
 const BUDGET_PART: usize = 16;
+/// Streams that may hold less, in bytes, are received from into memory of their own.
+const SHARE_BYTES_MIN: usize = 32 << 10;
 /// The least that a buffer is worth while, in bytes.
 const LEAST_BYTES: usize = 2 << 10;
 /// How many large ones the kernel has at least, and at most.
@@ -134,6 +136,12 @@ impl Buffers {
     /// Whether the kernel has none.
     pub(crate) fn is_empty(&self) -> bool {
         self.lent_count() == 0
+    }
+
+    /// Whether receives had better bring memory of their own: the kernel has no buffers, or memory is so short that a stream may not
+    /// hold what it would be given before it could be stopped.
+    pub(crate) fn are_scarce(&self) -> bool {
+        self.is_empty() || self.pool.share_bytes() < SHARE_BYTES_MIN
     }
 
     fn lent_count(&self) -> usize {

@@ -24,6 +24,13 @@ pub trait Controlled {
     /// Waits for more than there is in [`input`](Controlled::input). False at the end, and while the server shuts down if nothing is
     /// there: that is a moment between two requests.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>>;
+
+    /// Whether all that hyper reads comes from [`input`](Controlled::input) as it is, so that it can be put back there, and it is known
+    /// when hyper has written all. Only the connections of this crate know.
+    #[doc(hidden)]
+    fn gives_back(&self) -> bool {
+        false
+    }
 }
 
 impl Controlled for Connection {
@@ -39,6 +46,10 @@ impl Controlled for Connection {
         let seen = self.input().len();
         self.reader().poll_request(cx, seen)
     }
+
+    fn gives_back(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(feature = "rustls")]
@@ -53,6 +64,10 @@ impl Controlled for TlsConnection {
 
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.input().is_empty() { self.poll_request(cx) } else { self.poll_more(cx) }
+    }
+
+    fn gives_back(&self) -> bool {
+        true
     }
 }
 

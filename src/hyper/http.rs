@@ -80,13 +80,11 @@ impl Http {
         self.with(|settings| settings.begin_timeout = timeout)
     }
 
-    /// How long a client of HTTP/1 may take for the head of a request, from the end of the one before. `None` for ever.
+    /// How long a client of HTTP/1 may take for the head of a request, from the end of the one before. `None`: for ever. What
+    /// hyper is told in [`http1`](Http::http1) does not count.
     pub fn header_read_timeout(self, timeout: impl Into<Option<Duration>>) -> Http {
         let timeout = timeout.into();
-        self.with(|settings| {
-            settings.http1.header_read_timeout(timeout);
-            settings.header_read_timeout = timeout;
-        })
+        self.with(|settings| settings.header_read_timeout = timeout)
     }
 
     /// Only HTTP/1. Who begins with HTTP/2 has an error.
@@ -125,7 +123,9 @@ impl Http {
     }
 
     fn with(mut self, change: impl FnOnce(&mut Settings)) -> Http {
-        change(Arc::make_mut(&mut self.0));
+        let settings = Arc::make_mut(&mut self.0);
+        change(settings);
+        settings.http1.header_read_timeout(settings.header_read_timeout);
         self
     }
 

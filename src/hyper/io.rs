@@ -51,7 +51,10 @@ macro_rules! implement {
             }
 
             fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                self.get_mut().$writer().poll_flush(cx)
+                let this = self.get_mut();
+                // hyper flushes when it holds nothing any more.
+                this.$writer().flushed();
+                this.$writer().poll_flush(cx)
             }
 
             fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

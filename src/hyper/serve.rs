@@ -18,7 +18,7 @@ use crate::hyper::controlled::{Begun, Controlled, poll_begun, poll_next, unread}
 use crate::hyper::http::{Settings, Versions};
 use crate::hyper::run::LocalExecutor;
 use crate::poller::Handle;
-use crate::time::{Sleep, now, sleep};
+use crate::time::{Sleep, sleep};
 use crate::{Control, Watch};
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -35,9 +35,10 @@ pin_project! {
     {
         settings: Arc<Settings>,
         control: Control,
-        // None: hyper was told that the server shuts down.
+        // None: the server shuts down.
         draining: Option<Watch>,
-        drains: bool,
+        // hyper was told.
+        told: bool,
         #[pin]
         stage: Stage<C, S>,
     }
@@ -64,17 +65,25 @@ pin_project! {
             #[pin]
             connection: http2::Connection<C, S, LocalExecutor>,
         },
+        // There was nothing to serve: the client is told the end.
+        Ends {
+            io: C,
+        },
     }
 }
 
 /// Whether a connection asks for nothing.
 struct Idle {
-    /// When to look again.
-    look: Sleep,
-    /// How many requests it had begun at the last look.
+    /// Whether its buffers can be given back at all.
+    gives_back: bool,
+    /// When to look again, if something may come of it.
+    look: Option<Sleep>,
+    /// How many requests it had begun when that was set.
     seen: u32,
-    /// And when its buffers were given back: once for each request, so that the time for a head is not begun anew time and again.
-    given_back: u32,
+    /// And when its buffers were given back.
+    served: u32,
+    /// By when the head of the next request is to be there, if they were.
+    deadline: Option<Sleep>,
 }
 
 impl<C, S, B> Serve<C, S>
@@ -91,7 +100,7 @@ where
         let draining = Some(control.draining());
         let timeout = Some(sleep(settings.begin_timeout));
         let stage = Stage::Waits { parts: Some((io, service)), timeout, served: 0 };
-        Serve { settings, control, draining, drains: false, stage }
+        Serve { settings, control, draining, told: false, stage }
     }
 }
 
@@ -104,16 +113,22 @@ where
     B: Body + 'static,
     B::Error: Into<BoxError>,
 {
-    /// Hands a connection that has begun to hyper.
-    fn begin(settings: &Settings, begun: Begun, served: u32, (io, service): (C, S)) -> Stage<C, S> {
-        if matches!(
-            (begun, settings.versions),
-            (Begun::Http2, Versions::Both) | (_, Versions::Http2)
-        ) {
+    /// Hands a connection that has begun to hyper. `timeout`: for the head of a request, if some were served.
+    fn begin(
+        settings: &Settings,
+        begun: Begun,
+        (served, timeout): (u32, Option<Sleep>),
+        (io, service): (C, S),
+    ) -> Stage<C, S> {
+        let both = (begun, settings.versions) == (Begun::Http2, Versions::Both);
+        if both || settings.versions == Versions::Http2 {
             return Stage::Http2 { connection: settings.http2.serve_connection(io, service) };
         }
+        let gives_back = io.gives_back();
         let connection = settings.http1.serve_connection(io, service).with_upgrades();
-        let idle = Idle { look: sleep(IDLE), seen: served, given_back: served };
+        // hyper's own time begins anew.
+        let deadline = timeout.filter(|_| served > 0);
+        let idle = Idle { gives_back, look: None, seen: served, served, deadline };
         Stage::Http1 { connection: Some(connection), idle }
     }
 }
@@ -144,19 +159,27 @@ where
                         0 => poll_begun(io, cx),
                         _ => poll_next(io, cx),
                     };
-                    let late =
-                        timeout.as_mut().is_some_and(|late| Pin::new(late).poll(cx).is_ready());
-                    match begun {
-                        Poll::Pending if late => return Poll::Ready(Ok(())),
-                        Poll::Pending => return Poll::Pending,
-                        Poll::Ready(Begun::Gone) => return Poll::Ready(Ok(())),
-                        Poll::Ready(begun) => {
-                            let Some(parts) = parts.take() else { continue };
-                            let stage = Stage::begin(this.settings, begun, *served, parts);
-                            this.stage.set(stage);
-                            continue;
+                    let late = has_come(timeout, cx);
+                    let drains = drains(this.draining, cx) && this.control.is_drained();
+                    let begun = match begun {
+                        Poll::Pending if late || (drains && io.input().is_empty()) => Begun::Gone,
+                        begun => ready!(begun),
+                    };
+                    let Some(parts) = parts.take() else { continue };
+                    let stage = match begun {
+                        Begun::Gone => Stage::Ends { io: parts.0 },
+                        begun => {
+                            let served = (*served, timeout.take());
+                            Stage::begin(this.settings, begun, served, parts)
                         }
-                    }
+                    };
+                    this.stage.set(stage);
+                    continue;
+                }
+                Staged::Ends { io } => {
+                    // It may be gone already.
+                    let _ = ready!(Pin::new(io).poll_shutdown(cx));
+                    return Poll::Ready(Ok(()));
                 }
                 Staged::Http1 { connection: Some(connection), .. } => Pin::new(connection).poll(cx),
                 Staged::Http1 { .. } => return Poll::Ready(Ok(())),
@@ -165,12 +188,8 @@ where
             if let Poll::Ready(served) = polled {
                 return Poll::Ready(served.or_else(without_timeout));
             }
-            if this.draining.as_mut().is_some_and(|draining| Pin::new(draining).poll(cx).is_ready())
-            {
-                (*this.draining, *this.drains) = (None, true);
-            }
-            if *this.drains && this.control.is_drained() {
-                *this.drains = false;
+            if !*this.told && drains(this.draining, cx) && this.control.is_drained() {
+                *this.told = true;
                 match this.stage.as_mut().project() {
                     Staged::Http1 { connection: Some(connection), .. } => {
                         Pin::new(connection).graceful_shutdown();
@@ -183,7 +202,9 @@ where
             let Staged::Http1 { connection, idle } = this.stage.as_mut().project() else {
                 return Poll::Pending;
             };
-            ready!(idle.poll(this.control, this.draining.is_some(), cx));
+            if ready!(idle.poll(this.control, cx)) == Idleness::Late {
+                return Poll::Ready(Ok(()));
+            }
             let served = idle.seen;
             let Some(parts) = connection.take().and_then(|connection| connection.into_parts())
             else {
@@ -191,26 +212,63 @@ where
             };
             let mut io = parts.io;
             unread(&mut io, parts.read_buf);
-            let timeout = this.settings.header_read_timeout.map(sleep);
+            // So long it has been idle already.
+            let rest = |timeout: Duration| sleep(timeout.saturating_sub(IDLE));
+            let timeout = this.settings.header_read_timeout.map(rest);
             this.stage.set(Stage::Waits { parts: Some((io, parts.service)), timeout, served });
         }
     }
 }
 
+/// What has come of an idle connection.
+#[derive(PartialEq, Eq)]
+enum Idleness {
+    /// Its buffers can be given back.
+    Long,
+    /// The head of the next request took too long.
+    Late,
+}
+
 impl Idle {
-    /// Waits until the connection has asked for nothing for a while, and hyper holds nothing of it but empty buffers.
-    fn poll(&mut self, control: &Control, goes_on: bool, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(Pin::new(&mut self.look).poll(cx));
-            let requests = control.requests();
-            let was_idle = requests.begun == self.seen;
-            self.seen = requests.begun;
-            if was_idle && goes_on && requests.are_over && self.given_back != self.seen {
-                return Poll::Ready(());
-            }
-            self.look.reset(now() + IDLE);
+    /// Waits until the connection has asked for nothing for a while, and hyper holds nothing of it but empty buffers. Called when hyper
+    /// waits.
+    fn poll(&mut self, control: &Control, cx: &mut Context<'_>) -> Poll<Idleness> {
+        let requests = control.requests();
+        if requests.begun != self.served {
+            self.deadline = None;
         }
+        if has_come(&mut self.deadline, cx) {
+            return Poll::Ready(Idleness::Late);
+        }
+        let may_go = self.gives_back && requests.are_over && requests.begun != self.served;
+        while has_come(&mut self.look, cx) {
+            self.look = None;
+            if may_go && requests.begun == self.seen {
+                return Poll::Ready(Idleness::Long);
+            }
+        }
+        // A look that is set stays, whatever has come meanwhile: a request need not set one.
+        if may_go && self.look.is_none() {
+            self.seen = requests.begun;
+            let mut look = sleep(IDLE);
+            let _ = Pin::new(&mut look).poll(cx);
+            self.look = Some(look);
+        }
+        Poll::Pending
     }
+}
+
+/// Whether a point in time has come, if there is one.
+fn has_come(sleep: &mut Option<Sleep>, cx: &mut Context<'_>) -> bool {
+    sleep.as_mut().is_some_and(|sleep| Pin::new(sleep).poll(cx).is_ready())
+}
+
+/// Whether the server shuts down.
+fn drains(draining: &mut Option<Watch>, cx: &mut Context<'_>) -> bool {
+    if draining.as_mut().is_some_and(|draining| Pin::new(draining).poll(cx).is_ready()) {
+        *draining = None;
+    }
+    draining.is_none()
 }
 
 /// That the head of a request took too long is how idle connections end.

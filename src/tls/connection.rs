@@ -630,6 +630,11 @@ impl TlsConnection {
         self
     }
 
+    #[cfg(feature = "hyper")]
+    pub(crate) fn flushed(&mut self) {
+        self.connection.writer().flushed();
+    }
+
     pub(crate) fn writer(&mut self) -> &mut TlsConnection {
         self
     }

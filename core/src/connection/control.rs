@@ -150,6 +150,12 @@ impl Control {
         self.shared.end_request();
     }
 
+    /// They have handed over all that there is.
+    #[doc(hidden)]
+    pub fn flushed(&self) {
+        self.shared.flushed();
+    }
+
     /// What they have done so far.
     #[doc(hidden)]
     pub fn requests(&self) -> Requests {
@@ -226,7 +232,7 @@ impl Control {
 pub struct Requests {
     /// How many have begun; it wraps, and is never 0 again.
     pub begun: u32,
-    /// All are over, the last was nothing but a head, and everything has been sent.
+    /// All are over, the last was nothing but a head, and its response was handed over whole.
     pub are_over: bool,
 }
 

@@ -32,6 +32,12 @@ use crate::token::Token;
 /// Of a connection's number, those that tell it from others of its poller.
 const SERIAL_BITS: u32 = 40;
 
+/// The last request had a body.
+const HAS_BODY: u32 = 1;
+/// The layer above has not handed over all of the last response.
+const UNFLUSHED: u32 = 2;
+const BEGUN_BITS: u32 = HAS_BODY | UNFLUSHED;
+
 pub(crate) struct Shared {
     socket: Socket,
     mailbox: Arc<Mailbox>,
@@ -44,7 +50,7 @@ pub(crate) struct Shared {
     message_max: u32,
     /// Requests that a layer above is busy with.
     requests: AtomicU32,
-    /// How many it has begun, and in the lowest bit whether the last one had a body.
+    /// How many it has begun, above bits that say what is behind the last one: [`HAS_BODY`] and [`UNFLUSHED`].
     begun: AtomicU32,
     #[cfg(feature = "zerocopy")]
     zero_copy: ZeroCopy,
@@ -475,18 +481,24 @@ impl Shared {
     pub(super) fn begin_request(&self, has_body: bool) {
         // Relaxed: only numbers, of one thread at a time.
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let begun = (self.begun.load(Ordering::Relaxed) & !1).wrapping_add(2).max(2);
-        self.begun.store(begun | u32::from(has_body), Ordering::Relaxed);
+        let begun = (self.begun.load(Ordering::Relaxed) & !BEGUN_BITS).wrapping_add(BEGUN_BITS + 1);
+        let body = if has_body { HAS_BODY } else { 0 };
+        self.begun.store(begun.max(BEGUN_BITS + 1) | body, Ordering::Relaxed);
     }
 
     pub(super) fn end_request(&self) {
         self.requests.fetch_sub(1, Ordering::Relaxed);
+        self.begun.fetch_or(UNFLUSHED, Ordering::Relaxed);
+    }
+
+    pub(super) fn flushed(&self) {
+        self.begun.fetch_and(!UNFLUSHED, Ordering::Relaxed);
     }
 
     pub(super) fn requests(&self) -> Requests {
         let begun = self.begun.load(Ordering::Relaxed);
-        let ended = self.requests.load(Ordering::Relaxed) == 0 && begun & 1 == 0;
-        Requests { begun: begun >> 1, are_over: ended && self.life().unsent == 0 }
+        let ended = self.requests.load(Ordering::Relaxed) == 0 && begun & BEGUN_BITS == 0;
+        Requests { begun: begun >> BEGUN_BITS.count_ones(), are_over: ended }
     }
 
     /// From how many bytes on a slice is sent without a copy, if any is.

@@ -175,7 +175,7 @@ impl Writer {
         let (mut taken, mut room) = (0, self.room());
         if is_much && let Some(sent) = self.send_directly(pieces)? {
             self.blocked = sent < bytes;
-            (taken, room) = (sent, COPIED_BYTES_MAX);
+            (taken, room) = (sent, room.min(COPIED_BYTES_MAX));
         }
         // In blocks of a size that is pooled: one for the whole of a large piece would be mapped and unmapped each time.
         let mut skipped = taken;
@@ -230,6 +230,12 @@ impl Writer {
         self.direct = (turn, u32::try_from(before + sent).unwrap_or(u32::MAX));
         self.shared.sent_directly();
         Ok(Some(sent))
+    }
+
+    /// For layers above: they have handed over all that there is.
+    #[doc(hidden)]
+    pub fn flushed(&self) {
+        self.shared.flushed();
     }
 
     /// For layers above: how much may be handed over below the watermark, in bytes, and at least a little.

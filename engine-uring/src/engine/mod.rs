@@ -35,8 +35,6 @@ const CLOSE_GUARD: Duration = Duration::from_secs(5);
 /// How long a wait may last that leaves out the completions of sends that nobody waits for: one of them may have been taken
 /// in part, and the rest is to be sent. Longer than the kernel's tick, for which it has set its timer anyway.
 const QUICK_PATIENCE: Duration = Duration::from_millis(10);
-/// When buffers for which there was no memory are tried again.
-const NO_MEMORY_RETRY: Duration = Duration::from_millis(10);
 
 /// [`Poll`] on io_uring.
 ///
@@ -61,8 +59,6 @@ pub struct Uring {
     to_receive: Vec<Token>,
     /// Those of them that come first: the last time others had taken all buffers before them.
     hungry: Vec<Token>,
-    /// Sockets that receive again when the kernel has buffers.
-    starved: Vec<Token>,
     /// Sockets for whose send there was no room in the queue.
     to_send: VecDeque<Token>,
     /// Cancellations for which there was no room.
@@ -128,7 +124,6 @@ impl Uring {
             sockets: Sockets::default(),
             to_receive: Vec::new(),
             hungry: Vec::new(),
-            starved: Vec::new(),
             to_send: VecDeque::new(),
             to_cancel: VecDeque::new(),
             closing: VecDeque::new(),
@@ -158,15 +153,12 @@ impl Uring {
         Some(format!("io_uring cannot send without a copy here: {reason}"))
     }
 
-    /// Gives the kernel buffers. If it has none now, when to try again.
-    fn fill_buffers(&mut self) -> Option<Duration> {
-        let buffers = self.buffers.as_mut()?;
-        buffers.end_turn();
-        if !buffers.fill() {
-            return Some(NO_MEMORY_RETRY);
+    /// Gives the kernel buffers.
+    fn fill_buffers(&mut self) {
+        if let Some(buffers) = &mut self.buffers {
+            buffers.end_turn();
+            buffers.fill();
         }
-        self.to_receive.append(&mut self.starved);
-        None
     }
 
     /// Whoever is armed first may take every buffer there is, and so would the same one each time.
@@ -253,9 +245,9 @@ impl Poll for Uring {
         operators: &mut O,
     ) -> io::Result<()> {
         let guard = self.guard_closing();
-        let retry = self.fill_buffers();
+        self.fill_buffers();
         let lent = self.queue(operators);
-        let timeout = timeout.into_iter().chain(guard).chain(retry).min();
+        let timeout = timeout.into_iter().chain(guard).min();
         let unqueued = !self.waker_armed
             || !self.to_receive.is_empty()
             || !self.to_send.is_empty()
@@ -280,7 +272,7 @@ impl Poll for Uring {
     }
 
     fn has_more(&mut self) -> bool {
-        let listed = !self.to_receive.is_empty() || !self.starved.is_empty();
+        let listed = !self.to_receive.is_empty();
         // Where the kernel completes when it is entered, it does so a few at a time.
         self.turn_told || self.turn_left_more || listed
     }

@@ -16,7 +16,7 @@ use io_uring::{opcode, squeue, types::Fd};
 use libc::iovec;
 
 use super::{Uring, saturating};
-use crate::buffers::{self, Buffers};
+use crate::buffers;
 use crate::features::Feature;
 use crate::socket::Op;
 #[cfg(feature = "zerocopy")]
@@ -65,25 +65,20 @@ impl Uring {
         }
         let mut to_receive = mem::take(&mut self.to_receive);
         let (mut queued, mut refused) = (0, false);
-        let starving = self.buffers.as_ref().is_some_and(Buffers::is_empty);
+        let shared = self.buffers.as_ref().is_some_and(|buffers| !buffers.are_scarce());
         for &token in &to_receive {
             if !self.ring.make_room() {
                 break;
             }
             queued += 1;
             let Some(socket) = self.sockets.get_mut(token) else { continue };
-            if starving && socket.kind == Kind::Stream {
-                // It would end at once, whether there is something to receive or not.
-                self.starved.push(token);
-                continue;
-            }
             socket.listed = false;
             if socket.inbound.is_some() || socket.stopped || socket.ended || socket.closing {
                 continue;
             }
             socket.cancelled = false;
             match socket.kind {
-                Kind::Stream if self.buffers.is_some() => match operators.receives(token) {
+                Kind::Stream if shared => match operators.receives(token) {
                     true => self.queue_receive_multi(token),
                     false => socket.stopped = true,
                 },
