@@ -2,10 +2,10 @@
 //! tokio's in either.
 //!
 //! ```text
-//! cargo run --release --features hyper,rustls --example grpc -- --listen 127.0.0.1:50051 --pollers 2
+//! cargo run --release --features hyper,rustls-ring --example grpc -- --listen 127.0.0.1:50051 --pollers 2
 //! grpcurl -plaintext 127.0.0.1:50051 list
 //! grpcurl -plaintext -d '{"text": "hello"}' 127.0.0.1:50051 duopoll.echo.v1.Echo/Say
-//! cargo run --release --features hyper,rustls --example grpc -- call say hello
+//! cargo run --release --features hyper,rustls-ring --example grpc -- call say hello
 //! ```
 //!
 //! With `--tls-certificate /tmp/localhost.pem` there, it is `grpcurl -cacert /tmp/localhost.pem localhost:50051 list` and

@@ -30,6 +30,14 @@ pub enum Address {
 }
 
 impl Address {
+    /// The address of TCP, if it is one.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Address::Tcp(address) => Some(*address),
+            _ => None,
+        }
+    }
+
     pub(crate) fn to_sock_addr(&self) -> io::Result<SockAddr> {
         match self {
             Address::Tcp(address) => Ok((*address).into()),
@@ -105,6 +113,24 @@ impl From<SocketAddr> for Address {
     }
 }
 
+impl From<&Address> for Address {
+    fn from(address: &Address) -> Address {
+        address.clone()
+    }
+}
+
+/// Only of TCP; the error is the address as it was.
+impl TryFrom<Address> for SocketAddr {
+    type Error = Address;
+
+    fn try_from(address: Address) -> Result<SocketAddr, Address> {
+        match address {
+            Address::Tcp(address) => Ok(address),
+            other => Err(other),
+        }
+    }
+}
+
 /// What can be taken for an address: an [`Address`], a `SocketAddr`, or a text as [`Address`] describes it.
 pub trait IntoAddress {
     /// The address.
@@ -120,9 +146,9 @@ impl<T: Into<Address>> IntoAddress for T {
     }
 }
 
-impl IntoAddress for &Address {
+impl IntoAddress for String {
     fn into_address(self) -> io::Result<Address> {
-        Ok(self.clone())
+        self.parse()
     }
 }
 

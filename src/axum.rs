@@ -3,6 +3,11 @@
 //! A `Router` needs none of this to be served on the pollers, by [`Http`](crate::hyper::Http), which costs less. This is for
 //! programs that have a runtime, and something of axum's own that wants it.
 //!
+//! `axum::serve` has no timeout for the head of a request, and no limit for streams; where that is needed and a runtime too,
+//! hyper-util's `auto::Builder` takes a [`Connection`] as it is. hyper waits for its peer all the time, so connections for it have neither
+//! a read nor an idle timeout in [`Listener::limits`]: these would end them in the middle of a request. With Unix sockets, peers have
+//! no `SocketAddr`: handlers ask for `ConnectInfo<Address>`, as here.
+//!
 //! ```no_run
 //! use axum::extract::ConnectInfo;
 //! use axum::{Router, routing::get};

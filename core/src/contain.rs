@@ -22,6 +22,19 @@ pub fn contain(what: &'static str, call: impl FnOnce()) -> bool {
     }
 }
 
+/// As [`contain`], for a task, whose panics are its poller's to count.
+#[inline]
+pub(crate) fn contain_task(run: impl FnOnce()) -> bool {
+    match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(()) => true,
+        Err(payload) => {
+            report(|| log::error!("a task has panicked"));
+            forget(payload);
+            false
+        }
+    }
+}
+
 /// The same, for who wants to know what the panic was about.
 #[inline]
 pub(crate) fn caught<T>(what: &'static str, call: impl FnOnce() -> T) -> thread::Result<T> {

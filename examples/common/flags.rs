@@ -176,8 +176,7 @@ Seconds may have a fraction. Prints one line when it is ready. SIGINT and SIGTER
     )
 }
 
-const HELP_FOR_TLS: &str = "\
-  --tls                      TLS, with a certificate for localhost that is made now; needs a build with
+const HELP_FOR_TLS: &str = "  --tls                      TLS, with a certificate for localhost that is made now; needs a build with
                              --features rustls-ring
   --tls-certificate FILE     the same, and put the certificate there
 ";

@@ -31,15 +31,21 @@ const SEND_BYTES_MAX: usize = 64 << 10;
 /// Serves HTTP/1 and HTTP/2 on connections, whichever the client begins with, for a handler of
 /// [`on_connection`](crate::Builder::on_connection). Clones do the same.
 ///
-/// - Connections are kept alive, requests of HTTP/1 may be pipelined, and upgrades are done: `hyper::upgrade::on` in a handler
-///   gives what can be [taken apart](super::upgrade::downcast) into the [`Connection`].
+/// - Connections are kept alive, requests of HTTP/1 may be pipelined, and upgrades are done: `hyper::upgrade::on` in a handler gives an
+///   [`Upgraded`](super::upgrade::Upgraded), which is taken apart by `downcast::<Connection>()`, or of a
+///   [`TlsConnection`](crate::tls::TlsConnection). Whoever goes on with it watches [`Control::draining`](crate::Control::draining), since
+///   a shutdown waits for it, for the whole grace if need be.
 /// - When the server shuts down the client is told at once, by `connection: close` or GOAWAY; what it has asked for by then is
 ///   answered, and connections between requests end. Of pipelined requests the one is answered that is being worked at: the `close`
 ///   in its reply says that the others are not. A client of HTTP/2 that does not answer the ping behind GOAWAY has the whole grace.
 /// - The server's [read timeout](crate::Builder::read_timeout) does not count, since hyper waits for its peer all the time: there is one
 ///   for heads, below, and how long a body may take is the service's to say, with [`timeout`](crate::time::timeout) around it. Its
 ///   idle timeout counts while no request is under way.
-/// - Each stream of HTTP/2 is a task of the poller's. A panic of a service ends its stream, or its connection of HTTP/1.
+/// - Each stream of HTTP/2 is a task of the poller's. A panic of a service ends its stream, or its connection of HTTP/1. Streams are
+///   no handlers of the server's: their panics are in [`Stats::handler_panics`](crate::Stats::handler_panics) only, as requests are in
+///   [`Stats::requests`](crate::Stats::requests).
+/// - A connection of HTTP/1 that has asked for nothing for 0.2 to 0.4 seconds, and whose last request had no body, gives hyper's buffers
+///   back, 16 KiB, until its next request.
 /// - A client has 30 seconds to begin, and by HTTP/1 as many for the head of a request, from the end of the one before; so it ends
 ///   connections that are idle for so long, too. By HTTP/2 idle ones stay, unless they are
 ///   [pinged](::hyper::server::conn::http2::Builder::keep_alive_interval) or the server has an

@@ -50,6 +50,57 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
+//! Over TLS, with the version of HTTP by ALPN:
+//!
+//! ```no_run
+//! # #[cfg(feature = "rustls")]
+//! # fn example(config: std::sync::Arc<rustls::ServerConfig>, router: axum::Router) -> std::io::Result<()> {
+//! use duopoll::hyper::Http;
+//! use duopoll::tls::TlsAcceptor;
+//! use duopoll::{Connection, EventLoop, Listener};
+//!
+//! // `config.alpn_protocols` has "h2" and "http/1.1".
+//! let (http, tls) = (Http::new(), TlsAcceptor::new(config));
+//! let server = EventLoop::builder()
+//!     .on_connection(async move |connection: Connection| {
+//!         http.serve_tower(tls.accept(connection).await?, router.clone()).await
+//!     })
+//!     .serve(Listener::bind("127.0.0.1:8443")?)?;
+//! # Ok(()) }
+//! ```
+//!
+//! A connection that changes to another protocol goes on as a task, or wherever it is sent:
+//!
+//! ```
+//! use duopoll::hyper::upgrade;
+//! use duopoll::{Connection, task};
+//! use http_body_util::Empty;
+//! use hyper::body::{Bytes, Incoming};
+//! use hyper::{Request, Response, StatusCode};
+//!
+//! async fn change(mut request: Request<Incoming>) -> hyper::Result<Response<Empty<Bytes>>> {
+//!     let upgrade = upgrade::on(&mut request);
+//!     task::spawn_local(async move {
+//!         let Ok(parts) = upgrade.await?.downcast::<Connection>() else { return Ok(()) };
+//!         // What has come behind the request already.
+//!         let (mut connection, early) = (parts.io, parts.read_buf);
+//!         connection.push(early);
+//!         connection.flush().await.map_err(Box::<dyn std::error::Error>::from)
+//!     });
+//!     let mut response = Response::new(Empty::new());
+//!     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+//!     response.headers_mut().insert("connection", "upgrade".parse().expect("a value"));
+//!     response.headers_mut().insert("upgrade", "echo".parse().expect("a value"));
+//!     Ok(response)
+//! }
+//! ```
+//!
+//! Handlers are on no runtime of tokio's. What needs one, as axum's own `WebSocketUpgrade` does, which spawns a task, finds it with
+//! [`on_thread_start`](crate::Builder::on_thread_start).
+//!
+//! As a client, hyper's `client::conn::http1::handshake` and `http2::handshake` take a [`Connection`](crate::Connection), with
+//! [`LocalExecutor`] and [`PollerTimer`].
+//!
 //! hyper copies what it reads and writes, once in each direction. What it writes goes out with the end of the poller's turn, in one send.
 
 mod controlled;

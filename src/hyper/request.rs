@@ -9,13 +9,14 @@ use ::hyper::service::Service;
 use ::hyper::{Request, Response};
 use pin_project_lite::pin_project;
 
-use crate::Control;
+use crate::{Control, stats};
 
 /// A request, from its head until the last of its response is handed over, or dropped.
 struct UnderWay(Control);
 
 impl UnderWay {
     fn new(control: &Control, has_body: bool) -> UnderWay {
+        stats::count_request();
         control.begin_request(has_body);
         UnderWay(control.clone())
     }

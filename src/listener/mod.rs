@@ -107,7 +107,8 @@ impl Listener {
         self
     }
 
-    /// What connections may hold and wait for which [`accept`](Listener::accept) gives. A server has its own limits.
+    /// What connections may hold and wait for which [`accept`](Listener::accept) gives. A server has its own limits. Timeouts for
+    /// reading and for idle connections end a wait for the peer, whoever waits: none for libraries that wait all the time, as hyper does.
     pub fn limits(mut self, limits: Limits) -> Listener {
         self.limits = limits;
         self

@@ -1,5 +1,7 @@
 //! The life of a connection that is served: a task on its poller, from the first callback to the last.
 
+use std::error::Error;
+use std::fmt;
 use std::future::{Future, poll_fn, ready};
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -267,11 +269,26 @@ impl<H> Running<H> {
 pub(super) fn log_failure(control: Option<Control>, error: io::Error) {
     contain("the error of a handler", || {
         match control {
-            Some(control) => log::debug!("a handler of {control} has failed: {error}"),
-            None => log::debug!("a handler has failed: {error}"),
+            Some(control) => log::debug!("a handler of {control} has failed: {}", Whole(&error)),
+            None => log::debug!("a handler has failed: {}", Whole(&error)),
         }
         drop(error);
     });
+}
+
+/// An error with what is behind it.
+struct Whole<'a>(&'a dyn Error);
+
+impl fmt::Display for Whole<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
 }
 
 /// Handles requests until the connection ends.

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use async_task::Builder;
 
-use crate::contain::contain;
+use crate::contain::{contain, contain_task};
 use crate::mailbox::Mailbox;
 use crate::sync::{Mutex, lock};
 use crate::token::{Token, TokenSlab};
@@ -187,7 +187,7 @@ impl Executor {
             let Some(runnable) = next_ready() else { break };
             ran.polls += 1;
             // A panic ends its own task: the future is dropped, and with it its connection is closed.
-            let contained = contain("a task", || {
+            let contained = contain_task(|| {
                 runnable.run();
             });
             ran.panics += u64::from(!contained);
