@@ -35,15 +35,15 @@ use crate::sync::Arc;
 /// ```
 ///
 /// # Memory
-/// Memory is mapped from the kernel, and does not pass through the global allocator: in mappings of 256 KiB that
-/// are divided into blocks of one size, up to 32 KiB each; a larger block has a mapping of its own, and a block
-/// above [`PoolConfig::max_pooled_block_bytes`] is not rounded up beyond whole pages.
+/// Memory is mapped from the kernel, and does not pass through the global allocator: in mappings that are divided into blocks of one
+/// size, of 256 KiB for blocks up to 32 KiB each, and of 1 to 4 MiB for some larger ones; a block above 1 MiB has a mapping of its
+/// own, and one above [`PoolConfig::max_pooled_block_bytes`] is not rounded up beyond whole pages.
 ///
 /// What waits is bounded. When a mapping becomes vacant and more than [`PoolConfig::max_pooled_bytes`] wait, a
-/// vacant one is unmapped, of the size class that has most of them. So memory comes back down after a burst by
-/// itself, and a size that is no longer used makes room for one that is. Only the free blocks of a mapping that has
-/// another block in use can exceed the limit: compact a slice that is to be kept for long
-/// ([`Slice::compact`](crate::Slice::compact)).
+/// vacant one is unmapped, of the size class that has most of them; and a block above 32 KiB that would be more than that gives its
+/// memory back at once. So memory comes back down after a burst by itself, and a size that is no longer used makes room for one that
+/// is. Only the free small blocks of a mapping that has another block in use can exceed the limit: compact a slice that is to be kept for
+/// long ([`Slice::compact`](crate::Slice::compact)).
 ///
 /// Blocks outlive the pool's handles: dropping every `Pool` leaves the blocks in use as they are, and all memory is
 /// unmapped with the last of them.

@@ -49,13 +49,13 @@ impl SizeClass {
     ///
     /// # Safety
     /// The block was taken out of a mapping of this size class.
-    pub(super) unsafe fn put(&mut self, block: FreeBlock) -> bool {
+    pub(super) unsafe fn put(&mut self, block: FreeBlock, discarded: bool) -> bool {
         let mapping = block.mapping;
         // SAFETY: the mapping is in a list of this size class, or full and so in none. The lock is held, which guards
         // all of them.
         unsafe {
             let was_full = (*mapping.as_ptr()).is_full();
-            Mapping::put(block);
+            Mapping::put(block, discarded);
             let vacant = (*mapping.as_ptr()).is_vacant();
             match (was_full, vacant) {
                 (true, false) => self.partial.push_front(mapping),
@@ -73,6 +73,15 @@ impl SizeClass {
     /// Bytes in mappings that could be unmapped.
     pub(super) fn vacant_bytes(&self) -> usize {
         self.vacant_bytes
+    }
+
+    /// Takes out the vacant mapping that was used last, if the memory of its blocks was given back: it is not worth keeping.
+    pub(super) fn pop_discarded(&mut self) -> Option<NonNull<Mapping>> {
+        // SAFETY: the size class owns the mappings in its lists.
+        let mapping =
+            self.vacant.first.filter(|mapping| unsafe { mapping.as_ref() }.has_discarded())?;
+        self.remove_vacant(mapping);
+        Some(mapping)
     }
 
     /// Takes out the vacant mapping that was not used for longest.
@@ -103,7 +112,7 @@ impl Drop for SizeClass {
         debug_assert!(self.partial.first.is_none());
         while let Some(mapping) = self.pop_vacant() {
             // SAFETY: vacant, and in no list any more.
-            unsafe { Mapping::unmap(mapping) };
+            let _ = unsafe { Mapping::unmap(mapping) };
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 
 use super::budget::Budget;
 use super::config::{CLASSES, PoolConfig};
-use super::mapping::{FreeBlock, Mapping};
+use super::mapping::{FreeBlock, Kept, Mapping};
 use super::size_class::SizeClass;
 use crate::error::Error;
 use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
@@ -32,6 +32,9 @@ pub(super) struct Store {
     live_bytes: AtomicUsize,
     peak_bytes: AtomicUsize,
     pooled_bytes: AtomicUsize,
+    /// Memory that the kernel would not take back.
+    kept: Mutex<Vec<Kept>>,
+    kept_count: AtomicUsize,
     pub(super) budget: Budget,
 }
 
@@ -44,6 +47,8 @@ impl Store {
             live_bytes: AtomicUsize::new(0),
             peak_bytes: AtomicUsize::new(0),
             pooled_bytes: AtomicUsize::new(0),
+            kept: Mutex::new(Vec::new()),
+            kept_count: AtomicUsize::new(0),
             budget: Budget::new(config.max_live_bytes),
         }
     }
@@ -135,14 +140,27 @@ impl Store {
         self.live_bytes.fetch_sub(capacity, Ordering::Relaxed);
         let Some((class, _)) = self.config.class_of(capacity) else {
             // SAFETY: it was the only block of its mapping, which is in no size class.
-            return unsafe { Mapping::unmap(block.mapping) };
+            return self.done(unsafe { Mapping::unmap(block.mapping) });
         };
         // Counted before it is visible, so that an allocation that finds it never subtracts first.
-        self.pooled_bytes.fetch_add(capacity, Ordering::Relaxed);
-        // SAFETY: the capacity says which size class it was taken from.
-        let vacant = unsafe { lock(&self.classes[class]).put(block) };
-        if vacant {
-            self.shrink();
+        let pooled = self.pooled_bytes.fetch_add(capacity, Ordering::Relaxed) + capacity;
+        // A large one that is too much gives its memory back by itself: others of its mapping may be in use for long.
+        // SAFETY: nobody uses the block.
+        let discarded =
+            pooled > self.config.max_pooled_bytes && unsafe { Mapping::discard(&block, capacity) };
+        if discarded {
+            self.pooled_bytes.fetch_sub(capacity, Ordering::Relaxed);
+        }
+        let vacant = {
+            let mut class = lock(&self.classes[class]);
+            // SAFETY: the capacity says which size class it was taken from.
+            let vacant = unsafe { class.put(block, discarded) };
+            vacant.then(|| class.pop_discarded())
+        };
+        match vacant {
+            Some(Some(mapping)) => self.unmap(mapping),
+            Some(None) => self.shrink(),
+            None => {}
         }
     }
 
@@ -171,7 +189,31 @@ impl Store {
         // SAFETY: in no list and vacant, so nobody else knows the mapping.
         unsafe {
             self.pooled_bytes.fetch_sub(mapping.as_ref().waiting_bytes(), Ordering::Relaxed);
-            Mapping::unmap(mapping);
+            self.done(Mapping::unmap(mapping));
+        }
+    }
+
+    /// Something was given back to the kernel, or could not be: then it is tried again when something else was.
+    fn done(&self, unmapped: Result<(), Kept>) {
+        match unmapped {
+            Err(kept) => {
+                self.kept_count.fetch_add(1, Ordering::Relaxed);
+                lock(&self.kept).push(kept);
+            }
+            Ok(()) if self.kept_count.load(Ordering::Relaxed) > 0 => self.try_again(),
+            Ok(()) => {}
+        }
+    }
+
+    #[cold]
+    fn try_again(&self) {
+        let mut all = lock(&self.kept);
+        while let Some(kept) = all.pop() {
+            if let Err(kept) = kept.unmap() {
+                all.push(kept);
+                break;
+            }
+            self.kept_count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
