@@ -26,6 +26,8 @@ fn a_bad_flag_is_one_line_and_code_2() {
         &["--idle-timeout", "inf"],
         &["--write-timeout", ""],
         &["--max-connections", "0"],
+        &["--memory-budget", "0"],
+        &["--memory-budget", "18446744073709551615"],
         &["--listen"],
         &["--listen", "nowhere"],
         &["--listen", "127.0.0.1:99999"],
@@ -65,6 +67,7 @@ fn help_names_every_flag() {
             "--idle-timeout",
             "--write-timeout",
             "--max-connections",
+            "--memory-budget",
             "--stats",
             "--help",
         ];

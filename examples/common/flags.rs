@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
-use duopoll::{Address, Builder, Engine, EventLoop, Listener, Server};
+use duopoll::{Address, Builder, Engine, EventLoop, Listener, Server, WhenFull};
 use lexopt::prelude::*;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -37,6 +37,7 @@ pub(crate) struct Flags {
     idle_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
     max_connections: Option<usize>,
+    memory_budget: Option<usize>,
     #[cfg(feature = "zerocopy")]
     zerocopy: Option<usize>,
     #[cfg(feature = "rustls")]
@@ -62,6 +63,9 @@ impl Flags {
         }
         if let Some(max) = self.max_connections {
             builder = builder.max_connections(max);
+        }
+        if let Some(bytes) = self.memory_budget {
+            builder = builder.memory_budget(bytes).when_full(WhenFull::Reset);
         }
         #[cfg(feature = "zerocopy")]
         if let Some(bytes) = self.zerocopy {
@@ -165,6 +169,8 @@ Flags:
   --idle-timeout SECONDS     end connections on which nothing moves for so long (default: never)
   --write-timeout SECONDS    end connections whose peer reads nothing for so long (default: never)
   --max-connections N        connections open at once; others wait (default: no limit)
+  --memory-budget MIB        what connections may hold in memory together; those whose peers do not read are
+                             reset when it is used up (default: half of the memory there is)
   --zerocopy BYTES           send pieces from so many bytes on without a copy (default: none); needs a build with
                              --features zerocopy
 {tls}  --stats                    print the library's counters as one line of JSON at the end
@@ -192,6 +198,7 @@ fn parse(program: &Program) -> Result<Option<Flags>, lexopt::Error> {
         idle_timeout: None,
         write_timeout: None,
         max_connections: None,
+        memory_budget: None,
         #[cfg(feature = "zerocopy")]
         zerocopy: None,
         #[cfg(feature = "rustls")]
@@ -257,6 +264,11 @@ fn set(flags: &mut Flags, name: &str, parser: &mut lexopt::Parser) -> Result<(),
         "grace" => flags.grace = seconds(name, parser)?,
         "idle-timeout" => flags.idle_timeout = Some(seconds(name, parser)?),
         "write-timeout" => flags.write_timeout = Some(seconds(name, parser)?),
+        "memory-budget" => {
+            let mebibytes: usize = value(name, parser)?;
+            let bytes = mebibytes.checked_mul(1 << 20).filter(|bytes| *bytes > 0);
+            flags.memory_budget = Some(bytes.ok_or("--memory-budget must be at least 1")?);
+        }
         "max-connections" => {
             let max = value(name, parser)?;
             if max == 0 {
