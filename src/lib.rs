@@ -77,6 +77,7 @@ pub mod mux;
 mod named;
 mod poller;
 mod pollers;
+pub mod relay;
 mod resolver;
 mod server;
 mod stats;

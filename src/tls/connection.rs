@@ -624,7 +624,6 @@ impl TlsConnection {
 }
 
 /// For what is written once for connections and these: the two halves of this one are one.
-#[cfg(any(feature = "tokio", feature = "futures-io", feature = "hyper"))]
 impl TlsConnection {
     pub(crate) fn reader(&mut self) -> &mut TlsConnection {
         self

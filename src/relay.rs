@@ -1,0 +1,249 @@
+//! Two connections joined: what a proxy does when it has chosen where to.
+//!
+//! ```no_run
+//! use duopoll::relay::Relay;
+//! use duopoll::{Connection, Dialer, EventLoop, Listener};
+//! use std::time::Duration;
+//!
+//! let relay = Relay::new().idle_timeout(Duration::from_secs(600));
+//! let server = EventLoop::builder()
+//!     .on_connection(async move |client: Connection| {
+//!         // On the poller of this handler, as the client's.
+//!         let upstream = Dialer::new().dial("127.0.0.1:6379").await?;
+//!         let relayed = relay.run(client, upstream).await;
+//!         println!("{} bytes there, {} back", relayed.there, relayed.back);
+//!         Ok(())
+//!     })
+//!     .serve(Listener::bind("127.0.0.1:6380")?)?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use crate::connection::Connection;
+#[cfg(feature = "rustls")]
+use crate::tls::TlsConnection;
+use crate::{Control, LinkBuffer};
+
+/// Joins two connections, in both directions: what one receives is sent by the other as it lies, in the blocks that it was received into.
+///
+/// - An end of one direction is carried over: the other side gets it behind the last byte, and the other direction goes on.
+/// - A reset is carried over as a reset.
+/// - Who does not read is not sent to: what may wait for it is bounded by its connection's
+///   [`Limits`](crate::Limits::output_high_bytes), and nothing more is received for it then.
+/// - A connection's write timeout, and its idle timeout, end both.
+///
+/// Each side may be a [`Connection`], or one of TLS. It costs least if both are on the same poller, which they are where one
+/// is dialed by a handler of the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relay {
+    idle_timeout: Option<Duration>,
+    write_timeout: Option<Duration>,
+}
+
+/// What was relayed, and how it has ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Relayed {
+    /// Bytes from the first connection to the second.
+    pub there: u64,
+    /// Bytes from the second connection to the first.
+    pub back: u64,
+    /// An error if it did not end by the ends of both directions.
+    pub result: Result<(), Broken>,
+}
+
+/// What has broken a relay.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Broken {
+    /// Which of the two connections it was.
+    pub side: Side,
+    /// What it has said. [`TimedOut`](io::ErrorKind::TimedOut) if it was over time.
+    pub error: io::Error,
+}
+
+/// One of two connections that are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The first.
+    First,
+    /// The second.
+    Second,
+}
+
+impl Relay {
+    /// One without timeouts but those that the connections have.
+    pub fn new() -> Relay {
+        Relay::default()
+    }
+
+    /// How long no byte may move on either connection.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Relay {
+        self.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// How long a side may take nothing of what waits for it.
+    pub fn write_timeout(mut self, timeout: Duration) -> Relay {
+        self.write_timeout = Some(timeout);
+        self
+    }
+
+    /// Relays until both directions have ended, or one connection breaks. What was received before and not been read comes first.
+    ///
+    /// # Cancellation
+    /// Dropping it drops both connections: what was received is sent, and then their FINs.
+    pub async fn run<A: Duplex, B: Duplex>(&self, mut first: A, mut second: B) -> Relayed {
+        for control in [first.control(), second.control()] {
+            if let Some(timeout) = self.idle_timeout {
+                control.set_idle_timeout(Some(timeout));
+            }
+            if let Some(timeout) = self.write_timeout {
+                control.set_write_timeout(Some(timeout));
+            }
+        }
+        let (mut there, mut back) = (Direction::default(), Direction::default());
+        let result = poll_fn(|cx| {
+            let forth = there.poll(&mut first, &mut second, cx);
+            let broken = |at: End, error| {
+                let side = if at == End::Source { Side::First } else { Side::Second };
+                Broken { side, error }
+            };
+            if let Poll::Ready(Err((at, error))) = forth {
+                return Poll::Ready(Err(broken(at, error)));
+            }
+            let broken = |at: End, error| {
+                let side = if at == End::Source { Side::Second } else { Side::First };
+                Broken { side, error }
+            };
+            match back.poll(&mut second, &mut first, cx) {
+                Poll::Ready(Err((at, error))) => Poll::Ready(Err(broken(at, error))),
+                Poll::Ready(Ok(())) if forth.is_ready() => Poll::Ready(Ok(())),
+                _ => Poll::Pending,
+            }
+        });
+        let result = result.await;
+        if result.is_err() {
+            // Not a FIN: that would look like the end of a whole message.
+            first.control().abort();
+            second.control().abort();
+        }
+        Relayed { there: there.bytes, back: back.bytes, result }
+    }
+}
+
+/// One direction of a relay.
+#[derive(Default)]
+struct Direction {
+    bytes: u64,
+    /// Something was handed over that is not flushed.
+    unflushed: bool,
+    /// The source has ended.
+    ended: bool,
+    /// All of it was sent, and the end.
+    done: bool,
+}
+
+/// Where a direction has broken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Source,
+    Target,
+}
+
+impl Direction {
+    /// Moves what there is, until the source has ended and all is sent.
+    fn poll(
+        &mut self,
+        source: &mut impl Duplex,
+        target: &mut impl Duplex,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), (End, io::Error)>> {
+        let at_target = |error| (End::Target, error);
+        loop {
+            if self.done {
+                return Poll::Ready(Ok(()));
+            }
+            if self.ended {
+                ready!(target.poll_finish(cx)).map_err(at_target)?;
+                self.done = true;
+                continue;
+            }
+            if self.unflushed {
+                ready!(target.poll_flush(cx)).map_err(at_target)?;
+                self.unflushed = false;
+            }
+            if source.input().is_empty() {
+                let more = ready!(source.poll_more(cx)).map_err(|error| (End::Source, error))?;
+                self.ended = !more;
+            }
+            let input = source.input();
+            if !input.is_empty() {
+                self.bytes += input.len() as u64;
+                target.append(input);
+                self.unflushed = true;
+            }
+        }
+    }
+}
+
+/// A connection that can be joined to another.
+pub trait Duplex: sealed::Sealed {
+    /// Its handle.
+    fn control(&self) -> Control;
+    #[doc(hidden)]
+    fn input(&mut self) -> &mut LinkBuffer;
+    #[doc(hidden)]
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>>;
+    #[doc(hidden)]
+    fn append(&mut self, buffer: &mut LinkBuffer);
+    #[doc(hidden)]
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    #[doc(hidden)]
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// By what the halves have.
+macro_rules! implement {
+    ($stream:ty, $reader:ident, $writer:ident) => {
+        impl sealed::Sealed for $stream {}
+
+        impl Duplex for $stream {
+            fn control(&self) -> Control {
+                self.control()
+            }
+
+            fn input(&mut self) -> &mut LinkBuffer {
+                self.input()
+            }
+
+            fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+                self.$reader().poll_more(cx)
+            }
+
+            fn append(&mut self, buffer: &mut LinkBuffer) {
+                self.append(buffer);
+            }
+
+            fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.$writer().poll_flush(cx)
+            }
+
+            fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.$writer().poll_finish(cx)
+            }
+        }
+    };
+}
+
+implement!(Connection, reader, writer);
+#[cfg(feature = "rustls")]
+implement!(TlsConnection, reader, writer);

@@ -1,0 +1,222 @@
+//! Two connections joined, with a peer at each end.
+
+mod support;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::thread;
+use std::time::Duration;
+
+use duopoll::relay::{Relay, Relayed, Side};
+use duopoll::task::JoinHandle;
+use duopoll::{Connection, Limits, Pollers};
+use pollster::block_on;
+use support::settled::Settled;
+use support::{Family, PATIENCE, Pattern, Peer, Random, Setup, eventually, scaled};
+
+on_every_setup!(
+    every_byte_goes_both_ways_once,
+    an_end_of_one_direction_leaves_the_other,
+    what_was_received_before_comes_first,
+    a_reset_is_a_reset_on_the_other_side,
+    who_does_not_read_holds_up_the_other,
+    who_takes_nothing_for_long_ends_both,
+    an_idle_pair_ends,
+    a_relay_that_is_dropped_sends_what_it_has,
+);
+
+/// Two connections on one poller, and their peers.
+struct Pair {
+    pollers: Pollers,
+    connections: (Connection, Connection),
+    peers: (Peer, Peer),
+}
+
+impl Pair {
+    fn new(setup: Setup) -> Pair {
+        let pollers = setup.pollers(1);
+        let connect = || {
+            let mut limits = Limits::default();
+            limits.output_high_bytes = 64 << 10;
+            let listener = setup.listener().pollers(pollers.clone()).limits(limits);
+            let peer = Peer::connect(&listener.local_addr().expect("bound"));
+            (block_on(listener.accept()).expect("accepted"), peer)
+        };
+        let ((first, left), (second, right)) = (connect(), connect());
+        Pair { pollers, connections: (first, second), peers: (left, right) }
+    }
+
+    /// Relays on the poller.
+    fn relayed(self, relay: Relay) -> (Pollers, Peer, Peer, JoinHandle<Relayed>) {
+        let (first, second) = self.connections;
+        let handle = self.pollers.spawn(move || async move { relay.run(first, second).await });
+        (self.pollers, self.peers.0, self.peers.1, handle)
+    }
+}
+
+fn ended(handle: JoinHandle<Relayed>) -> Relayed {
+    block_on(handle).expect("no panic")
+}
+
+/// Sends, and then the FIN.
+fn send(mut peer: Peer, bytes: usize, seed: u64) {
+    let (mut random, mut pattern) = (Random::new(seed), Pattern::new(seed));
+    let mut left = bytes;
+    while left > 0 {
+        let piece = pattern.next(random.length(100_000).min(left));
+        left -= piece.len();
+        peer.write_all(piece).expect("sent");
+    }
+    peer.shutdown(Shutdown::Write);
+}
+
+/// Reads to the end.
+fn receive(mut peer: Peer, seed: u64) -> usize {
+    let (mut random, mut pattern) = (Random::new(seed + 1), Pattern::new(seed));
+    let (mut buffer, mut seen) = (vec![0; 100_000], 0);
+    loop {
+        let n = random.length(buffer.len());
+        match peer.read(&mut buffer[..n]).expect("read") {
+            0 => return seen,
+            n => {
+                assert!(pattern.matches(&buffer[..n]), "other bytes after {seen}");
+                seen += n;
+            }
+        }
+    }
+}
+
+fn every_byte_goes_both_ways_once(setup: Setup) {
+    let bytes = scaled(16 << 20);
+    let (_pollers, left, right, handle) = Pair::new(setup).relayed(Relay::new());
+    let others = (left.try_clone(), right.try_clone());
+    let sends = [
+        thread::spawn(move || send(others.0, bytes, 1)),
+        thread::spawn(move || send(others.1, bytes / 2, 2)),
+    ];
+    let back = thread::spawn(move || receive(left, 2));
+    assert_eq!(receive(right, 1), bytes);
+    assert_eq!(back.join().expect("no panic"), bytes / 2);
+    sends.into_iter().for_each(|send| send.join().expect("no panic"));
+    let relayed = ended(handle);
+    assert!(relayed.result.is_ok(), "{relayed:?}");
+    assert_eq!((relayed.there, relayed.back), (bytes as u64, bytes as u64 / 2));
+}
+
+fn an_end_of_one_direction_leaves_the_other(setup: Setup) {
+    let (_pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
+    left.write_all(b"the request").expect("sent");
+    left.shutdown(Shutdown::Write);
+    assert_eq!(right.read_rest().expect("the end"), b"the request");
+    for part in [&b"a"[..], b"long", b"reply"] {
+        right.write_all(part).expect("sent");
+        let mut seen = vec![0; part.len()];
+        left.read_exact(&mut seen).expect("a part");
+        assert_eq!(seen, part);
+    }
+    right.shutdown(Shutdown::Write);
+    assert_eq!(left.read_rest().expect("the end"), b"");
+    let relayed = ended(handle);
+    assert!(relayed.result.is_ok(), "{relayed:?}");
+    assert_eq!((relayed.there, relayed.back), (11, 10));
+}
+
+fn what_was_received_before_comes_first(setup: Setup) {
+    let mut pair = Pair::new(setup);
+    pair.peers.0.write_all(b"HEADER and more").expect("sent");
+    let first = &mut pair.connections.0;
+    assert_eq!(block_on(first.next(7)).expect("a header"), b"HEADER ");
+    block_on(first.fill(8)).expect("the rest");
+    let (_pollers, left, mut right, handle) = pair.relayed(Relay::new());
+    let mut seen = [0; 8];
+    right.read_exact(&mut seen).expect("relayed");
+    assert_eq!(&seen, b"and more");
+    drop((left, right));
+    assert_eq!(ended(handle).there, 8);
+}
+
+fn a_reset_is_a_reset_on_the_other_side(setup: Setup) {
+    if matches!(setup.family, Family::Unix) {
+        // They know none.
+        return;
+    }
+    for first in [true, false] {
+        let (_pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
+        left.write_all(b"x").expect("sent");
+        right.read_exact(&mut [0]).expect("relayed");
+        let (resets, mut sees) = if first { (left, right) } else { (right, left) };
+        resets.reset();
+        let error = sees.read_rest().expect_err("a reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        let broken = ended(handle).result.expect_err("it is broken");
+        assert_eq!(broken.error.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(broken.side == Side::First, first);
+    }
+}
+
+fn who_does_not_read_holds_up_the_other(setup: Setup) {
+    let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
+    left.set_timeout(Duration::from_millis(100));
+    let piece = vec![7; 64 << 10];
+    let mut pushed = 0;
+    // The kernel's buffers are full, and ours are bounded.
+    let error = loop {
+        match left.write(&piece) {
+            Ok(n) => pushed += n as u64,
+            Err(error) => break error,
+        }
+        assert!(pushed < 1 << 30, "there is no bound");
+    };
+    assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+    let stats = pollers.settled();
+    let held = stats.received_bytes - stats.sent_bytes;
+    // What may be unsent, what was received when that was reached, and what waits behind it.
+    assert!(held <= (64 << 10) + (2 << 20) + setup.overrun_bytes(), "{held} bytes");
+    left.set_timeout(PATIENCE);
+    // The other direction goes on.
+    right.write_all(b"back").expect("sent");
+    let mut seen = [0; 4];
+    left.read_exact(&mut seen).expect("relayed");
+    assert_eq!(&seen, b"back");
+    left.shutdown(Shutdown::Write);
+    assert_eq!(right.read_rest().expect("all of it").len() as u64, pushed);
+    drop(right);
+    assert_eq!(ended(handle).there, pushed);
+}
+
+fn who_takes_nothing_for_long_ends_both(setup: Setup) {
+    let relay = Relay::new().write_timeout(Duration::from_millis(200));
+    let (_pollers, mut left, right, handle) = Pair::new(setup).relayed(relay);
+    let pushes = thread::spawn(move || {
+        let piece = vec![7; 64 << 10];
+        while left.write_all(&piece).is_ok() {}
+    });
+    let broken = ended(handle).result.expect_err("it is broken");
+    assert_eq!((broken.side, broken.error.kind()), (Side::Second, ErrorKind::TimedOut));
+    pushes.join().expect("no panic");
+    drop(right);
+}
+
+fn an_idle_pair_ends(setup: Setup) {
+    let relay = Relay::new().idle_timeout(Duration::from_millis(200));
+    let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(relay);
+    left.write_all(b"x").expect("sent");
+    right.read_exact(&mut [0]).expect("relayed");
+    let broken = ended(handle).result.expect_err("it is over");
+    assert_eq!(broken.error.kind(), ErrorKind::TimedOut);
+    eventually("both are over", || pollers.settled().open_connections == 0);
+    assert!(matches!(left.read(&mut [0]), Ok(0) | Err(_)));
+    assert!(matches!(right.read(&mut [0]), Ok(0) | Err(_)));
+}
+
+fn a_relay_that_is_dropped_sends_what_it_has(setup: Setup) {
+    let pair = Pair::new(setup);
+    let (pollers, mut left, mut right, handle) = pair.relayed(Relay::new());
+    left.write_all(&[7; 50_000]).expect("sent");
+    eventually("it has come", || pollers.settled().received_bytes == 50_000);
+    handle.abort();
+    assert_eq!(right.read_rest().expect("the end").len(), 50_000);
+    let rest: io::Result<Vec<u8>> = left.read_rest();
+    assert_eq!(rest.expect("the end"), b"");
+    assert!(block_on(handle).is_err());
+}
