@@ -42,14 +42,16 @@ pub struct Writer {
     waiting: bool,
     /// The kernel had no room for what was sent directly: the engine waits for it, with the last of what was taken.
     blocked: bool,
-    /// The turn in which so many bytes were sent directly.
-    direct: (u32, u32),
+    /// The turn in which so many [pages](DIRECT_PAGE_BYTES) were sent directly: in few bytes, since every connection has them.
+    direct: (u16, u16),
 }
 
 /// What is copied goes into blocks of at most so many bytes.
 const COPIED_BYTES_MAX: usize = 64 << 10;
 /// From so many bytes on, what was to be copied is sent as it lies instead.
 const DIRECT_BYTES_MIN: usize = 32 << 10;
+/// What they are counted in: of `u16::MAX` of them are 256 MiB.
+const DIRECT_PAGE_BYTES: usize = 4 << 10;
 /// Pieces of one send.
 const DIRECT_PIECES_MAX: usize = 64;
 /// So much is taken at once, however low the watermark is.
@@ -207,12 +209,9 @@ impl Writer {
             return Ok(None);
         }
         // Others have their turn, too: one that always finds room would go on for ever.
-        let turn = thread::turn();
-        let (before, most) = (
-            if self.direct.0 == turn { self.direct.1 as usize } else { 0 },
-            self.shared.output_high_bytes(),
-        );
-        if before >= most {
+        let turn = thread::turn() as u16;
+        let before = if self.direct.0 == turn { self.direct.1 } else { 0 };
+        if usize::from(before) * DIRECT_PAGE_BYTES >= self.shared.output_high_bytes() {
             return Ok(Some(0));
         }
         let pieces = &pieces[..pieces.len().min(DIRECT_PIECES_MAX)];
@@ -227,7 +226,8 @@ impl Writer {
         };
         let bytes = pieces.iter().map(|piece| piece.len()).sum();
         thread::count_direct(sent, sent < bytes);
-        self.direct = (turn, u32::try_from(before + sent).unwrap_or(u32::MAX));
+        let pages = u16::try_from(sent.div_ceil(DIRECT_PAGE_BYTES)).unwrap_or(u16::MAX);
+        self.direct = (turn, before.saturating_add(pages));
         self.shared.sent_directly();
         Ok(Some(sent))
     }

@@ -5,7 +5,7 @@ use std::task::Poll;
 
 use super::outcome::{Closing, End, Polled, Refusal};
 use super::request::{Half, Reason};
-use super::state::{Errno, Input, Output, Phase, Todo};
+use super::state::{Errno, Input, Notes, Output, Phase, Todo};
 use super::{Lifecycle, few};
 use crate::buffer::LinkBuffer;
 use crate::clock::Clock;
@@ -250,7 +250,7 @@ impl Lifecycle {
         let peer_done = self.peer_done;
         self.fail_input(Input::Failed(Errno::new(libc::ECONNABORTED)), &mut effects, clock);
         self.peer_done = peer_done;
-        self.wound_up = true;
+        self.notes.add(Notes::WOUND_UP);
         self.finish(None, clock);
         self.recount(clock);
         (effects, true)

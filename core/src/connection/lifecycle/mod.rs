@@ -30,8 +30,8 @@ pub(crate) use outcome::{Amount, Closing, End, Expected, Expired, Moved, Polled,
 pub(crate) use request::{Half, Limit, Reason, Wanted};
 #[cfg(test)]
 pub(crate) use state::Errno;
-use state::Serving;
 pub(crate) use state::{Input, Output, Phase, Todo};
+use state::{Notes, Serving};
 pub(crate) use time::LATE;
 
 use super::effects::Callbacks;
@@ -57,8 +57,6 @@ pub(crate) struct Lifecycle {
     stopped: bool,
     /// Its user wants nothing to be received.
     paused: bool,
-    /// What the reader waits for does not fit into memory: it is told.
-    lacks_memory: bool,
     serving: Serving,
     /// The server is shutting down: a connection between two requests is to end.
     draining: bool,
@@ -74,12 +72,7 @@ pub(crate) struct Lifecycle {
     wake_at: u32,
     writing: Wait,
     pub(crate) output: Output,
-    /// What is unsent takes memory that others need: whoever waits is told.
-    lacks_room: bool,
-    /// Somebody was told. When it is closed it has not long to send the rest.
-    hurries: bool,
-    /// The poller has ended: nothing more can be written, and not because this side has finished.
-    wound_up: bool,
+    notes: Notes,
     /// The poller knows that there is something in the outbox.
     send_posted: bool,
     /// The writer has finished before the connect has.
@@ -136,7 +129,6 @@ impl Lifecycle {
             has_part: false,
             stopped: false,
             paused: false,
-            lacks_memory: false,
             serving: Serving::No,
             draining: false,
             expected: 0,
@@ -146,9 +138,7 @@ impl Lifecycle {
             wake_at: 0,
             writing: Wait::new(limits.write_timeout),
             output: if connecting { Output::Connecting } else { Output::Open },
-            lacks_room: false,
-            hurries: false,
-            wound_up: false,
+            notes: Notes::default(),
             send_posted: false,
             finish_connected: false,
             cut: false,

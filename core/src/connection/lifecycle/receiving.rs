@@ -5,7 +5,7 @@ use std::task::{Poll, Waker};
 
 use super::outcome::{Expected, Moved, Polled, Refusal};
 use super::request::Wanted;
-use super::state::{Errno, Input, Output, Phase, Serving, Todo};
+use super::state::{Errno, Input, Notes, Output, Phase, Serving, Todo};
 use super::{Lifecycle, NOT_ASKED, few};
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
@@ -24,7 +24,11 @@ impl Lifecycle {
     ) -> Option<usize> {
         let bytes = self.inbox.len();
         let ended = self.need == 0 && self.reader.is_none() && self.reading.is_none();
-        if !ended || self.stopped || self.lacks_memory || buffer.len() + bytes < min_bytes {
+        if !ended
+            || self.stopped
+            || self.notes.has(Notes::NO_MEMORY)
+            || buffer.len() + bytes < min_bytes
+        {
             return None;
         }
         buffer.adopt_chain(&mut self.inbox);
@@ -51,7 +55,7 @@ impl Lifecycle {
         let is_request = matches!(wanted, Wanted::Request);
         let refused = if buffer.len() >= min_bytes {
             None
-        } else if mem::take(&mut self.lacks_memory) {
+        } else if self.notes.take(Notes::NO_MEMORY) {
             Some(Refusal::NoMemory)
         } else if self.input == Input::Open {
             let goes_on = match wanted {
@@ -122,7 +126,7 @@ impl Lifecycle {
     /// There is no memory for what the reader waits for. It may try again.
     pub(crate) fn lack_memory(&mut self, clock: &dyn Clock) -> Effects {
         let reader = self.end_reading(clock);
-        self.lacks_memory = true;
+        self.notes.add(Notes::NO_MEMORY);
         Effects { reader, ..Effects::default() }
     }
 
@@ -130,7 +134,7 @@ impl Lifecycle {
     #[inline]
     pub(crate) fn end_reading(&mut self, clock: &dyn Clock) -> Option<Waker> {
         self.need = 0;
-        self.lacks_memory = false;
+        self.notes.take(Notes::NO_MEMORY);
         self.reading.end();
         self.late = NOT_ASKED;
         let waker = self.reader.take();

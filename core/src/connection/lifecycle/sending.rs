@@ -5,7 +5,7 @@ use std::task::{Poll, Waker};
 
 use super::Lifecycle;
 use super::outcome::{Amount, Moved, Polled, Refusal};
-use super::state::{Output, Phase};
+use super::state::{Notes, Output, Phase};
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
 use crate::connection::effects::{Effects, Offer};
@@ -57,7 +57,7 @@ impl Lifecycle {
         let limit = if self.writer.is_some() { low } else { high };
         let result = if self.unsent <= limit {
             Ok(())
-        } else if mem::take(&mut self.lacks_room) {
+        } else if self.notes.take(Notes::NO_ROOM) {
             Err(Refusal::NoMemory)
         } else if self.writing.go_on_in_time(owner, || clock.now()) {
             // For the engine to know that somebody waits.
@@ -130,7 +130,7 @@ impl Lifecycle {
         let result = match sent {
             Ok(true) => Ok(()),
             Err(refusal) => Err(refusal),
-            Ok(false) if mem::take(&mut self.lacks_room) => Err(Refusal::NoMemory),
+            Ok(false) if self.notes.take(Notes::NO_ROOM) => Err(Refusal::NoMemory),
             Ok(false) if self.writing.is_over(since, || clock.now()) => Err(Refusal::TimedOut),
             Ok(false) => {
                 let begins = self.writer.is_none();
@@ -180,7 +180,11 @@ impl Lifecycle {
     }
 
     pub(super) fn finished(&self) -> Refusal {
-        if self.wound_up { Refusal::Errno(libc::ECONNABORTED) } else { Refusal::Closed }
+        if self.notes.has(Notes::WOUND_UP) {
+            Refusal::Errno(libc::ECONNABORTED)
+        } else {
+            Refusal::Closed
+        }
     }
 
     /// Waits until the connect has ended.
@@ -295,7 +299,8 @@ impl Lifecycle {
     pub(crate) fn lack_room(&mut self) -> Option<Effects> {
         self.writer.as_ref()?;
         let writer = self.end_writing();
-        (self.lacks_room, self.hurries) = (true, true);
+        self.notes.add(Notes::NO_ROOM);
+        self.notes.add(Notes::HURRIES);
         Some(Effects { writer, ..Effects::default() })
     }
 
@@ -304,7 +309,7 @@ impl Lifecycle {
     pub(crate) fn end_writing(&mut self) -> Option<Waker> {
         self.writing.end();
         self.late_send = false;
-        self.lacks_room = false;
+        self.notes.take(Notes::NO_ROOM);
         self.writer.take()
     }
 

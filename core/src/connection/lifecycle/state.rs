@@ -81,6 +81,36 @@ impl Phase {
     }
 }
 
+/// What is seldom so, in a byte, since every connection has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Notes(u8);
+
+impl Notes {
+    /// What the reader waits for does not fit into memory: it is told.
+    pub(super) const NO_MEMORY: Notes = Notes(1);
+    /// What is unsent takes memory that others need: whoever waits for room is told.
+    pub(super) const NO_ROOM: Notes = Notes(2);
+    /// Somebody was told that. When it is closed it has not long to send the rest.
+    pub(super) const HURRIES: Notes = Notes(4);
+    /// The poller has ended: nothing more can be written, and not because this side has finished.
+    pub(super) const WOUND_UP: Notes = Notes(8);
+
+    pub(super) fn add(&mut self, what: Notes) {
+        self.0 |= what.0;
+    }
+
+    pub(super) fn has(self, what: Notes) -> bool {
+        self.0 & what.0 != 0
+    }
+
+    /// Whether it was there; it is not any more.
+    pub(super) fn take(&mut self, what: Notes) -> bool {
+        let had = self.has(what);
+        self.0 &= !what.0;
+        had
+    }
+}
+
 /// What the poller is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Todo(u8);

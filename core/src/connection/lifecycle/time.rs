@@ -2,7 +2,7 @@
 
 use super::outcome::Expired;
 use super::request::Limit;
-use super::state::{Input, Output, Phase, Todo};
+use super::state::{Input, Notes, Output, Phase, Todo};
 use super::{Lifecycle, NOT_ASKED, few};
 use crate::clock::Clock;
 use crate::connection::effects::Effects;
@@ -134,7 +134,7 @@ impl Lifecycle {
 
     /// How long a closed connection may take to send what is left, in ticks.
     pub(crate) fn write_timeout(&self) -> Option<Tick> {
-        if self.hurries { Some(HURRIED_MS) } else { self.writing.timeout() }
+        if self.notes.has(Notes::HURRIES) { Some(HURRIED_MS) } else { self.writing.timeout() }
     }
 
     /// Sees to it that the poller's timer is set for the earliest deadline.

@@ -239,7 +239,7 @@ impl World {
                 (life.inbox.len(), life.need, life.reader.is_some(), life.reading, life.input),
                 (life.peer_done, life.has_part, life.stopped, life.paused, life.serving),
                 (life.draining, life.expected, life.outbox.len(), life.unsent, life.writing),
-                (life.writer.is_some(), life.wake_at, life.output, life.wound_up, life.send_posted),
+                (life.writer.is_some(), life.wake_at, life.output, life.notes, life.send_posted),
                 (life.finish_connected, life.cut, life.phase, life.todo, life.told, life.counted),
                 (life.reader_gone, life.writer_gone, life.detaching, life.idle, life.armed),
                 (life.late, life.late_send, self.clock.now(), self.buffer.len(), self.staged.len()),
