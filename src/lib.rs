@@ -79,6 +79,7 @@ mod poller;
 mod pollers;
 pub mod relay;
 mod resolver;
+pub mod restart;
 mod server;
 mod stats;
 pub mod task;

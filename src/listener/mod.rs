@@ -5,6 +5,7 @@ mod socket_file;
 
 use std::any::Any;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub struct Listener {
     /// Dropped first: the address is free when the socket is closed here, too.
     ahead: Begun,
     socket: OwnedFd,
+    /// Others at the same address, each with a queue of its own, which somebody else has bound.
+    others: Vec<OwnedFd>,
     file: Option<SocketFile>,
     options: ListenerOptions,
     /// Where accepted connections live; none: on the global ones.
@@ -90,14 +93,27 @@ impl Listener {
         // Connections would inherit it, and pollers wait for them.
         duopoll_core::syscalls::close_at_once(socket.as_fd());
         let (pollers, limits, ahead) = (None, Limits::default(), Begun::default());
-        Listener { socket, file, options, pollers, limits, ahead }
+        Listener { socket, others: Vec::new(), file, options, pollers, limits, ahead }
     }
 
-    /// Another socket that listens at the same address, for another poller; none unless it was bound with
-    /// `reuse_port`.
-    pub(crate) fn another(&self) -> Option<io::Result<OwnedFd>> {
-        let again = |address: Address| self.options.bind(&address)?.socket.try_clone();
-        self.options.reuse_port.then(|| self.local_addr().and_then(again))
+    /// That of another process, with all sockets that it has at its address.
+    pub(crate) fn taken_over(
+        socket: OwnedFd,
+        others: Vec<OwnedFd>,
+        file: Option<SocketFile>,
+    ) -> Listener {
+        Listener { others, ..Listener::new(socket, file, ListenerOptions::default()) }
+    }
+
+    /// More sockets that listen at the same address, for so many more pollers; none unless it was bound with `reuse_port`, or
+    /// taken over with more.
+    pub(crate) fn others(&mut self, count: usize) -> io::Result<Vec<OwnedFd>> {
+        if !self.options.reuse_port {
+            return Ok(mem::take(&mut self.others));
+        }
+        let address = self.local_addr()?;
+        let again = |_| self.options.bind(&address)?.socket.try_clone();
+        (0..count).map(again).collect()
     }
 
     /// The pollers that connections live on which [`accept`](Listener::accept) gives. Default: those [of the
@@ -137,6 +153,10 @@ impl Listener {
         let mut ahead = lock(&self.ahead.0);
         if let Some(ahead) = ahead.as_ref().filter(|ahead| !ahead.has_ended()) {
             return Ok(ahead.clone());
+        }
+        if !self.others.is_empty() {
+            let text = "a listener that was taken over with several sockets is for a server";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         let pollers = self.pollers.clone().map_or_else(Pollers::nearest, Ok)?;
         let socket = self.socket.try_clone()?;

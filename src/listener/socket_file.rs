@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{self, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ pub(crate) struct SocketFile {
     path: PathBuf,
     /// The file itself, which nobody can read: while it is open no other file gets its inode.
     file: File,
+    /// Whether it is ours already; another process may still have it.
+    ours: Arc<AtomicBool>,
 }
 
 impl SocketFile {
@@ -27,7 +31,25 @@ impl SocketFile {
         let path = path::absolute(path)?;
         let mut options = OpenOptions::new();
         let file = options.read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(&path)?;
-        Ok(SocketFile { path, file })
+        Ok(SocketFile { path, file, ours: Arc::new(AtomicBool::new(true)) })
+    }
+
+    /// That of another process, which is ours when that is set.
+    pub(crate) fn inherited(path: &Path, ours: Arc<AtomicBool>) -> io::Result<SocketFile> {
+        let mut file = SocketFile::made(path)?;
+        file.ours = ours;
+        Ok(file)
+    }
+
+    /// Whether it is the one at that path.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        path::absolute(path).is_ok_and(|path| path == self.path)
+    }
+
+    /// Another process has it now.
+    pub(crate) fn give_up(&self) {
+        // Relaxed: it stands for itself.
+        self.ours.store(false, Ordering::Relaxed);
     }
 
     /// Who may connect, as the permissions of the file.
@@ -47,6 +69,9 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if !self.ours.load(Ordering::Relaxed) {
+            return;
+        }
         let name = |file: fs::Metadata| (file.dev(), file.ino());
         let (found, ours) = (fs::symlink_metadata(&self.path), self.file.metadata());
         let is_ours = found.is_ok_and(|found| ours.is_ok_and(|ours| name(found) == name(ours)));

@@ -99,7 +99,9 @@ impl Handle {
         outstanding: Arc<dyn Outstanding>,
     ) {
         self.call(move |poller| {
-            poller.driver.drain(&mut poller.engine, group);
+            let grace = deadline.saturating_duration_since(poller.clock.instant());
+            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+            poller.driver.drain(&mut poller.engine, group, grace_ms);
             poller.shutdowns.push(GroupShutdown { group, deadline, outstanding, forced: false });
         });
     }

@@ -418,6 +418,13 @@ impl Poller {
         Ok(token)
     }
 
+    /// The sockets of a group's listeners, once more.
+    pub(crate) fn listening(&self, group: Group) -> io::Result<Vec<OwnedFd>> {
+        let ours = self.listeners.iter().filter(|entry| entry.group == group && !entry.leaving);
+        let sockets = ours.filter_map(|entry| self.driver.listener(entry.token));
+        sockets.map(|socket| socket.try_clone_to_owned()).collect()
+    }
+
     /// Stops accepting from a listener, but for what the kernel has accepted by now. `done` is dropped when the kernel holds
     /// nothing of it any more.
     pub(crate) fn stop_listening(&mut self, token: Token, done: Option<shutdown::Token>) {

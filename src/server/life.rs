@@ -219,12 +219,14 @@ pub(super) async fn give<F>(
     };
     service.count(handled, || Some(control.clone()));
     // Somebody else may have it now, or it was taken apart.
-    if let Some(back) = back
-        && let Ok(mut connection) = back.await
-    {
-        service.disconnect(&mut connection).await;
-    } else if control.is_open() {
-        control.on_release(|| drop(permit));
+    let back = match back {
+        Some(back) => back.await.ok(),
+        None => None,
+    };
+    match back {
+        Some(mut connection) => service.disconnect(&mut connection).await,
+        None if control.is_open() => control.on_release(|| drop(permit)),
+        None => {}
     }
 }
 

@@ -27,7 +27,8 @@ impl Beginning {
         mut here: Option<&mut Poller>,
     ) -> io::Result<Beginning> {
         let mut beginning = Beginning { asked: Vec::new(), started: Vec::new() };
-        for (handle, socket) in handles.iter().zip(sockets) {
+        // Some were taken over from a process that had more pollers.
+        for (handle, socket) in handles.iter().cycle().zip(sockets) {
             let acceptor = acceptor.clone();
             let listen = move |poller: &mut Poller| poller.listen(socket, group, acceptor);
             if let Some(poller) = here.take() {

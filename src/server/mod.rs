@@ -12,6 +12,7 @@ pub(crate) mod service;
 
 use std::io;
 use std::ops::Deref;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use crate::engine::EngineReport;
 use crate::listener::{Begun, Listener, SocketFile};
 use crate::poller::{Poller, deadlock};
 use crate::pollers::Pollers;
+use crate::restart::Listening;
 use crate::server::admission::{Admission, Entrance, Placement};
 use crate::server::listening::Beginning;
 use crate::stats::{ServerStats, Stats};
@@ -104,7 +106,7 @@ impl RunningServer {
     }
 
     /// `here`: the first of the pollers, if the calling thread is to run it.
-    fn listen_on(&self, listener: Listener, here: Option<&mut Poller>) -> io::Result<Opening> {
+    fn listen_on(&self, mut listener: Listener, here: Option<&mut Poller>) -> io::Result<Opening> {
         if self.listeners().over {
             return Err(was_shut_down());
         }
@@ -112,8 +114,7 @@ impl RunningServer {
         let mut handles = self.pollers.handles();
         handles.retain(|handle| !handle.has_ended());
         // One socket, or with SO_REUSEPORT one for each poller.
-        let more = (1..handles.len()).map_while(|_| listener.another());
-        let more = more.collect::<io::Result<Vec<_>>>()?;
+        let more = listener.others(handles.len().saturating_sub(1))?;
         let (socket, file, ahead) = listener.into_parts();
         // Whoever bound it may have left it blocking, and a poller must never block.
         SockRef::from(&socket).set_nonblocking(true)?;
@@ -225,6 +226,41 @@ impl RunningServer {
     pub fn shutdown_async(&self, grace: Duration) -> impl Future<Output = usize> + Send + use<> {
         let over = self.begin_shutdown(grace);
         async move { over.await.unwrap_or(0) }
+    }
+
+    /// Its listening sockets, once more, and whether their files are its own.
+    pub(crate) async fn listening(&self) -> io::Result<Vec<Listening>> {
+        let group = self.group;
+        let handles = self.pollers.handles();
+        let asked = handles.iter().map(|handle| {
+            handle.ask(move |poller| poller.listening(group), |_, sockets| drop(sockets))
+        });
+        let mut all = Vec::new();
+        for answer in asked.collect::<Vec<_>>() {
+            // A poller that has ended has none.
+            let sockets = answer.await.unwrap_or_else(|_| Ok(Vec::new()))?;
+            all.extend(sockets);
+        }
+        let listeners = self.listeners();
+        if listeners.over || all.is_empty() {
+            return Err(was_shut_down());
+        }
+        let has_file = |socket: &OwnedFd| match SockRef::from(socket).local_addr() {
+            Ok(address) => address
+                .as_pathname()
+                .is_some_and(|path| listeners.files.iter().any(|file| file.is_at(path))),
+            Err(_) => false,
+        };
+        Ok(all
+            .into_iter()
+            .map(|socket| (has_file(&socket), socket))
+            .map(|(has, socket)| (socket, has))
+            .collect())
+    }
+
+    /// Another process has its socket files now.
+    pub(crate) fn give_files_up(&self) {
+        self.listeners().files.iter().for_each(SocketFile::give_up);
     }
 
     fn begin_shutdown(&self, grace: Duration) -> oneshot::Receiver<usize> {

@@ -464,6 +464,11 @@ impl Shared {
         effects.perform();
     }
 
+    /// Whether a byte has come.
+    pub(crate) fn has_received(&self) -> bool {
+        self.life().has_received()
+    }
+
     pub(crate) fn drain(&self, expected: usize) {
         let effects = self.life().drain(expected);
         effects.perform();

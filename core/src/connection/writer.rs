@@ -175,7 +175,8 @@ impl Writer {
         let marks = if is_much && self.blocked { (0, 0) } else { self.watermarks() };
         ready!(self.poll_send(cx, marks, Owner::Poll))?;
         let (mut taken, mut room) = (0, self.room());
-        if is_much && let Some(sent) = self.send_directly(pieces)? {
+        let sent = if is_much { self.send_directly(pieces)? } else { None };
+        if let Some(sent) = sent {
             self.blocked = sent < bytes;
             (taken, room) = (sent, room.min(COPIED_BYTES_MAX));
         }

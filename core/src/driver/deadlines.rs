@@ -82,7 +82,8 @@ impl Driver {
         if self.draining.untold().is_some() {
             return Some(0);
         }
-        let next = self.wheel.next_expiry().into_iter().chain(timers::next_expiry()).min();
+        let next = self.wheel.next_expiry().into_iter().chain(timers::next_expiry());
+        let next = next.chain(self.draining.next_due()).min();
         #[cfg(feature = "zerocopy")]
         let next = next.into_iter().chain(self.pinned.due()).min();
         next

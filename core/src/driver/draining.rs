@@ -8,25 +8,35 @@ use super::slot::Slot;
 use super::stream::Stream;
 use crate::connection::{Control, Phase, Reason};
 use crate::poll::Poll;
+use crate::timer::Tick;
 use crate::token::Token;
 
 /// Slots that a turn goes through to tell the connections in them.
 const DRAINED_IN_A_TURN: usize = 1024;
 
+/// How long those are not told that have received nothing yet.
+const NEWCOMER_MS: Tick = 500;
+
 impl Driver {
     /// Tells every connection of a group, and those that are opened in it later, that it is to end between two
-    /// requests, when what has arrived by then is handled. Some are told now, the others in the turns that follow.
-    pub fn drain<P: Poll>(&mut self, engine: &mut P, group: Group) {
+    /// requests, when what has arrived by then is handled. Some are told now, the others in the turns that follow; those that have
+    /// received nothing yet half a second later, since whoever has just connected is about to ask, or when half of `grace_ms` is over.
+    pub fn drain<P: Poll>(&mut self, engine: &mut P, group: Group, grace_ms: Tick) {
         if self.draining.has(group) {
             return;
         }
         let is_ours = |slot: &&Slot| matches!(slot, Slot::Stream(stream) if stream.group == group);
-        self.draining.begin(group, self.slots.iter().filter(is_ours).count());
+        let left = self.slots.iter().filter(is_ours).count();
+        let patience = self.mailbox.clock().now() + NEWCOMER_MS.min(grace_ms / 2);
+        self.draining.begin(group, left, patience);
         self.go_on_draining(engine);
     }
 
     /// Tells some of those who have not been told yet: a turn has other things to do, too.
     pub(super) fn go_on_draining<P: Poll>(&mut self, engine: &mut P) {
+        if let Some(due) = self.draining.next_due() {
+            self.tell_newcomers(engine, due);
+        }
         let Some((group, first)) = self.draining.untold() else { return };
         let slots = self.slots.slots();
         let end = slots.min(first + DRAINED_IN_A_TURN);
@@ -41,9 +51,32 @@ impl Driver {
 
     pub(super) fn drain_one<P: Poll>(&mut self, engine: &mut P, token: Token) {
         let Some(stream) = self.stream(token) else { return };
-        let shared = stream.shared.clone();
-        if shared.phase() == Phase::Open {
-            shared.drain(engine.pending(token).bytes);
+        let (shared, group) = (stream.shared.clone(), stream.group);
+        if shared.phase() != Phase::Open {
+            return;
+        }
+        let pending = engine.pending(token);
+        let until = self.draining.patience(group);
+        let is_new = !shared.has_received() && pending.bytes == 0 && !pending.ended;
+        if is_new && until > self.mailbox.clock().now() {
+            self.draining.tell_later(until, token);
+        } else {
+            shared.drain(pending.bytes);
+        }
+    }
+
+    #[cold]
+    fn tell_newcomers<P: Poll>(&mut self, engine: &mut P, due: Tick) {
+        let now = self.mailbox.clock().now();
+        if due > now {
+            return;
+        }
+        for token in self.draining.take_due(now) {
+            let Some(stream) = self.stream(token) else { continue };
+            let shared = stream.shared.clone();
+            if shared.phase() == Phase::Open {
+                shared.drain(engine.pending(token).bytes);
+            }
         }
     }
 

@@ -93,11 +93,11 @@ impl Driver {
     /// Somebody was refused: one goes who holds what others need.
     #[cold]
     fn relieve<P: Poll>(&mut self, engine: &mut P, usage: Usage) {
-        if self.memory.when_full == WhenFull::Reset
-            && let Some(token) = self.most_unsent(engine)
-        {
-            self.stats.memory_resets += 1;
-            return self.deregister(engine, token, Reason::Aborted);
+        if self.memory.when_full == WhenFull::Reset {
+            if let Some(token) = self.most_unsent(engine) {
+                self.stats.memory_resets += 1;
+                return self.deregister(engine, token, Reason::Aborted);
+            }
         }
         // Without a limit, or below it, it was the kernel who has refused.
         let full = usage.free_bytes() < usage.max_bytes / 8;
@@ -110,10 +110,12 @@ impl Driver {
         if let Some(stream) = most.and_then(|(_, token)| self.stream(token)) {
             stream.shared.clone().lacks_memory();
             self.stats.memory_refusals += 1;
-        } else if let Some(token) = self.most_unsent(engine)
-            && let Some(stream) = self.stream(token)
-        {
-            self.stats.memory_refusals += u64::from(stream.shared.clone().lacks_room());
+            return;
+        }
+        let stuck = self.most_unsent(engine);
+        if let Some(stream) = stuck.and_then(|token| self.stream(token)) {
+            let told = stream.shared.clone().lacks_room();
+            self.stats.memory_refusals += u64::from(told);
         }
     }
 

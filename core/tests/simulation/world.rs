@@ -288,7 +288,7 @@ impl World {
                 Request::Drain => {
                     self.draining.set(true);
                     self.engine.drains = true;
-                    self.driver.drain(&mut self.engine, Group::default());
+                    self.driver.drain(&mut self.engine, Group::default(), 0);
                     self.engine.drains = false;
                 }
                 Request::AbortAll => self.abort_all(),

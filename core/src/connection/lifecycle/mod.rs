@@ -213,6 +213,11 @@ impl Lifecycle {
         self.reader_gone || matches!(self.input, Input::Closed | Input::Failed(_))
     }
 
+    /// Whether a byte has come.
+    pub(crate) fn has_received(&self) -> bool {
+        self.notes.has(Notes::HAS_RECEIVED)
+    }
+
     fn is_within_request(&self) -> bool {
         self.serving == Serving::Within
     }

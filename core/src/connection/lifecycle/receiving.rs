@@ -193,6 +193,7 @@ impl Lifecycle {
         let before = self.inbox.len();
         let lags = self.lags();
         push(&mut self.inbox, lags);
+        self.notes.add(Notes::HAS_RECEIVED);
         if self.expected > 0 || self.late != NOT_ASKED || self.idle.is_limited() {
             self.arrived(self.inbox.len() - before, clock);
         }

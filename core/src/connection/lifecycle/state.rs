@@ -94,6 +94,8 @@ impl Notes {
     pub(super) const HURRIES: Notes = Notes(4);
     /// The poller has ended: nothing more can be written, and not because this side has finished.
     pub(super) const WOUND_UP: Notes = Notes(8);
+    /// A byte has come.
+    pub(super) const HAS_RECEIVED: Notes = Notes(16);
 
     pub(super) fn add(&mut self, what: Notes) {
         self.0 |= what.0;

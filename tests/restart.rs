@@ -1,0 +1,130 @@
+//! Servers that hand their listeners over: nobody who connects meanwhile is refused or reset.
+
+mod support;
+
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use duopoll::{Address, Listener, Server, restart};
+use support::{Family, PATIENCE, Peer, Setup};
+
+on_every_setup!(
+    restarts_under_load_lose_nobody,
+    a_process_that_does_not_confirm_has_taken_nothing,
+    what_is_no_handover_is_refused,
+);
+
+const RESTARTS: usize = 20;
+
+/// Takes over from a server, which is shut down then.
+fn restarted(setup: Setup, old: Server) -> Server {
+    let (theirs, ours) = UnixStream::pair().expect("a pair");
+    thread::scope(|scope| {
+        let hands = scope.spawn(move || {
+            restart::hand_over(&old, &theirs).expect("taken over");
+            assert_eq!(old.shutdown(PATIENCE), 0);
+        });
+        let mut taken = restart::take_over(ours).expect("listeners");
+        let mut listeners = taken.listeners().into_iter();
+        let first = listeners.next().expect("a listener");
+        let service = setup.builder().pollers(2).on_request(support::echo);
+        let new = service.serve(first).expect("a server");
+        for listener in listeners {
+            new.listen(listener).expect("it listens");
+        }
+        taken.confirm().expect("the other waits");
+        hands.join().expect("no panic");
+        new
+    })
+}
+
+/// Connects, talks and leaves, and keeps some for long, while the server is restarted time and again.
+fn under_load(setup: Setup, listener: Listener) {
+    let address = listener.local_addr().expect("bound");
+    let service = setup.builder().pollers(2).on_request(support::echo);
+    let mut server = Some(service.serve(listener).expect("a server"));
+    let (over, served) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    // A server that shuts down ends those that are between two requests.
+                    let mut peer = Peer::connect(&address);
+                    assert_eq!(peer.round_trip(b"hello"), b"hello");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for _ in 0..RESTARTS {
+            let before = served.load(Ordering::Relaxed);
+            server = server.take().map(|old| restarted(setup, old));
+            while served.load(Ordering::Relaxed) < before + 20 {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    if let Address::Unix(path) = &address {
+        assert!(path.exists());
+        drop(server);
+        assert!(!path.exists(), "nobody has removed the socket file");
+    }
+}
+
+fn restarts_under_load_lose_nobody(setup: Setup) {
+    under_load(setup, setup.listener());
+    if !matches!(setup.family, Family::Unix) {
+        // A socket for each poller, each with a queue of its own.
+        let address = setup.listener().local_addr().expect("bound");
+        let Address::Tcp(mut address) = address else { panic!("not TCP") };
+        address.set_port(0);
+        let listener = Listener::options().reuse_port(true).bind(Address::from(address));
+        under_load(setup, listener.expect("bound"));
+    }
+}
+
+fn a_process_that_does_not_confirm_has_taken_nothing(setup: Setup) {
+    let server = setup.serve_echo();
+    for confirms in [false, false] {
+        let (theirs, ours) = UnixStream::pair().expect("a pair");
+        thread::scope(|scope| {
+            let hands = scope.spawn(|| restart::hand_over(&server, &theirs));
+            let mut taken = restart::take_over(ours).expect("listeners");
+            let listeners = taken.listeners();
+            assert_eq!(listeners[0].local_addr().expect("bound"), *server.local_addr());
+            drop(listeners);
+            assert!(!confirms);
+            drop(taken);
+            let error = hands.join().expect("no panic").expect_err("nobody has confirmed");
+            assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+        });
+        let mut peer = Peer::connect(server.local_addr());
+        assert_eq!(peer.round_trip(b"on"), b"on");
+    }
+    let (theirs, _ours) = UnixStream::pair().expect("a pair");
+    assert_eq!(server.shutdown(PATIENCE), 0);
+    let error = restart::hand_over(&server, &theirs).expect_err("it is over");
+    assert_eq!(error.kind(), ErrorKind::NotConnected);
+}
+
+fn what_is_no_handover_is_refused(_: Setup) {
+    use std::io::Write;
+    for (sent, expected) in [
+        (&b""[..], ErrorKind::UnexpectedEof),
+        (b"duopoll1\0\0\0", ErrorKind::UnexpectedEof),
+        (b"duopoll0\0\0\0\0", ErrorKind::InvalidData),
+        (b"duopoll1\xff\xff\xff\xff", ErrorKind::InvalidData),
+        (b"duopoll1\0\0\0\x01\0", ErrorKind::UnexpectedEof),
+        // A byte without a descriptor.
+        (b"duopoll1\0\0\0\x01\0x", ErrorKind::InvalidData),
+    ] {
+        let (mut theirs, ours) = UnixStream::pair().expect("a pair");
+        theirs.write_all(sent).expect("sent");
+        drop(theirs);
+        let error = restart::take_over(ours).expect_err("nothing came");
+        assert_eq!(error.kind(), expected, "{sent:?}");
+    }
+}
