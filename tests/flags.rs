@@ -16,7 +16,7 @@ fn run(name: &str, args: &[&str]) -> Output {
 
 #[test]
 fn a_bad_flag_is_one_line_and_code_2() {
-    let bad: [&[&str]; 12] = [
+    let bad: [&[&str]; 14] = [
         &["--no-such-flag"],
         &["--engine", "kqueue"],
         &["--pollers", "0"],
