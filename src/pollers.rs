@@ -18,7 +18,7 @@ use crate::affinity;
 use crate::connection::Connection;
 use crate::engine::{Choice, Engine, EngineReport};
 use crate::memory::MemoryOptions;
-use crate::poller::{Handle, Poller, ThreadStart, over};
+use crate::poller::{Handle, Poller, PollerSpec, ThreadStart, over};
 use crate::stats::Stats;
 
 /// Threads that move bytes, each with an engine of its own, and the connections that live on them: those of servers,
@@ -102,16 +102,6 @@ pub struct PollerOptions {
     name: Option<String>,
     on_thread_start: Option<ThreadStart>,
     memory: MemoryOptions,
-}
-
-/// What each poller is made with.
-#[derive(Clone)]
-pub(crate) struct PollerSpec {
-    pub(crate) choice: Choice,
-    pub(crate) on_thread_start: Option<ThreadStart>,
-    pub(crate) memory: MemoryOptions,
-    /// None: the process's.
-    pub(crate) pool: Option<Pool>,
 }
 
 impl PollerOptions {

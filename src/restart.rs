@@ -50,7 +50,7 @@ use rustix::net::{
 use socket2::SockRef;
 
 use crate::address::Address;
-use crate::listener::{Listener, SocketFile};
+use crate::listener::{Listener, Listening, SocketFile};
 use crate::poller::deadlock;
 use crate::server::RunningServer;
 
@@ -140,9 +140,6 @@ impl TakenOver {
         Ok(())
     }
 }
-
-/// One socket, and whether its file is the server's.
-pub(crate) type Listening = (OwnedFd, bool);
 
 fn send(mut to: &UnixStream, sockets: &[Listening]) -> io::Result<()> {
     let count = u32::try_from(sockets.len()).unwrap_or(u32::MAX);

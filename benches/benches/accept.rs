@@ -109,7 +109,7 @@ fn greeter(engine: Engine, address: &Address) -> Server {
         .pollers(1)
         .on_connect(greet)
         .on_request(async |_: &mut Connection| Ok(()));
-    let listener = Listener::bind(&address.to_string()).expect("an address");
+    let listener = Listener::bind(address.to_string()).expect("an address");
     common::apart(|| service.serve(listener)).expect("a server")
 }
 
@@ -171,7 +171,7 @@ fn accept_by_std(address: &Address) {
 /// The same on pollers of ours.
 fn accept_by_ours(engine: Engine, address: &Address) {
     let pollers = common::apart(|| Pollers::options().engine(engine).count(1).start());
-    let listener = Listener::bind(&address.to_string()).expect("an address");
+    let listener = Listener::bind(address.to_string()).expect("an address");
     let listener = listener.pollers(pollers.expect("a poller"));
     let greet = async move {
         let mut open = VecDeque::new();

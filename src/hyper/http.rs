@@ -18,6 +18,7 @@ use crate::hyper::controlled::Controlled;
 use crate::hyper::request::Counted;
 use crate::hyper::run::{LocalExecutor, PollerTimer};
 use crate::hyper::serve::Serve;
+use crate::hyper::settings::{Settings, Versions};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -52,23 +53,6 @@ const SEND_BYTES_MAX: usize = 64 << 10;
 ///   [idle timeout](crate::Builder::idle_timeout).
 #[derive(Clone)]
 pub struct Http(Arc<Settings>);
-
-#[derive(Clone)]
-pub(super) struct Settings {
-    pub(super) http1: http1::Builder,
-    pub(super) http2: http2::Builder<LocalExecutor>,
-    pub(super) versions: Versions,
-    pub(super) begin_timeout: Duration,
-    pub(super) header_read_timeout: Option<Duration>,
-}
-
-/// Which versions are spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Versions {
-    Both,
-    Http1,
-    Http2,
-}
 
 impl Http {
     /// With what is usual.

@@ -109,6 +109,7 @@ mod io;
 mod request;
 mod run;
 mod serve;
+mod settings;
 
 /// For connections that change to another protocol.
 pub use ::hyper::upgrade;

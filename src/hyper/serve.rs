@@ -15,8 +15,8 @@ use ::hyper::service::HttpService;
 use pin_project_lite::pin_project;
 
 use crate::hyper::controlled::{Begun, Controlled, poll_begun, poll_next, unread};
-use crate::hyper::http::{Settings, Versions};
 use crate::hyper::run::LocalExecutor;
+use crate::hyper::settings::{Settings, Versions};
 use crate::poller::Handle;
 use crate::time::{Sleep, sleep};
 use crate::{Control, Watch};

@@ -48,6 +48,9 @@ pub struct Listener {
     limits: Limits,
 }
 
+/// A socket that listens for a server, and whether its file is the server's.
+pub(crate) type Listening = (OwnedFd, bool);
+
 /// What it has accepted ahead; set by the first accept.
 #[derive(Debug, Default)]
 pub(crate) struct Begun(Mutex<Option<Arc<Ahead>>>);

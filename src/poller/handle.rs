@@ -18,8 +18,7 @@ use crate::clock::PollerClock;
 use crate::connection::Connection;
 use crate::engine::EngineReport;
 use crate::poller::shutdown::{GroupShutdown, Outstanding, Token};
-use crate::poller::{CURRENT, Call, Handle, Owner, Poller, lock};
-use crate::pollers::PollerSpec;
+use crate::poller::{CURRENT, Call, Handle, Owner, Poller, PollerSpec, lock};
 use crate::stats::Stats;
 
 impl Handle {

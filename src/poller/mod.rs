@@ -4,6 +4,7 @@
 
 mod handle;
 pub(crate) mod shutdown;
+mod spec;
 mod thread_start;
 
 use std::any::Any;
@@ -31,8 +32,8 @@ use crate::engine::{AnyPoll, EngineReport};
 use crate::memory::OnLevel;
 pub(crate) use crate::poller::handle::{deadlock, over};
 use crate::poller::shutdown::{Shutdowns, TEARDOWN};
+pub(crate) use crate::poller::spec::PollerSpec;
 pub(crate) use crate::poller::thread_start::ThreadStart;
-use crate::pollers::PollerSpec;
 use crate::stats::{self, Published, Stats};
 
 /// How long a poller that ends goes on sending what was flushed before, until the peer's kernel has it. What the kernel has

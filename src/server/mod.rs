@@ -23,10 +23,9 @@ use socket2::SockRef;
 
 use crate::address::Address;
 use crate::engine::EngineReport;
-use crate::listener::{Begun, Listener, SocketFile};
+use crate::listener::{Begun, Listener, Listening, SocketFile};
 use crate::poller::{Poller, deadlock};
 use crate::pollers::Pollers;
-use crate::restart::Listening;
 use crate::server::admission::{Admission, Entrance, Placement};
 use crate::server::listening::Beginning;
 use crate::stats::{ServerStats, Stats};

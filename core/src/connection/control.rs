@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::effects::When;
 use super::lifecycle::Limit;
 use super::peer::Peer;
+use super::requests::Requests;
 use super::shared::Shared;
 use super::watch::Watch;
 
@@ -224,16 +225,6 @@ impl Control {
         let now = self.shared.clock().now();
         self.shared.change(|life| life.limit(limit, now));
     }
-}
-
-/// The requests that a layer above has counted.
-#[doc(hidden)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Requests {
-    /// How many have begun; it wraps, and is never 0 again.
-    pub begun: u32,
-    /// All are over, the last was nothing but a head, and its response was handed over whole.
-    pub are_over: bool,
 }
 
 /// Which connection it is, for logs.

@@ -18,6 +18,7 @@ mod lifecycle;
 mod limits;
 mod peer;
 mod reader;
+mod requests;
 #[cfg(all(test, not(loom)))]
 mod rivals;
 mod sender;
@@ -32,11 +33,12 @@ mod writer;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-pub use control::{CallbackId, Control, Requests};
+pub use control::{CallbackId, Control};
 pub(crate) use effects::wake;
 pub(crate) use lifecycle::{Closing, Expected, Expired, LATE, Moved, Phase, Reason, Todo};
 pub use limits::Limits;
 pub use reader::Reader;
+pub use requests::Requests;
 pub use sender::Sender;
 pub(crate) use shared::Shared;
 pub(crate) use wait::NEVER;

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
-use super::control::Requests;
 use super::effects::{Callback, Effects, Offer, When};
 use super::lifecycle::{
     Amount, Closing, End, Expected, Expired, Half, Lifecycle, Moved, Phase, Polled, Reason,
     Refusal, Todo,
 };
 use super::limits::Limits;
+use super::requests::Requests;
 use super::socket::Socket;
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;

@@ -1,6 +1,7 @@
 //! The memory that the connections of a poller share with others: what each may hold, and who goes when there is none left.
 
 use super::Driver;
+use super::budget::WhenFull;
 use super::slot::Slot;
 use crate::connection::{Phase, Reason};
 use crate::memory::{MemoryLevel, Usage};
@@ -14,42 +15,6 @@ const RELIEF_MS: Tick = 10;
 const FULL_MS: Tick = 1_000;
 /// Of the connections that hold most for their peers, so many are asked whether these read.
 const ASKED_MAX: usize = 8;
-
-/// Who goes when a memory budget is used up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum WhenFull {
-    /// Whoever asks: writes that need a block fail with [`OutOfMemory`](std::io::ErrorKind::OutOfMemory), and so do, one after
-    /// another, reads that wait for more than is left and flushes to peers that do not read.
-    #[default]
-    Refuse,
-    /// Before that, connections whose peers do not read are reset: those with the most unsent bytes, and of those the oldest.
-    Reset,
-}
-
-/// What a driver knows of it.
-#[derive(Debug, Default)]
-pub(super) struct Memory {
-    pub(super) when_full: WhenFull,
-    level: MemoryLevel,
-    /// Connections that were counted.
-    counted: usize,
-    /// Refusals that were seen.
-    refusals: usize,
-    /// When somebody may go again.
-    relief_at: Tick,
-    /// Until when it counts as full.
-    full_until: Tick,
-    /// A level that nobody has told of.
-    untold: Option<MemoryLevel>,
-}
-
-impl Memory {
-    /// Whether no connections are to be accepted.
-    pub(super) fn is_short(&self) -> bool {
-        self.level > MemoryLevel::Normal
-    }
-}
 
 impl Driver {
     /// Who goes when the budget is used up.

@@ -4,6 +4,7 @@
 //! nothing of it any more, and not before; if the driver itself is dropped earlier, memory that is still lent is
 //! leaked rather than freed.
 
+mod budget;
 mod closing;
 mod deadlines;
 mod draining;
@@ -25,8 +26,8 @@ use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+pub use budget::WhenFull;
 pub use group::Group;
-pub use memory::WhenFull;
 pub use slot::Accepted;
 pub use stats::DriverStats;
 
@@ -38,8 +39,8 @@ use crate::thread::Blocks;
 use crate::timer::Wheel;
 use crate::timers;
 use crate::token::{Token, TokenSlab};
+use budget::Memory;
 use group::{Draining, Open};
-use memory::Memory;
 use slot::Slot;
 use stream::Stream;
 

@@ -1,17 +1,16 @@
 //! How much of a pool may be in use, and what of it a connection may hold.
 
-use super::pool::Pool;
 use crate::sync::{AtomicUsize, Ordering};
 
 /// The limit of a pool, and who shares it.
 pub(super) struct Budget {
-    max_bytes: AtomicUsize,
+    pub(super) max_bytes: AtomicUsize,
     /// Requests that were refused, by the limit or by the kernel.
-    refusals: AtomicUsize,
+    pub(super) refusals: AtomicUsize,
     /// Connections that hold blocks of the pool, or may.
-    connections: AtomicUsize,
+    pub(super) connections: AtomicUsize,
     /// The [`MemoryLevel`] that was told last.
-    told: AtomicUsize,
+    pub(super) told: AtomicUsize,
 }
 
 /// How much of a memory budget is used.
@@ -86,73 +85,9 @@ impl Usage {
     }
 }
 
-impl Pool {
-    /// The most bytes in blocks that are in use; `usize::MAX` without a limit.
-    pub fn max_live_bytes(&self) -> usize {
-        self.store().budget.max_bytes()
-    }
-
-    /// Changes that limit. If more are in use, new ones are refused until it is fewer.
-    pub fn set_max_live_bytes(&self, bytes: usize) {
-        self.store().budget.max_bytes.store(bytes, Ordering::Relaxed);
-    }
-
-    /// For engines: what a connection may hold in each direction, in bytes.
-    #[doc(hidden)]
-    pub fn share_bytes(&self) -> usize {
-        self.usage().share().min(1 << 30)
-    }
-
-    pub(crate) fn usage(&self) -> Usage {
-        let (store, budget) = (self.store(), &self.store().budget);
-        Usage {
-            live_bytes: store.live_bytes(),
-            max_bytes: budget.max_bytes(),
-            connections: budget.connections.load(Ordering::Relaxed),
-            refusals: budget.refusals.load(Ordering::Relaxed),
-        }
-    }
-
-    /// There are `now` connections of a poller where there were `before`.
-    pub(crate) fn count_connections(&self, before: usize, now: usize) {
-        // Wraps around where there are fewer.
-        self.store().budget.connections.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
-    }
-
-    /// Whether nobody has told of this level.
-    pub(crate) fn begins_level(&self, level: MemoryLevel) -> bool {
-        self.store().budget.told.swap(level as usize, Ordering::Relaxed) != level as usize
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::memory::PoolConfig;
-
-    fn limited(bytes: usize) -> Pool {
-        Pool::new(PoolConfig { max_live_bytes: bytes, ..PoolConfig::default() })
-    }
-
-    #[test]
-    fn more_than_the_limit_is_refused_until_there_is_room() {
-        let pool = limited(10_000);
-        let first = pool.allocate(8192).expect("room");
-        assert!(pool.allocate(4096).is_err());
-        assert_eq!(pool.usage().refusals, 1);
-        let small = pool.allocate(1000).expect("room for a small one");
-        drop(first);
-        let again = pool.allocate(8192).expect("room again");
-        pool.set_max_live_bytes(1 << 20);
-        let large = pool.allocate(512 << 10).expect("a higher limit");
-        drop((small, again, large));
-        assert_eq!(pool.stats().live_bytes, 0);
-        // One that is in no size class.
-        assert!(pool.allocate(2 << 20).is_err());
-        pool.set_max_live_bytes(usize::MAX);
-        drop(pool.allocate(2 << 20).expect("no limit"));
-        assert_eq!(pool.stats().live_bytes, 0);
-    }
 
     #[test]
     fn those_who_take_their_share_leave_some() {

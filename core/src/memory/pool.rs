@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::block::Block;
+use super::budget::{MemoryLevel, Usage};
 use super::config::PoolConfig;
 #[cfg(not(loom))]
 use super::machine;
@@ -10,7 +11,7 @@ use super::slice::Slice;
 use super::store::{PoolStats, Store};
 use super::tail::Tail;
 use crate::error::Error;
-use crate::sync::Arc;
+use crate::sync::{Arc, Ordering};
 
 /// Where blocks come from and return to. Cheap to clone; clones are the same pool.
 ///
@@ -113,6 +114,45 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// The most bytes in blocks that are in use; `usize::MAX` without a limit.
+    pub fn max_live_bytes(&self) -> usize {
+        self.store().budget.max_bytes()
+    }
+
+    /// Changes that limit. If more are in use, new ones are refused until it is fewer.
+    pub fn set_max_live_bytes(&self, bytes: usize) {
+        self.store().budget.max_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// For engines: what a connection may hold in each direction, in bytes.
+    #[doc(hidden)]
+    pub fn share_bytes(&self) -> usize {
+        self.usage().share().min(1 << 30)
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        let (store, budget) = (self.store(), &self.store().budget);
+        Usage {
+            live_bytes: store.live_bytes(),
+            max_bytes: budget.max_bytes(),
+            connections: budget.connections.load(Ordering::Relaxed),
+            refusals: budget.refusals.load(Ordering::Relaxed),
+        }
+    }
+
+    /// There are `now` connections of a poller where there were `before`.
+    pub(crate) fn count_connections(&self, before: usize, now: usize) {
+        // Wraps around where there are fewer.
+        self.store().budget.connections.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    /// Whether nobody has told of this level.
+    pub(crate) fn begins_level(&self, level: MemoryLevel) -> bool {
+        self.store().budget.told.swap(level as usize, Ordering::Relaxed) != level as usize
+    }
+}
+
 impl Slice {
     /// The bytes, copied into a block of `pool`.
     ///
@@ -132,6 +172,30 @@ impl fmt::Debug for Pool {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    fn limited(bytes: usize) -> Pool {
+        Pool::new(PoolConfig { max_live_bytes: bytes, ..PoolConfig::default() })
+    }
+
+    #[test]
+    fn more_than_the_limit_is_refused_until_there_is_room() {
+        let pool = limited(10_000);
+        let first = pool.allocate(8192).expect("room");
+        assert!(pool.allocate(4096).is_err());
+        assert_eq!(pool.usage().refusals, 1);
+        let small = pool.allocate(1000).expect("room for a small one");
+        drop(first);
+        let again = pool.allocate(8192).expect("room again");
+        pool.set_max_live_bytes(1 << 20);
+        let large = pool.allocate(512 << 10).expect("a higher limit");
+        drop((small, again, large));
+        assert_eq!(pool.stats().live_bytes, 0);
+        // One that is in no size class.
+        assert!(pool.allocate(2 << 20).is_err());
+        pool.set_max_live_bytes(usize::MAX);
+        drop(pool.allocate(2 << 20).expect("no limit"));
+        assert_eq!(pool.stats().live_bytes, 0);
+    }
 
     #[test]
     fn a_released_block_is_used_again() {
