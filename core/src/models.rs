@@ -507,7 +507,7 @@ fn loom_all_who_wait_to_send_are_told_of_the_end() {
                 assert_eq!(error.raw_os_error(), Some(libc::EPIPE));
             })
         });
-        shares.shared.fail_output(libc::EPIPE);
+        shares.shared.fail_sending(&std::io::Error::from_raw_os_error(libc::EPIPE));
         for user in users {
             user.join().unwrap();
         }

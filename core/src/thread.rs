@@ -144,6 +144,7 @@ impl Blocks {
     }
 
     /// The pool that they come from.
+    #[cfg(not(loom))]
     pub(crate) fn pool() -> Pool {
         Blocks::with(|cache| cache.pool().clone()).unwrap_or_else(|| Pool::global().clone())
     }
