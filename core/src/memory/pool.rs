@@ -70,7 +70,9 @@ impl Pool {
     pub fn global() -> &'static Pool {
         static GLOBAL: std::sync::OnceLock<Pool> = std::sync::OnceLock::new();
         GLOBAL.get_or_init(|| {
-            let max_live_bytes = machine::memory_bytes().map_or(usize::MAX, |bytes| bytes / 2);
+            // Miri has no machine to ask.
+            let memory = if cfg!(miri) { None } else { machine::memory_bytes() };
+            let max_live_bytes = memory.map_or(usize::MAX, |bytes| bytes / 2);
             Pool::new(PoolConfig { max_live_bytes, ..PoolConfig::default() })
         })
     }
