@@ -19,12 +19,9 @@ pub(crate) struct MemoryOptions {
 impl MemoryOptions {
     /// The pool that those pollers share, unless it is the process's.
     pub(crate) fn pool(&self) -> Option<Pool> {
-        let config = PoolConfig::default();
-        self.budget_bytes.map(|bytes| {
-            let pool = Pool::new(config);
-            pool.set_max_live_bytes(bytes);
-            pool
-        })
+        let mut config = PoolConfig::default();
+        config.max_live_bytes = self.budget_bytes?;
+        Some(Pool::new(config))
     }
 }
 

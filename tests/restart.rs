@@ -88,7 +88,7 @@ fn restarts_under_load_lose_nobody(setup: Setup) {
 
 fn a_process_that_does_not_confirm_has_taken_nothing(setup: Setup) {
     let server = setup.serve_echo();
-    for confirms in [false, false] {
+    for _ in 0..2 {
         let (theirs, ours) = UnixStream::pair().expect("a pair");
         thread::scope(|scope| {
             let hands = scope.spawn(|| restart::hand_over(&server, &theirs));
@@ -96,7 +96,6 @@ fn a_process_that_does_not_confirm_has_taken_nothing(setup: Setup) {
             let listeners = taken.listeners();
             assert_eq!(listeners[0].local_addr().expect("bound"), *server.local_addr());
             drop(listeners);
-            assert!(!confirms);
             drop(taken);
             let error = hands.join().expect("no panic").expect_err("nobody has confirmed");
             assert_eq!(error.kind(), ErrorKind::UnexpectedEof);

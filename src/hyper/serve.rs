@@ -241,7 +241,7 @@ impl Idle {
             return Poll::Ready(Idleness::Late);
         }
         let may_go = self.gives_back && requests.are_over && requests.begun != self.served;
-        while has_come(&mut self.look, cx) {
+        if has_come(&mut self.look, cx) {
             self.look = None;
             if may_go && requests.begun == self.seen {
                 return Poll::Ready(Idleness::Long);

@@ -250,11 +250,11 @@ impl RunningServer {
                 .is_some_and(|path| listeners.files.iter().any(|file| file.is_at(path))),
             Err(_) => false,
         };
-        Ok(all
-            .into_iter()
-            .map(|socket| (has_file(&socket), socket))
-            .map(|(has, socket)| (socket, has))
-            .collect())
+        let with_files = all.into_iter().map(|socket| {
+            let has_file = has_file(&socket);
+            (socket, has_file)
+        });
+        Ok(with_files.collect())
     }
 
     /// Another process has its socket files now.

@@ -285,16 +285,10 @@ impl Shared {
     /// A send has failed, and with it what else there was to send. By the poller, or a half of the connection.
     pub(crate) fn fail_sending(&self, error: &io::Error) {
         let errno = errno(error);
-        if !is_of_the_network(error) {
-            return self.change(|life| {
-                let mut effects = Effects::default();
-                life.fail(errno, &mut effects, self.clock());
-                effects
-            });
-        }
+        let by_the_network = is_of_the_network(error);
         // Receiving comes to its end by itself, behind the bytes that have arrived: where the peer takes nothing more, it may
         // still send; after a reset nothing comes; and in other cases, in which the socket lives on, it is told to.
-        if !matches!(errno, libc::EPIPE | libc::ECONNRESET) {
+        if by_the_network && !matches!(errno, libc::EPIPE | libc::ECONNRESET) {
             // SAFETY: whoever calls has not let go.
             if let Some(socket) = unsafe { self.socket() } {
                 syscalls::end_receiving(socket);
@@ -302,7 +296,11 @@ impl Shared {
         }
         self.change(|life| {
             let mut effects = Effects::default();
-            life.fail_output(errno, &mut effects, self.clock());
+            if by_the_network {
+                life.fail_output(errno, &mut effects, self.clock());
+            } else {
+                life.fail(errno, &mut effects, self.clock());
+            }
             effects
         });
     }

@@ -72,11 +72,8 @@ impl Driver {
             return;
         }
         for token in self.draining.take_due(now) {
-            let Some(stream) = self.stream(token) else { continue };
-            let shared = stream.shared.clone();
-            if shared.phase() == Phase::Open {
-                shared.drain(engine.pending(token).bytes);
-            }
+            // The patience with them is over.
+            self.drain_one(engine, token);
         }
     }
 
