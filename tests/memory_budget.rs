@@ -169,7 +169,6 @@ fn nobody_is_accepted_while_memory_is_short(setup: Setup) {
         assert!(kept.len() < 16);
     }
     let connect = || Peer::connect(server.local_addr());
-    // An engine that accepts by itself has accepted some by the time that it is told.
     let mut others = vec![connect()];
     eventually("accepting pauses", || server.settled().memory_pauses > 0);
     eventually("what was accepted is there", || server.open_connections() == 2);

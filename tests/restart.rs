@@ -6,10 +6,10 @@ use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::Instant;
 
 use duopoll::{Address, Listener, Server, restart};
-use support::{Family, PATIENCE, Peer, Setup};
+use support::{Family, PATIENCE, Peer, Setup, eventually};
 
 on_every_setup!(
     restarts_under_load_lose_nobody,
@@ -50,7 +50,8 @@ fn under_load(setup: Setup, listener: Listener) {
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                while !over.load(Ordering::Relaxed) && begun.elapsed() < PATIENCE {
                     // A server that shuts down ends those that are between two requests.
                     let mut peer = Peer::connect(&address);
                     assert_eq!(peer.round_trip(b"hello"), b"hello");
@@ -61,9 +62,7 @@ fn under_load(setup: Setup, listener: Listener) {
         for _ in 0..RESTARTS {
             let before = served.load(Ordering::Relaxed);
             server = server.take().map(|old| restarted(setup, old));
-            while served.load(Ordering::Relaxed) < before + 20 {
-                thread::sleep(Duration::from_millis(1));
-            }
+            eventually("they are served", || served.load(Ordering::Relaxed) >= before + 20);
         }
         over.store(true, Ordering::Relaxed);
     });

@@ -23,7 +23,7 @@ pub enum Call {
     Wait,
     /// `io_uring_enter` with something to submit.
     Submit,
-    /// `accept4`, `IORING_OP_ACCEPT`.
+    /// `accept4`.
     Accept,
     /// `recv` and `readv`, `IORING_OP_RECV` and `IORING_OP_RECVMSG`.
     Receive,

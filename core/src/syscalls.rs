@@ -7,7 +7,8 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
+use rustix::io::FdFlags;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags};
 
 use crate::poll::Notify;
 
@@ -92,6 +93,39 @@ pub fn send(fd: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         Ok(rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), flags)?)
     })
 }
+
+/// Accepts one connection of a non-blocking listener, close-on-exec and non-blocking.
+///
+/// # Errors
+/// `EAGAIN` if nobody waits; that of a connection that was gone before (`ECONNABORTED` and those of the network); what the process
+/// or the machine has run out of; `EINVAL` and the like if this is no listener any more.
+pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let accept = || {
+        fault!(Accept);
+        Ok(rustix::net::accept_with(fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
+    };
+    match uninterrupted(accept) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => accept_without_flags(fd),
+        result => result,
+    }
+}
+
+/// For kernels before 2.6.28 and sandboxes that know no `accept4`. Another thread that forks and execs in between
+/// can leak the descriptor to the child.
+fn accept_without_flags(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let accepted = uninterrupted(|| Ok(rustix::net::accept(fd)?))?;
+    rustix::io::fcntl_setfd(&accepted, FdFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&accepted, true)?;
+    Ok(accepted)
+}
+
+/// Whether an error of [`accept`] says that the socket is no listener any more: asking again would spin.
+pub fn is_no_listener(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK))
+}
+
+/// Connections accepted from one listener in one turn, at most: what else has happened does not wait behind a storm of them.
+pub const ACCEPTS_PER_TURN: usize = 64;
 
 /// Shuts the sending direction of a stream down.
 pub fn finish(fd: BorrowedFd<'_>) {

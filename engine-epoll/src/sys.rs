@@ -13,8 +13,7 @@ use duopoll_core::fault;
 use libc::iovec;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::io::FdFlags;
-use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, sockopt};
+use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 
 /// Returns early from a call on a socket that a test wants to fail.
 macro_rules! socket_fault {
@@ -136,32 +135,6 @@ pub(crate) unsafe fn send(fd: BorrowedFd<'_>, vectors: &[iovec], flags: i32) -> 
 /// Whether this is a Unix socket.
 pub(crate) fn is_unix(fd: BorrowedFd<'_>) -> bool {
     sockopt::socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::UNIX)
-}
-
-/// Accepts one connection, close-on-exec and non-blocking. `has_accept4` says whether there is an accept4(2), and is
-/// cleared by the first call that finds none.
-pub(crate) fn accept(fd: BorrowedFd<'_>, has_accept4: &mut bool) -> io::Result<OwnedFd> {
-    if *has_accept4 {
-        match accept4(fd) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => *has_accept4 = false,
-            result => return result,
-        }
-    }
-    accept_without_flags(fd)
-}
-
-fn accept4(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    socket_fault!(Accept, fd);
-    Ok(rustix::net::accept_with(fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
-}
-
-/// For kernels before 2.6.28 and sandboxes that know no `accept4`. Another thread that forks and execs in between
-/// can leak the descriptor to the child.
-fn accept_without_flags(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let accepted = rustix::net::accept(fd)?;
-    rustix::io::fcntl_setfd(&accepted, FdFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&accepted, true)?;
-    Ok(accepted)
 }
 
 /// What a test's faults do to sockets.

@@ -15,8 +15,6 @@ pub enum Feature {
     DeferredCompletions,
     /// Completions run when the poller enters the kernel for any reason (`IORING_SETUP_COOP_TASKRUN`, Linux 5.19).
     CooperativeCompletions,
-    /// A listener is armed once, and accepts until it is cancelled (Linux 5.19).
-    MultishotAccept,
     /// A stream is armed once, and receives into buffers that all streams of a poller share (Linux 6.0). An idle
     /// connection has no buffer then.
     MultishotReceive,
@@ -35,7 +33,6 @@ impl Feature {
     pub const ALL: &[Feature] = &[
         Feature::DeferredCompletions,
         Feature::CooperativeCompletions,
-        Feature::MultishotAccept,
         Feature::MultishotReceive,
         Feature::IncrementalBuffers,
         Feature::NoIowait,
@@ -48,7 +45,6 @@ impl Feature {
         match self {
             Feature::DeferredCompletions => "deferred-completions",
             Feature::CooperativeCompletions => "cooperative-completions",
-            Feature::MultishotAccept => "multishot-accept",
             Feature::MultishotReceive => "multishot-receive",
             Feature::IncrementalBuffers => "incremental-buffers",
             Feature::NoIowait => "no-iowait",
@@ -77,7 +73,7 @@ impl fmt::Display for Feature {
 /// use duopoll_uring::{Feature, Features};
 ///
 /// let without: Features = "-multishot-receive,-no-iowait".parse()?;
-/// assert!(without.contains(Feature::MultishotAccept) && !without.contains(Feature::NoIowait));
+/// assert!(without.contains(Feature::IncrementalBuffers) && !without.contains(Feature::NoIowait));
 /// assert_eq!("base".parse::<Features>()?, Features::BASE);
 /// # Ok::<(), std::io::Error>(())
 /// ```
@@ -91,7 +87,6 @@ impl Features {
     pub const LINUX_6_1: Features = Features::BASE
         .with(Feature::DeferredCompletions)
         .with(Feature::CooperativeCompletions)
-        .with(Feature::MultishotAccept)
         .with(Feature::MultishotReceive);
     /// All of them.
     pub const ALL: Features = {
@@ -232,14 +227,14 @@ mod tests {
     fn a_set_is_read_as_it_is_named() {
         let parse = |text: &str| text.parse::<Features>();
         assert_eq!(parse("all").expect("a set"), Features::ALL);
-        let one = parse("multishot-accept").expect("a set");
-        assert_eq!(one, Features::BASE.with(Feature::MultishotAccept));
+        let one = parse("no-iowait").expect("a set");
+        assert_eq!(one, Features::BASE.with(Feature::NoIowait));
         for &feature in Feature::ALL {
             let without = parse(&format!("-{feature}")).expect("a set");
             assert_eq!(without, Features::ALL.without(feature));
             assert_ne!(without, Features::ALL);
         }
-        for wrong in ["", "multishot", "-all", "multishot-accept,,", " base"] {
+        for wrong in ["", "multishot", "-all", "no-iowait,,", " base"] {
             assert_eq!(parse(wrong).expect_err(wrong).kind(), io::ErrorKind::InvalidInput);
         }
     }

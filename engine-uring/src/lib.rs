@@ -15,8 +15,7 @@
 //! # Portability
 //! Linux 5.10.162, 5.15 and later. Whether the running kernel, with its configuration and its sandbox, can do
 //! it is found by a self-test, not by the version: see [`Uring::new`]. Where it cannot, the error is an
-//! [`Unavailable`], which says why and what would help. The version counts only where a kernel is known for a bug
-//! that no test finds: what that makes unsafe is not used there, and the [`Report`] says so.
+//! [`Unavailable`], which says why and what would help.
 
 #![cfg(target_os = "linux")]
 
@@ -25,7 +24,6 @@ mod engine;
 #[cfg(duopoll_faults)]
 mod faults;
 mod features;
-mod known_bugs;
 mod plan;
 mod ring;
 mod selftest;

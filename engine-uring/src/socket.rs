@@ -11,7 +11,6 @@ use io_uring::types::Fd;
 pub(crate) enum Op {
     Receive = 1,
     Send = 2,
-    Accept = 3,
     /// Readiness to receive or accept, where the kernel would not wait by itself.
     PollIn = 4,
     /// Readiness to send.
@@ -24,8 +23,6 @@ pub(crate) enum Op {
     Connect = 8,
     /// Receives until it is cancelled, into buffers that all share.
     ReceiveMulti = 9,
-    /// Accepts until it is cancelled.
-    AcceptMulti = 10,
     /// Sends without a copy. The token is that of the send and not of the socket: it may outlive it.
     #[cfg(feature = "zerocopy")]
     SendZeroCopy = 11,
@@ -40,14 +37,12 @@ impl Op {
         let op = match (user_data >> 56) as u8 {
             1 => Op::Receive,
             2 => Op::Send,
-            3 => Op::Accept,
             4 => Op::PollIn,
             5 => Op::PollOut,
             6 => Op::Wake,
             7 => Op::Cancel,
             8 => Op::Connect,
             9 => Op::ReceiveMulti,
-            10 => Op::AcceptMulti,
             #[cfg(feature = "zerocopy")]
             11 => Op::SendZeroCopy,
             _ => return None,

@@ -24,7 +24,7 @@ use duopoll_core::{
     Token, contain, report, syscalls, timers,
 };
 use rustix::event::PollFlags;
-use socket2::{Domain, SockRef, Socket};
+use socket2::{Domain, SockRef};
 
 use crate::clock::PollerClock;
 use crate::connection::Connection;
@@ -151,7 +151,7 @@ struct ListenerEntry {
     token: Token,
     group: Group,
     acceptor: Arc<dyn Acceptor>,
-    /// It accepts no more. Some that the kernel has accepted may still come.
+    /// It accepts no more.
     leaving: bool,
     /// Dropped with the entry: somebody waits for that.
     _done: Option<shutdown::Token>,
@@ -426,7 +426,7 @@ impl Poller {
         sockets.map(|socket| socket.try_clone_to_owned()).collect()
     }
 
-    /// Stops accepting from a listener, but for what the kernel has accepted by now. `done` is dropped when the kernel holds
+    /// Stops accepting from a listener. `done` is dropped when the kernel holds
     /// nothing of it any more.
     pub(crate) fn stop_listening(&mut self, token: Token, done: Option<shutdown::Token>) {
         if let Some(entry) = self.listeners.iter_mut().find(|entry| entry.token == token) {
@@ -631,20 +631,6 @@ impl Drop for Lost {
     }
 }
 
-/// Accepts a connection, close-on-exec and non-blocking; with accept(2) where there is no accept4(2).
-fn accept_one(listener: &Socket) -> io::Result<Socket> {
-    let socket = match listener.accept() {
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
-            let (socket, _) = listener.accept_raw()?;
-            socket.set_cloexec(true)?;
-            socket
-        }
-        result => result?.0,
-    };
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
 /// Whether the peer's kernel has all that was sent, perhaps but for the FIN, which counts as a byte.
 fn has_arrived(socket: BorrowedFd<'_>) -> bool {
     // There is one kernel, and what it counts is what the peer has not read.
@@ -666,14 +652,12 @@ const BACKLOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The connections that the kernel has established for a listener, and whether that is all of them.
 fn accept_rest(socket: BorrowedFd<'_>) -> (Vec<OwnedFd>, bool) {
-    let listener = SockRef::from(&socket);
     let mut all = true;
     let accept = || loop {
-        match accept_one(&listener) {
-            Ok(socket) => return Some(socket.into()),
+        match syscalls::accept(socket) {
+            Ok(accepted) => return Some(accepted),
             // Of a connection that is gone.
             Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 let short = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
                 // That there are none is said first, and only then whether one is needed.

@@ -1,7 +1,6 @@
 //! A server begins to listen: on each of its pollers, and on none of them if one cannot.
 
 use std::io;
-use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -61,22 +60,8 @@ impl Beginning {
     }
 
     /// They go on.
-    pub(super) fn keep(mut self) -> Started {
-        Started(mem::take(&mut self.started))
-    }
-}
-
-/// Pollers that listen. Dropped, they look whether somebody waits to be accepted: io_uring wakes one of those who wait at the
-/// same listener, and if that one is gone by then, nobody is told.
-pub(super) struct Started(Vec<(Arc<Handle>, Token)>);
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        for (handle, token) in self.0.drain(..) {
-            handle.call(move |poller| {
-                poller.accept_backlog(token);
-            });
-        }
+    pub(super) fn keep(mut self) {
+        self.started.clear();
     }
 }
 

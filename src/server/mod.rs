@@ -294,9 +294,9 @@ impl Opening {
             // A shutdown from now on waits for whoever is on its way.
             server.admission.expect()
         };
-        let started = self.beginning.keep();
+        self.beginning.keep();
         let heir = move |socket| expected.admission().admit(None, socket);
-        self.ahead.hand_over(heir, Box::new(started));
+        self.ahead.hand_over(heir, Box::new(()));
         Ok(self.address)
     }
 }

@@ -27,8 +27,7 @@ impl Driver {
         Ok(token)
     }
 
-    /// Accepts nothing more from this listener until [`resume_listener`](Driver::resume_listener), but for what the
-    /// kernel has accepted already.
+    /// Accepts nothing more from this listener until [`resume_listener`](Driver::resume_listener).
     pub fn pause_listener(&mut self, token: Token) {
         if let Some(Slot::Listener(listener)) = self.slots.get_mut(token) {
             listener.paused = true;
@@ -52,7 +51,7 @@ impl Driver {
         }
     }
 
-    /// Stops accepting. What the kernel has accepted already may still come.
+    /// Stops accepting.
     pub fn unlisten<P: Poll>(&mut self, engine: &mut P, token: Token) {
         if let Some(Slot::Listener(listener)) = self.slots.get_mut(token) {
             if !mem::replace(&mut listener.deregistered, true) {

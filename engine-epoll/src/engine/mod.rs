@@ -71,8 +71,6 @@ pub struct Epoll {
     full: bool,
     /// What a send is described by. Here, since it would have to be zeroed for each.
     vectors: [iovec; SEND_VECTORS_MAX],
-    /// Until an accept has found that the kernel has no accept4(2).
-    has_accept4: bool,
     stats: EngineStats,
 }
 
@@ -106,7 +104,6 @@ impl Epoll {
             left: 0..0,
             full: false,
             vectors: [NO_VECTOR; SEND_VECTORS_MAX],
-            has_accept4: true,
             stats: EngineStats::default(),
         })
     }

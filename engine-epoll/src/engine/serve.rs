@@ -5,7 +5,7 @@ use std::mem;
 
 #[cfg(duopoll_faults)]
 use duopoll_core::faults;
-use duopoll_core::syscalls::{self, uninterrupted};
+use duopoll_core::syscalls::{self, ACCEPTS_PER_TURN, uninterrupted};
 use duopoll_core::{Inputs, Kind, Lease, Next, Operators, Poll, Token};
 use rustix::event::epoll::{Event, EventFlags};
 
@@ -15,8 +15,6 @@ use super::{LISTENER_EVENTS, STREAM_EVENTS};
 use crate::notices;
 use crate::sys;
 
-/// Connections accepted from one listener in one turn.
-const ACCEPT_BATCH_MAX: usize = 64;
 /// Notices taken from an error queue before the rest is left for the next event.
 const NOTICES_MAX: usize = 64;
 
@@ -186,24 +184,23 @@ impl Epoll {
     }
 
     fn accept<O: Operators>(&mut self, token: Token, operators: &mut O) {
-        for _ in 0..ACCEPT_BATCH_MAX {
+        for _ in 0..ACCEPTS_PER_TURN {
             let Some(socket) = self.sockets.get_mut(token) else { return };
             if socket.stopped {
                 return;
             }
             let fd = socket.fd;
             self.stats.syscalls += 1;
-            let result = uninterrupted(|| sys::accept(fd, &mut self.has_accept4));
-            #[cfg(duopoll_faults)]
-            sys::faults::report_again(&self.epoll, fd, LISTENER_EVENTS, token.to_bits());
+            let result = syscalls::accept(fd);
             if let Err(error) = &result {
                 if error.kind() == io::ErrorKind::WouldBlock {
                     socket.readable = false;
+                    // A test may want it to, and the kernel then has reported what there is.
+                    #[cfg(duopoll_faults)]
+                    let _ = sys::epoll_modify(&self.epoll, fd, LISTENER_EVENTS, token.to_bits());
                     return;
                 }
-                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK))
-                {
-                    // Not a listening socket any more: asking again would spin.
+                if syscalls::is_no_listener(error) {
                     socket.stopped = true;
                     socket.readable = false;
                 }

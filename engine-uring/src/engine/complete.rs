@@ -2,53 +2,35 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use duopoll_core::syscalls::{self, HAS_ENDED};
+use duopoll_core::syscalls::{self, ACCEPTS_PER_TURN, HAS_ENDED};
 use duopoll_core::{Kind, Next, Operators, Pending, Token};
 use io_uring::cqueue;
 
-use super::{COMPLETIONS_PER_TURN, Uring, is_accept, saturating};
+use super::{COMPLETIONS_PER_TURN, Uring, saturating};
 use crate::buffers::Taken;
 use crate::socket::Op;
 #[cfg(feature = "zerocopy")]
 use crate::zerocopy::{COPIED, ZeroCopy};
 
-/// Connections accepted in one turn, at most: what else has completed does not wait behind a storm of them.
-const ACCEPTS_PER_TURN: usize = 64;
 /// Bytes up to which a message in a shared buffer is copied out of it, so that it does not keep the whole.
 const COPIED_BYTES_MAX: usize = 2 << 10;
 
 impl Uring {
     pub(super) fn handle_completions<O: Operators>(&mut self, operators: &mut O) {
         self.unhandled.clear();
-        self.accepts_left = ACCEPTS_PER_TURN;
         let mut left = COMPLETIONS_PER_TURN;
-        while self.accepts_left > 0 {
-            let Some(accept) = self.accepts.pop_front() else { break };
-            self.accepts_left -= 1;
-            left -= 1;
-            self.handle(&accept, operators);
-        }
         while left > 0 {
             if self.completions.is_empty() {
                 self.ring.completions(&mut self.completions, left);
             }
             let Some(completion) = self.completions.pop_front() else { break };
-            if is_accept(&completion) {
-                if self.accepts_left == 0 {
-                    self.accepts.push_back(completion);
-                    continue;
-                }
-                self.accepts_left -= 1;
-            }
             left -= 1;
             self.handle(&completion, operators);
         }
         self.turn_told = left < COMPLETIONS_PER_TURN;
-        self.turn_left_more =
-            !self.accepts.is_empty() || !self.completions.is_empty() || self.ring.has_completions();
+        self.turn_left_more = !self.completions.is_empty() || self.ring.has_completions();
     }
 
     /// What completions that were not handled yet say of a stream.
@@ -98,10 +80,6 @@ impl Uring {
         let Some(socket) = self.sockets.get_mut(token) else {
             // A slot is kept until its last completion, so this is a completion that we never asked for.
             self.stats.stale_events += 1;
-            if is_accept(completion) && result >= 0 {
-                // SAFETY: accept gave a new descriptor, which nobody else owns.
-                drop(unsafe { OwnedFd::from_raw_fd(result) });
-            }
             return;
         };
         match op {
@@ -113,9 +91,9 @@ impl Uring {
             Op::Receive => self.received(token, result, operators),
             Op::ReceiveMulti => self.received_multi(token, result, completion.flags(), operators),
             Op::Send => self.sent(token, result, O::output_ack, operators),
-            Op::Accept | Op::AcceptMulti => self.accepted(token, result, operators),
             Op::Connect => self.connected(token, result, operators),
             // Whatever the poll found, the operation itself reports it better.
+            Op::PollIn if socket.kind == Kind::Listener => self.accept(token, operators),
             Op::PollIn => {
                 socket.readable = true;
                 self.receive_later(token);
@@ -302,36 +280,28 @@ impl Uring {
         operators.connected(token, result);
     }
 
-    fn accepted<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {
-        let result = to_result(result).map(|fd| {
-            // SAFETY: accept gave a new descriptor, which nobody else owns.
-            unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
-        });
-        let outcome = match &result {
-            Ok(_) => Outcome::Retry,
-            Err(error) => Outcome::of_error(error),
-        };
-        self.stats.accepts += u64::from(result.is_ok());
-        match (outcome, result) {
-            (Outcome::WouldBlock, _) => self.queue_poll(token, Op::PollIn),
-            (Outcome::Retry, Err(_)) => self.receive_later(token),
-            (_, result) => {
-                let gone = matches!(
-                    result.as_ref().map_err(io::Error::raw_os_error),
-                    Err(Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK))
-                );
-                let next = operators.accepted(token, result);
-                let Some(socket) = self.sockets.get_mut(token) else { return };
-                // Not a listening socket any more: asking again would spin.
-                socket.ended = gone;
-                if next == Next::Stop {
-                    self.stop(token);
-                } else {
-                    // Unless it is still armed.
-                    self.receive_later(token);
+    /// Accepts who waits, and waits for the next. Not by operations that accept: of those that wait at a socket the kernel
+    /// wakes one, in whatever process, and if that one is cancelled by then, nobody is told.
+    fn accept<O: Operators>(&mut self, token: Token, operators: &mut O) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some(socket) = self.sockets.get_mut(token) else { return };
+            if socket.stopped || socket.closing {
+                return;
+            }
+            self.stats.syscalls += 1;
+            let result = syscalls::accept(socket.fd);
+            if let Err(error) = &result {
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    break;
                 }
+                socket.ended = syscalls::is_no_listener(error);
+            }
+            self.stats.accepts += u64::from(result.is_ok());
+            if operators.accepted(token, result) == Next::Stop {
+                return self.stop(token);
             }
         }
+        self.receive_later(token);
     }
 
     fn woken(&mut self, armed: bool) {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::buffers::Buffers;
 use crate::features::{Feature, Features};
 use crate::plan::{self, Plan};
 use crate::ring::Ring;
-use crate::socket::{Op, Socket, Sockets};
+use crate::socket::{Socket, Sockets};
 use crate::unavailable::Unavailable;
 use crate::unhandled::Unhandled;
 #[cfg(feature = "zerocopy")]
@@ -69,10 +69,6 @@ pub struct Uring {
     completions: VecDeque<cqueue::Entry>,
     /// What they say of streams, if anybody has asked in this turn.
     unhandled: Unhandled,
-    /// Accepts that have completed and wait for a later turn.
-    accepts: VecDeque<cqueue::Entry>,
-    /// How many more are handled in this turn.
-    accepts_left: usize,
     /// The last turn left completions for the next.
     turn_left_more: bool,
     /// It had some.
@@ -129,8 +125,6 @@ impl Uring {
             closing: VecDeque::new(),
             completions: VecDeque::with_capacity(COMPLETIONS_PER_TURN),
             unhandled: Unhandled::default(),
-            accepts: VecDeque::new(),
-            accepts_left: 0,
             turn_left_more: false,
             turn_told: false,
             quick_sends: 0,
@@ -325,23 +319,11 @@ impl Poll for Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        self.ring.completions(&mut self.completions, usize::MAX);
-        let untaken = self.accepts.iter().chain(&self.completions);
-        for accept in untaken.filter(|completion| is_accept(completion)) {
-            if accept.result() >= 0 {
-                // SAFETY: accept gave a new descriptor, which nobody else owns.
-                drop(unsafe { OwnedFd::from_raw_fd(accept.result()) });
-            }
-        }
         if self.sockets.values().any(|socket| socket.inbound.is_some()) {
             // The kernel may still write to them.
             mem::forget(self.buffers.take());
         }
     }
-}
-
-fn is_accept(completion: &cqueue::Entry) -> bool {
-    matches!(Op::parse(completion.user_data()), Some((Op::Accept | Op::AcceptMulti, _)))
 }
 
 fn saturating(bytes: usize) -> u32 {

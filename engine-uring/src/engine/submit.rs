@@ -17,7 +17,6 @@ use libc::iovec;
 
 use super::{Uring, saturating};
 use crate::buffers;
-use crate::features::Feature;
 use crate::socket::Op;
 #[cfg(feature = "zerocopy")]
 use crate::zerocopy::{self, REPORT_USAGE, ZeroCopy};
@@ -84,8 +83,7 @@ impl Uring {
                 },
                 Kind::Stream if socket.readable => refused |= !self.queue_receive(token, operators),
                 // Without a buffer.
-                Kind::Stream => self.queue_poll(token, Op::PollIn),
-                Kind::Listener => self.queue_accept(token),
+                Kind::Stream | Kind::Listener => self.queue_poll(token, Op::PollIn),
                 Kind::Connecting => self.queue_poll(token, Op::Connect),
             }
         }
@@ -143,23 +141,6 @@ impl Uring {
         }
         socket.inbound = Some(op);
         socket.fresh = true;
-    }
-
-    fn queue_accept(&mut self, token: Token) {
-        let Some(socket) = self.sockets.get_mut(token) else { return };
-        let (fd, flags) = (socket.fd(), libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
-        let (op, entry) = if self.features.contains(Feature::MultishotAccept) {
-            (Op::AcceptMulti, opcode::AcceptMulti::new(fd).flags(flags).build())
-        } else {
-            let nowhere = std::ptr::null_mut();
-            let accept = opcode::Accept::new(fd, nowhere, std::ptr::null_mut());
-            (Op::Accept, accept.flags(flags).build())
-        };
-        // SAFETY: an accept that asks for no address points to no memory.
-        if unsafe { self.ring.push(&entry.user_data(op.user_data(token))) }.is_err() {
-            return self.receive_later(token);
-        }
-        socket.inbound = Some(op);
     }
 
     /// Waits for readiness, where the kernel did not wait by itself: an older one, or a non-blocking listener.
@@ -299,7 +280,7 @@ impl Uring {
     /// Ends what goes on by itself.
     pub(super) fn cancel_inbound(&mut self, token: Token) {
         let Some(socket) = self.sockets.get_mut(token) else { return };
-        if let Some(op @ (Op::ReceiveMulti | Op::AcceptMulti)) = socket.inbound {
+        if let Some(op @ Op::ReceiveMulti) = socket.inbound {
             if !mem::replace(&mut socket.cancelled, true) {
                 self.to_cancel.push_back(op.user_data(token));
             }

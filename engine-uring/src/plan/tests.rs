@@ -8,12 +8,11 @@ mod restricted {
     use crate::ring::testing::{REFUSED, Refused};
 
     /// What the engine cannot do without.
-    const NEEDED: [u8; 7] = [
+    const NEEDED: [u8; 6] = [
         opcode::RecvMsg::CODE,
         opcode::SendMsg::CODE,
         opcode::Recv::CODE,
         opcode::Send::CODE,
-        opcode::Accept::CODE,
         opcode::PollAdd::CODE,
         opcode::AsyncCancel::CODE,
     ];

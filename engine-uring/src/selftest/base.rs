@@ -2,7 +2,7 @@
 
 use std::io;
 use std::iter;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use duopoll_core::syscalls::{self, EventFd};
 use io_uring::{cqueue, opcode, types::Fd};
@@ -111,20 +111,6 @@ impl Rig {
             libc::ECANCELED => Ok(()),
             _ => Err(broken("does not end a receive that is cancelled")),
         }
-    }
-
-    pub(super) fn accepts(&mut self) -> Result<(), Unavailable> {
-        let listener = peers::unix_listener().map_err(refused("listen"))?;
-        let nowhere = std::ptr::null_mut();
-        let accept = opcode::Accept::new(Fd(listener.as_raw_fd()), nowhere, std::ptr::null_mut());
-        let accept = accept.flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).build();
-        let _peer = peers::connect_to(&listener).map_err(refused("connect"))?;
-        // SAFETY: points to no memory.
-        unsafe { self.push(&accept.user_data(12)) }?;
-        let accepted = self.count_of(12, "IORING_OP_ACCEPT")?;
-        // SAFETY: accept gave a new descriptor, which nobody else owns.
-        drop(unsafe { OwnedFd::from_raw_fd(accepted as i32) });
-        Ok(())
     }
 
     /// What waking relies on.

@@ -7,7 +7,6 @@
 use io_uring::opcode;
 
 use crate::features::Feature;
-use crate::known_bugs;
 use crate::ring::{Ring, Setup};
 use crate::unavailable::Unavailable;
 
@@ -26,9 +25,6 @@ pub(crate) struct Evidence {
 
 /// Does what the engine will do.
 pub(crate) fn test(setup: Setup) -> Result<Evidence, Unavailable> {
-    if let Some(feature) = setup.feature() {
-        has_no_known_bug(feature)?;
-    }
     let ring =
         Ring::with_entries(setup, rig::ENTRIES).map_err(|error| Unavailable::setup(&error))?;
     if !ring.has_base_features() {
@@ -40,7 +36,6 @@ pub(crate) fn test(setup: Setup) -> Result<Evidence, Unavailable> {
         (opcode::RecvMsg::CODE, "RECVMSG"),
         (opcode::Send::CODE, "SEND"),
         (opcode::SendMsg::CODE, "SENDMSG"),
-        (opcode::Accept::CODE, "ACCEPT"),
         (opcode::PollAdd::CODE, "POLL_ADD"),
         (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
     ];
@@ -55,39 +50,20 @@ pub(crate) fn test(setup: Setup) -> Result<Evidence, Unavailable> {
     rig.full_socket_refuses()?;
     rig.shutdown_ends_a_receive()?;
     rig.cancellation_ends_a_receive()?;
-    rig.accepts()?;
     rig.poll_stays_armed()?;
     let features = vec![
         // What others belong to comes first.
-        (Feature::MultishotAccept, optional::accepts_go_on(setup)),
         (Feature::MultishotReceive, optional::receives_go_on(setup, false)),
         (Feature::IncrementalBuffers, optional::receives_go_on(setup, true)),
         (Feature::NoIowait, rig.waits_without_iowait()),
         #[cfg(feature = "zerocopy")]
         (Feature::ZeroCopySend, rig.sends_without_copy()),
     ];
-    let looked_up = |(feature, seen): (Feature, Result<(), Unavailable>)| {
-        (feature, seen.and_then(|()| has_no_known_bug(feature)))
-    };
-    let features: Vec<_> = features.into_iter().map(looked_up).collect();
     // What may pass says nothing about the kernel.
     let passing =
         features.iter().find_map(|(_, seen)| seen.as_ref().err().filter(|e| e.may_pass()));
     match passing {
         Some(unavailable) => Err(unavailable.clone()),
         None => Ok(Evidence { setup, features }),
-    }
-}
-
-/// Whether what passes its test can be relied on.
-fn has_no_known_bug(feature: Feature) -> Result<(), Unavailable> {
-    match known_bugs::of(feature) {
-        None => Ok(()),
-        Some(bug) => Err(Unavailable {
-            step: "known bugs",
-            errno: None,
-            cause: bug.to_string(),
-            remedy: "use a later kernel".into(),
-        }),
     }
 }

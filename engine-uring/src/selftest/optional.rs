@@ -3,7 +3,7 @@
 #[cfg(feature = "zerocopy")]
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use io_uring::{cqueue, opcode, types::Fd};
 #[cfg(feature = "zerocopy")]
@@ -16,28 +16,6 @@ use crate::ring::Setup;
 use crate::unavailable::Unavailable;
 #[cfg(feature = "zerocopy")]
 use crate::zerocopy::REPORT_USAGE;
-
-/// A listener that is armed once accepts twice.
-pub(super) fn accepts_go_on(setup: Setup) -> Result<(), Unavailable> {
-    let mut rig = Rig::new(setup)?;
-    let listener = peers::unix_listener().map_err(refused("listen"))?;
-    let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd()));
-    let accept = accept.flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).build();
-    // SAFETY: points to no memory.
-    unsafe { rig.push(&accept.user_data(5)) }?;
-    rig.enter(0)?;
-    for _ in 0..2 {
-        let _peer = peers::connect_to(&listener).map_err(refused("connect"))?;
-        let completion = rig.completion_of(5)?;
-        let accepted = count(&completion, "IORING_OP_ACCEPT")?;
-        // SAFETY: accept gave a new descriptor, which nobody else owns.
-        drop(unsafe { OwnedFd::from_raw_fd(accepted as i32) });
-        if !cqueue::more(completion.flags()) {
-            return Err(broken("accepts once only"));
-        }
-    }
-    Ok(())
-}
 
 /// A stream that is armed once receives twice, into buffers that it was not given, and learns of the end.
 pub(super) fn receives_go_on(setup: Setup, incremental: bool) -> Result<(), Unavailable> {

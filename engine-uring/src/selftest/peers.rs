@@ -3,25 +3,14 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen,
-    socket_with, socketpair,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+#[cfg(feature = "zerocopy")]
+use rustix::net::{connect, getsockname, socket_with};
 
 /// Two connected Unix stream sockets.
 pub(super) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
-}
-
-/// A listening Unix socket at an address that the kernel chooses.
-pub(super) fn unix_listener() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // unix(7): an address without a name asks for one.
-    bind(&listener, &SocketAddrUnix::new_unnamed())?;
-    listen(&listener, 2)?;
-    Ok(listener)
 }
 
 /// A TCP listener on the loopback interface, at a port that the kernel chooses.
@@ -31,6 +20,7 @@ pub(super) fn tcp_listener() -> io::Result<OwnedFd> {
 }
 
 /// A connection to a listener.
+#[cfg(feature = "zerocopy")]
 pub(super) fn connect_to(listener: &OwnedFd) -> io::Result<OwnedFd> {
     let address = getsockname(listener)?;
     let (family, flags) = (address.address_family(), SocketFlags::CLOEXEC);
