@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use duopoll::time::sleep;
-use duopoll::{Connection, Engine, EventLoop, Listener, Pollers};
+use duopoll::{Connection, EventLoop, Listener, Pollers};
 use pollster::block_on;
 use support::settled::Settled;
 use support::{PATIENCE, Peer, Setup, eventually, poll_once, scaled};
