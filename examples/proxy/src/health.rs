@@ -1,0 +1,54 @@
+//! Active checks: each upstream is connected to, time and again.
+
+use std::sync::Arc;
+
+use duopoll::{Pollers, task, time};
+
+use crate::config::Health;
+use crate::upstream::{Upstream, Upstreams, dialer};
+
+/// Begins to check all of them, on a poller, for as long as that goes on.
+pub(crate) fn begin(upstreams: &Arc<Upstreams>, health: Health, pollers: &Pollers) {
+    if health.interval.0.is_zero() {
+        return;
+    }
+    let upstreams = upstreams.clone();
+    drop(pollers.spawn(move || async move {
+        for index in 0..upstreams.iter().count() {
+            let upstreams = upstreams.clone();
+            drop(task::spawn_local(async move {
+                if let Some(upstream) = upstreams.iter().nth(index) {
+                    check(upstream, health).await;
+                }
+            }));
+        }
+    }));
+}
+
+async fn check(upstream: &Upstream, health: Health) {
+    let dialer = dialer(health.timeout.0);
+    // In a row, that say otherwise than what holds.
+    let mut otherwise = 0;
+    let mut ticks = time::interval(health.interval.0);
+    loop {
+        ticks.tick().await;
+        let checked = upstream.dial(&dialer).await;
+        if checked.is_ok() == upstream.is_up() {
+            otherwise = 0;
+            continue;
+        }
+        otherwise += 1;
+        match checked {
+            Ok(_) if otherwise >= health.rise => {
+                tracing::info!(upstream = %upstream.name, "up");
+                upstream.set_up(true);
+            }
+            Err(error) if otherwise >= health.fall => {
+                tracing::warn!(upstream = %upstream.name, %error, "down");
+                upstream.set_up(false);
+            }
+            _ => continue,
+        }
+        otherwise = 0;
+    }
+}

@@ -1,0 +1,260 @@
+//! What is done for a client: from its first byte to the line in the log.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use duopoll::relay::{Broken, Duplex, Relay, Relayed, Side};
+use duopoll::tls::TlsAcceptor;
+use duopoll::{Address, Connection, Dialer, time};
+
+use crate::config::{Config, Listen};
+use crate::header::{self, Ends};
+use crate::sources::Sources;
+use crate::upstream::{Upstream, Upstreams, dialer};
+use crate::{admin, tls};
+
+pub(crate) struct Proxy {
+    entries: Vec<Entry>,
+    pub(crate) upstreams: Arc<Upstreams>,
+    dialer: Dialer,
+    relay: Relay,
+    sources: Sources,
+    begin_timeout: Duration,
+    tries: usize,
+    logs: bool,
+    pub(crate) figures: Figures,
+}
+
+/// What is expected of the clients of a listener.
+struct Entry {
+    address: Address,
+    accept_proxy: bool,
+    tls: Option<TlsAcceptor>,
+}
+
+admin::figures! {
+    /// What has happened to clients.
+    Figures {
+        "Clients that were let in"
+        clients,
+        "Clients that were refused since their address had as many connections as it may"
+        refused_sources,
+        "Clients that were refused since no upstream could be connected to"
+        refused_upstreams,
+        "Clients whose PROXY header was none, or too late"
+        bad_headers,
+        "Clients whose TLS handshake failed"
+        failed_handshakes,
+        "Upstreams that were tried after another one for the same client"
+        retries,
+        "Bytes from clients to upstreams, of connections that have ended"
+        bytes_there,
+        "Bytes from upstreams to clients, of connections that have ended"
+        bytes_back,
+        "Connections that a client has reset"
+        client_resets,
+        "Connections that an upstream has reset"
+        upstream_resets,
+        "Connections that were over time"
+        timeouts,
+    }
+}
+
+/// What is told of a client in the log.
+struct Story {
+    begun: Instant,
+    client: Option<SocketAddr>,
+    /// Whom the PROXY header has named, or else the client.
+    source: Option<SocketAddr>,
+}
+
+impl Proxy {
+    pub(crate) fn new(config: &Config) -> io::Result<Proxy> {
+        let entries = config.listen.iter().map(|listen| Entry::new(listen, config));
+        let mut relay = Relay::new();
+        if let Some(timeout) = config.idle_timeout {
+            relay = relay.idle_timeout(timeout.0);
+        }
+        if let Some(timeout) = config.write_timeout {
+            relay = relay.write_timeout(timeout.0);
+        }
+        let upstreams = Upstreams::new(&config.upstream, config.balance, config.ejection);
+        Ok(Proxy {
+            entries: entries.collect::<io::Result<_>>()?,
+            upstreams: Arc::new(upstreams),
+            dialer: dialer(config.connect_timeout.0),
+            relay,
+            sources: Sources::new(config.max_per_source),
+            begin_timeout: config.begin_timeout.0,
+            tries: config.tries,
+            logs: config.log.access,
+            figures: Figures::default(),
+        })
+    }
+
+    /// Serves a client to its end.
+    pub(crate) async fn serve(&self, mut client: Connection) {
+        self.figures.clients.add(1);
+        let peer = client.peer_addr().ok().and_then(|address| address.tcp());
+        let local = client.local_addr().ok();
+        let entry = local.as_ref().and_then(|local| self.entry(local));
+        let mut ends = peer.zip(local.as_ref().and_then(Address::tcp));
+        if entry.is_some_and(|entry| entry.accept_proxy) {
+            let read = time::timeout(self.begin_timeout, header::read(&mut client)).await;
+            match read.map_err(io::Error::from).and_then(|read| read) {
+                Ok(told) => ends = told.map(|told| (told.source, told.destination)).or(ends),
+                Err(error) => {
+                    self.figures.bad_headers.add(1);
+                    tracing::debug!(client = ?peer, %error, "no PROXY header");
+                    return client.abort();
+                }
+            }
+        }
+        let source = ends.map(|(source, _)| source);
+        let story = Story { begun: Instant::now(), client: peer, source };
+        let Some(_place) = self.sources.enter(source.map(|source| source.ip())) else {
+            self.figures.refused_sources.add(1);
+            tracing::debug!(client = ?peer, ?source, "it has too many connections");
+            return client.abort();
+        };
+        let ends = ends.map(|(source, destination)| Ends { source, destination });
+        match entry.and_then(|entry| entry.tls.as_ref()) {
+            None => self.join(client, ends, &story).await,
+            Some(tls) => match tls.accept(client).await {
+                Ok(client) => self.join(client, ends, &story).await,
+                Err(error) => {
+                    self.figures.failed_handshakes.add(1);
+                    tracing::debug!(client = ?peer, %error, "no TLS");
+                }
+            },
+        }
+    }
+
+    /// Connects a client to an upstream.
+    async fn join(&self, client: impl Duplex, ends: Option<Ends>, story: &Story) {
+        let mut tried = Vec::new();
+        loop {
+            let chosen =
+                if tried.len() < self.tries { self.upstreams.choose(&tried) } else { None };
+            let Some(upstream) = chosen else {
+                self.figures.refused_upstreams.add(1);
+                tracing::debug!(client = ?story.client, tries = tried.len(), "no upstream");
+                return client.control().abort();
+            };
+            if !tried.is_empty() {
+                self.figures.retries.add(1);
+            }
+            let place = upstream.enter();
+            match self.connect(upstream, ends).await {
+                Ok(connection) => {
+                    upstream.connections.fetch_add(1, Ordering::Relaxed);
+                    let connected = story.begun.elapsed();
+                    let relayed = self.relay.run(client, connection).await;
+                    drop(place);
+                    return self.ended(upstream, &relayed, story, connected);
+                }
+                Err(error) => {
+                    tracing::debug!(upstream = %upstream.name, %error, "no connection");
+                    self.upstreams.failed(upstream);
+                    tried.push(upstream);
+                }
+            }
+        }
+    }
+
+    async fn connect(&self, upstream: &Upstream, ends: Option<Ends>) -> io::Result<Connection> {
+        let mut connection = upstream.dial(&self.dialer).await?;
+        if let Some(version) = upstream.send_proxy {
+            connection.write(&header::of(version, ends)?)?;
+            connection.flush().await?;
+        }
+        Ok(connection)
+    }
+
+    /// Counts how it has ended, and logs it.
+    fn ended(&self, upstream: &Upstream, relayed: &Relayed, story: &Story, connected: Duration) {
+        let Relayed { there, back, result, .. } = relayed;
+        self.figures.bytes_there.add(*there);
+        self.figures.bytes_back.add(*back);
+        let end = match result {
+            Ok(()) => "ended",
+            Err(Broken { error, .. }) if error.kind() == io::ErrorKind::TimedOut => {
+                self.figures.timeouts.add(1);
+                "over time"
+            }
+            Err(Broken { side: Side::First, .. }) => {
+                self.figures.client_resets.add(1);
+                "reset by the client"
+            }
+            Err(Broken { side: Side::Second, .. }) => {
+                self.figures.upstream_resets.add(1);
+                "reset by the upstream"
+            }
+        };
+        match result {
+            Err(Broken { side: Side::Second, .. }) if *back == 0 => self.upstreams.failed(upstream),
+            _ => self.upstreams.succeeded(upstream),
+        }
+        if self.logs {
+            let text = |address: Option<SocketAddr>| {
+                address.map_or_else(|| "unix".into(), |address| address.to_string())
+            };
+            tracing::info!(
+                target: "access",
+                client = text(story.client),
+                source = text(story.source),
+                upstream = upstream.name,
+                there,
+                back,
+                connect_ms = connected.as_secs_f64() * 1e3,
+                ms = story.begun.elapsed().as_secs_f64() * 1e3,
+                end,
+            );
+        }
+    }
+
+    /// The listener that a client has come by.
+    fn entry(&self, local: &Address) -> Option<&Entry> {
+        if let [one] = &self.entries[..] {
+            return Some(one);
+        }
+        let same = self.entries.iter().find(|entry| entry.address == *local);
+        // One that listens at all addresses of a port.
+        same.or_else(|| {
+            let port = local.tcp()?.port();
+            self.entries.iter().find(|entry| {
+                let at = entry.address.tcp();
+                at.is_some_and(|at| at.ip().is_unspecified() && at.port() == port)
+            })
+        })
+    }
+}
+
+impl Entry {
+    fn new(listen: &Listen, config: &Config) -> io::Result<Entry> {
+        let tls = listen.tls.as_ref().map(|tls| tls::acceptor(tls, config.begin_timeout.0));
+        Ok(Entry {
+            address: listen.address.clone(),
+            accept_proxy: listen.accept_proxy,
+            tls: tls.transpose()?,
+        })
+    }
+}
+
+/// A figure that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, more: u64) {
+        // Relaxed: each figure stands for itself.
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

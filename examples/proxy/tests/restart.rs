@@ -1,0 +1,109 @@
+//! A new proxy in the place of an old one, while clients come and stay.
+
+mod support;
+
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use support::{
+    ENGINES, FAMILIES, Family, PATIENCE, Proxy, Stream, any, echo, eventually, listen, nowhere,
+    path, upstream,
+};
+
+const RESTARTS: usize = 5;
+const LONG: usize = 10;
+
+/// Keeps talking on a connection that was there before, through all restarts.
+fn talks(mut client: Stream, over: &AtomicBool, said: &AtomicU64) {
+    let mut number = 0u64;
+    while !over.load(Ordering::Relaxed) {
+        let message = number.to_be_bytes();
+        assert_eq!(client.round_trip(&message).expect("it goes on"), message);
+        number += 1;
+        said.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn restarts_under_load_lose_nobody() {
+    for (engine, family) in ENGINES.iter().flat_map(|engine| FAMILIES.map(|f| (*engine, f))) {
+        let (serves, handover, admin) = (upstream(family, echo), path("handover"), nowhere());
+        let start = |at: &str| {
+            let handover = handover.to_str().expect("text");
+            Proxy::start(&format!(
+                "--engine {engine} --pollers 2 --listen {at} --upstream {serves} --handover {handover} \
+             --admin {admin} --grace 3600"
+            ))
+        };
+        let mut proxy = start(&listen(family));
+        let at = proxy.addresses[0].clone();
+        let mut old = Vec::new();
+        let (over, come, said) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        thread::scope(|scope| {
+            for _ in 0..LONG {
+                let client = proxy.connect();
+                scope.spawn(|| talks(client, &over, &said));
+            }
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let begun = Instant::now();
+                    while !over.load(Ordering::Relaxed) && begun.elapsed() < PATIENCE {
+                        let mut client = Stream::connect(&at);
+                        assert_eq!(client.round_trip(b"hello").expect("served"), b"hello");
+                        come.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            for _ in 0..RESTARTS {
+                let before = (come.load(Ordering::Relaxed), said.load(Ordering::Relaxed));
+                let next = start(&at);
+                assert_eq!(next.addresses[0], at);
+                old.push(std::mem::replace(&mut proxy, next));
+                eventually("they come, and go on", || {
+                    come.load(Ordering::Relaxed) > before.0 + 20
+                        && said.load(Ordering::Relaxed) > before.1 + 20
+                });
+                assert_eq!(Proxy::get(&admin, "/healthz").0, 200);
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        for mut old in old {
+            assert!(old.ended().success());
+        }
+        drop(Stream::connect(&at));
+    }
+}
+
+#[test]
+fn what_systemd_has_opened_is_listened_at() {
+    let serves = upstream(Family::V4, echo);
+    let opened = std::net::TcpListener::bind(any(Family::V6)).expect("bound");
+    let address = opened.local_addr().expect("bound").to_string();
+    // Another process has this number, and the shell that becomes the proxy has it, too.
+    let mut command = Command::new("sh");
+    let run = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
+    command.args([
+        "-c",
+        run,
+        "sh",
+        env!("CARGO_BIN_EXE_proxy"),
+        "--systemd",
+        "--upstream",
+        &serves,
+    ]);
+    let fd = opened.as_raw_fd();
+    // SAFETY: dup2 may be called between fork and exec.
+    unsafe {
+        command.pre_exec(move || match libc::dup2(fd, 3) {
+            3 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let proxy = Proxy::of(command);
+    assert_eq!(proxy.addresses, [address]);
+    assert_eq!(proxy.connect().round_trip(b"x").expect("served"), b"x");
+}
