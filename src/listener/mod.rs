@@ -73,7 +73,8 @@ impl Listener {
     /// connections inherit.
     ///
     /// # Errors
-    /// What socket(2), bind(2) and listen(2) say, for instance `EADDRINUSE`;
+    /// What socket(2), bind(2) and listen(2) say, for instance `EADDRINUSE`, also for some milliseconds after a process was killed
+    /// that had listened there on io_uring: the kernel takes its ring down behind it;
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a text that is no address.
     pub fn bind(address: impl IntoAddress) -> io::Result<Listener> {
         Listener::options().bind(address)

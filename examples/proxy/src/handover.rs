@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use duopoll::{Address, Connection, Listener, Pollers, WeakServer, restart, task, time};
 
+use crate::listening;
+
 /// How long either process waits for the other.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the place is waited for, which the last process leaves when it has handed over.
-const LEAVING: (u32, Duration) = (100, Duration::from_millis(20));
 
 /// The process that runs there, if one does.
 pub(crate) fn last(path: &Path) -> io::Result<Option<UnixStream>> {
@@ -37,18 +37,7 @@ pub(crate) fn begin(
     servers: Vec<WeakServer>,
     handed: Sender<crate::Stop>,
 ) -> io::Result<()> {
-    let options = Listener::options().mode(0o600).take_over_stale(true);
-    let mut tries = 0;
-    let listener = loop {
-        match options.bind(Address::Unix(path.to_owned())) {
-            // The last process has confirmed, and is about to leave.
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < LEAVING.0 => {
-                tries += 1;
-                std::thread::sleep(LEAVING.1);
-            }
-            bound => break bound?,
-        }
-    };
+    let listener = listening::bind(Listener::options().mode(0o600), &Address::Unix(path.into()))?;
     let listener = listener.pollers(pollers.clone());
     drop(pollers.spawn(move || async move {
         loop {

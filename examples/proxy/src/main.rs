@@ -6,6 +6,7 @@ mod flags;
 mod handover;
 mod header;
 mod health;
+mod listening;
 mod log;
 mod proxy;
 mod sources;
@@ -14,20 +15,18 @@ mod upstream;
 
 use std::env;
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use duopoll::restart::{TakenOver, take_over};
+use duopoll::restart::TakenOver;
 use duopoll::{Address, Builder, Connection, EventLoop, Listener, Server, Service, WhenFull};
-use listenfd::ListenFd;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::proxy::Proxy;
 
 /// Why the process is to end.
@@ -62,7 +61,7 @@ fn run(mut config: Config) -> io::Result<()> {
         Some(path) => handover::last(path)?,
         None => None,
     };
-    let (listeners, taken) = listeners(&mut config, last.as_mut())?;
+    let (listeners, taken) = listening::listeners(&mut config, last.as_mut())?;
     let proxy = Arc::new(Proxy::new(&config)?);
     let builder = builder(&config);
     let weak = builder.weak_server();
@@ -83,7 +82,7 @@ fn run(mut config: Config) -> io::Result<()> {
         let builder = EventLoop::builder().on(server.pollers().clone());
         servers.push(builder.weak_server());
         let service = admin::service(builder, proxy.clone(), weak);
-        let (listener, taken) = admin_listener(address, last.as_mut())?;
+        let (listener, taken) = listening::one(address, last.as_mut())?;
         admin = Some(serve(service, vec![listener])?);
         confirm(taken)?;
     }
@@ -136,83 +135,8 @@ fn serve(service: Service, listeners: Vec<Listener>) -> io::Result<Server> {
     Ok(server)
 }
 
-/// Where to listen: what the last process has, what systemd has opened, and the rest is bound.
-fn listeners(
-    config: &mut Config,
-    last: Option<&mut UnixStream>,
-) -> io::Result<(Vec<Listener>, Option<TakenOver>)> {
-    let mut listeners = Vec::new();
-    if config.systemd {
-        for listener in of_systemd()? {
-            let address = listener.local_addr()?;
-            if !config.listen.iter().any(|listen| listen.address == address) {
-                config.listen.push(Listen { address, accept_proxy: false, tls: None });
-            }
-            listeners.push(listener);
-        }
-    }
-    let mut taken = last.map(|last| take_over(last.try_clone()?)).transpose()?;
-    for listener in taken.iter_mut().flat_map(TakenOver::listeners) {
-        let address = listener.local_addr()?;
-        // What is not listened at any more is left to the last process.
-        if config.listen.iter().any(|listen| listen.address == address) {
-            listeners.push(listener);
-        }
-    }
-    for listen in &config.listen {
-        let is_there = |listener: &Listener| {
-            listener.local_addr().is_ok_and(|address| address == listen.address)
-        };
-        if !listeners.iter().any(is_there) {
-            listeners.push(bind(&listen.address)?);
-        }
-    }
-    Ok((listeners, taken))
-}
-
-fn bind(address: &Address) -> io::Result<Listener> {
-    let stale = matches!(address, Address::Unix(_));
-    Listener::options().take_over_stale(stale).bind(address)
-}
-
-/// That of the last process, or a new one.
-fn admin_listener(
-    address: &Address,
-    last: Option<&mut UnixStream>,
-) -> io::Result<(Listener, Option<TakenOver>)> {
-    // The last process may have had none, and then it has ended the conversation.
-    let taken = last.map(|last| take_over(last.try_clone()?)).transpose();
-    let mut taken = match taken {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
-        taken => taken?,
-    };
-    let listeners = taken.as_mut().map(TakenOver::listeners).unwrap_or_default();
-    let at = |listener: &Listener| listener.local_addr().is_ok_and(|at| at == *address);
-    match listeners.into_iter().find(at) {
-        Some(listener) => Ok((listener, taken)),
-        None => Ok((bind(address)?, taken)),
-    }
-}
-
 fn confirm(taken: Option<TakenOver>) -> io::Result<()> {
     taken.map_or(Ok(()), TakenOver::confirm)
-}
-
-fn of_systemd() -> io::Result<Vec<Listener>> {
-    let mut sockets = ListenFd::from_env();
-    (0..sockets.len())
-        .map(|index| {
-            // It looks what the socket is, and gives it back if it is something else.
-            match sockets.take_unix_listener(index) {
-                Ok(Some(listener)) => Ok(listener.into()),
-                Ok(None) => Err(io::Error::other("a socket of systemd's was taken already")),
-                Err(_) => match sockets.take_tcp_listener(index)? {
-                    Some(listener) => Ok(listener.into()),
-                    None => Err(io::Error::other("a socket of systemd's was taken already")),
-                },
-            }
-        })
-        .collect()
 }
 
 fn watch_signals(stop: Sender<Stop>) -> io::Result<()> {
