@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use crate::address::Address;
 use crate::load;
 use crate::plan::{self, Choice, Profile};
+use crate::proxy;
 use crate::resp::RespServer;
 use crate::rounds::{self, Settings, minutes};
 use crate::scenario;
@@ -16,7 +17,7 @@ use crate::web;
 use crate::web::shape::App;
 
 const HELP: &str = "\
-Compares echo, RESP, HTTP and gRPC servers, each in a process of its own, in interleaved rounds.
+Compares echo, RESP, HTTP and gRPC servers, and proxies, each in a process of its own, in interleaved rounds.
 
 compare [OPTIONS]
   --quick                 about a minute
@@ -41,6 +42,9 @@ compare serve NAME --listen ADDRESS [--burst BYTES] [--framed]
 compare web NAME --listen IP:PORT --app plain|json|grpc [--threads N] [--tls FOLDER]
   runs one server of HTTP or gRPC; FOLDER has certificate.pem and key.pem
 
+compare proxy NAME --listen IP:PORT --upstream IP:PORT [--threads N]
+  runs one proxy
+
 compare load SPEC
   runs the load generator with a specification in JSON and prints the outcome in JSON
 ";
@@ -51,6 +55,7 @@ pub fn main() -> ExitCode {
     let result = match words.first().map(String::as_str) {
         Some("serve") => serve(&words[1..]),
         Some("web") => serve_web(&words[1..]),
+        Some("proxy") => serve_proxy(&words[1..]),
         Some("load") => run_load(&words[1..]),
         _ => compare(&words),
     };
@@ -72,7 +77,7 @@ fn value<'a>(
 }
 
 fn number<T: std::str::FromStr>(text: &str, option: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{option}: {text:?} is not a number that fits"))
+    text.parse().map_err(|_| format!("{option}: {text:?} is none"))
 }
 
 fn serve(words: &[String]) -> Result<(), String> {
@@ -128,6 +133,31 @@ fn serve_web(words: &[String]) -> Result<(), String> {
             run(&options).map_err(describe)
         }
         web::Start::Go | web::Start::Nginx => Err(format!("{name} is a program of its own")),
+    }
+}
+
+fn serve_proxy(words: &[String]) -> Result<(), String> {
+    let mut words = words.iter();
+    let name = value(&mut words, "proxy")?;
+    let (mut listen, mut upstream, mut threads) = (None, None, 1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--listen" => listen = Some(number(value(&mut words, word)?, word)?),
+            "--upstream" => upstream = Some(number(value(&mut words, word)?, word)?),
+            "--threads" => threads = number(value(&mut words, word)?, word)?,
+            other => return Err(format!("unknown option {other:?}")),
+        }
+    }
+    let describe = |error: io::Error| format!("{name}: {error}");
+    let server = proxy::find(name).ok_or_else(|| format!("no proxy named {name:?}"))?;
+    let listen = listen.ok_or("proxy needs --listen IP:PORT")?;
+    let upstream = upstream.ok_or("proxy needs --upstream IP:PORT")?;
+    sys_limits().map_err(describe)?;
+    match server.start {
+        proxy::Start::Function(run) => {
+            run(&proxy::Options { listen, upstream, threads }).map_err(describe)
+        }
+        _ => Err(format!("{name} is a program of its own")),
     }
 }
 
@@ -200,6 +230,10 @@ fn list() -> String {
     }
     text += "Web servers:\n";
     for server in web::all() {
+        text += &format!("  {:<14} {}\n", server.name, server.about);
+    }
+    text += "Proxies:\n";
+    for server in proxy::all() {
         text += &format!("  {:<14} {}\n", server.name, server.about);
     }
     text += "Scenarios, with the time that a full run takes for them:\n";

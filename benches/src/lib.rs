@@ -8,6 +8,7 @@
 //!
 //! - [`servers`]: every server, one file each, behind one table.
 //! - [`load`]: the load generator, a single-threaded epoll loop of its own.
+//! - [`proxy`]: proxies between the load generator and an echo server.
 //! - [`web`]: servers of HTTP, gRPC and TLS, and the tools that drive them.
 //! - [`scenario`] and [`plan`]: what is measured, for how long, with how many rounds.
 //! - [`rounds`]: runs a plan. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
@@ -20,6 +21,7 @@ pub mod golang;
 pub mod load;
 pub mod plan;
 pub mod process;
+pub mod proxy;
 pub mod report;
 pub mod resp;
 pub mod rounds;

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use crate::proxy;
 use crate::scenario::{self, Scenario, Work};
 use crate::servers::{self, Role, Server};
 use crate::web;
@@ -31,6 +32,8 @@ pub struct Step {
     pub servers: Vec<&'static Server>,
     /// Web servers, in the order of a round. Empty for the others.
     pub web_servers: Vec<&'static web::Server>,
+    /// Proxies, in the order of a round. Empty for the others.
+    pub proxies: Vec<&'static proxy::Server>,
     /// Rounds.
     pub rounds: usize,
     /// Whether peers outside the core sit out every second round.
@@ -54,6 +57,7 @@ impl Step {
         match self.scenario.work {
             Work::Resp { .. } => resp_servers * self.rounds,
             Work::Web(_) => self.web_servers.len() * self.rounds,
+            Work::Proxy { .. } => self.proxies.len() * self.rounds,
             Work::Load(_) => (0..self.rounds)
                 .map(|round| self.servers.iter().filter(|s| self.takes_part(s, round)).count())
                 .sum(),
@@ -63,7 +67,7 @@ impl Step {
     /// About how long the step takes.
     pub fn estimate(&self, resp_servers: usize) -> Duration {
         let (connections, settle_ms, runs) = match &self.scenario.work {
-            Work::Load(shape) => (
+            Work::Load(shape) | Work::Proxy { shape, .. } => (
                 shape.connections + shape.idle + shape.slow,
                 if shape.settle { SETTLE_MS } else { 0 },
                 if shape.slow > 0 { 2 } else { 1 },
@@ -73,7 +77,8 @@ impl Step {
         };
         let run_ms = self.warm_ms + self.measure_ms + settle_ms + 60;
         let cell_ms = run_ms * runs + connections as u64 * 50 / 1000;
-        let trace_ms = if self.trace { self.servers.len() as u64 * 1300 } else { 0 };
+        let traced = self.servers.len() + self.proxies.len();
+        let trace_ms = if self.trace { traced as u64 * 1300 } else { 0 };
         Duration::from_millis(cell_ms * self.cells(resp_servers) as u64 + trace_ms)
     }
 
@@ -110,7 +115,10 @@ pub struct Choice {
 /// Lays out the steps of a run.
 pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
     for name in &choice.servers {
-        if servers::find(name).is_none() && web::find(name).is_none() {
+        let is_known = servers::find(name).is_some()
+            || web::find(name).is_some()
+            || proxy::find(name).is_some();
+        if !is_known {
             return Err(format!("no server named {name:?}; see --list"));
         }
     }
@@ -130,21 +138,28 @@ pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
         let Some(mut step) = step(profile, scenario, named) else {
             continue;
         };
-        let web_shape = match &step.scenario.work {
-            Work::Web(shape) => Some(shape.clone()),
-            Work::Load(_) | Work::Resp { .. } => None,
-        };
-        let chosen = |name| choice.servers.iter().any(|chosen| chosen == name);
-        if let Some(shape) = web_shape {
-            let all = choice.servers.is_empty();
-            let wanted = |server: &&web::Server| all || chosen(server.name);
-            let able = |server: &&web::Server| (server.serves)(&shape);
-            step.servers.clear();
-            step.web_servers = web::all().iter().filter(able).filter(wanted).collect();
-            step.spare_peers = false;
-        } else if !choice.servers.is_empty() {
-            step.servers = servers::all().iter().filter(|server| chosen(server.name)).collect();
-            step.spare_peers = false;
+        let all = choice.servers.is_empty();
+        let chosen = |name| all || choice.servers.iter().any(|chosen| chosen == name);
+        match step.scenario.work.clone() {
+            Work::Web(shape) => {
+                let able = |server: &&web::Server| (server.serves)(&shape) && chosen(server.name);
+                step.servers.clear();
+                step.web_servers = web::all().iter().filter(able).collect();
+                step.spare_peers = false;
+            }
+            Work::Proxy { threads, .. } => {
+                let able = |server: &&proxy::Server| {
+                    (threads == 1 || server.has_threads) && chosen(server.name)
+                };
+                step.servers.clear();
+                step.proxies = proxy::all().iter().filter(able).collect();
+                step.spare_peers = false;
+            }
+            Work::Load(_) | Work::Resp { .. } if !all => {
+                step.servers = servers::all().iter().filter(|server| chosen(server.name)).collect();
+                step.spare_peers = false;
+            }
+            Work::Load(_) | Work::Resp { .. } => {}
         }
         step.rounds = choice.rounds.unwrap_or(step.rounds);
         step.measure_ms = choice.measure_ms.unwrap_or(step.measure_ms);
@@ -168,6 +183,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
             (in_quick || named).then_some(Step {
                 servers: if closed_at_100 { everyone } else { core },
                 web_servers: Vec::new(),
+                proxies: Vec::new(),
                 scenario,
                 rounds: 1,
                 spare_peers: false,
@@ -183,7 +199,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 "unix" => matches!(name, "unix-64x100" | "unix-1kx100" | "unix-open-64x100-50"),
                 "resp" => !name.starts_with("resp-ping"),
                 // An hour of their own.
-                "http" | "h2" | "grpc" | "tls" => false,
+                "http" | "h2" | "grpc" | "tls" | "proxy" => false,
                 _ => true,
             };
             let slow = scenario.group == "slow";
@@ -199,6 +215,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
             (key || rest).then_some(Step {
                 servers,
                 web_servers: Vec::new(),
+                proxies: Vec::new(),
                 scenario,
                 rounds: if key { 5 } else { 3 },
                 spare_peers: key,
@@ -211,13 +228,14 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
         Profile::Thorough => Some(Step {
             // Beside thousands of other connections it would be their beginning that is counted.
             trace: match &scenario.work {
-                Work::Load(shape) => shape.idle + shape.slow < 1000,
+                Work::Load(shape) | Work::Proxy { shape, .. } => shape.idle + shape.slow < 1000,
                 Work::Web(shape) => !shape.silent && shape.threads == 1,
                 Work::Resp { .. } => false,
             },
             scenario,
             servers: everyone,
             web_servers: Vec::new(),
+            proxies: Vec::new(),
             rounds: 5,
             spare_peers: false,
             warm_ms: 500,

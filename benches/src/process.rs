@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -158,6 +158,31 @@ pub fn machine_cpu_ns() -> io::Result<u64> {
         return Err(io::Error::new(ErrorKind::InvalidData, "no CPU times in /proc/stat"));
     };
     Ok((user + nice + system + irq + softirq) * TICK_NS)
+}
+
+/// The folder that cargo builds in, two levels above this executable.
+pub fn target_folder() -> PathBuf {
+    let executable = std::env::current_exe().unwrap_or_default();
+    executable.ancestors().nth(2).unwrap_or(Path::new("target")).to_owned()
+}
+
+/// Has cargo build something in release mode, or says why there is none.
+pub fn build(what: &str, arguments: &[&str]) -> Result<(), String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--release"])
+        .args(arguments)
+        .arg("--target-dir")
+        .arg(target_folder())
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("cargo build: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{what} does not build and is left out: {}", complaint.trim()))
 }
 
 /// Whether a program can be started.

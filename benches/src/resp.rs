@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -73,31 +73,13 @@ pub fn available() -> Result<(), String> {
     }
 }
 
-/// The folder that cargo builds in, two levels above this executable.
-fn target_folder() -> PathBuf {
-    let executable = std::env::current_exe().unwrap_or_default();
-    executable.ancestors().nth(2).unwrap_or(Path::new("target")).to_owned()
-}
-
 fn example() -> PathBuf {
-    target_folder().join("release/examples/redis")
+    process::target_folder().join("release/examples/redis")
 }
 
 /// Builds this project's example, or says why there is none.
 pub fn build_example() -> Result<(), String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["build", "--release", "--package", "duopoll", "--example", "redis", "--target-dir"])
-        .arg(target_folder())
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("cargo build: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    Err(format!("the Redis example does not build and is left out: {}", complaint.trim()))
+    process::build("the Redis example", &["--package", "duopoll", "--example", "redis"])
 }
 
 /// Measures one server: a short run to warm up and to learn its speed, then one that takes about

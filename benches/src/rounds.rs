@@ -11,6 +11,7 @@ use crate::golang;
 use crate::load::{Mode, Outcome, Spec};
 use crate::plan::{SETTLE_MS, Step};
 use crate::process::{self, ServerProcess};
+use crate::proxy;
 use crate::report::{self, Report, Row, Sample, Table};
 use crate::resp::{self, RespServer};
 use crate::scenario::{Pace, Shape, Work};
@@ -46,6 +47,7 @@ pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
             Work::Load(ref shape) => runner.load_step(step, shape),
             Work::Resp { command, pipeline } => runner.resp_step(step, command, pipeline),
             Work::Web(ref shape) => runner.web_step(step, shape),
+            Work::Proxy { ref shape, threads } => runner.proxy_step(step, shape, threads),
         };
         runner.progress.clear();
         if let Some(table) = table {
@@ -113,6 +115,11 @@ impl<'a> Runner<'a> {
                 }
                 found
             });
+        }
+        let proxies = || steps.iter().flat_map(|step| &step.proxies);
+        if proxies().any(|proxy| matches!(proxy.start, proxy::Start::Ours(_))) {
+            // Without it, its runs fail and say so.
+            notes.extend(process::build("the proxy", &["--package", "duopoll-proxy"]).err());
         }
         let mut trace = settings.trace && steps.iter().any(|step| step.trace);
         if trace && let Err(note) = trace::available() {
@@ -310,6 +317,79 @@ impl<'a> Runner<'a> {
             }
         };
         Ok(Mode::Open { rate: peak * f64::from(percent) / 100.0 })
+    }
+
+    // ---- proxies --------------------------------------------------------------------------------
+
+    fn proxy_step(&mut self, step: &Step, shape: &Shape, threads: usize) -> Option<Table> {
+        let mut proxies = step.proxies.clone();
+        proxies.retain(|proxy| match proxy::available(proxy) {
+            Ok(()) => true,
+            Err(note) => {
+                self.note(note);
+                false
+            }
+        });
+        let mut rows: Vec<Row> =
+            proxies.iter().map(|proxy| Row::new(proxy.name, proxy.role, step.rounds)).collect();
+        let name = &step.scenario.name;
+        for round in 0..step.rounds {
+            for (index, (proxy, row)) in proxies.iter().zip(&mut rows).enumerate() {
+                self.progress.cell(name, round, step.rounds, proxy.name, index == 0);
+                let relayed = self.relayed(proxy, shape, threads, |runner, process, listen| {
+                    let mode = runner.mode(shape, step)?;
+                    let (warm, measure) = (step.warm_ms, step.measure_ms);
+                    runner.load(&runner.spec(process, listen, shape, mode, warm, measure))
+                });
+                match relayed {
+                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
+                    Err(error) => {
+                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
+                    }
+                }
+            }
+        }
+        if step.trace && self.trace && threads == 1 {
+            for (proxy, row) in proxies.iter().zip(&mut rows) {
+                self.progress.trace(name, proxy.name);
+                let relayed = self.relayed(proxy, shape, threads, |runner, process, listen| {
+                    let mode = runner.mode(shape, step)?;
+                    let spec = runner.spec(process, listen, shape, mode, 100, 900);
+                    trace::count(process.pid(), runner.settings.client_core, || {
+                        Ok(runner.load(&spec)?.requests_in_all)
+                    })
+                });
+                match relayed {
+                    Ok(calls) => row.calls = Some(calls),
+                    Err(error) => {
+                        self.note(format!("{name}, {}, system calls: {error}", row.server));
+                    }
+                }
+            }
+        }
+        Some(Table::new(step, proxy::YARDSTICK, rows))
+    }
+
+    /// Starts a proxy in front of an echo server, which shares the load generator's core.
+    fn relayed<T>(
+        &mut self,
+        proxy: &proxy::Server,
+        shape: &Shape,
+        threads: usize,
+        measure: impl FnOnce(&mut Self, &ServerProcess, &Address) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let (upstream, listen) = (process::tcp_address()?, process::tcp_address()?);
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["serve", YARDSTICK, "--listen", &upstream.to_string()])
+            .args(["--burst", &shape.burst_bytes().to_string()]);
+        let client_core = self.settings.client_core;
+        let _upstream = ServerProcess::start(command, client_core, &upstream)?;
+        let options = proxy::Options { listen: listen.tcp()?, upstream: upstream.tcp()?, threads };
+        let command = proxy::command(proxy, &options, &resp::scratch_folder()?)?;
+        let core = (threads == 1).then_some(self.settings.server_core);
+        let process = ServerProcess::start(command, core, &listen)?;
+        measure(self, &process, &listen)
     }
 
     // ---- RESP -----------------------------------------------------------------------------------

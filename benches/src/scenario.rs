@@ -28,6 +28,13 @@ pub enum Work {
         /// Requests in a pipeline.
         pipeline: usize,
     },
+    /// Our own load generator drives an echo server through a proxy.
+    Proxy {
+        /// The load.
+        shape: Shape,
+        /// Threads of the proxy; more than one run wherever the kernel wants.
+        threads: usize,
+    },
     /// `wrk` or `h2load` drives a web server.
     Web(web::shape::Shape),
 }
@@ -204,10 +211,40 @@ pub fn all() -> Vec<Scenario> {
         "Echo of 64 B on 50 connections beside 5000 that send a byte a second each".into(),
         Work::Load(Shape { slow: 5_000, ..Shape::echo(64, 50) }),
     );
+    for (rest, title, shape) in proxy_shapes() {
+        let title = format!("Proxy: {title}");
+        add("proxy", rest.into(), title.clone(), Work::Proxy { shape: shape.clone(), threads: 1 });
+        if matches!(rest, "64x64" | "64kx16") {
+            let work = Work::Proxy { shape, threads: 2 };
+            add("proxy", format!("{rest}-2t"), format!("{title}, two threads"), work);
+        }
+    }
     for (group, rest, title, shape) in web_shapes() {
         add(group, rest.into(), title.into(), Work::Web(shape));
     }
     list
+}
+
+/// The scenarios of proxies.
+fn proxy_shapes() -> Vec<(&'static str, &'static str, Shape)> {
+    let echo = |message, connections| Shape { settle: false, ..Shape::echo(message, connections) };
+    vec![
+        ("64x64", "64 B on 64 connections", echo(64, 64)),
+        ("64x1000", "64 B on 1000 connections", echo(64, 1000)),
+        ("1kx100", "1 KiB on 100 connections", echo(1 << 10, 100)),
+        ("64kx16", "64 KiB on 16 connections", echo(64 << 10, 16)),
+        ("1mx4", "1 MiB on 4 connections", echo(1 << 20, 4)),
+        (
+            "churn",
+            "a connection for each 64 B, 64 at a time",
+            Shape { pace: Pace::Churn, ..echo(64, 64) },
+        ),
+        (
+            "idle",
+            "64 B on 16 connections beside 5000 idle ones",
+            Shape { idle: 5_000, ..echo(64, 16) },
+        ),
+    ]
 }
 
 /// The scenarios of web servers.

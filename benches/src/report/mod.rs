@@ -178,6 +178,7 @@ impl Table {
     pub fn new(step: &Step, yardstick: &str, rows: Vec<Row>) -> Self {
         let idle = match &step.scenario.work {
             crate::scenario::Work::Load(shape) => shape.idle,
+            crate::scenario::Work::Proxy { shape, .. } => shape.idle,
             crate::scenario::Work::Resp { .. } => 0,
             crate::scenario::Work::Web(shape) => shape.idle(),
         };
