@@ -10,6 +10,7 @@ use crate::process;
 use crate::servers::Role;
 
 mod configurations;
+mod floor;
 #[cfg(feature = "tokio")]
 mod tokio;
 
@@ -68,6 +69,20 @@ static ALL: &[Server] = &[
         about: "nginx's `stream`, one process",
         role: Role::Peer,
         start: Start::Nginx,
+        has_threads: false,
+    },
+    Server {
+        name: "floor-copy",
+        about: "written by hand on epoll, through one buffer",
+        role: Role::Floor,
+        start: Start::Function(floor::copy),
+        has_threads: false,
+    },
+    Server {
+        name: "floor-splice",
+        about: "written by hand on epoll, with `splice` through one pipe",
+        role: Role::Floor,
+        start: Start::Function(floor::spliced),
         has_threads: false,
     },
     #[cfg(feature = "tokio")]
