@@ -59,6 +59,7 @@ compile_error!("duopoll needs an engine: enable the feature `epoll`, `uring`, or
 
 mod address;
 mod affinity;
+mod async_fd;
 #[cfg(feature = "axum")]
 pub mod axum;
 mod blocking;
@@ -99,6 +100,7 @@ pub mod uring {
 }
 
 pub use address::{Address, IntoAddress};
+pub use async_fd::AsyncFd;
 pub use blocking::Blocking;
 pub use connection::Connection;
 pub use dialer::Dialer;

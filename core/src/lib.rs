@@ -47,13 +47,13 @@ pub use command::Command;
 pub use connection::{CallbackId, Control, Limits, Reader, Requests, Sender, Watch, Writer};
 #[doc(hidden)]
 pub use contain::{contain, contained_panics, report};
-pub use driver::{Accepted, Driver, DriverStats, Group, WhenFull};
+pub use driver::{Accepted, Driver, DriverStats, Group, Readiness, WhenFull};
 pub use error::Error;
 pub use mailbox::{Entered, Mailbox};
 pub use memory::{BlockSource, MemoryLevel, Pool, PoolConfig, PoolStats, Slice, Tail};
 pub use poll::{
-    Capabilities, Deregister, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators, Outputs,
-    Pending, Poll, SEND_VECTORS_MAX,
+    Capabilities, Deregister, Direction, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators,
+    Outputs, Pending, Poll, Ready, SEND_VECTORS_MAX,
 };
 pub use thread::{DirectSends, direct_sends, on_poller_thread};
 pub use timer::{Tick, Wheel};

@@ -27,6 +27,27 @@ pub enum Kind {
     Listener,
     /// A stream socket whose connect(2) is under way. When that has succeeded it is a [`Stream`](Kind::Stream).
     Connecting,
+    /// Any descriptor that can be polled: nothing is received from it or sent to it, but [`Operators::ready`] tells when that may be
+    /// possible.
+    Watched,
+}
+
+/// A direction in which something can be done with a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// It can be read, or accepted from.
+    Read,
+    /// It can be written.
+    Write,
+}
+
+/// In which directions a descriptor may be ready. What has ended or is broken is ready in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// To be read.
+    pub readable: bool,
+    /// To be written.
+    pub writable: bool,
 }
 
 /// How a registration ends.
@@ -295,6 +316,10 @@ pub unsafe trait Operators {
 
     /// A connection was accepted, or it could not be.
     fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next;
+
+    /// A descriptor that is [watched](Kind::Watched) may have become ready. Told at least once after each change, and once after the
+    /// registration if it is ready then.
+    fn ready(&mut self, token: Token, ready: Ready);
 
     /// The registration is over; the descriptor may be closed, and the memory that was lent be used for something else.
     ///

@@ -23,7 +23,7 @@ impl Faults {
         let call = match Op::parse(user_data) {
             Some((Op::Receive | Op::ReceiveMulti, _)) => Call::Receive,
             Some((Op::Send, _)) => Call::Send,
-            Some((Op::PollIn | Op::PollOut, _)) => Call::Poll,
+            Some((Op::PollIn | Op::PollOut | Op::Watch, _)) => Call::Poll,
             Some((Op::Connect, _)) => Call::ConnectPoll,
             Some((Op::Wake, _)) => Call::WakerPoll,
             #[cfg(feature = "zerocopy")]

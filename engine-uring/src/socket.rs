@@ -11,6 +11,8 @@ use io_uring::types::Fd;
 pub(crate) enum Op {
     Receive = 1,
     Send = 2,
+    /// Tells when a watched descriptor becomes ready, until it is cancelled.
+    Watch = 3,
     /// Readiness to receive or accept, where the kernel would not wait by itself.
     PollIn = 4,
     /// Readiness to send.
@@ -37,6 +39,7 @@ impl Op {
         let op = match (user_data >> 56) as u8 {
             1 => Op::Receive,
             2 => Op::Send,
+            3 => Op::Watch,
             4 => Op::PollIn,
             5 => Op::PollOut,
             6 => Op::Wake,

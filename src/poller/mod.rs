@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use duopoll_core::task::Executor;
 use duopoll_core::{
-    Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, MemoryLevel, Poll, Tick,
-    Token, contain, report, syscalls, timers,
+    Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, MemoryLevel, Poll,
+    Readiness, Tick, Token, contain, report, syscalls, timers,
 };
 use rustix::event::PollFlags;
 use socket2::{Domain, SockRef};
@@ -479,6 +479,16 @@ impl Poller {
         let (reader, writer) =
             self.driver.connect(&mut self.engine, Some(socket), limits, group)?;
         Ok(Connection::new(reader, writer))
+    }
+
+    /// Watches a descriptor.
+    pub(crate) fn watch(&mut self, fd: OwnedFd) -> io::Result<(Token, Arc<Readiness>)> {
+        self.driver.watch(&mut self.engine, fd)
+    }
+
+    /// Watches it no more.
+    pub(crate) fn unwatch(&mut self, token: Token) {
+        self.driver.unwatch(&mut self.engine, token);
     }
 
     /// Handles on the connections of a group that are open.

@@ -107,6 +107,7 @@ impl Driver {
     pub fn abort_all<P: Poll>(&mut self, engine: &mut P) -> usize {
         for token in self.slots.tokens().collect::<Vec<_>>() {
             self.unlisten(engine, token);
+            self.unwatch(engine, token);
         }
         self.abort_if(engine, |_| true)
     }
@@ -140,7 +141,7 @@ impl Driver {
     pub fn is_sending(&self) -> bool {
         self.slots.iter().any(|slot| match slot {
             Slot::Stream(stream) => stream.shared.phase() == Phase::Sending,
-            Slot::Listener(_) => false,
+            Slot::Listener(_) | Slot::Watched(_) => false,
         })
     }
 

@@ -69,7 +69,7 @@ impl Driver {
         let left = if full { usage.free_bytes() } else { 0 };
         let waits = |(token, slot): (Token, &Slot)| match slot {
             Slot::Stream(stream) => Some((stream.shared.awaits_more_than(left)?, token)),
-            Slot::Listener(_) => None,
+            Slot::Listener(_) | Slot::Watched(_) => None,
         };
         let most = self.slots.entries().filter_map(waits).max_by_key(|(need, _)| *need);
         if let Some(stream) = most.and_then(|(_, token)| self.stream(token)) {

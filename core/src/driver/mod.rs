@@ -17,6 +17,7 @@ mod pinned;
 mod slot;
 mod stats;
 mod stream;
+mod watching;
 #[cfg(feature = "zerocopy")]
 mod zerocopy;
 
@@ -30,6 +31,7 @@ pub use budget::WhenFull;
 pub use group::Group;
 pub use slot::Accepted;
 pub use stats::DriverStats;
+pub use watching::Readiness;
 
 use crate::command::Command;
 use crate::connection::{self, Limits, Reader, Todo, Writer};

@@ -14,7 +14,7 @@ use crate::buffer::Chain;
 use crate::connection::{Moved, wake};
 use crate::errno::errno;
 use crate::memory::Slice;
-use crate::poll::{Inputs, Lease, Next, Operators, Outputs, SEND_VECTORS_MAX};
+use crate::poll::{Inputs, Lease, Next, Operators, Outputs, Ready, SEND_VECTORS_MAX};
 use crate::thread::Blocks;
 use crate::token::Token;
 
@@ -225,6 +225,10 @@ unsafe impl Operators for Driver {
 
     fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next {
         self.accept(token, result)
+    }
+
+    fn ready(&mut self, token: Token, ready: Ready) {
+        self.tell_ready(token, ready);
     }
 
     unsafe fn released(&mut self, token: Token) {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 
 use super::stream::Stream;
+use super::watching::Watched;
 use crate::timer::Tick;
 use crate::token::Token;
 
@@ -14,6 +15,7 @@ pub(super) const ACCEPT_RETRY_MS: (Tick, Tick) = (5, 640);
 pub(super) enum Slot {
     Stream(Stream),
     Listener(Listener),
+    Watched(Watched),
 }
 
 pub(super) struct Listener {

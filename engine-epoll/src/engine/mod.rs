@@ -144,6 +144,7 @@ impl Poll for Epoll {
             Kind::Stream if is_unix => UNIX_EVENTS,
             Kind::Stream | Kind::Connecting => STREAM_EVENTS,
             Kind::Listener => LISTENER_EVENTS,
+            Kind::Watched => STREAM_EVENTS,
         };
         self.stats.syscalls += 1;
         sys::epoll_add(&self.epoll, fd, events, token.to_bits())?;

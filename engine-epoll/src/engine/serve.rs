@@ -6,7 +6,7 @@ use std::mem;
 #[cfg(duopoll_faults)]
 use duopoll_core::faults;
 use duopoll_core::syscalls::{self, ACCEPTS_PER_TURN, uninterrupted};
-use duopoll_core::{Inputs, Kind, Lease, Next, Operators, Poll, Token};
+use duopoll_core::{Inputs, Kind, Lease, Next, Operators, Poll, Ready, Token};
 use rustix::event::epoll::{Event, EventFlags};
 
 use super::{Epoll, NO_VECTOR, READ_BUDGET_BYTES, WAKER, is_would_block};
@@ -42,6 +42,10 @@ impl Epoll {
         if socket.kind == Kind::Listener {
             socket.readable = true;
             return self.accept(token, operators);
+        }
+        if socket.kind == Kind::Watched {
+            let readable = events.intersects(STOPS | EventFlags::IN);
+            return operators.ready(token, Ready { readable, writable: events.intersects(SENDS) });
         }
         if socket.kind == Kind::Connecting && !self.has_connected(token, events, operators) {
             return;

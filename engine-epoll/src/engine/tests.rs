@@ -66,6 +66,8 @@ unsafe impl Operators for Recorder {
         unreachable!("nothing listens")
     }
 
+    fn ready(&mut self, _: Token, _: Ready) {}
+
     unsafe fn released(&mut self, _: Token) {}
 }
 

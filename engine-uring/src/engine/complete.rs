@@ -5,7 +5,7 @@ use std::mem;
 use std::time::Duration;
 
 use duopoll_core::syscalls::{self, ACCEPTS_PER_TURN, HAS_ENDED};
-use duopoll_core::{Kind, Next, Operators, Pending, Token};
+use duopoll_core::{Kind, Next, Operators, Pending, Ready, Token};
 use io_uring::cqueue;
 
 use super::{COMPLETIONS_PER_TURN, Uring, saturating};
@@ -92,6 +92,7 @@ impl Uring {
             Op::ReceiveMulti => self.received_multi(token, result, completion.flags(), operators),
             Op::Send => self.sent(token, result, O::output_ack, operators),
             Op::Connect => self.connected(token, result, operators),
+            Op::Watch => self.watched(token, result, operators),
             // Whatever the poll found, the operation itself reports it better.
             Op::PollIn if socket.kind == Kind::Listener => self.accept(token, operators),
             Op::PollIn => {
@@ -301,6 +302,20 @@ impl Uring {
                 return self.stop(token);
             }
         }
+        self.receive_later(token);
+    }
+
+    fn watched<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {
+        let Some(socket) = self.sockets.get_mut(token).filter(|socket| !socket.closing) else {
+            return;
+        };
+        let any = |events: libc::c_short| result & i32::from(events) != 0;
+        let broken = result < 0 || any(libc::POLLERR | libc::POLLHUP);
+        // Asking again would spin; whoever uses it finds out what it is.
+        socket.ended = matches!(-result, libc::EBADF | libc::EINVAL) || any(libc::POLLNVAL);
+        let readable = broken || any(libc::POLLIN | libc::POLLRDHUP | libc::POLLPRI);
+        operators.ready(token, Ready { readable, writable: broken || any(libc::POLLOUT) });
+        // Unless it is still armed.
         self.receive_later(token);
     }
 

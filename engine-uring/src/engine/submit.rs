@@ -85,6 +85,7 @@ impl Uring {
                 // Without a buffer.
                 Kind::Stream | Kind::Listener => self.queue_poll(token, Op::PollIn),
                 Kind::Connecting => self.queue_poll(token, Op::Connect),
+                Kind::Watched => self.queue_watch(token),
             }
         }
         to_receive.drain(..queued);
@@ -141,6 +142,17 @@ impl Uring {
         }
         socket.inbound = Some(op);
         socket.fresh = true;
+    }
+
+    fn queue_watch(&mut self, token: Token) {
+        let Some(socket) = self.sockets.get_mut(token) else { return };
+        let events = libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP | libc::POLLPRI;
+        let entry = opcode::PollAdd::new(socket.fd(), events as u32).multi(true).build();
+        // SAFETY: a poll points to no memory.
+        if unsafe { self.ring.push(&entry.user_data(Op::Watch.user_data(token))) }.is_err() {
+            return self.receive_later(token);
+        }
+        socket.inbound = Some(Op::Watch);
     }
 
     /// Waits for readiness, where the kernel did not wait by itself: an older one, or a non-blocking listener.

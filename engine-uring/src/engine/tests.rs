@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::thread;
 
-use duopoll_core::{Inputs, Lease, Next, Outputs, SEND_VECTORS_MAX, Slice};
+use duopoll_core::{Inputs, Lease, Next, Outputs, Ready, SEND_VECTORS_MAX, Slice};
 use libc::iovec;
 
 use super::*;
@@ -136,6 +136,8 @@ unsafe impl Operators for Recorder {
         self.of(token).accepted.push(result.expect("accepted"));
         Next::More
     }
+
+    fn ready(&mut self, _: Token, _: Ready) {}
 
     unsafe fn released(&mut self, token: Token) {
         let seen = self.of(token);

@@ -1,0 +1,180 @@
+//! Descriptors of any kind, on a poller.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use duopoll_core::{Direction, Readiness, Token};
+use rustix::fs::{FileType, fstat};
+use rustix::io::{Errno, ioctl_fionbio};
+
+use crate::poller::{Handle, over};
+use crate::pollers::Pollers;
+
+/// A descriptor that a poller watches: a pipe, a timerfd, a pidfd, a socket of a kind that this library does not know. What is done with
+/// it is yours; this says when.
+///
+/// ```no_run
+/// # async fn example() -> std::io::Result<()> {
+/// use duopoll::AsyncFd;
+/// use std::io::Read;
+/// use std::process::{Command, Stdio};
+///
+/// let mut child = Command::new("date").stdout(Stdio::piped()).spawn()?;
+/// let mut output = AsyncFd::new(child.stdout.take().unwrap()).await?;
+/// let mut bytes = [0; 64];
+/// let n = output.read_with(|output| output.read(&mut bytes)).await?;
+/// println!("{}", String::from_utf8_lossy(&bytes[..n]));
+/// child.wait()?;
+/// # Ok(()) }
+/// ```
+///
+/// The poller has a duplicate of it, and lets go of that a moment after this is dropped: only then the other end of a pipe or a socket
+/// sees that it is closed. Connections are not for this: they have a poller already.
+#[derive(Debug)]
+pub struct AsyncFd<T> {
+    io: T,
+    watching: Watching,
+}
+
+/// What a poller watches for somebody, until it is dropped.
+struct Watching {
+    poller: Arc<Handle>,
+    token: Token,
+    readiness: Arc<Readiness>,
+}
+
+impl<T: AsFd> AsyncFd<T> {
+    /// Has it watched by the poller of this thread, or elsewhere by one of the [global ones](Pollers::global). It is made non-blocking,
+    /// and so are its duplicates.
+    ///
+    /// # Errors
+    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied) (`EPERM`) for files and directories, which are always ready, whatever
+    /// the disk does; what the engine says; [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
+    pub async fn new(io: T) -> io::Result<AsyncFd<T>> {
+        let kind = FileType::from_raw_mode(fstat(&io)?.st_mode);
+        if matches!(kind, FileType::RegularFile | FileType::Directory) {
+            return Err(Errno::PERM.into());
+        }
+        ioctl_fionbio(&io, true)?;
+        let poller = match Handle::current() {
+            Some(poller) => poller,
+            None => Pollers::nearest()?.choose(),
+        };
+        let watching = Watching::begin(poller, io.as_fd().try_clone_to_owned()?).await?;
+        Ok(AsyncFd { io, watching })
+    }
+
+    /// What is watched.
+    pub fn get_ref(&self) -> &T {
+        &self.io
+    }
+
+    /// The same, to change it.
+    pub fn get_mut(&mut self) -> &mut T {
+        &mut self.io
+    }
+
+    /// It is not watched any more, and stays non-blocking.
+    pub fn into_inner(self) -> T {
+        self.io
+    }
+
+    /// Calls, and again when it may be readable, as long as the call says that it [would block](io::ErrorKind::WouldBlock). Dropping the
+    /// future loses nothing that a call has not taken.
+    ///
+    /// # Errors
+    /// What the call says; [`NotConnected`](io::ErrorKind::NotConnected) if the poller has ended.
+    pub async fn read_with<R>(
+        &mut self,
+        mut call: impl FnMut(&mut T) -> io::Result<R>,
+    ) -> io::Result<R> {
+        poll_fn(|cx| self.poll_read_with(cx, &mut call)).await
+    }
+
+    /// The same for writing.
+    ///
+    /// # Errors
+    /// As for [`read_with`](AsyncFd::read_with).
+    pub async fn write_with<R>(
+        &mut self,
+        mut call: impl FnMut(&mut T) -> io::Result<R>,
+    ) -> io::Result<R> {
+        poll_fn(|cx| self.poll_write_with(cx, &mut call)).await
+    }
+
+    /// [`read_with`](AsyncFd::read_with) as a poll. The task that polled last is woken; one may wait to read and another to write.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_read_with<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut call: impl FnMut(&mut T) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        self.watching.poll_with(cx, Direction::Read, || call(&mut self.io))
+    }
+
+    /// [`write_with`](AsyncFd::write_with) as a poll.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_write_with<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut call: impl FnMut(&mut T) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        self.watching.poll_with(cx, Direction::Write, || call(&mut self.io))
+    }
+}
+
+impl Watching {
+    async fn begin(poller: Arc<Handle>, fd: OwnedFd) -> io::Result<Watching> {
+        let asked = poller.ask(
+            move |poller| poller.watch(fd),
+            |poller, watched| {
+                if let Ok((token, _)) = watched {
+                    poller.unwatch(token);
+                }
+            },
+        );
+        let (token, readiness) = asked.await.map_err(|_| over())??;
+        Ok(Watching { poller, token, readiness })
+    }
+
+    fn poll_with<R>(
+        &self,
+        cx: &mut Context<'_>,
+        direction: Direction,
+        mut call: impl FnMut() -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        loop {
+            let Some(told) = ready!(self.readiness.poll(cx, direction)) else {
+                return Poll::Ready(Err(over()));
+            };
+            match call() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readiness.clear(direction, told);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let token = self.token;
+        self.poller.call(move |poller| poller.unwatch(token));
+    }
+}
+
+impl fmt::Debug for Watching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.readiness.fmt(f)
+    }
+}
