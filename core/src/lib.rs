@@ -24,6 +24,7 @@ mod memory;
 #[cfg(all(test, loom))]
 mod models;
 mod poll;
+mod readiness;
 mod sync;
 #[doc(hidden)]
 pub mod syscalls;
@@ -47,7 +48,7 @@ pub use command::Command;
 pub use connection::{CallbackId, Control, Limits, Reader, Requests, Sender, Watch, Writer};
 #[doc(hidden)]
 pub use contain::{contain, contained_panics, report};
-pub use driver::{Accepted, Driver, DriverStats, Group, Readiness, WhenFull};
+pub use driver::{Accepted, Driver, DriverStats, Group, WhenFull};
 pub use error::Error;
 pub use mailbox::{Entered, Mailbox};
 pub use memory::{BlockSource, MemoryLevel, Pool, PoolConfig, PoolStats, Slice, Tail};
@@ -55,6 +56,7 @@ pub use poll::{
     Capabilities, Deregister, Direction, EngineStats, Inputs, Kind, Lease, Next, Notify, Operators,
     Outputs, Pending, Poll, Ready, SEND_VECTORS_MAX,
 };
+pub use readiness::Readiness;
 pub use thread::{DirectSends, direct_sends, on_poller_thread};
 pub use timer::{Tick, Wheel};
 pub use token::{Token, TokenSlab};

@@ -31,7 +31,6 @@ pub use budget::WhenFull;
 pub use group::Group;
 pub use slot::Accepted;
 pub use stats::DriverStats;
-pub use watching::Readiness;
 
 use crate::command::Command;
 use crate::connection::{self, Limits, Reader, Todo, Writer};

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use super::stream::Stream;
-use super::watching::Watched;
+use crate::readiness::Readiness;
 use crate::timer::Tick;
 use crate::token::Token;
 
@@ -28,6 +29,20 @@ pub(super) struct Listener {
 impl Listener {
     pub(super) fn new(socket: OwnedFd) -> Listener {
         Listener { socket, retry_ms: ACCEPT_RETRY_MS.0, paused: false, deregistered: false }
+    }
+}
+
+/// A descriptor that is watched, and what is known of it.
+pub(super) struct Watched {
+    /// Stays open until it is released.
+    _fd: OwnedFd,
+    pub(super) readiness: Arc<Readiness>,
+    pub(super) deregistered: bool,
+}
+
+impl Watched {
+    pub(super) fn new(fd: OwnedFd, readiness: Arc<Readiness>) -> Watched {
+        Watched { _fd: fd, readiness, deregistered: false }
     }
 }
 

@@ -1,0 +1,113 @@
+//! What is known of a descriptor that somebody else reads and writes.
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::contain::contain;
+use crate::poll::{Direction, Ready};
+
+/// What is known of a descriptor that is watched: shared by its poller and whoever uses it.
+#[derive(Default)]
+pub struct Readiness(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    readable: Side,
+    writable: Side,
+    /// Nobody watches any more.
+    over: bool,
+}
+
+#[derive(Default)]
+struct Side {
+    ready: bool,
+    /// Counts what was told, so that older knowledge does not undo it.
+    told: u32,
+    waiting: Option<Waker>,
+}
+
+impl Readiness {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until it may be ready. The answer is what [`clear`](Readiness::clear) takes; none if nobody watches any more. Of those who
+    /// wait for one direction, the last is woken.
+    pub fn poll(&self, cx: &mut Context<'_>, direction: Direction) -> Poll<Option<u32>> {
+        let mut state = self.state();
+        if state.over {
+            return Poll::Ready(None);
+        }
+        let side = state.side(direction);
+        if side.ready {
+            return Poll::Ready(Some(side.told));
+        }
+        match &mut side.waiting {
+            Some(waiting) => waiting.clone_from(cx.waker()),
+            waiting => *waiting = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// A call would have blocked, after it was told `told`: it is not ready, unless something was told since.
+    pub fn clear(&self, direction: Direction, told: u32) {
+        let mut state = self.state();
+        let side = state.side(direction);
+        if side.told == told {
+            side.ready = false;
+        }
+    }
+
+    pub(crate) fn tell(&self, ready: Ready) {
+        let mut state = self.state();
+        let wakers = [
+            ready.readable.then(|| state.readable.tell()).flatten(),
+            ready.writable.then(|| state.writable.tell()).flatten(),
+        ];
+        drop(state);
+        wake(wakers);
+    }
+
+    pub(crate) fn end(&self) {
+        let mut state = self.state();
+        state.over = true;
+        let wakers = [state.readable.waiting.take(), state.writable.waiting.take()];
+        drop(state);
+        wake(wakers);
+    }
+}
+
+impl State {
+    fn side(&mut self, direction: Direction) -> &mut Side {
+        match direction {
+            Direction::Read => &mut self.readable,
+            Direction::Write => &mut self.writable,
+        }
+    }
+}
+
+impl Side {
+    fn tell(&mut self) -> Option<Waker> {
+        self.ready = true;
+        self.told = self.told.wrapping_add(1);
+        self.waiting.take()
+    }
+}
+
+fn wake(wakers: [Option<Waker>; 2]) {
+    for waker in wakers.into_iter().flatten() {
+        contain("a waker", || waker.wake());
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("Readiness")
+            .field("readable", &state.readable.ready)
+            .field("writable", &state.writable.ready)
+            .field("over", &state.over)
+            .finish()
+    }
+}
