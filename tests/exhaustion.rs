@@ -2,6 +2,8 @@
 //!
 //! The server is an example in a process of its own, with a small limit.
 
+#[path = "support/example.rs"]
+mod example;
 mod support;
 
 use std::io::{self, Read, Write};
@@ -9,8 +11,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
+use example::example;
+use support::Peer;
 use support::process::Process;
-use support::{Peer, example};
 
 /// Descriptors that the server may have.
 const DESCRIPTORS: u64 = 32;

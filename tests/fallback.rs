@@ -2,6 +2,8 @@
 //!
 //! io_uring is refused by a seccomp filter, as a container's would, in a child process that runs an example.
 
+#[path = "support/example.rs"]
+mod example;
 mod support;
 
 use std::io::{self, BufRead, BufReader, Read};
@@ -9,8 +11,9 @@ use std::ops::RangeInclusive;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
+use example::example;
+use support::Peer;
 use support::sandbox::{ENTER, REGISTER, SETUP, refuse};
-use support::{Peer, example};
 
 /// The three ways in which sandboxes and kernels refuse.
 const REFUSALS: [i32; 3] = [libc::EPERM, libc::ENOSYS, libc::EACCES];

@@ -1,13 +1,16 @@
 //! The examples' flags: what they do, and that what is wrong with them is said in one line.
 
+#[path = "support/example.rs"]
+mod example;
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use example::example;
+use support::Peer;
 use support::process::Process;
-use support::{Peer, example};
 
 fn run(name: &str, args: &[&str]) -> Output {
     let mut command = Command::new(example(name));

@@ -2,13 +2,16 @@
 //!
 //! The server is an example in a process of its own.
 
+#[path = "support/example.rs"]
+mod example;
 mod support;
 
 use std::process::Command;
 use std::time::Duration;
 
+use example::example;
+use support::Peer;
 use support::process::Process;
-use support::{Peer, example};
 
 /// Connections that are looked at: those beyond the first few, for which a poller has memory anyway.
 const FIRST: usize = 1_000;

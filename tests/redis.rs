@@ -1,5 +1,7 @@
 //! The Redis example, on both engines: against the real client, and at the corners of the protocol.
 
+#[path = "support/example.rs"]
+mod example;
 #[path = "redis/server.rs"]
 mod server;
 mod support;

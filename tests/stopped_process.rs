@@ -1,5 +1,7 @@
 //! A process that was stopped for longer than its timeouts: what came meanwhile is answered.
 
+#[path = "support/example.rs"]
+mod example;
 mod support;
 
 use std::io::{Read, Write};
@@ -7,8 +9,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use example::example;
 use support::process::Process;
-use support::{PATIENCE, Peer, example, scaled};
+use support::{PATIENCE, Peer, scaled};
 
 const CONNECTIONS: usize = 100;
 /// In seconds, for the flag.

@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 
+use crate::example::example;
+use crate::support::PATIENCE;
 use crate::support::process::Process;
-use crate::support::{PATIENCE, example};
 
 /// A running server.
 pub(crate) struct Redis {

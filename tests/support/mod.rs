@@ -9,18 +9,12 @@ pub mod peers;
 pub mod process;
 pub mod sandbox;
 pub mod settled;
-pub mod site;
-#[cfg(feature = "rustls")]
-pub mod tls;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::pin::Pin;
-use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
@@ -341,46 +335,6 @@ impl Pattern {
         }
         true
     }
-}
-
-/// The example of this name, built as it is now: a single test target comes without, or with an old one.
-/// Where there is no cargo, `DUOPOLL_TEST_EXAMPLES` names the directory they are in.
-pub fn example(name: &str) -> PathBuf {
-    if let Some(directory) = std::env::var_os("DUOPOLL_TEST_EXAMPLES") {
-        return PathBuf::from(directory).join(name);
-    }
-    static BUILT: Mutex<Vec<String>> = Mutex::new(Vec::new());
-    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let test = std::env::current_exe().expect("the test has a path");
-    let profile = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps");
-    let path = profile.join("examples").join(name);
-    if built.iter().any(|built| built == name) {
-        return path;
-    }
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    build.arg("--target-dir").arg(profile.parent().expect("target/PROFILE"));
-    // As this was built, so that nothing is built twice.
-    let features = [
-        ("zerocopy", cfg!(feature = "zerocopy")),
-        ("tokio", cfg!(feature = "tokio")),
-        ("futures-io", cfg!(feature = "futures-io")),
-        ("hyper", cfg!(feature = "hyper")),
-        ("axum", cfg!(feature = "axum")),
-        ("tonic", cfg!(feature = "tonic")),
-        ("rustls", cfg!(feature = "rustls")),
-        ("rustls-ring", cfg!(feature = "rustls-ring")),
-        ("rustls-aws-lc-rs", cfg!(feature = "rustls-aws-lc-rs")),
-    ];
-    for (feature, _) in features.iter().filter(|(_, has)| *has) {
-        build.args(["--features", feature]);
-    }
-    if profile.ends_with("release") {
-        build.arg("--release");
-    }
-    assert!(build.status().expect("cargo runs").success(), "{name} builds");
-    built.push(name.to_owned());
-    path
 }
 
 /// Lets this process have as many descriptors as it may. Returns how many.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-use duopoll_core::{Inputs, Lease, Slice};
+use duopoll_core::{Inputs, Lease, Ready, Slice};
 
 use super::*;
 

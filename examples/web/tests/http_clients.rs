@@ -2,6 +2,8 @@
 //! and Python's requests and websockets; by HTTP/1 and HTTP/2, with TLS and
 //! without, on both engines.
 
+mod common;
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -10,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
-use support::site::{Site, python, said};
+use common::site::{Site, python, said};
 use support::{PATIENCE, scaled};
 
 on_every_site!(
@@ -85,7 +87,7 @@ fn pages_go_both_ways(site: Site) {
         assert_eq!(site.fetch(version, "/", &[], vec![]), b"hello\n");
         let json = ["-H", "content-type: application/json", "-d", r#"{"numbers": [1, 2, -7]}"#];
         assert_eq!(site.fetch(version, "/sum", &json, vec![]), br#"{"sum":-4}"#);
-        let source = include_bytes!("../examples/http.rs");
+        let source = include_bytes!("../src/bin/http/main.rs");
         assert!(site.fetch(version, "/source", &[], vec![]) == source);
         // A body that is made while it is sent.
         let to = scaled(1_000_000);

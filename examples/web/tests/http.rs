@@ -1,5 +1,6 @@
 //! HTTP/1 and HTTP/2 by hyper on the pollers.
 
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use std::convert::Infallible;

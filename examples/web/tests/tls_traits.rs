@@ -1,5 +1,7 @@
 //! TLS as a reader and writer of tokio's and of futures' traits.
 
+mod common;
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -9,11 +11,11 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
+use common::tls::pair;
 use duopoll::Limits;
 use duopoll::time::sleep;
 use duopoll::tls::TlsConnection;
 use pollster::block_on;
-use support::tls::pair;
 use support::{Pattern, Random, Setup, poll_once, scaled};
 
 macro_rules! bodies {

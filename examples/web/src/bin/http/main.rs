@@ -1,7 +1,7 @@
 //! A web server: an axum `Router` on the pollers, by HTTP/1 and HTTP/2, with TLS or without, and a WebSocket.
 //!
 //! ```text
-//! cargo run --release --features hyper,tokio,rustls-ring --example http -- --listen 127.0.0.1:8080 --pollers 2
+//! cargo run --release -p duopoll-web -- --listen 127.0.0.1:8080 --pollers 2
 //! curl http://127.0.0.1:8080/
 //! curl http://127.0.0.1:8080/sum -H 'content-type: application/json' -d '{"numbers": [1, 2, 3]}'
 //! curl --http2-prior-knowledge http://127.0.0.1:8080/count/1000000 | tail -n 1
@@ -13,12 +13,11 @@
 //! With `--tls` the certificate is one that nobody knows: `curl --insecure https://127.0.0.1:8080/`, or
 //! `--tls-certificate /tmp/localhost.pem` there and `curl --cacert /tmp/localhost.pem https://localhost:8080/` here.
 
-#[path = "common/flags.rs"]
+#[path = "../../../../common/flags.rs"]
 mod flags;
-#[path = "http/socket.rs"]
 mod socket;
 #[cfg(feature = "rustls")]
-#[path = "common/tls.rs"]
+#[path = "../../certificate.rs"]
 mod tls;
 
 use std::convert::Infallible;
@@ -109,7 +108,7 @@ async fn upload(body: Body) -> Result<String, (StatusCode, String)> {
 
 /// This file, read where it holds up no poller.
 async fn source() -> Response {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/http.rs");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bin/http/main.rs");
     let read = task::spawn_blocking(move || std::fs::read(path)).await;
     match read.map_err(io::Error::from).and_then(|read| read) {
         Ok(source) => ([(CONTENT_TYPE, "text/plain; charset=utf-8")], source).into_response(),

@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use duopoll::Address;
 
-use super::example;
-use super::process::Process;
+use crate::support::process::Process;
 
 /// Each test is one on each engine, with TLS and without, with the given server.
 #[macro_export]
@@ -24,7 +23,7 @@ macro_rules! on_every_site {
             $(
                 #[test]
                 fn $name() {
-                    super::$name($crate::support::site::Site::start($start, $engine, $tls));
+                    super::$name($crate::common::site::Site::start($start, $engine, $tls));
                 }
             )*
         }
@@ -45,10 +44,19 @@ impl Drop for Certificate {
     }
 }
 
+/// An example of this crate's.
+fn program(name: &str) -> &'static str {
+    match name {
+        "http" => env!("CARGO_BIN_EXE_http"),
+        "grpc" => env!("CARGO_BIN_EXE_grpc"),
+        other => panic!("there is no {other}"),
+    }
+}
+
 impl Site {
     pub fn start(name: &str, engine: &str, tls: bool) -> Site {
         static NUMBERS: AtomicU32 = AtomicU32::new(0);
-        let mut command = Command::new(example(name));
+        let mut command = Command::new(program(name));
         // Nothing ends by force within the patience of a test.
         command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--grace", "1000"]);
         let certificate = tls.then(|| {

@@ -1,5 +1,6 @@
 //! Servers of axum and tonic that run on tokio's runtime, with listeners and connections of ours.
 
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use std::io::{Read, Write};

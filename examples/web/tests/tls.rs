@@ -1,5 +1,7 @@
 //! TLS over connections: with rustls' own streams at the other end, and with itself.
 
+mod common;
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -10,13 +12,13 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
+use common::tls::*;
 use duopoll::tls::{TlsAcceptor, TlsConnection, TlsConnector};
 use duopoll::{Connection, Dialer, Limits, Server};
 use pollster::block_on;
 use rustls::server::ResolvesServerCertUsingSni;
 use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use support::settled::Settled;
-use support::tls::*;
 use support::{PATIENCE, Pattern, Peer, Random, Setup, connected, eventually, poll_once, scaled};
 
 on_every_setup!(
@@ -557,8 +559,12 @@ fn a_peer_that_never_reads_holds_back_the_writer(setup: Setup) {
         assert!(flushed < 1000, "nothing holds it back");
         pollers.settled();
     }
-    // By the traits it takes no more than there is room for.
-    assert!(poll_write_once(&mut tls, &bytes[..100]).is_pending());
+    // By the traits it takes no more than there is room for; the kernel may have found some meanwhile.
+    let mut more = 0;
+    while let Poll::Ready(taken) = poll_write_once(&mut tls, &bytes[..100]) {
+        more += taken.expect("taken");
+        assert!(more < 1 << 20, "nothing holds it back");
+    }
     let reads = thread::spawn(move || {
         let mut seen = vec![0; (flushed + 1) * 50_000];
         peer.read_exact(&mut seen).expect("all of it");

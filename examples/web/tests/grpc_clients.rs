@@ -1,13 +1,14 @@
 //! The gRPC example and the clients that people have: grpcurl, Python's, and its own; with TLS and without, on both engines.
 
+mod common;
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use support::example;
-use support::site::{Site, client, python, said};
+use common::site::{Site, client, python, said};
 
 on_every_site!(
     "grpc";
@@ -44,7 +45,7 @@ impl GrpcSite for Site {
 
     /// The example as a client.
     fn own(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(example("grpc"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_grpc"));
         command.args(["call", "--connect", &self.address().to_string()]);
         if let Some(file) = self.certificate() {
             command.arg("--ca").arg(file);
@@ -128,7 +129,7 @@ fn who_watches_is_told_of_the_end(site: Site) {
 
 fn python_finds_no_error(site: Site) {
     let mut python = python("grpc_clients/client.py");
-    python.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/grpc"));
+    python.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/grpc"));
     python.arg(site.address().to_string()).args(site.certificate());
     assert_eq!(said(&mut python), "done\n");
 }
@@ -162,7 +163,7 @@ fn the_examples_own_client_makes_calls_of_each_kind(site: Site) {
 fn an_untrusted_certificate_is_refused() {
     let site = Site::start("grpc", "auto", true);
     let other = Site::start("grpc", "auto", true);
-    let mut command = Command::new(example("grpc"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_grpc"));
     command.args(["call", "--connect", &site.address().to_string(), "--ca"]);
     command.arg(other.certificate().expect("TLS")).args(["say", "hello"]);
     let output = command.output().expect("the example runs");

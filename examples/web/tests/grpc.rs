@@ -1,13 +1,15 @@
 //! gRPC by tonic on the pollers: a server, and clients that it has generated, without tokio's runtime.
 
-#[path = "../examples/grpc/channel.rs"]
+#[path = "../src/bin/grpc/channel.rs"]
 mod channel;
-#[path = "../examples/grpc/deadlines.rs"]
+mod common;
+#[path = "../src/bin/grpc/deadlines.rs"]
 mod deadlines;
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 #[rustfmt::skip]
-#[path = "../examples/grpc/echo.rs"]
+#[path = "../src/bin/grpc/echo.rs"]
 #[allow(missing_docs, unreachable_pub, reason = "it is generated")]
 mod echo;
 
@@ -29,12 +31,13 @@ use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use channel::Channel;
+use common::tls;
 use deadlines::Deadlines;
 use echo::echo_client::EchoClient;
 use echo::echo_server::{Echo, EchoServer};
 use echo::{RepeatRequest, Text};
 use support::settled::Settled;
-use support::{PATIENCE, Setup, eventually, scaled, tls};
+use support::{PATIENCE, Setup, eventually, scaled};
 
 on_every_setup!(
     calls_of_each_kind_are_answered,

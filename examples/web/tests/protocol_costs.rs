@@ -1,7 +1,9 @@
 //! What a request of HTTP and a message of TLS cost beyond what hyper and rustls allocate themselves: nothing.
 
-#[path = "support/counting.rs"]
+mod common;
+#[path = "../../../tests/support/counting.rs"]
 mod counting;
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use std::convert::Infallible;
@@ -16,6 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use common::tls::{client, client_config, round_trip, server_config, server_name};
 use counting::{allocations, alone, count_this_thread, held_bytes};
 use duopoll::hyper::{Http, PollerTimer};
 use duopoll::tls::TlsAcceptor;
@@ -29,7 +32,6 @@ use hyper::{Request, Response};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
 use rustls::{ClientConnection, ServerConfig};
-use support::tls::{client, client_config, round_trip, server_config, server_name};
 use support::{Family, Peer, Setup, eventually};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";

@@ -18,7 +18,7 @@ use rustls::{
     SupportedProtocolVersion, WantsVerifier,
 };
 
-use super::{Peer, Setup, connected};
+use crate::support::{Peer, Setup, connected};
 
 /// Named, since there may be another one in the build.
 pub fn provider() -> Arc<CryptoProvider> {

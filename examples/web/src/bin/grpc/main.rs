@@ -2,10 +2,10 @@
 //! tokio's in either.
 //!
 //! ```text
-//! cargo run --release --features hyper,rustls-ring --example grpc -- --listen 127.0.0.1:50051 --pollers 2
+//! cargo run --release -p duopoll-web --bin grpc -- --listen 127.0.0.1:50051 --pollers 2
 //! grpcurl -plaintext 127.0.0.1:50051 list
 //! grpcurl -plaintext -d '{"text": "hello"}' 127.0.0.1:50051 duopoll.echo.v1.Echo/Say
-//! cargo run --release --features hyper,rustls-ring --example grpc -- call say hello
+//! cargo run --release -p duopoll-web --bin grpc -- call say hello
 //! ```
 //!
 //! With `--tls-certificate /tmp/localhost.pem` there, it is `grpcurl -cacert /tmp/localhost.pem localhost:50051 list` and
@@ -17,25 +17,19 @@
 //! server and a client on tokio's sockets, tasks and timers. What it does beside them is here in [`deadlines`].
 //!
 //! # The generated code
-//! `grpc/echo.rs` is what tonic-prost-build makes of `grpc/echo.proto`; the test `grpc_generated` compares the two, and writes it.
+//! `echo.rs` is what tonic-prost-build makes of `echo.proto`; the test `grpc_generated` compares the two, and writes it.
 
-#[path = "grpc/channel.rs"]
 mod channel;
-#[path = "grpc/client.rs"]
 mod client;
-#[path = "grpc/deadlines.rs"]
 mod deadlines;
-#[path = "common/flags.rs"]
+#[path = "../../../../common/flags.rs"]
 mod flags;
-#[path = "grpc/reflection.rs"]
 mod reflection;
-#[path = "grpc/service.rs"]
 mod service;
-#[path = "common/tls.rs"]
+#[path = "../../certificate.rs"]
 mod tls;
 
 #[rustfmt::skip]
-#[path = "grpc/echo.rs"]
 #[allow(missing_docs, unreachable_pub, reason = "it is generated")]
 mod echo;
 

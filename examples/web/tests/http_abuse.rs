@@ -1,6 +1,7 @@
 //! Clients that mean no good: what they cost has a bound, they are sent away, and others are served. The server is the example's, in
 //! a process of its own, so that its memory can be seen.
 
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use std::io::{self, Read, Write};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use duopoll::Address;
 use support::process::Process;
-use support::{PATIENCE, eventually, example};
+use support::{PATIENCE, eventually};
 
 macro_rules! on_both {
     ($($name:ident,)*) => {$(
@@ -52,7 +53,7 @@ struct Site(Process);
 
 impl Site {
     fn start(engine: &str) -> Site {
-        let mut command = Command::new(example("http"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_http"));
         command.args(["--listen", "127.0.0.1:0", "--engine", engine]);
         Site(Process::start(command))
     }
