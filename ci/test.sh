@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests, with all features. Then with default features what sends, and in release mode what depends on time and on the
+# All tests, with all features of duopoll's. Then with default features what sends, and in release mode what depends on time and on the
 # order of things. Installs the clients that they drive the examples with, and `ip`, where they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +21,12 @@ readonly SENDING=(backpressure costs differential echo ended_connections ends en
 # A release build is faster by several times, and overflows wrap.
 readonly TIMING=(backpressure dial ended_connections ends late_pollers lifecycle teardown threads timeouts)
 
-cargo test --workspace --features duopoll/zerocopy,duopoll/axum,duopoll/tonic,duopoll/hyper,duopoll/rustls-ring
+# All features but the libraries that the benchmarks compare with, which take ten minutes to build; clippy sees those, and
+# `cargo test -p duopoll-benches` runs them.
+readonly FEATURES=(duopoll/{epoll,uring,zerocopy,axum,tonic,hyper,rustls-ring} duopoll-benches/{http,zerocopy} duopoll-web/rustls)
+# They are built with them.
+DUOPOLL_TEST_EXAMPLES=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug/examples \
+    cargo test --workspace --no-default-features "${FEATURES[@]/#/--features=}"
 # Where the kernel has none of them, they are refused.
 DUOPOLL_URING=base cargo test -p duopoll --features zerocopy --test zerocopy
 cargo test -p duopoll-core --lib --test simulation
