@@ -2,12 +2,12 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::sync::Arc;
+use std::io::{ErrorKind, Read, Write};
+use std::sync::{Arc, mpsc};
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use support::{ENGINES, Family, Proxy, Stream, echo, path, upstream};
+use support::{ENGINES, Family, PATIENCE, Proxy, Stream, echo, path, upstream};
 
 /// A certificate for localhost, and where it is with its key.
 fn certificate() -> (CertificateDer<'static>, String, String) {
@@ -58,6 +58,32 @@ fn tls_ends_here() {
         client.conn.send_close_notify();
         client.flush().expect("sent");
         assert_eq!(client.read(&mut [0]).expect("an end"), 0);
+    }
+}
+
+#[test]
+fn a_cut_is_no_end() {
+    let (der, certificate, key) = certificate();
+    for engine in ENGINES {
+        for (says_goodbye, expected) in [(true, Ok(0)), (false, Err(ErrorKind::ConnectionReset))] {
+            let (tell, told) = mpsc::channel();
+            let reads = upstream(Family::V4, move |mut stream| {
+                stream.write_all(b"x").expect("sent");
+                let _ = tell.send(stream.read(&mut [0]).map_err(|error| error.kind()));
+            });
+            let proxy = Proxy::start(&format!(
+                "--engine {engine} --listen 127.0.0.1:0 --upstream {reads} --tls-certificate {certificate} \
+                 --tls-key {key} --health-interval 0"
+            ));
+            let mut client = client(&der, proxy.connect());
+            client.read_exact(&mut [0]).expect("received");
+            if says_goodbye {
+                client.conn.send_close_notify();
+                client.flush().expect("sent");
+            }
+            drop(client);
+            assert_eq!(told.recv_timeout(PATIENCE).expect("an end"), expected, "{engine}");
+        }
     }
 }
 
