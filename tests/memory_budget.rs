@@ -18,7 +18,9 @@ on_every_setup!(
     peers_that_push_and_never_read_leave_room_for_others,
     a_message_that_does_not_fit_is_an_error,
     peers_that_do_not_read_are_reset,
-    nobody_is_accepted_while_memory_is_short,
+    who_has_not_read_for_a_second_makes_room,
+    who_asks_for_too_much_costs_the_others_nothing,
+    connections_are_accepted_one_by_one_while_memory_is_short,
     a_budget_is_shared_by_the_pollers_of_a_server,
 );
 
@@ -144,7 +146,63 @@ fn peers_that_do_not_read_are_reset(setup: Setup) {
     friend.read_exact(&mut vec![0; MIB]).expect("a reply");
 }
 
-fn nobody_is_accepted_while_memory_is_short(setup: Setup) {
+/// Nothing is refused, and yet somebody goes: the others would be accepted slowly for ever.
+fn who_has_not_read_for_a_second_makes_room(setup: Setup) {
+    const BUDGET: usize = 64 * MIB;
+    let handler = async |connection: &mut Connection| {
+        connection.skip(1).await?;
+        connection.writer().write(&vec![0; 4 * MIB])?;
+        connection.writer().submit()
+    };
+    let service = setup.builder().memory_budget(BUDGET).when_full(WhenFull::Reset);
+    let server = service.on_request(handler).serve(setup.listener()).expect("a server");
+    let mut peers = Vec::new();
+    while held(&server) <= BUDGET / 8 * 7 {
+        let mut peer = Peer::connect(server.local_addr());
+        peer.write_all(b"?").expect("sent");
+        peers.push(peer);
+        eventually("it is served", || server.pollers().stats().requests >= peers.len() as u64);
+        assert!(peers.len() < 100);
+    }
+    eventually("there is room", || held(&server) < BUDGET / 8 * 6);
+    let stats = server.settled();
+    assert!(stats.memory_resets > 0 && stats.memory_refusals == 0, "{stats}");
+    assert!(stats.memory_resets < peers.len() as u64, "{stats}");
+}
+
+/// A message that does not fit, again and again.
+fn who_asks_for_too_much_costs_the_others_nothing(setup: Setup) {
+    let handler = async |connection: &mut Connection| {
+        let length = connection.read_u32().await? as usize;
+        let body = connection.next(length).await?;
+        connection.write(&(body.len() as u32).to_be_bytes())?;
+        connection.flush().await
+    };
+    let service = setup.builder().memory_budget(8 * MIB);
+    let server = service.on_request(handler).serve(setup.listener()).expect("a server");
+    // Those who have a part of theirs.
+    let mut others: Vec<_> = (0..8).map(|_| Peer::connect(server.local_addr())).collect();
+    for other in &mut others {
+        other.write_all(&[0, 0, 0, 2, 7]).expect("sent");
+    }
+    for _ in 0..3 {
+        let mut greedy = Peer::connect(server.local_addr());
+        let _ = greedy.write_all(&(7_u32 << 20).to_be_bytes());
+        let _ = greedy.write_all(&vec![0; 7 * MIB]);
+        assert_eq!(greedy.read(&mut [0; 4]).unwrap_or(0), 0, "there is no room for it");
+        assert_eq!(
+            Peer::connect(server.local_addr()).round_trip_of(&[0, 0, 0, 1, 7], 4),
+            [0, 0, 0, 1]
+        );
+    }
+    for other in &mut others {
+        assert_eq!(other.round_trip_of(&[7], 4), [0, 0, 0, 2]);
+    }
+    let stats = server.settled();
+    assert!(stats.memory_refusals <= 3, "{stats}");
+}
+
+fn connections_are_accepted_one_by_one_while_memory_is_short(setup: Setup) {
     const BUDGET: usize = 16 * MIB;
     let levels = Arc::new([const { AtomicUsize::new(0) }; 3]);
     let told = levels.clone();
@@ -169,17 +227,12 @@ fn nobody_is_accepted_while_memory_is_short(setup: Setup) {
         assert!(kept.len() < 16);
     }
     let connect = || Peer::connect(server.local_addr());
-    let mut others = vec![connect()];
-    eventually("accepting pauses", || server.settled().memory_pauses > 0);
-    eventually("what was accepted is there", || server.open_connections() == 2);
-    others.extend((0..5).map(|_| connect()));
-    for _ in 0..20 {
-        first.write_all(b"a part").expect("sent");
-        assert_eq!(server.settled().open_connections, 2);
-    }
-    drop(kept);
+    // One by one, with a moment in between: whoever holds the memory may do so for ever.
+    let others: Vec<_> = (0..5).map(|_| connect()).collect();
     eventually("all are accepted", || server.open_connections() == 1 + others.len());
-    assert_eq!(times(MemoryLevel::Normal), 1);
+    assert!(server.settled().memory_pauses >= others.len() as u64 - 1);
+    drop(kept);
+    eventually("it is told", || times(MemoryLevel::Normal) == 1);
 }
 
 fn a_budget_is_shared_by_the_pollers_of_a_server(setup: Setup) {

@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(count("echo-64x100"), 1);
         assert_eq!(count("echo"), 18);
         assert_eq!(count("echo-64k*"), 3);
-        assert_eq!(count("*x1000"), 12);
+        assert_eq!(count("*x1000"), 13);
         assert_eq!(count("nothing"), 0);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::memory::MemoryLevel;
 use crate::timer::Tick;
+use crate::token::Token;
 
 /// Who goes when a memory budget is used up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -11,7 +12,10 @@ pub enum WhenFull {
     /// another, reads that wait for more than is left and flushes to peers that do not read.
     #[default]
     Refuse,
-    /// Before that, connections whose peers do not read are reset: those with the most unsent bytes, and of those the oldest.
+    /// Connections whose peers do not read are reset: at the first mark those that have not read for a second, and before a read or a
+    /// flush fails the one with the most unsent bytes, of several the oldest. A write that finds no memory fails all the same: it
+    /// does not wait for somebody to go. Whoever uses a connection that was reset is told
+    /// [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted).
     Reset,
 }
 
@@ -24,16 +28,27 @@ pub(super) struct Memory {
     pub(super) counted: usize,
     /// Refusals that were seen.
     pub(super) refusals: usize,
+    /// A connection could not be received from since the last look: nobody was told, and it waits.
+    pub(super) starves: bool,
     /// When somebody may go again.
     pub(super) relief_at: Tick,
     /// Until when it counts as full.
     pub(super) full_until: Tick,
+    /// Connections with unsent bytes and without room: how many bytes, and at how many looks in a row those were the same.
+    pub(super) suspects: Vec<(Token, usize, u8)>,
+    /// When they are looked at again, and whether it is still so.
+    pub(super) look_at: Tick,
     /// A level that nobody has told of.
     pub(super) untold: Option<MemoryLevel>,
 }
 
 impl Memory {
-    /// Whether no connections are to be accepted.
+    /// When to look again, if nothing else happens.
+    pub(super) fn look_at(&self) -> Option<Tick> {
+        self.is_short().then_some(self.look_at)
+    }
+
+    /// Whether connections are to be accepted slowly.
     pub(super) fn is_short(&self) -> bool {
         self.level > MemoryLevel::Normal
     }

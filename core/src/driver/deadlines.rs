@@ -30,11 +30,7 @@ impl Driver {
             let Some(token) = self.slots.token_at(index) else { continue };
             match self.slots.get_mut(token) {
                 Some(Slot::Listener(listener)) if !listener.deregistered => {
-                    if self.memory.is_short() {
-                        self.accept_later(token, now);
-                    } else {
-                        engine.receive(token, self);
-                    }
+                    engine.receive(token, self);
                 }
                 Some(Slot::Stream(stream)) => {
                     let starved = std::mem::take(&mut stream.starved);
@@ -79,11 +75,12 @@ impl Driver {
     /// When [`begin_turn`](Driver::begin_turn) is due next. Asked when the poller is about to sleep.
     pub fn next_expiry(&mut self) -> Option<Tick> {
         self.sleeps = self.timers_held == 0;
-        if self.draining.untold().is_some() {
+        // What its tasks have done since it was looked at may have brought the budget to another level.
+        if self.draining.untold().is_some() || self.memory_changes_level() {
             return Some(0);
         }
         let next = self.wheel.next_expiry().into_iter().chain(timers::next_expiry());
-        let next = next.chain(self.draining.next_due()).min();
+        let next = next.chain(self.draining.next_due()).chain(self.memory.look_at()).min();
         #[cfg(feature = "zerocopy")]
         let next = next.into_iter().chain(self.pinned.due()).min();
         next

@@ -7,9 +7,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use super::Driver;
 use super::slot::{ACCEPT_RETRY_MS, Accepted, Listener, Slot};
 use crate::errno::is_of_the_network;
+use crate::memory::MemoryLevel;
 use crate::poll::{Deregister, Kind, Next, Poll};
 use crate::timer::Tick;
 use crate::token::Token;
+
+/// Between two connections that are accepted while memory is short, or while there is none, in milliseconds.
+const SHORT_RETRY_MS: Tick = 5;
+const FULL_RETRY_MS: Tick = 80;
 
 impl Driver {
     /// Registers a listening socket; what it accepts is given by [`take_accepted`](Driver::take_accepted).
@@ -66,11 +71,6 @@ impl Driver {
         into.append(&mut self.accepted);
     }
 
-    /// Memory is short: looks again in a moment.
-    pub(super) fn accept_later(&mut self, token: Token, now: Tick) {
-        self.wheel.set(token.index(), now + ACCEPT_RETRY_MS.0);
-    }
-
     pub(super) fn accept(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next {
         let Some(Slot::Listener(listener)) = self.slots.get_mut(token) else { return Next::Stop };
         match result {
@@ -81,12 +81,15 @@ impl Driver {
                 if paused {
                     return Next::Stop;
                 }
-                if self.memory.is_short() {
-                    self.stats.memory_pauses += 1;
-                    self.accept_later(token, self.mailbox.clock().now());
-                    return Next::Stop;
-                }
-                Next::More
+                // One by one: whoever holds the memory may do so for ever, and the others are served with what is left.
+                let pause = match self.memory.level {
+                    MemoryLevel::Normal => return Next::More,
+                    MemoryLevel::High => SHORT_RETRY_MS,
+                    MemoryLevel::Full => FULL_RETRY_MS,
+                };
+                self.stats.memory_pauses += 1;
+                self.wheel.set(token.index(), self.mailbox.clock().now() + pause);
+                Next::Stop
             }
             // accept(2) hands on the errors of the connection that was to be accepted: the next one may be fine.
             Err(error) if is_of_the_network(&error) || listener.deregistered => {

@@ -13,6 +13,11 @@ use crate::token::Token;
 const RELIEF_MS: Tick = 10;
 /// After a refusal a budget counts as full for so long.
 const FULL_MS: Tick = 1_000;
+/// How often it is looked again while memory is short, and after how many looks at which nothing has moved those go that do not read.
+const LOOK_MS: Tick = 250;
+const SUSPICIONS: u8 = 4;
+/// So many of them, those with the most unsent bytes.
+const SUSPECTS_MAX: usize = 64;
 /// Of the connections that hold most for their peers, so many are asked whether these read.
 const ASKED_MAX: usize = 8;
 
@@ -37,10 +42,12 @@ impl Driver {
         }
         let usage = pool.usage();
         self.mailbox.set_share(usage.share());
+        // Who was told that there is none needs nobody to go.
+        let starves = std::mem::take(&mut self.memory.starves);
         let was_refused = usage.refusals != self.memory.refusals;
         self.memory.refusals = usage.refusals;
         let before = self.memory.level;
-        if was_refused {
+        if starves || (was_refused && usage.is_nearly_full()) {
             self.memory.full_until = now + FULL_MS;
             self.memory.level = MemoryLevel::Full;
         } else if before != MemoryLevel::Full || now >= self.memory.full_until {
@@ -49,13 +56,48 @@ impl Driver {
         if self.memory.level != before && self.mailbox.pool().begins_level(self.memory.level) {
             self.memory.untold = Some(self.memory.level);
         }
-        if was_refused && now >= self.memory.relief_at {
+        let resets = self.memory.when_full == WhenFull::Reset;
+        let somebody_goes = starves || (resets && was_refused && usage.is_nearly_full());
+        if somebody_goes && now >= self.memory.relief_at {
             self.memory.relief_at = now + RELIEF_MS;
             self.relieve(engine, usage);
         }
+        if self.memory.is_short() && now >= self.memory.look_at {
+            self.memory.look_at = now + LOOK_MS;
+            if resets {
+                self.reset_who_does_not_read(engine);
+            }
+        }
     }
 
-    /// Somebody was refused: one goes who holds what others need.
+    /// Whether the budget has come to another level since it was looked at.
+    pub(super) fn memory_changes_level(&self) -> bool {
+        let level = self.memory.level;
+        level != MemoryLevel::Full && self.mailbox.pool().usage().level(level) != level
+    }
+
+    /// Memory is getting short: who has not read for a second goes, until there is enough again. Half of them at a time, those with the
+    /// most unsent bytes.
+    #[cold]
+    fn reset_who_does_not_read<P: Poll>(&mut self, engine: &mut P) {
+        let mut candidates = self.unsent();
+        candidates.truncate(SUSPECTS_MAX);
+        candidates.retain(|(token, _)| !engine.pending(*token).room);
+        let before = std::mem::take(&mut self.memory.suspects);
+        for (token, unsent) in candidates {
+            let same = before.iter().find(|(known, bytes, _)| (*known, *bytes) == (token, unsent));
+            let looks = same.map_or(0, |(.., looks)| (looks + 1).min(SUSPICIONS));
+            self.memory.suspects.push((token, unsent, looks));
+        }
+        let silent = self.memory.suspects.iter().filter(|(.., looks)| *looks >= SUSPICIONS);
+        let silent: Vec<_> = silent.map(|(token, ..)| *token).collect();
+        for token in silent.iter().take(silent.len().div_ceil(2)) {
+            self.stats.memory_resets += 1;
+            self.deregister(engine, *token, Reason::Aborted);
+        }
+    }
+
+    /// Somebody waits for memory: one goes who holds what others need.
     #[cold]
     fn relieve<P: Poll>(&mut self, engine: &mut P, usage: Usage) {
         if self.memory.when_full == WhenFull::Reset {
@@ -64,12 +106,14 @@ impl Driver {
                 return self.deregister(engine, token, Reason::Aborted);
             }
         }
-        // Without a limit, or below it, it was the kernel who has refused.
-        let full = usage.free_bytes() < usage.max_bytes / 8;
+        // Without a limit, or below it, it was the kernel who has refused, and it goes who was refused.
+        let full = usage.is_nearly_full();
         let left = if full { usage.free_bytes() } else { 0 };
         let waits = |(token, slot): (Token, &Slot)| match slot {
-            Slot::Stream(stream) => Some((stream.shared.awaits_more_than(left)?, token)),
-            Slot::Listener(_) | Slot::Watched(_) => None,
+            Slot::Stream(stream) if full || stream.starved => {
+                Some((stream.shared.awaits_more_than(left)?, token))
+            }
+            _ => None,
         };
         let most = self.slots.entries().filter_map(waits).max_by_key(|(need, _)| *need);
         if let Some(stream) = most.and_then(|(_, token)| self.stream(token)) {
@@ -86,6 +130,12 @@ impl Driver {
 
     /// The connection with the most unsent bytes of those whose peers do not read; of several the oldest.
     fn most_unsent<P: Poll>(&self, engine: &mut P) -> Option<Token> {
+        let mut tokens = self.unsent().into_iter().map(|(token, _)| token).take(ASKED_MAX);
+        tokens.find(|token| !engine.pending(*token).room)
+    }
+
+    /// The connections with unsent bytes, those with most first; of several the oldest.
+    fn unsent(&self) -> Vec<(Token, usize)> {
         let unsent = |(token, slot): (Token, &Slot)| match slot {
             Slot::Stream(stream) if stream.shared.phase() == Phase::Open => {
                 let (unsent, id) = stream.shared.unsent();
@@ -95,8 +145,7 @@ impl Driver {
         };
         let mut candidates: Vec<_> = self.slots.entries().filter_map(unsent).collect();
         candidates.sort_unstable_by_key(|(unsent, id, _)| std::cmp::Reverse((*unsent, *id)));
-        let mut tokens = candidates.into_iter().map(|(.., token)| token).take(ASKED_MAX);
-        tokens.find(|token| !engine.pending(*token).room)
+        candidates.into_iter().map(|(unsent, _, token)| (token, unsent)).collect()
     }
 
     /// The connections are gone.

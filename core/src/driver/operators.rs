@@ -46,6 +46,7 @@ unsafe impl Operators for Driver {
             }
             Err(_) => {
                 stream.starved = true;
+                self.memory.starves = true;
                 let retry = self.mailbox.clock().now() + NO_MEMORY_RETRY_MS;
                 let set = self.wheel.deadline(token.index());
                 // The timer of a closed connection ends it, and is left alone.

@@ -19,14 +19,16 @@ pub enum MemoryLevel {
     /// Less than the first mark, which is seven eighths of the budget.
     #[default]
     Normal,
-    /// More than that: connections are accepted again below three quarters.
+    /// More than that, and until it is less than three quarters: connections are accepted slowly.
     High,
     /// Something was refused a moment ago.
     Full,
 }
 
 /// As if there were at least so many connections.
-const CONNECTIONS_MIN: usize = 64;
+const CONNECTIONS_MIN: usize = 8;
+/// What a connection holds at worst, in shares.
+const SHARES: usize = 8;
 
 impl Budget {
     pub(super) fn new(max_bytes: usize) -> Budget {
@@ -61,12 +63,13 @@ pub(crate) struct Usage {
 impl Usage {
     /// What a connection may hold in one direction, in bytes, and one block more. It depends on what is free, as the thresholds of switches
     /// do that share one memory among their queues (Choudhury and Hahne, 1998): those that hold most are stopped first, and if all hold
-    /// as much as they may, about a fifth stays free, since blocks are about twice as large as what is in them.
+    /// as much as they may, a good part stays free: a connection has two directions, the writer is given at once what the reader had, and
+    /// blocks are about twice as large as what is in them.
     pub(crate) fn share(self) -> usize {
         if self.max_bytes == usize::MAX {
             return usize::MAX;
         }
-        let share = self.free_bytes() / self.connections.max(CONNECTIONS_MIN);
+        let share = self.free_bytes() / (SHARES * self.connections.max(CONNECTIONS_MIN));
         // Rounded, so that it seldom changes: others look at it.
         let unit = 1 << share.max(1).ilog2().saturating_sub(3);
         (share & !(unit - 1)).max(1)
@@ -74,6 +77,11 @@ impl Usage {
 
     pub(crate) fn free_bytes(self) -> usize {
         self.max_bytes.saturating_sub(self.live_bytes)
+    }
+
+    /// Whether less than an eighth is left.
+    pub(crate) fn is_nearly_full(self) -> bool {
+        self.free_bytes() < self.max_bytes / 8
     }
 
     /// The level that comes behind `level`, if nothing was refused.
@@ -97,7 +105,7 @@ mod tests {
             // Each holds what it may, and takes more when the share grows.
             for _ in 0..100 {
                 let usage = Usage { live_bytes, max_bytes: MAX, connections, refusals: 0 };
-                let wanted = 4 * connections * usage.share().min(1 << 20);
+                let wanted = 6 * connections * usage.share().min(1 << 20);
                 live_bytes = live_bytes.max(wanted.min(live_bytes + (1 << 20)));
             }
             assert!(live_bytes < MAX / 8 * 7, "{connections} hold {live_bytes}");
