@@ -8,8 +8,8 @@
 //! let relay = Relay::new().idle_timeout(Duration::from_secs(600));
 //! let server = EventLoop::builder()
 //!     .on_connection(async move |client: Connection| {
-//!         // On the poller of this handler, as the client's.
-//!         let upstream = Dialer::new().dial("127.0.0.1:6379").await?;
+//!         // On the poller of this handler, as the client's. An error ends the client's connection by a FIN; `abort` resets it.
+//!         let upstream = Dialer::new().dial("127.0.0.1:6379").await.inspect_err(|_| client.abort())?;
 //!         let relayed = relay.run(client, upstream).await;
 //!         println!("{} bytes there, {} back", relayed.there, relayed.back);
 //!         Ok(())
@@ -24,6 +24,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::connection::Connection;
+use crate::time::timeout;
 #[cfg(feature = "rustls")]
 use crate::tls::TlsConnection;
 use crate::{Control, LinkBuffer};
@@ -31,10 +32,14 @@ use crate::{Control, LinkBuffer};
 /// Joins two connections, in both directions: what one receives is sent by the other as it lies, in the blocks that it was received into.
 ///
 /// - An end of one direction is carried over: the other side gets it behind the last byte, and the other direction goes on.
-/// - A reset is carried over as a reset.
-/// - Who does not read is not sent to: what may wait for it is bounded by its connection's
-///   [`Limits`](crate::Limits::output_high_bytes), and nothing more is received for it then.
-/// - A connection's write timeout, and its idle timeout, end both.
+/// - A reset is carried over as a reset, behind what had come before it. So is TLS that ends without `close_notify`.
+/// - Who does not read is not sent to. What waits for it is bounded by the connections' [`Limits`](crate::Limits): in a direction
+///   the `output_high_bytes` of the one that is sent to, the `input_high_bytes` of the one that is received from, and what a receive
+///   brings beyond them. By default that is 2 MiB; a proxy for many gives both less.
+/// - If nothing moves for the idle timeout, both end by a FIN. A side that takes nothing for the write timeout ends both by a reset.
+///   Without them a relay may wait for ever: that a peer has reset is not seen while nothing is received from it, as when the other side
+///   takes nothing, or the peer has sent its FIN before.
+/// - To a server's shutdown a relay is one request: it goes on until it ends, or the grace does.
 ///
 /// Each side may be a [`Connection`], or one of TLS. It costs least if both are on the same poller, which they are where one
 /// is dialed by a handler of the other.
@@ -48,9 +53,10 @@ pub struct Relay {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Relayed {
-    /// Bytes from the first connection to the second.
+    /// Bytes that were received from the first connection and handed over to the second. If that was reset, its peer may not have got
+    /// all of them.
     pub there: u64,
-    /// Bytes from the second connection to the first.
+    /// The same from the second connection to the first.
     pub back: u64,
     /// An error if it did not end by the ends of both directions.
     pub result: Result<(), Broken>,
@@ -81,19 +87,20 @@ impl Relay {
         Relay::default()
     }
 
-    /// How long no byte may move on either connection.
+    /// How long no byte may move on a connection. Default: what their limits say.
     pub fn idle_timeout(mut self, timeout: Duration) -> Relay {
         self.idle_timeout = Some(timeout);
         self
     }
 
-    /// How long a side may take nothing of what waits for it.
+    /// How long a side may take nothing of what waits for it. Default: what their limits say.
     pub fn write_timeout(mut self, timeout: Duration) -> Relay {
         self.write_timeout = Some(timeout);
         self
     }
 
-    /// Relays until both directions have ended, or one connection breaks. What was received before and not been read comes first.
+    /// Relays until both directions have ended, or one connection breaks. What was received before and not been read comes first, and so
+    /// does what was staged and not flushed.
     ///
     /// # Cancellation
     /// Dropping it drops both connections: what was received is sent, and then their FINs.
@@ -106,7 +113,7 @@ impl Relay {
                 control.set_write_timeout(Some(timeout));
             }
         }
-        let (mut there, mut back) = (Direction::default(), Direction::default());
+        let (mut there, mut back) = (Direction::new(), Direction::new());
         let result = poll_fn(|cx| {
             let forth = there.poll(&mut first, &mut second, cx);
             let broken = |at: End, error| {
@@ -127,20 +134,56 @@ impl Relay {
             }
         });
         let result = result.await;
-        if result.is_err() {
-            // Not a FIN: that would look like the end of a whole message.
-            first.control().abort();
-            second.control().abort();
+        match &result {
+            Ok(()) => {}
+            Err(Broken { side: Side::First, error }) => {
+                self.end(&mut first, &mut second, &mut there, error).await;
+            }
+            Err(Broken { side: Side::Second, error }) => {
+                self.end(&mut second, &mut first, &mut back, error).await;
+            }
         }
         Relayed { there: there.bytes, back: back.bytes, result }
     }
+
+    /// Ends both, since one is broken: `on` is the direction from it to the other.
+    async fn end(
+        &self,
+        broken: &mut impl Duplex,
+        other: &mut impl Duplex,
+        on: &mut Direction,
+        error: &io::Error,
+    ) {
+        let (broken_control, control) = (broken.control(), other.control());
+        if error.kind() == io::ErrorKind::TimedOut
+            && broken_control.unsent_bytes() == 0
+            && control.unsent_bytes() == 0
+        {
+            // Nothing moves, and nothing is cut short.
+            broken_control.close();
+            return control.close();
+        }
+        broken_control.abort();
+        // What had come before is the other's, if it takes it.
+        let input = broken.input();
+        if !on.ended && !input.is_empty() {
+            on.bytes += input.len() as u64;
+            other.append(input);
+        }
+        let patience = self.write_timeout.unwrap_or(LAST_BYTES);
+        let _ = timeout(patience, poll_fn(|cx| other.poll_drain(cx))).await;
+        // Not a FIN: that would look like the end of a whole message.
+        control.abort();
+    }
 }
 
+/// How long the last bytes before a reset may take, unless there is a write timeout.
+const LAST_BYTES: Duration = Duration::from_secs(5);
+
 /// One direction of a relay.
-#[derive(Default)]
 struct Direction {
     bytes: u64,
-    /// Something was handed over that is not flushed.
+    /// Something was handed over that is not flushed, or may have been before.
     unflushed: bool,
     /// The source has ended.
     ended: bool,
@@ -156,6 +199,10 @@ enum End {
 }
 
 impl Direction {
+    fn new() -> Direction {
+        Direction { bytes: 0, unflushed: true, ended: false, done: false }
+    }
+
     /// Moves what there is, until the source has ended and all is sent.
     fn poll(
         &mut self,
@@ -204,6 +251,8 @@ pub trait Duplex: sealed::Sealed {
     #[doc(hidden)]
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     #[doc(hidden)]
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    #[doc(hidden)]
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
@@ -235,6 +284,10 @@ macro_rules! implement {
 
             fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
                 self.$writer().poll_flush(cx)
+            }
+
+            fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.$writer().poll_drain(cx)
             }
 
             fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

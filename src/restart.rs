@@ -2,37 +2,68 @@
 //!
 //! The old process sends its listening sockets over a Unix socket, and goes on; the new one serves them, too, says so, and the old
 //! one then shuts down in peace. The sockets are the same ones, so what waits in their queues is accepted by whoever is there. If the new
-//! process fails before it has confirmed, nothing has happened.
+//! process fails before it has confirmed, the old one has lost nothing, and serves on; what the new one had accepted by then ends with it.
 //!
 //! ```no_run
-//! # use duopoll::{Builder, Server};
+//! # use duopoll::{Builder, Listener, RunningServer, Server, Service};
 //! use duopoll::restart;
+//! use std::io::{self, ErrorKind};
 //! use std::os::unix::net::{UnixListener, UnixStream};
 //! use std::time::Duration;
 //!
-//! // The old one, when it is asked to, on a thread of its own:
-//! # fn old(server: &Server) -> std::io::Result<()> {
-//! let (stream, _) = UnixListener::bind("/run/program.handover")?.accept()?;
-//! restart::hand_over(server, &stream)?;
-//! server.shutdown(Duration::from_secs(30));
-//! # Ok(()) }
+//! const PLACE: &str = "/run/program/next";
 //!
-//! // The new one:
-//! # fn new(service: duopoll::Service) -> std::io::Result<()> {
-//! let mut taken = restart::take_over(UnixStream::connect("/run/program.handover")?)?;
-//! let mut listeners = taken.listeners().into_iter();
-//! let server = service.serve(listeners.next().expect("the old one listened"))?;
-//! for listener in listeners {
-//!     server.listen(listener)?;
+//! # fn start(service: Service) -> io::Result<Server> {
+//! // When the program starts: what runs already hands over.
+//! let last = match UnixStream::connect(PLACE) {
+//!     Ok(last) => Some(restart::take_over(last)?),
+//!     Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => None,
+//!     Err(error) => return Err(error),
+//! };
+//! let server = match last {
+//!     Some(mut taken) => {
+//!         let mut listeners = taken.listeners().into_iter();
+//!         let server = service.serve(listeners.next().expect("the old one listened"))?;
+//!         for listener in listeners {
+//!             server.listen(listener)?;
+//!         }
+//!         // Last of all: from now on the old one goes.
+//!         taken.confirm()?;
+//!         server
+//!     }
+//!     None => service.serve(Listener::bind("0.0.0.0:8080")?)?,
+//! };
+//! # Ok(server) }
+//!
+//! # fn wait(server: &Server) -> io::Result<()> {
+//! // On a thread of its own: waits for the next.
+//! let _ = std::fs::remove_file(PLACE);
+//! let place = UnixListener::bind(PLACE)?;
+//! loop {
+//!     let (next, _) = place.accept()?;
+//!     match restart::hand_over(&[server], &next) {
+//!         Ok(()) => break,
+//!         Err(error) => eprintln!("the next process has not taken over: {error}"),
+//!     }
 //! }
-//! taken.confirm()?;
+//! drop(place);
+//! server.shutdown(Duration::from_secs(30));
 //! # Ok(()) }
 //! ```
 //!
-//! Whoever can connect to that socket can have the listeners: it belongs into a directory of the program's own user.
+//! Whoever can connect to that socket can have the listeners: it belongs into a directory of the program's own user. The example `proxy`
+//! does all of it, and what can go wrong beside: see its `handover.rs`.
 //!
 //! Under systemd a socket unit keeps the sockets instead, across any restart. They come as `LISTEN_FDS`, which the crate `listenfd`
-//! gives as listeners of the standard library, of which a [`Listener`] is made by `from`.
+//! takes; a [`Listener`] is made of each by `try_from`:
+//!
+//! ```text
+//! let mut sockets = listenfd::ListenFd::from_env();
+//! while let Some(fd) = sockets.take_raw_fd(index)? {
+//!     // SAFETY: nobody else owns it.
+//!     let listener = Listener::try_from(unsafe { OwnedFd::from_raw_fd(fd) })?;
+//! }
+//! ```
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -42,9 +73,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use duopoll_core::on_poller_thread;
+use duopoll_core::syscalls::uninterrupted;
 use pollster::block_on;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
 };
 use socket2::SockRef;
@@ -63,26 +95,43 @@ const BATCH: usize = 64;
 /// No program listens at more.
 const SOCKETS_MAX: usize = 1 << 16;
 
-/// Sends the listening sockets of a server to another process, and waits until that serves them. The server goes on, until it is shut
-/// down; its socket files are the other's then. Blocks, also for as long as the other takes: `set_read_timeout` and
-/// `set_write_timeout` of the stream bound it.
+/// Sends the listening sockets of servers to another process, and waits until that serves them. The servers go on, until they are
+/// shut down; their socket files, and who waits in their queues, are the other's then. Blocks, also for as long as the other takes:
+/// `set_read_timeout` and `set_write_timeout` of the stream bound it.
 ///
 /// # Errors
-/// What the stream says; [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the other process has ended, or did not confirm. Nothing has
-/// changed then. On a poller's thread `EDEADLK`.
-pub fn hand_over(server: &RunningServer, to: &UnixStream) -> io::Result<()> {
+/// What the stream says: [`WouldBlock`](io::ErrorKind::WouldBlock) if the other was over time;
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if it has ended, or did not confirm. Nothing has changed then.
+/// [`NotConnected`](io::ErrorKind::NotConnected) if a server was shut down. On a poller's thread `EDEADLK`.
+pub fn hand_over(servers: &[&RunningServer], to: &UnixStream) -> io::Result<()> {
     if on_poller_thread() {
         return Err(deadlock());
     }
-    let sockets = block_on(server.listening())?;
-    send(to, &sockets)?;
+    let mut sockets = Vec::new();
+    for server in servers {
+        sockets.extend(block_on(server.listening())?);
+    }
+    send(to, &sockets).map_err(gone)?;
     let mut answer = [0];
-    (&*to).read_exact(&mut answer)?;
+    (&*to).read_exact(&mut answer).map_err(gone)?;
     if answer != [CONFIRMED] {
         return Err(invalid("the other process has not said that it serves"));
     }
-    server.give_files_up();
+    servers.iter().for_each(|server| server.handed_over());
     Ok(())
+}
+
+/// That the other process has ended is one error, in whatever way it was noticed.
+fn gone(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe => {
+            let text = "the other process has ended, or has not gone through with it";
+            io::Error::new(io::ErrorKind::UnexpectedEof, text)
+        }
+        _ => error,
+    }
 }
 
 /// Listeners of another process, which [hands them over](hand_over). Dropped without a [`confirm`](TakenOver::confirm), it keeps them.
@@ -97,9 +146,10 @@ pub struct TakenOver {
 /// Takes the listeners of another process. Blocks until they have come.
 ///
 /// # Errors
-/// What the stream says; [`InvalidData`](io::ErrorKind::InvalidData) if what has come is no handover.
+/// What the stream says; [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the other process has ended, or does not serve any more;
+/// [`InvalidData`](io::ErrorKind::InvalidData) if what has come is no handover, `EMFILE` if there are too few descriptors for it.
 pub fn take_over(from: UnixStream) -> io::Result<TakenOver> {
-    let sockets = receive(&from)?;
+    let sockets = receive(&from).map_err(gone)?;
     let confirmed = Arc::new(AtomicBool::new(false));
     let mut places: Vec<(Address, Vec<OwnedFd>, bool)> = Vec::new();
     for (socket, has_file) in sockets {
@@ -132,9 +182,10 @@ impl TakenOver {
     /// Tells the other process that they are served here, so that it may end.
     ///
     /// # Errors
-    /// What the stream says; the other process may have ended.
+    /// What the stream says; [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the other process has ended. The listeners are good all the
+    /// same, but socket files were the other's to remove.
     pub fn confirm(mut self) -> io::Result<()> {
-        self.stream.write_all(&[CONFIRMED])?;
+        self.stream.write_all(&[CONFIRMED]).map_err(gone)?;
         // Relaxed: it stands for itself.
         self.confirmed.store(true, Ordering::Relaxed);
         Ok(())
@@ -153,7 +204,8 @@ fn send(mut to: &UnixStream, sockets: &[Listening]) -> io::Result<()> {
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&sockets));
         // Descriptors need a byte to go with.
-        sendmsg(to, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)?;
+        let byte = &[IoSlice::new(&[0])];
+        uninterrupted(|| Ok(sendmsg(to, byte, &mut ancillary, SendFlags::NOSIGNAL)?))?;
     }
     Ok(())
 }
@@ -174,9 +226,14 @@ fn receive(mut from: &UnixStream) -> io::Result<Vec<Listening>> {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
         let vectors = &mut [IoSliceMut::new(&mut byte)];
-        let message = recvmsg(from, vectors, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        let message =
+            uninterrupted(|| Ok(recvmsg(from, vectors, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?))?;
         if message.bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if message.flags.contains(ReturnFlags::CTRUNC) {
+            // Those that have come are closed; nobody knows which these are.
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         let before = sockets.len();
         for message in ancillary.drain() {

@@ -24,7 +24,7 @@ fn restarted(setup: Setup, old: Server) -> Server {
     let (theirs, ours) = UnixStream::pair().expect("a pair");
     thread::scope(|scope| {
         let hands = scope.spawn(move || {
-            restart::hand_over(&old, &theirs).expect("taken over");
+            restart::hand_over(&[&old], &theirs).expect("taken over");
             assert_eq!(old.shutdown(PATIENCE), 0);
         });
         let mut taken = restart::take_over(ours).expect("listeners");
@@ -90,7 +90,7 @@ fn a_process_that_does_not_confirm_has_taken_nothing(setup: Setup) {
     for _ in 0..2 {
         let (theirs, ours) = UnixStream::pair().expect("a pair");
         thread::scope(|scope| {
-            let hands = scope.spawn(|| restart::hand_over(&server, &theirs));
+            let hands = scope.spawn(|| restart::hand_over(&[&server], &theirs));
             let mut taken = restart::take_over(ours).expect("listeners");
             let listeners = taken.listeners();
             assert_eq!(listeners[0].local_addr().expect("bound"), *server.local_addr());
@@ -104,7 +104,7 @@ fn a_process_that_does_not_confirm_has_taken_nothing(setup: Setup) {
     }
     let (theirs, _ours) = UnixStream::pair().expect("a pair");
     assert_eq!(server.shutdown(PATIENCE), 0);
-    let error = restart::hand_over(&server, &theirs).expect_err("it is over");
+    let error = restart::hand_over(&[&server], &theirs).expect_err("it is over");
     assert_eq!(error.kind(), ErrorKind::NotConnected);
 }
 

@@ -339,6 +339,26 @@ impl From<std::net::TcpListener> for Listener {
     }
 }
 
+/// Takes over a listening socket of either kind, as systemd gives it. A socket file is left alone.
+///
+/// # Errors
+/// [`InvalidInput`](io::ErrorKind::InvalidInput) if it does not listen for streams; `ENOTSOCK` if it is no socket.
+impl TryFrom<OwnedFd> for Listener {
+    type Error = io::Error;
+
+    fn try_from(fd: OwnedFd) -> io::Result<Listener> {
+        let socket = SockRef::from(&fd);
+        if !socket.is_listener()? || socket.r#type()? != Type::STREAM {
+            let text = "this socket does not listen for streams";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        match socket.domain()? {
+            Domain::UNIX => Ok(Listener::from(std::os::unix::net::UnixListener::from(fd))),
+            _ => Ok(Listener::from(std::net::TcpListener::from(fd))),
+        }
+    }
+}
+
 /// Takes over a listener that something else has bound. Its socket file is left alone.
 impl From<std::os::unix::net::UnixListener> for Listener {
     fn from(listener: std::os::unix::net::UnixListener) -> Listener {

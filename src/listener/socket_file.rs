@@ -41,9 +41,10 @@ impl SocketFile {
         Ok(file)
     }
 
-    /// Whether it is the one at that path.
+    /// Whether it is the one at that path, and ours.
     pub(crate) fn is_at(&self, path: &Path) -> bool {
-        path::absolute(path).is_ok_and(|path| path == self.path)
+        let ours = self.ours.load(Ordering::Relaxed);
+        ours && path::absolute(path).is_ok_and(|path| path == self.path)
     }
 
     /// Another process has it now.

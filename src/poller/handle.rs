@@ -17,7 +17,7 @@ use crate::affinity;
 use crate::clock::PollerClock;
 use crate::connection::Connection;
 use crate::engine::EngineReport;
-use crate::poller::shutdown::{GroupShutdown, Outstanding, Token};
+use crate::poller::shutdown::{Backlog, GroupShutdown, Outstanding, Token};
 use crate::poller::{CURRENT, Call, Handle, Owner, Poller, PollerSpec, lock};
 use crate::stats::Stats;
 
@@ -85,8 +85,8 @@ impl Handle {
     }
 
     /// Stops accepting for a group; `done` is dropped when nothing will be accepted any more.
-    pub(crate) fn unlisten(&self, group: Group, done: Token) {
-        self.call(move |poller| poller.unlisten(group, done));
+    pub(crate) fn unlisten(&self, group: Group, backlog: Backlog, done: Token) {
+        self.call(move |poller| poller.unlisten(group, backlog, done));
     }
 
     /// Ends a group's connections: they may finish what they are doing until the deadline. `outstanding` is dropped when the

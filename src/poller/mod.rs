@@ -31,7 +31,7 @@ use crate::connection::Connection;
 use crate::engine::{AnyPoll, EngineReport};
 use crate::memory::OnLevel;
 pub(crate) use crate::poller::handle::{deadlock, over};
-use crate::poller::shutdown::{Shutdowns, TEARDOWN};
+use crate::poller::shutdown::{Backlog, Shutdowns, TEARDOWN};
 pub(crate) use crate::poller::spec::PollerSpec;
 pub(crate) use crate::poller::thread_start::ThreadStart;
 use crate::stats::{self, Published, Stats};
@@ -519,12 +519,15 @@ impl Poller {
 
     /// Stops accepting for a group, and drops `done` when nothing can be accepted any more. Connections that the kernel has
     /// established already are still taken on, since their peers may have sent requests.
-    fn unlisten(&mut self, group: Group, done: shutdown::Token) {
+    fn unlisten(&mut self, group: Group, backlog: Backlog, done: shutdown::Token) {
         let ours = self.listeners.iter().filter(|entry| entry.group == group && !entry.leaving);
         let ours: Vec<_> = ours.map(|entry| entry.token).collect();
         let patience = self.clock.instant() + BACKLOG_PATIENCE;
         for token in ours {
-            self.leave(token, patience);
+            match backlog {
+                Backlog::Served => self.leave(token, patience),
+                Backlog::Left => self.stop_listening(token, None),
+            }
         }
         self.shutdowns.await_listeners(group, done);
     }

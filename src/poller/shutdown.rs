@@ -29,6 +29,14 @@ pub(crate) trait Outstanding: Send + Sync {
     fn count_forced(&self, connections: usize);
 }
 
+/// What becomes of those who wait at a listener that is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backlog {
+    Served,
+    /// Somebody else serves them.
+    Left,
+}
+
 /// The shutdowns that are under way on a poller.
 #[derive(Default)]
 pub(super) struct Shutdowns {

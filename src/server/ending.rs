@@ -9,7 +9,7 @@ use std::time::Duration;
 use duopoll_core::Group;
 use futures_channel::oneshot;
 
-use crate::poller::shutdown::Outstanding;
+use crate::poller::shutdown::{Backlog, Outstanding};
 use crate::pollers::Pollers;
 use crate::server::admission::Admission;
 use crate::time::now;
@@ -47,6 +47,7 @@ pub(super) fn begin(
     own: bool,
     group: Group,
     admission: Arc<Admission>,
+    backlog: Backlog,
     grace: Duration,
 ) -> oneshot::Receiver<usize> {
     let (over, is_over) = oneshot::channel();
@@ -56,7 +57,7 @@ pub(super) fn begin(
     let plan = Plan { pollers, own, group, admission, grace, over };
     let step = Arc::new(Unlistening(Mutex::new(Some(plan))));
     for handle in handles {
-        handle.unlisten(group, Box::new(step.clone()));
+        handle.unlisten(group, backlog, Box::new(step.clone()));
     }
     is_over
 }

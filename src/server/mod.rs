@@ -24,6 +24,7 @@ use socket2::SockRef;
 use crate::address::Address;
 use crate::engine::EngineReport;
 use crate::listener::{Begun, Listener, Listening, SocketFile};
+use crate::poller::shutdown::Backlog;
 use crate::poller::{Poller, deadlock};
 use crate::pollers::Pollers;
 use crate::server::admission::{Admission, Entrance, Placement};
@@ -80,6 +81,8 @@ struct Listeners {
     files: Vec<SocketFile>,
     /// The server was shut down.
     over: bool,
+    /// Another process serves them.
+    handed_over: bool,
 }
 
 impl RunningServer {
@@ -257,15 +260,20 @@ impl RunningServer {
         Ok(with_files.collect())
     }
 
-    /// Another process has its socket files now.
-    pub(crate) fn give_files_up(&self) {
-        self.listeners().files.iter().for_each(SocketFile::give_up);
+    /// Another process serves its sockets now: their files are its own, and so is who waits in their queues.
+    pub(crate) fn handed_over(&self) {
+        let mut listeners = self.listeners();
+        listeners.files.iter().for_each(SocketFile::give_up);
+        listeners.handed_over = true;
     }
 
     fn begin_shutdown(&self, grace: Duration) -> oneshot::Receiver<usize> {
-        self.listeners().over = true;
+        let mut listeners = self.listeners();
+        listeners.over = true;
+        let backlog = if listeners.handed_over { Backlog::Left } else { Backlog::Served };
+        drop(listeners);
         let (pollers, admission) = (self.pollers.clone(), self.admission.clone());
-        ending::begin(pollers, self.own, self.group, admission, grace)
+        ending::begin(pollers, self.own, self.group, admission, backlog, grace)
     }
 
     fn listeners(&self) -> MutexGuard<'_, Listeners> {

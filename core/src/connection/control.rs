@@ -163,6 +163,11 @@ impl Control {
         self.shared.requests()
     }
 
+    /// Bytes that were flushed and that the kernel has not taken.
+    pub fn unsent_bytes(&self) -> usize {
+        self.shared.unsent().0
+    }
+
     /// A number that no other connection of this process has.
     pub fn id(&self) -> u64 {
         self.shared.id()

@@ -51,7 +51,7 @@ pub(crate) fn service(builder: Builder, proxy: Arc<Proxy>, server: WeakServer) -
 fn respond(path: &str, proxy: &Proxy, server: &WeakServer) -> Response<Full<Bytes>> {
     let (status, text) = match path {
         "/metrics" => (StatusCode::OK, metrics(proxy, server)),
-        "/healthz" if server.upgrade().is_none() => {
+        "/healthz" if proxy.is_ending() => {
             (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n".into())
         }
         "/healthz" if !proxy.upstreams.iter().any(Upstream::is_up) => {
@@ -62,7 +62,8 @@ fn respond(path: &str, proxy: &Proxy, server: &WeakServer) -> Response<Full<Byte
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    let plain = header::HeaderValue::from_static("text/plain; version=0.0.4");
+    let kind = if path == "/metrics" { "text/plain; version=0.0.4" } else { "text/plain" };
+    let plain = header::HeaderValue::from_static(kind);
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
     response
 }

@@ -31,8 +31,8 @@ pub(crate) struct Config {
     pub(crate) connect_timeout: Seconds,
     /// Upstreams that are tried for one connection.
     pub(crate) tries: usize,
-    pub(crate) idle_timeout: Option<Seconds>,
-    pub(crate) write_timeout: Option<Seconds>,
+    pub(crate) idle_timeout: Seconds,
+    pub(crate) write_timeout: Seconds,
     /// For the PROXY header and the TLS handshake.
     pub(crate) begin_timeout: Seconds,
     pub(crate) grace: Seconds,
@@ -146,8 +146,8 @@ impl Default for Config {
             memory_budget_mib: None,
             connect_timeout: Seconds::from_millis(2000),
             tries: 3,
-            idle_timeout: None,
-            write_timeout: None,
+            idle_timeout: Seconds::from_millis(3_600_000),
+            write_timeout: Seconds::from_millis(60_000),
             begin_timeout: Seconds::from_millis(5000),
             grace: Seconds::from_millis(30_000),
             health: Health::default(),
@@ -183,6 +183,20 @@ impl Config {
         if self.listen.is_empty() && !self.systemd {
             return Err("there is nowhere to listen: --listen ADDRESS, or --systemd".into());
         }
+        for (index, listen) in self.listen.iter().enumerate() {
+            let is_some_port = listen.address.tcp().is_some_and(|address| address.port() == 0);
+            let same = |other: &Listen| other.address == listen.address;
+            if !is_some_port && self.listen[..index].iter().any(same) {
+                return Err(format!("{} is listened at twice", listen.address));
+            }
+        }
+        for (index, upstream) in self.upstream.iter().enumerate() {
+            upstream.check()?;
+            let same = |other: &Upstream| other.address == upstream.address;
+            if self.upstream[..index].iter().any(same) {
+                return Err(format!("the upstream {} is there twice", upstream.address));
+            }
+        }
         if self.upstream.is_empty() {
             return Err("there is nowhere to go: --upstream ADDRESS".into());
         }
@@ -193,14 +207,31 @@ impl Config {
             ("memory-budget-mib", self.memory_budget_mib.unwrap_or(1) as u64),
             ("health.fall", self.health.fall.into()),
             ("health.rise", self.health.rise.into()),
+            ("idle-timeout", self.idle_timeout.0.as_nanos() as u64),
+            ("write-timeout", self.write_timeout.0.as_nanos() as u64),
         ];
         if let Some((name, _)) = one_each.iter().find(|(_, value)| *value == 0) {
-            return Err(format!("{name} must be at least 1"));
+            return Err(format!("{name} must be more than 0"));
         }
         if !(1..=1024).contains(&self.pollers) {
             return Err("pollers must be from 1 to 1024".into());
         }
         Ok(())
+    }
+}
+
+impl Upstream {
+    /// Whether it is an address, or the name of a host and a port.
+    fn check(&self) -> Result<(), String> {
+        let address = &self.address;
+        let is_tcp = address.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
+        });
+        let is_unix = address.strip_prefix("unix:").is_some_and(|path| !path.is_empty());
+        if (is_tcp || is_unix) && !address.contains(char::is_control) {
+            return Ok(());
+        }
+        Err(format!("the upstream {address:?} is neither HOST:PORT nor unix:PATH nor unix:@NAME"))
     }
 }
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use lexopt::prelude::*;
 
-use crate::config::{Config, Listen, Seconds, Tls, Upstream, Version};
+use crate::config::{Config, Listen, Tls, Upstream, Version};
 
 pub(crate) const HELP: &str = "A TCP proxy: what clients send goes to an upstream, and back, and nothing is copied.
 
@@ -19,8 +19,8 @@ Seconds may have a fraction.
 Where from and where to:
   --listen ADDRESS           again for more
   --upstream ADDRESS         again for more
-  --config FILE              a file in TOML with the names of these flags, and one listener's or upstream's own
-                             settings; what flags say comes on top. docs/proxy.md has an example
+  --config FILE              a file in TOML, with settings of single listeners and upstreams, too; what flags say
+                             comes on top. docs/proxy.md has its keys
   --balance round-robin|random|least
                              who gets the next connection: least is who has the fewest (default: round-robin)
   --accept-proxy             clients begin with a PROXY header, version 1 or 2
@@ -43,8 +43,8 @@ Limits:
   --max-per-source N         clients of one address at once; others are reset (default: no limit)
   --memory-budget-mib N      what all may hold in memory; those whose peers do not read are reset when it is used up
                              (default: half of the memory there is)
-  --idle-timeout SECONDS     ends what moves nothing for so long (default: never)
-  --write-timeout SECONDS    ends what takes nothing for so long (default: never)
+  --idle-timeout SECONDS     ends what moves nothing for so long (default: 3600)
+  --write-timeout SECONDS    ends what takes nothing for so long (default: 60)
   --begin-timeout SECONDS    for the PROXY header, and for the TLS handshake (default: 5)
 
 The process:
@@ -55,7 +55,7 @@ The process:
   --access-log               a line for each connection, on the standard error
   --log-json                 all that is logged as JSON
   --verbose                  what goes wrong with single connections, too
-  --grace SECONDS            how long connections may go on after SIGINT or SIGTERM (default: 30); again, and it is 0
+  --grace SECONDS            how long connections may go on after SIGINT, SIGTERM or SIGHUP (default: 30); again, and it is 0
   --handover PATH            a Unix socket: what runs there hands its listeners over, and goes on to its end. Then the
                              next one can take over there
   --systemd                  listen at the sockets of a systemd socket unit
@@ -132,8 +132,8 @@ fn set(config: &mut Config, name: &str, parser: &mut lexopt::Parser) -> Result<(
         "memory-budget-mib" => config.memory_budget_mib = Some(value(name, parser)?),
         "connect-timeout" => config.connect_timeout = value(name, parser)?,
         "tries" => config.tries = value(name, parser)?,
-        "idle-timeout" => config.idle_timeout = Some(value::<Seconds>(name, parser)?),
-        "write-timeout" => config.write_timeout = Some(value::<Seconds>(name, parser)?),
+        "idle-timeout" => config.idle_timeout = value(name, parser)?,
+        "write-timeout" => config.write_timeout = value(name, parser)?,
         "begin-timeout" => config.begin_timeout = value(name, parser)?,
         "grace" => config.grace = value(name, parser)?,
         "health-interval" => config.health.interval = value(name, parser)?,
@@ -205,13 +205,17 @@ mod tests {
             ("--upstream a:1", "nowhere to listen"),
             ("--listen 127.0.0.1:1", "nowhere to go"),
             ("--listen nonsense --upstream a:1", "--listen nonsense"),
-            ("--listen 127.0.0.1:1 --upstream a:1 --tries 0", "tries must be at least 1"),
+            ("--listen 127.0.0.1:1 --upstream a:1 --tries 0", "tries must be more than 0"),
             ("--listen 127.0.0.1:1 --upstream a:1 --pollers 0", "pollers must be"),
             ("--listen 127.0.0.1:1 --upstream a:1 --grace -1", "--grace -1"),
             ("--listen 127.0.0.1:1 --upstream a:1 --balance best", "--balance best"),
             ("--listen 127.0.0.1:1 --upstream a:1 --tls-key k", "need each other"),
             ("--listen 127.0.0.1:1 --config f", "comes first"),
             ("--config /nonexistent", "/nonexistent"),
+            ("--listen 127.0.0.1:1 --upstream nonsense", "neither HOST:PORT"),
+            ("--listen 127.0.0.1:1 --upstream a:1 --upstream a:1", "there twice"),
+            ("--listen 127.0.0.1:1 --listen 127.0.0.1:1 --upstream a:1", "listened at twice"),
+            ("--listen 127.0.0.1:1 --upstream a:1 --idle-timeout 0", "idle-timeout must"),
             ("--more", "invalid option '--more'"),
         ] {
             let error = parsed(line).expect_err(line);

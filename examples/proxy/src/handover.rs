@@ -4,42 +4,87 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use duopoll::{Address, Connection, Listener, Pollers, WeakServer, restart, task, time};
+use duopoll::restart::{TakenOver, hand_over, take_over};
+use duopoll::task::{JoinHandle, spawn_blocking};
+use duopoll::{Address, Connection, Listener, Pollers, WeakServer, time};
+use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::Stop;
 use crate::listening;
 
 /// How long either process waits for the other.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The process that runs there, if one does.
-pub(crate) fn last(path: &Path) -> io::Result<Option<UnixStream>> {
-    match UnixStream::connect(path) {
-        Ok(stream) => {
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            Ok(Some(stream))
-        }
-        Err(error) if is_nobody(&error) => Ok(None),
-        Err(error) => Err(error),
+/// What the process hands over that runs there, if one does. One that ends just now is none, as is one that was killed, whose socket the
+/// kernel keeps for a moment on io_uring.
+pub(crate) fn last(path: &Path) -> io::Result<Option<TakenOver>> {
+    let Some(stream) = connect(path).map_err(|error| named(path, &error))? else {
+        return Ok(None);
+    };
+    match take_over(stream) {
+        Ok(taken) => Ok(Some(taken)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(named(path, &error)),
     }
 }
 
-fn is_nobody(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+/// Connects, and does not wait for ever for room in a backlog.
+fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
+    let address = SockAddr::unix(path)?;
+    let begun = Instant::now();
+    loop {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        match socket.connect(&address) {
+            Ok(()) => {
+                socket.set_nonblocking(false)?;
+                return Ok(Some(patient(UnixStream::from(std::os::fd::OwnedFd::from(socket)))?));
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock && begun.elapsed() < PATIENCE =>
+            {
+                thread::sleep(PATIENCE / 200);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
-/// Waits for the next process: hands the servers over to it, and says so.
+fn patient(stream: UnixStream) -> io::Result<UnixStream> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    let text = match error.kind() {
+        io::ErrorKind::WouldBlock => "whoever listens there does not answer".into(),
+        _ => error.to_string(),
+    };
+    io::Error::new(error.kind(), format!("the handover at {}: {text}", path.display()))
+}
+
+/// Waits for the next process: hands the servers over to it, and says so. Nobody waits any more when this is aborted.
 pub(crate) fn begin(
     path: &Path,
     pollers: &Pollers,
     servers: Vec<WeakServer>,
-    handed: Sender<crate::Stop>,
-) -> io::Result<()> {
-    let listener = listening::bind(Listener::options().mode(0o600), &Address::Unix(path.into()))?;
+    handed: Sender<Stop>,
+) -> io::Result<JoinHandle<()>> {
+    let place = Address::Unix(path.to_owned());
+    let listener = listening::bind(Listener::options().mode(0o600), &place)?;
     let listener = listener.pollers(pollers.clone());
-    drop(pollers.spawn(move || async move {
+    Ok(pollers.spawn(move || async move {
         loop {
             let next = match listener.accept().await {
                 Ok(next) => next,
@@ -50,27 +95,26 @@ pub(crate) fn begin(
                     continue;
                 }
             };
-            match hand_over(next, &servers).await {
+            match to(next, &servers).await {
                 Ok(()) => break,
                 Err(error) => tracing::warn!(%error, "the next process has not taken over"),
             }
         }
         // With it the file: the next one has its own.
         drop(listener);
-        let _ = handed.send(crate::Stop::HandedOver);
-    }));
-    Ok(())
+        let _ = handed.send(Stop::HandedOver);
+    }))
 }
 
-async fn hand_over(next: Connection, servers: &[WeakServer]) -> io::Result<()> {
+async fn to(next: Connection, servers: &[WeakServer]) -> io::Result<()> {
     let (socket, _) = next.detach().await?;
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let stream = patient(stream)?;
     let servers: Vec<_> = servers.iter().filter_map(WeakServer::upgrade).collect();
-    let handed = task::spawn_blocking(move || {
-        servers.iter().try_for_each(|server| restart::hand_over(server, &stream))
+    let handed = spawn_blocking(move || {
+        let servers: Vec<_> = servers.iter().map(|server| &**server).collect();
+        hand_over(&servers, &stream)
     });
     handed.await.map_err(io::Error::from).and_then(|handed| handed)
 }

@@ -1,11 +1,13 @@
 //! Active checks: each upstream is connected to, time and again.
 
+use std::io;
 use std::sync::Arc;
 
-use duopoll::{Pollers, task, time};
+use duopoll::{Dialer, Pollers, task, time};
 
 use crate::config::Health;
-use crate::upstream::{Upstream, Upstreams, dialer};
+use crate::header;
+use crate::upstream::{Upstream, Upstreams, dialer, is_own_shortage};
 
 /// Begins to check all of them, on a poller, for as long as that goes on.
 pub(crate) fn begin(upstreams: &Arc<Upstreams>, health: Health, pollers: &Pollers) {
@@ -25,6 +27,16 @@ pub(crate) fn begin(upstreams: &Arc<Upstreams>, health: Health, pollers: &Poller
     }));
 }
 
+/// Connects, and says that it is nobody, if it is to say who it is.
+async fn connects(upstream: &Upstream, dialer: &Dialer) -> io::Result<()> {
+    let mut connection = upstream.dial(dialer).await?;
+    if let Some(version) = upstream.send_proxy {
+        connection.write(&header::of(version, None)?)?;
+        connection.flush().await?;
+    }
+    Ok(())
+}
+
 async fn check(upstream: &Upstream, health: Health) {
     let dialer = dialer(health.timeout.0);
     // In a row, that say otherwise than what holds.
@@ -32,7 +44,10 @@ async fn check(upstream: &Upstream, health: Health) {
     let mut ticks = time::interval(health.interval.0);
     loop {
         ticks.tick().await;
-        let checked = upstream.dial(&dialer).await;
+        let checked = connects(upstream, &dialer).await;
+        if checked.as_ref().is_err_and(is_own_shortage) {
+            continue;
+        }
         if checked.is_ok() == upstream.is_up() {
             otherwise = 0;
             continue;

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use duopoll::restart::TakenOver;
 use duopoll::{Address, Builder, Connection, EventLoop, Listener, Server, Service, WhenFull};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::Config;
@@ -61,10 +61,10 @@ fn run(mut config: Config) -> io::Result<()> {
         Some(path) => handover::last(path)?,
         None => None,
     };
-    let (listeners, taken) = listening::listeners(&mut config, last.as_mut())?;
+    let (clients, for_admin) = listening::listeners(&mut config, last.as_mut())?;
     let proxy = Arc::new(Proxy::new(&config)?);
     let builder = builder(&config);
-    let weak = builder.weak_server();
+    let mut servers = vec![builder.weak_server()];
     let service = builder.on_connection({
         let proxy = proxy.clone();
         async move |client: Connection| {
@@ -72,24 +72,23 @@ fn run(mut config: Config) -> io::Result<()> {
             Ok(())
         }
     });
-    let server = serve(service, listeners)?;
-    confirm(taken)?;
-    health::begin(&proxy.upstreams, config.health, server.pollers());
-
-    let mut servers = vec![weak.clone()];
+    let server = serve(service, clients)?;
     let mut admin = None;
-    if let Some(address) = &config.admin {
+    if let Some(listener) = for_admin {
         let builder = EventLoop::builder().on(server.pollers().clone());
         servers.push(builder.weak_server());
-        let service = admin::service(builder, proxy.clone(), weak);
-        let (listener, taken) = listening::one(address, last.as_mut())?;
-        admin = Some(serve(service, vec![listener])?);
-        confirm(taken)?;
+        let service = admin::service(builder, proxy.clone(), servers[0].clone());
+        admin = Some(service.serve(listener)?);
     }
-    drop(last);
-    if let Some(path) = &config.handover {
-        handover::begin(path, server.pollers(), servers, stop.clone())?;
+    // Last of all that can fail: from now on the other one goes, if it has not gone by itself.
+    if let Some(Err(error)) = last.map(TakenOver::confirm) {
+        tracing::warn!(%error, "the last process has not waited");
     }
+    health::begin(&proxy.upstreams, config.health, server.pollers());
+    let next = config.handover.as_ref().and_then(|path| {
+        let next = handover::begin(path, server.pollers(), servers, stop.clone());
+        next.inspect_err(|error| tracing::warn!(%error, "nobody can take over")).ok()
+    });
     let report = server.engine_report();
     if let Some(reason) = &report.fallback {
         tracing::warn!("{reason}");
@@ -102,19 +101,25 @@ fn run(mut config: Config) -> io::Result<()> {
     let going = server.open_connections();
     let handed_over = matches!(reason, Stop::HandedOver);
     tracing::info!(connections = going, handed_over, "ends");
+    proxy.ends();
+    // Whoever comes now shall find nobody, or whoever has taken over.
+    if let Some(next) = next {
+        next.abort();
+    }
+    if handed_over {
+        drop(admin.take());
+    }
     let forced = end(&server, config.grace.0, stop, &stops);
     if forced > 0 {
         tracing::warn!(connections = forced, "closed by force");
-    }
-    if let Some(admin) = admin {
-        admin.shutdown(Duration::ZERO);
     }
     Ok(())
 }
 
 /// What the pollers and the server are told.
 fn builder(config: &Config) -> Builder {
-    let mut builder = EventLoop::builder().engine(config.engine).pollers(config.pollers);
+    let builder = EventLoop::builder().engine(config.engine).pollers(config.pollers);
+    let mut builder = builder.limits(proxy::limits());
     if let Some(max) = config.max_connections {
         builder = builder.max_connections(max);
     }
@@ -135,12 +140,8 @@ fn serve(service: Service, listeners: Vec<Listener>) -> io::Result<Server> {
     Ok(server)
 }
 
-fn confirm(taken: Option<TakenOver>) -> io::Result<()> {
-    taken.map_or(Ok(()), TakenOver::confirm)
-}
-
 fn watch_signals(stop: Sender<Stop>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         for _ in signals.forever() {
             if stop.send(Stop::Signal).is_err() {

@@ -3,17 +3,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use duopoll::relay::{Broken, Duplex, Relay, Relayed, Side};
 use duopoll::tls::TlsAcceptor;
-use duopoll::{Address, Connection, Dialer, time};
+use duopoll::{Address, Connection, Dialer, Limits, time};
 
 use crate::config::{Config, Listen};
 use crate::header::{self, Ends};
 use crate::sources::Sources;
-use crate::upstream::{Upstream, Upstreams, dialer};
+use crate::upstream::{Upstream, Upstreams, dialer, is_own_shortage};
 use crate::{admin, tls};
 
 pub(crate) struct Proxy {
@@ -25,6 +25,7 @@ pub(crate) struct Proxy {
     begin_timeout: Duration,
     tries: usize,
     logs: bool,
+    ends: AtomicBool,
     pub(crate) figures: Figures,
 }
 
@@ -40,6 +41,8 @@ admin::figures! {
     Figures {
         "Clients that were let in"
         clients,
+        "Clients that had reset before they were looked at"
+        gone,
         "Clients that were refused since their address had as many connections as it may"
         refused_sources,
         "Clients that were refused since no upstream could be connected to"
@@ -64,86 +67,109 @@ admin::figures! {
 }
 
 /// What is told of a client in the log.
-struct Story {
+struct Story<'a> {
     begun: Instant,
     client: Option<SocketAddr>,
     /// Whom the PROXY header has named, or else the client.
     source: Option<SocketAddr>,
+    entry: &'a Entry,
+}
+
+/// What waits in a connection of a relay, in each direction, in bytes.
+const WAITS_BYTES_MAX: usize = 256 << 10;
+
+/// What the connections on both sides may hold.
+pub(crate) fn limits() -> Limits {
+    let mut limits = Limits::default();
+    limits.input_high_bytes = WAITS_BYTES_MAX;
+    limits.output_high_bytes = WAITS_BYTES_MAX;
+    limits
 }
 
 impl Proxy {
     pub(crate) fn new(config: &Config) -> io::Result<Proxy> {
         let entries = config.listen.iter().map(|listen| Entry::new(listen, config));
-        let mut relay = Relay::new();
-        if let Some(timeout) = config.idle_timeout {
-            relay = relay.idle_timeout(timeout.0);
-        }
-        if let Some(timeout) = config.write_timeout {
-            relay = relay.write_timeout(timeout.0);
-        }
+        let relay = Relay::new();
+        let relay = relay.idle_timeout(config.idle_timeout.0).write_timeout(config.write_timeout.0);
         let upstreams = Upstreams::new(&config.upstream, config.balance, config.ejection);
         Ok(Proxy {
             entries: entries.collect::<io::Result<_>>()?,
             upstreams: Arc::new(upstreams),
-            dialer: dialer(config.connect_timeout.0),
+            dialer: dialer(config.connect_timeout.0).limits(limits()),
             relay,
             sources: Sources::new(config.max_per_source),
             begin_timeout: config.begin_timeout.0,
             tries: config.tries,
             logs: config.log.access,
+            ends: AtomicBool::new(false),
             figures: Figures::default(),
         })
+    }
+
+    /// Nobody is accepted any more.
+    pub(crate) fn ends(&self) {
+        self.ends.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ends.load(Ordering::Relaxed)
     }
 
     /// Serves a client to its end.
     pub(crate) async fn serve(&self, mut client: Connection) {
         self.figures.clients.add(1);
-        let peer = client.peer_addr().ok().and_then(|address| address.tcp());
-        let local = client.local_addr().ok();
-        let entry = local.as_ref().and_then(|local| self.entry(local));
-        let mut ends = peer.zip(local.as_ref().and_then(Address::tcp));
-        if entry.is_some_and(|entry| entry.accept_proxy) {
+        // One that has reset before it was looked at has no address any more.
+        let (Ok(peer), Ok(local)) = (client.peer_addr(), client.local_addr()) else {
+            self.figures.gone.add(1);
+            return client.abort();
+        };
+        // What is expected of it is not known otherwise, and may be TLS.
+        let Some(entry) = self.entry(&local) else {
+            tracing::error!(listener = %local, "a client of no listener");
+            return client.abort();
+        };
+        let client_address = peer.tcp();
+        let mut ends = client_address.zip(local.tcp());
+        let mut story =
+            Story { begun: Instant::now(), client: client_address, source: client_address, entry };
+        if entry.accept_proxy {
             let read = time::timeout(self.begin_timeout, header::read(&mut client)).await;
             match read.map_err(io::Error::from).and_then(|read| read) {
                 Ok(told) => ends = told.map(|told| (told.source, told.destination)).or(ends),
                 Err(error) => {
                     self.figures.bad_headers.add(1);
-                    tracing::debug!(client = ?peer, %error, "no PROXY header");
+                    self.refused(&story, "no PROXY header", Some(&error));
                     return client.abort();
                 }
             }
         }
-        let source = ends.map(|(source, _)| source);
-        let story = Story { begun: Instant::now(), client: peer, source };
-        let Some(_place) = self.sources.enter(source.map(|source| source.ip())) else {
+        story.source = ends.map(|(source, _)| source);
+        let Some(_place) = self.sources.enter(story.source.map(|source| source.ip())) else {
             self.figures.refused_sources.add(1);
-            tracing::debug!(client = ?peer, ?source, "it has too many connections");
+            self.refused(&story, "its address has too many connections", None);
             return client.abort();
         };
         let ends = ends.map(|(source, destination)| Ends { source, destination });
-        match entry.and_then(|entry| entry.tls.as_ref()) {
+        match &entry.tls {
             None => self.join(client, ends, &story).await,
             Some(tls) => match tls.accept(client).await {
                 Ok(client) => self.join(client, ends, &story).await,
                 Err(error) => {
                     self.figures.failed_handshakes.add(1);
-                    tracing::debug!(client = ?peer, %error, "no TLS");
+                    self.refused(&story, "no TLS", Some(&error));
                 }
             },
         }
     }
 
     /// Connects a client to an upstream.
-    async fn join(&self, client: impl Duplex, ends: Option<Ends>, story: &Story) {
-        let mut tried = Vec::new();
+    async fn join(&self, client: impl Duplex, ends: Option<Ends>, story: &Story<'_>) {
+        let begun = Instant::now();
+        let (mut tried, mut last) = (Vec::new(), None);
         loop {
             let chosen =
                 if tried.len() < self.tries { self.upstreams.choose(&tried) } else { None };
-            let Some(upstream) = chosen else {
-                self.figures.refused_upstreams.add(1);
-                tracing::debug!(client = ?story.client, tries = tried.len(), "no upstream");
-                return client.control().abort();
-            };
+            let Some(upstream) = chosen else { break };
             if !tried.is_empty() {
                 self.figures.retries.add(1);
             }
@@ -151,18 +177,26 @@ impl Proxy {
             match self.connect(upstream, ends).await {
                 Ok(connection) => {
                     upstream.connections.fetch_add(1, Ordering::Relaxed);
-                    let connected = story.begun.elapsed();
+                    let connected = begun.elapsed();
                     let relayed = self.relay.run(client, connection).await;
                     drop(place);
                     return self.ended(upstream, &relayed, story, connected);
+                }
+                Err(error) if is_own_shortage(&error) => {
+                    last = Some(error);
+                    break;
                 }
                 Err(error) => {
                     tracing::debug!(upstream = %upstream.name, %error, "no connection");
                     self.upstreams.failed(upstream);
                     tried.push(upstream);
+                    last = Some(error);
                 }
             }
         }
+        self.figures.refused_upstreams.add(1);
+        self.refused(story, "no upstream", last.as_ref());
+        client.control().abort();
     }
 
     async fn connect(&self, upstream: &Upstream, ends: Option<Ends>) -> io::Result<Connection> {
@@ -175,7 +209,13 @@ impl Proxy {
     }
 
     /// Counts how it has ended, and logs it.
-    fn ended(&self, upstream: &Upstream, relayed: &Relayed, story: &Story, connected: Duration) {
+    fn ended(
+        &self,
+        upstream: &Upstream,
+        relayed: &Relayed,
+        story: &Story<'_>,
+        connected: Duration,
+    ) {
         let Relayed { there, back, result, .. } = relayed;
         self.figures.bytes_there.add(*there);
         self.figures.bytes_back.add(*back);
@@ -199,18 +239,31 @@ impl Proxy {
             _ => self.upstreams.succeeded(upstream),
         }
         if self.logs {
-            let text = |address: Option<SocketAddr>| {
-                address.map_or_else(|| "unix".into(), |address| address.to_string())
-            };
             tracing::info!(
                 target: "access",
                 client = text(story.client),
                 source = text(story.source),
+                listener = %story.entry.address,
                 upstream = upstream.name,
                 there,
                 back,
-                connect_ms = connected.as_secs_f64() * 1e3,
-                ms = story.begun.elapsed().as_secs_f64() * 1e3,
+                connect_ms = millis(connected),
+                ms = millis(story.begun.elapsed()),
+                end,
+            );
+        }
+    }
+
+    /// Logs a client that came to no upstream.
+    fn refused(&self, story: &Story<'_>, end: &str, error: Option<&io::Error>) {
+        if self.logs {
+            tracing::info!(
+                target: "access",
+                client = text(story.client),
+                source = text(story.source),
+                listener = %story.entry.address,
+                ms = millis(story.begun.elapsed()),
+                error = error.map(tracing::field::display),
                 end,
             );
         }
@@ -218,19 +271,28 @@ impl Proxy {
 
     /// The listener that a client has come by.
     fn entry(&self, local: &Address) -> Option<&Entry> {
-        if let [one] = &self.entries[..] {
-            return Some(one);
-        }
         let same = self.entries.iter().find(|entry| entry.address == *local);
-        // One that listens at all addresses of a port.
+        // One that listens at all addresses of a port, of the same family: one of IPv6 sees IPv4's as mapped.
         same.or_else(|| {
-            let port = local.tcp()?.port();
+            let local = local.tcp()?;
             self.entries.iter().find(|entry| {
-                let at = entry.address.tcp();
-                at.is_some_and(|at| at.ip().is_unspecified() && at.port() == port)
+                entry.address.tcp().is_some_and(|at| {
+                    at.ip().is_unspecified()
+                        && at.port() == local.port()
+                        && at.is_ipv4() == local.is_ipv4()
+                })
             })
         })
     }
+}
+
+fn text(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "unix".into(), |address| address.to_string())
+}
+
+/// Milliseconds, to the microsecond.
+fn millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
 }
 
 impl Entry {

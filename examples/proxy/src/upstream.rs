@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -69,7 +70,11 @@ impl Upstreams {
 
     /// Who gets the next connection: of those that are up and not tried yet, one that is not left alone, if there is one.
     pub(crate) fn choose(&self, tried: &[&Upstream]) -> Option<&Upstream> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        // Another try is at random, so that not always the same one gets what its neighbour does not take.
+        let turn = match tried {
+            [] => self.turn.fetch_add(1, Ordering::Relaxed),
+            _ => random(),
+        };
         let now = self.millis();
         self.choose_of(turn, |upstream| {
             upstream.is_up() && !upstream.is_ejected(now) && !contains(tried, upstream)
@@ -98,6 +103,7 @@ impl Upstreams {
         if upstream.failures_in_a_row.load(Ordering::Relaxed) > 0 {
             upstream.failures_in_a_row.store(0, Ordering::Relaxed);
             upstream.ejections_in_a_row.store(0, Ordering::Relaxed);
+            upstream.ejected_until.store(0, Ordering::Relaxed);
         }
     }
 
@@ -105,7 +111,11 @@ impl Upstreams {
     pub(crate) fn failed(&self, upstream: &Upstream) {
         upstream.failures.fetch_add(1, Ordering::Relaxed);
         let failures = upstream.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.ejection.failures == 0 || failures % self.ejection.failures != 0 {
+        // Those that were under way when it was ejected say nothing new.
+        if self.ejection.failures == 0
+            || failures < self.ejection.failures
+            || self.is_ejected(upstream)
+        {
             return;
         }
         let times = upstream.ejections_in_a_row.fetch_add(1, Ordering::Relaxed);
@@ -128,9 +138,11 @@ impl Upstreams {
 impl Upstream {
     fn new(config: &config::Upstream) -> Upstream {
         let name = config.address.clone();
+        // A name is resolved each time.
+        let is_address = name.parse::<SocketAddr>().is_ok() || name.starts_with("unix:");
         let target = match name.parse() {
-            Ok(address) => Target::Address(address),
-            Err(_) => Target::Name(name.clone()),
+            Ok(address) if is_address => Target::Address(address),
+            _ => Target::Name(name.clone()),
         };
         Upstream {
             name,
@@ -182,6 +194,16 @@ impl Drop for Place<'_> {
 fn contains(tried: &[&Upstream], upstream: &Upstream) -> bool {
     tried.iter().any(|tried| std::ptr::eq(*tried, upstream))
 }
+
+/// Whether it is this process that has run out of something, and no fault of whoever was to be connected to.
+pub(crate) fn is_own_shortage(error: &io::Error) -> bool {
+    let source = error.get_ref().and_then(|inner| inner.source()?.downcast_ref::<io::Error>());
+    let errno = error.raw_os_error().or_else(|| source?.raw_os_error());
+    errno.is_some_and(|errno| OWN.contains(&errno))
+}
+
+/// EMFILE, ENFILE, ENOMEM, ENOBUFS, EADDRNOTAVAIL.
+const OWN: [i32; 5] = [24, 23, 12, 105, 99];
 
 /// As good as std seeds its tables.
 fn random() -> usize {

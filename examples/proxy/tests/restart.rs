@@ -2,12 +2,13 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use support::{
     ENGINES, FAMILIES, Family, PATIENCE, Proxy, Stream, any, echo, eventually, listen, nowhere,
@@ -75,6 +76,105 @@ fn restarts_under_load_lose_nobody() {
             assert!(old.ended().success());
         }
         drop(Stream::connect(&at));
+    }
+}
+
+/// A process that does not come to serve.
+fn fails(line: &str) {
+    let output = Command::new(env!("CARGO_BIN_EXE_proxy")).args(line.split_whitespace()).output();
+    let output = output.expect("the proxy");
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_new_one_that_fails_leaves_the_old_one_as_it_was() {
+    for (engine, family) in
+        ENGINES.iter().flat_map(|engine| [Family::V4, Family::Unix].map(|f| (*engine, f)))
+    {
+        let (serves, handover, admin) = (upstream(family, echo), path("handover"), nowhere());
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let busy = taken.local_addr().expect("bound").to_string();
+        let line = |at: &str, admin: &str| {
+            let handover = handover.display();
+            format!(
+                "--engine {engine} --listen {at} --upstream {serves} --handover {handover} --admin {admin}"
+            )
+        };
+        let mut proxy = Proxy::start(&line(&listen(family), &admin));
+        let at = proxy.addresses[0].clone();
+        fails(&line(&at, &busy));
+        assert_eq!(Stream::connect(&at).round_trip(b"x").expect("served"), b"x");
+        // What the next one does not want is no obstacle, and it is the only one then that tells.
+        let handover = handover.display();
+        let next = Proxy::start(&format!(
+            "--engine {engine} --listen {at} --upstream {serves} --handover {handover}"
+        ));
+        assert!(proxy.ended().success());
+        assert_eq!(next.connect().round_trip(b"x").expect("served"), b"x");
+        assert!(Stream::try_connect(&admin).is_err());
+    }
+}
+
+#[test]
+fn who_ends_hands_nothing_over() {
+    for engine in ENGINES {
+        let (serves, handover) = (upstream(Family::V4, echo), path("handover"));
+        let handover = handover.display();
+        let line = |at: &str| {
+            format!(
+                "--engine {engine} --listen {at} --upstream {serves} --handover {handover} --grace 3600"
+            )
+        };
+        let mut old = Proxy::start(&line(any(Family::V4)));
+        let mut client = old.connect();
+        assert_eq!(client.round_trip(b"x").expect("served"), b"x");
+        old.signal(libc::SIGTERM);
+        eventually("nobody listens", || Stream::try_connect(&old.addresses[0]).is_err());
+        // It starts, though the old one has not ended.
+        let new = Proxy::start(&line(&old.addresses[0]));
+        assert_eq!(new.connect().round_trip(b"x").expect("served"), b"x");
+        assert_eq!(client.round_trip(b"y").expect("served"), b"y");
+        drop(client);
+        assert!(old.ended().success());
+        // Nor does one that was killed.
+        drop(new);
+        let new = Proxy::start(&line(&old.addresses[0]));
+        assert_eq!(new.connect().round_trip(b"x").expect("served"), b"x");
+    }
+}
+
+#[test]
+fn who_waits_is_the_new_ones_to_serve() {
+    for engine in ENGINES {
+        let (serves, handover) = (upstream(Family::V4, echo), path("handover"));
+        let handover = handover.display();
+        let line = |at: &str, max: usize| {
+            format!(
+                "--engine {engine} --listen {at} --upstream {serves} --handover {handover} --grace 3600 \
+                 --max-connections {max}"
+            )
+        };
+        let old = Proxy::start(&line(any(Family::V4), 1));
+        let mut busy = old.connect();
+        assert_eq!(busy.round_trip(b"x").expect("served"), b"x");
+        let mut waiting: Vec<_> = (0..50).map(|_| old.connect()).collect();
+        for client in &mut waiting {
+            client.write_all(b"y").expect("sent");
+            client.set_timeout(Duration::from_millis(1)).expect("a socket");
+        }
+        let _new = Proxy::start(&line(&old.addresses[0], 1000));
+        // All but a few that the old one has accepted to know that they are there.
+        let unanswered = |client: &mut Stream| client.read_exact(&mut [0]).is_err();
+        eventually("the new one serves", || {
+            waiting.retain_mut(unanswered);
+            waiting.len() <= 10
+        });
+        assert_eq!(busy.round_trip(b"x").expect("served"), b"x");
+        drop(busy);
+        eventually("the old one serves the others", || {
+            waiting.retain_mut(unanswered);
+            waiting.is_empty()
+        });
     }
 }
 

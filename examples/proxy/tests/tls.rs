@@ -65,11 +65,13 @@ fn tls_ends_here() {
 fn a_cut_is_no_end() {
     let (der, certificate, key) = certificate();
     for engine in ENGINES {
-        for (says_goodbye, expected) in [(true, Ok(0)), (false, Err(ErrorKind::ConnectionReset))] {
+        for (says_goodbye, expected) in [(true, Ok(())), (false, Err(ErrorKind::ConnectionReset))] {
             let (tell, told) = mpsc::channel();
             let reads = upstream(Family::V4, move |mut stream| {
                 stream.write_all(b"x").expect("sent");
-                let _ = tell.send(stream.read(&mut [0]).map_err(|error| error.kind()));
+                let mut all = Vec::new();
+                let end = stream.read_to_end(&mut all).map_err(|error| error.kind());
+                let _ = tell.send((all.len(), end.map(drop)));
             });
             let proxy = Proxy::start(&format!(
                 "--engine {engine} --listen 127.0.0.1:0 --upstream {reads} --tls-certificate {certificate} \
@@ -77,14 +79,40 @@ fn a_cut_is_no_end() {
             ));
             let mut client = client(&der, proxy.connect());
             client.read_exact(&mut [0]).expect("received");
+            client.write_all(&[7; 500_000]).expect("sent");
+            client.flush().expect("sent");
             if says_goodbye {
                 client.conn.send_close_notify();
                 client.flush().expect("sent");
             }
             drop(client);
-            assert_eq!(told.recv_timeout(PATIENCE).expect("an end"), expected, "{engine}");
+            let end = told.recv_timeout(PATIENCE).expect("an end");
+            assert_eq!(end, (500_000, expected), "{engine}");
         }
     }
+}
+
+#[test]
+fn each_listener_has_its_own_clients() {
+    let (der, certificate, key) = certificate();
+    let serves = upstream(Family::V4, echo);
+    let file = path("config.toml");
+    let text = format!(
+        "[[listen]]\naddress = '127.0.0.1:0'\ntls = {{ certificate = '{certificate}', key = '{key}' }}\n\
+         [[listen]]\naddress = '127.0.0.1:0'\n[[upstream]]\naddress = '{serves}'\n"
+    );
+    std::fs::write(&file, text).expect("written");
+    let proxy = Proxy::start(&format!("--config {} --begin-timeout 0.3", file.display()));
+    let [secret, plain] = &proxy.addresses[..] else { panic!("two listeners") };
+    assert_eq!(Stream::connect(plain).round_trip(b"x").expect("served"), b"x");
+    let mut wrong = Stream::connect(secret);
+    wrong.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("sent");
+    let mut answer = Vec::new();
+    let _ = wrong.read_to_end(&mut answer);
+    assert!(answer.len() <= 7, "{}", answer.escape_ascii());
+    let mut right = client(&der, Stream::connect(secret));
+    right.write_all(b"x").expect("sent");
+    right.read_exact(&mut [0]).expect("served");
 }
 
 #[test]
