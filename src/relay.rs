@@ -20,11 +20,13 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::connection::Connection;
-use crate::time::timeout;
+use crate::tcp::unacknowledged_bytes;
+use crate::time::{sleep, timeout};
 #[cfg(feature = "rustls")]
 use crate::tls::TlsConnection;
 use crate::{Control, LinkBuffer};
@@ -171,12 +173,21 @@ impl Relay {
             other.append(input);
         }
         let patience = self.write_timeout.unwrap_or(LAST_BYTES);
-        let _ = timeout(patience, poll_fn(|cx| other.poll_drain(cx))).await;
+        let arrives = async {
+            let drained = poll_fn(|cx| other.poll_drain(cx)).await;
+            // A reset has the kernel drop what it has not sent.
+            while drained.is_ok() && unacknowledged_bytes(other.connection().as_fd()) > 0 {
+                sleep(LOOK).await;
+            }
+        };
+        let _ = timeout(patience, arrives).await;
         // Not a FIN: that would look like the end of a whole message.
         control.abort();
     }
 }
 
+/// How often it is looked whether the last bytes have arrived.
+const LOOK: Duration = Duration::from_millis(2);
 /// How long the last bytes before a reset may take, unless there is a write timeout.
 const LAST_BYTES: Duration = Duration::from_secs(5);
 
@@ -243,6 +254,8 @@ pub trait Duplex: sealed::Sealed {
     /// Its handle.
     fn control(&self) -> Control;
     #[doc(hidden)]
+    fn connection(&self) -> &Connection;
+    #[doc(hidden)]
     fn input(&mut self) -> &mut LinkBuffer;
     #[doc(hidden)]
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>>;
@@ -262,12 +275,16 @@ mod sealed {
 
 /// By what the halves have.
 macro_rules! implement {
-    ($stream:ty, $reader:ident, $writer:ident) => {
+    ($stream:ty, $reader:ident, $writer:ident, |$self:ident| $connection:expr) => {
         impl sealed::Sealed for $stream {}
 
         impl Duplex for $stream {
             fn control(&self) -> Control {
                 self.control()
+            }
+
+            fn connection(&$self) -> &Connection {
+                $connection
             }
 
             fn input(&mut self) -> &mut LinkBuffer {
@@ -297,6 +314,6 @@ macro_rules! implement {
     };
 }
 
-implement!(Connection, reader, writer);
+implement!(Connection, reader, writer, |self| self);
 #[cfg(feature = "rustls")]
-implement!(TlsConnection, reader, writer);
+implement!(TlsConnection, reader, writer, |self| self.connection());

@@ -11,7 +11,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -24,7 +24,6 @@ use duopoll_core::{
     Readiness, Tick, Token, contain, report, syscalls, timers,
 };
 use rustix::event::PollFlags;
-use socket2::{Domain, SockRef};
 
 use crate::clock::PollerClock;
 use crate::connection::Connection;
@@ -35,6 +34,7 @@ use crate::poller::shutdown::{Backlog, Shutdowns, TEARDOWN};
 pub(crate) use crate::poller::spec::PollerSpec;
 pub(crate) use crate::poller::thread_start::ThreadStart;
 use crate::stats::{self, Published, Stats};
+use crate::tcp::unacknowledged_bytes;
 
 /// How long a poller that ends goes on sending what was flushed before, until the peer's kernel has it. What the kernel has
 /// not taken by then ends with a reset.
@@ -597,7 +597,9 @@ impl Poller {
         // A socket that is closed with bytes unread, or gets some then, sends a reset, and what its peer has no room for yet
         // is lost: so what comes is dropped until everything is there.
         self.go_on_until(END_SEND, |driver| {
-            !driver.is_sending() && driver.lingering().all(has_arrived)
+            // Perhaps but for the FIN.
+            !driver.is_sending()
+                && driver.lingering().all(|socket| unacknowledged_bytes(socket) <= 1)
         });
         self.driver.abort_all(&mut self.engine);
         self.go_on_until(TEARDOWN, Driver::is_empty);
@@ -642,18 +644,6 @@ impl Drop for Lost {
             acceptor.ended();
         }
     }
-}
-
-/// Whether the peer's kernel has all that was sent, perhaps but for the FIN, which counts as a byte.
-fn has_arrived(socket: BorrowedFd<'_>) -> bool {
-    // There is one kernel, and what it counts is what the peer has not read.
-    if SockRef::from(&socket).domain().is_ok_and(|domain| domain == Domain::UNIX) {
-        return true;
-    }
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: the kernel writes an int.
-    let told = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    told == -1 || bytes <= 1
 }
 
 /// Connections that are still accepted when a listener stops, at most: as many as a backlog can hold. Others may come as fast as

@@ -29,6 +29,9 @@ use signal_hook::iterator::Signals;
 use crate::config::Config;
 use crate::proxy::Proxy;
 
+/// How long questions to the admin server may take that were asked before another process has taken over.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// Why the process is to end.
 pub(crate) enum Stop {
     Signal,
@@ -95,20 +98,30 @@ fn run(mut config: Config) -> io::Result<()> {
     }
     let addresses = server.local_addrs().iter().map(Address::to_string).collect::<Vec<_>>();
     let (addresses, pollers) = (addresses.join(" "), server.pollers().count());
-    say(&format!("listening on {addresses} engine={} pollers={pollers}\n", report.engine));
+    let at_admin = admin
+        .as_ref()
+        .map_or(String::new(), |admin: &Server| format!(" admin={}", admin.local_addr()));
+    say(&format!(
+        "listening on {addresses}{at_admin} engine={} pollers={pollers}\n",
+        report.engine
+    ));
 
     let reason = stops.recv().map_err(io::Error::other)?;
     let going = server.open_connections();
     let handed_over = matches!(reason, Stop::HandedOver);
     tracing::info!(connections = going, handed_over, "ends");
-    proxy.ends();
     // Whoever comes now shall find nobody, or whoever has taken over.
     if let Some(next) = next {
         next.abort();
     }
-    if handed_over {
-        drop(admin.take());
+    match &admin {
+        // Nobody shall be told by this one any more how it is; who has asked already is answered as before.
+        Some(admin) if handed_over => {
+            admin.shutdown(LAST_ANSWERS);
+        }
+        _ => {}
     }
+    proxy.ends();
     let forced = end(&server, config.grace.0, stop, &stops);
     if forced > 0 {
         tracing::warn!(connections = forced, "closed by force");

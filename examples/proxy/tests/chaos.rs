@@ -198,13 +198,12 @@ fn comes_and_goes(address: SocketAddr, over: Arc<AtomicBool>) -> thread::JoinHan
 fn whatever_happens_no_byte_is_lost() {
     let seconds = std::env::var("CHAOS_SECONDS").map_or(5, |text| text.parse().expect("seconds"));
     for engine in ENGINES {
-        let (admin, one, two) =
-            (nowhere(), upstream(Family::V4, serve), upstream(Family::V6, serve));
+        let (one, two) = (upstream(Family::V4, serve), upstream(Family::V6, serve));
         let (three, over) = (nowhere(), Arc::new(AtomicBool::new(false)));
         let comes_and_goes = comes_and_goes(three.parse().expect("an address"), over.clone());
         let proxy = Proxy::start(&format!(
             "--engine {engine} --pollers 2 --listen 127.0.0.1:0 --upstream {one} --upstream {two} --upstream {three} \
-             --admin {admin} --health-interval 0.05 --balance random --eject-after 0"
+             --admin 127.0.0.1:0 --health-interval 0.05 --balance random --eject-after 0"
         ));
         let descriptors = || {
             let path = format!("/proc/{}/fd", proxy.pid());
@@ -233,12 +232,12 @@ fn whatever_happens_no_byte_is_lost() {
         eventually("all have left", || {
             [&one, &two, &three].iter().all(|upstream| {
                 let name = format!("proxy_upstream_active{{upstream=\"{upstream}\"}}");
-                Proxy::figure(&admin, &name) == 0
+                Proxy::figure(proxy.admin(), &name) == 0
             })
         });
         eventually("nothing is open any more", || descriptors() <= before);
         eventually("no memory is held", || {
-            Proxy::figure(&admin, "duopoll_pollers_memory_held_bytes") <= HELD_BYTES_MAX
+            Proxy::figure(proxy.admin(), "duopoll_pollers_memory_held_bytes") <= HELD_BYTES_MAX
         });
         over.store(true, Ordering::Relaxed);
         let times = comes_and_goes.join().expect("no panic");

@@ -73,39 +73,44 @@ fn who_refuses_or_does_not_answer_is_passed_over() {
 #[test]
 fn figures_are_told() {
     for engine in ENGINES {
-        let (admin, refuses, serves) = (nowhere(), nowhere(), upstream(Family::V4, echo));
+        let (refuses, serves) = (nowhere(), upstream(Family::V4, echo));
         let proxy = Proxy::start(&format!(
             "--engine {engine} --listen 127.0.0.1:0 --upstream {refuses} --upstream {serves} \
-             --health-interval 0 --eject-after 2 --eject-time 3600 --admin {admin}"
+             --health-interval 0 --eject-after 2 --eject-time 3600 --admin 127.0.0.1:0"
         ));
         for _ in 0..20 {
             assert_eq!(proxy.connect().round_trip(b"four").expect("served"), b"four");
         }
-        eventually("all have left", || Proxy::figure(&admin, "proxy_bytes_back_total") == 80);
+        eventually("all have left", || {
+            Proxy::figure(proxy.admin(), "proxy_bytes_back_total") == 80
+        });
         let of = |figure: &str, upstream: &str| {
-            Proxy::figure(&admin, &format!("proxy_upstream_{figure}{{upstream=\"{upstream}\"}}"))
+            Proxy::figure(
+                proxy.admin(),
+                &format!("proxy_upstream_{figure}{{upstream=\"{upstream}\"}}"),
+            )
         };
         assert_eq!((of("failures_total", &refuses), of("ejected", &refuses)), (2, 1));
         assert_eq!((of("failures_total", &serves), of("connections_total", &serves)), (0, 20));
-        assert_eq!(Proxy::figure(&admin, "proxy_retries_total"), 2);
-        assert_eq!(Proxy::figure(&admin, "proxy_clients_total"), 20);
-        assert_eq!(Proxy::figure(&admin, "duopoll_server_accepts_total"), 20);
-        assert_eq!(Proxy::get(&admin, "/healthz"), (200, "up\n".into()));
-        assert_eq!(Proxy::get(&admin, "/other").0, 404);
+        assert_eq!(Proxy::figure(proxy.admin(), "proxy_retries_total"), 2);
+        assert_eq!(Proxy::figure(proxy.admin(), "proxy_clients_total"), 20);
+        assert_eq!(Proxy::figure(proxy.admin(), "duopoll_server_accepts_total"), 20);
+        assert_eq!(Proxy::get(proxy.admin(), "/healthz"), (200, "up\n".into()));
+        assert_eq!(Proxy::get(proxy.admin(), "/other").0, 404);
     }
 }
 
 #[test]
 fn checks_find_who_is_down_and_up_again() {
-    let (admin, comes_and_goes) = (nowhere(), nowhere());
+    let comes_and_goes = nowhere();
     let proxy = Proxy::start(&format!(
-        "--listen 127.0.0.1:0 --upstream {comes_and_goes} --admin {admin} --health-interval 0.02 \
+        "--listen 127.0.0.1:0 --upstream {comes_and_goes} --admin 127.0.0.1:0 --health-interval 0.02 \
              --health-fall 2 --health-rise 2"
     ));
-    eventually("it is down", || Proxy::get(&admin, "/healthz").0 == 503);
+    eventually("it is down", || Proxy::get(proxy.admin(), "/healthz").0 == 503);
     assert!(proxy.connect().is_over());
     upstream_at(&comes_and_goes, echo);
-    eventually("it is up", || Proxy::get(&admin, "/healthz").0 == 200);
+    eventually("it is up", || Proxy::get(proxy.admin(), "/healthz").0 == 200);
     assert_eq!(proxy.connect().round_trip(b"x").expect("served"), b"x");
 }
 
@@ -155,15 +160,14 @@ fn who_closes_at_once_is_seen_to_close() {
 #[test]
 fn who_does_not_read_is_not_sent_to_for_ever() {
     for engine in ENGINES {
-        let admin = nowhere();
         let pushes =
             upstream(Family::V4, |mut stream| while stream.write_all(&[0; 64 << 10]).is_ok() {});
         let proxy = Proxy::start(&format!(
-            "--engine {engine} --listen 127.0.0.1:0 --upstream {pushes} --write-timeout 0.5 --admin {admin} \
+            "--engine {engine} --listen 127.0.0.1:0 --upstream {pushes} --write-timeout 0.5 --admin 127.0.0.1:0 \
              --health-interval 0"
         ));
         let client = proxy.connect();
-        eventually("it is over time", || Proxy::figure(&admin, "proxy_timeouts_total") == 1);
+        eventually("it is over time", || Proxy::figure(proxy.admin(), "proxy_timeouts_total") == 1);
         drop(client);
     }
 }
@@ -287,10 +291,10 @@ fn what_a_header_says_is_passed_on() {
 #[test]
 fn who_sends_no_header_or_a_wrong_one_is_refused() {
     for engine in ENGINES {
-        let (admin, upstream) = (nowhere(), upstream(Family::V4, echo));
+        let upstream = upstream(Family::V4, echo);
         let proxy = Proxy::start(&format!(
             "--engine {engine} --listen 127.0.0.1:0 --upstream {upstream} --accept-proxy --begin-timeout 0.3 \
-             --admin {admin}"
+             --admin 127.0.0.1:0"
         ));
         let long = [b"PROXY ", &[b'x'; 200][..]].concat();
         let wrong: [&[u8]; 6] = [
@@ -307,7 +311,7 @@ fn who_sends_no_header_or_a_wrong_one_is_refused() {
             client.write_all(sent).expect("sent");
             assert!(client.is_over(), "{}", sent.escape_ascii());
         }
-        assert_eq!(Proxy::figure(&admin, "proxy_bad_headers_total"), wrong.len() as u64);
+        assert_eq!(Proxy::figure(proxy.admin(), "proxy_bad_headers_total"), wrong.len() as u64);
     }
 }
 

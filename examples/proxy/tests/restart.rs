@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    ENGINES, FAMILIES, Family, PATIENCE, Proxy, Stream, any, echo, eventually, listen, nowhere,
-    path, upstream,
+    ENGINES, FAMILIES, Family, PATIENCE, Proxy, Stream, any, echo, eventually, listen, path,
+    upstream,
 };
 
 const RESTARTS: usize = 5;
@@ -20,8 +20,8 @@ const LONG: usize = 10;
 
 /// Keeps talking on a connection that was there before, through all restarts.
 fn talks(mut client: Stream, over: &AtomicBool, said: &AtomicU64) {
-    let mut number = 0u64;
-    while !over.load(Ordering::Relaxed) {
+    let (mut number, begun) = (0u64, Instant::now());
+    while !over.load(Ordering::Relaxed) && begun.elapsed() < PATIENCE {
         let message = number.to_be_bytes();
         assert_eq!(client.round_trip(&message).expect("it goes on"), message);
         number += 1;
@@ -32,15 +32,16 @@ fn talks(mut client: Stream, over: &AtomicBool, said: &AtomicU64) {
 #[test]
 fn restarts_under_load_lose_nobody() {
     for (engine, family) in ENGINES.iter().flat_map(|engine| FAMILIES.map(|f| (*engine, f))) {
-        let (serves, handover, admin) = (upstream(family, echo), path("handover"), nowhere());
-        let start = |at: &str| {
+        let (serves, handover) = (upstream(family, echo), path("handover"));
+        let start = |at: &str, admin: &str| {
             let handover = handover.to_str().expect("text");
             Proxy::start(&format!(
                 "--engine {engine} --pollers 2 --listen {at} --upstream {serves} --handover {handover} \
              --admin {admin} --grace 3600"
             ))
         };
-        let mut proxy = start(&listen(family));
+        let mut proxy = start(&listen(family), "127.0.0.1:0");
+        let admin = proxy.admin().to_owned();
         let at = proxy.addresses[0].clone();
         let mut old = Vec::new();
         let (over, come, said) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
@@ -61,7 +62,7 @@ fn restarts_under_load_lose_nobody() {
             }
             for _ in 0..RESTARTS {
                 let before = (come.load(Ordering::Relaxed), said.load(Ordering::Relaxed));
-                let next = start(&at);
+                let next = start(&at, &admin);
                 assert_eq!(next.addresses[0], at);
                 old.push(std::mem::replace(&mut proxy, next));
                 eventually("they come, and go on", || {
@@ -91,7 +92,7 @@ fn a_new_one_that_fails_leaves_the_old_one_as_it_was() {
     for (engine, family) in
         ENGINES.iter().flat_map(|engine| [Family::V4, Family::Unix].map(|f| (*engine, f)))
     {
-        let (serves, handover, admin) = (upstream(family, echo), path("handover"), nowhere());
+        let (serves, handover) = (upstream(family, echo), path("handover"));
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let busy = taken.local_addr().expect("bound").to_string();
         let line = |at: &str, admin: &str| {
@@ -100,7 +101,8 @@ fn a_new_one_that_fails_leaves_the_old_one_as_it_was() {
                 "--engine {engine} --listen {at} --upstream {serves} --handover {handover} --admin {admin}"
             )
         };
-        let mut proxy = Proxy::start(&line(&listen(family), &admin));
+        let mut proxy = Proxy::start(&line(&listen(family), "127.0.0.1:0"));
+        let admin = proxy.admin().to_owned();
         let at = proxy.addresses[0].clone();
         fails(&line(&at, &busy));
         assert_eq!(Stream::connect(&at).round_trip(b"x").expect("served"), b"x");

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long anything may take before the test fails instead of hanging.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,6 +30,7 @@ pub struct Proxy {
     stdout: BufReader<ChildStdout>,
     /// Where it listens.
     pub addresses: Vec<String>,
+    admin: Option<String>,
 }
 
 impl Proxy {
@@ -46,9 +47,15 @@ impl Proxy {
         let mut line = String::new();
         stdout.read_line(&mut line).expect("a line");
         let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
-        let end = words.iter().position(|word| word.starts_with("engine="));
+        let end = words.iter().position(|word| word.contains('='));
         let addresses = words[2..end.unwrap_or_else(|| panic!("ready: {line}"))].to_vec();
-        Proxy { child, stdout, addresses }
+        let admin = words.iter().find_map(|word| word.strip_prefix("admin=")).map(str::to_owned);
+        Proxy { child, stdout, addresses, admin }
+    }
+
+    /// Where its figures are.
+    pub fn admin(&self) -> &str {
+        self.admin.as_ref().expect("it has one")
     }
 
     pub fn connect(&self) -> Stream {
@@ -289,7 +296,10 @@ pub fn listen(family: Family) -> String {
 pub fn path(name: &str) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("duopoll-proxy-{}-{number}-{name}", std::process::id()))
+    let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock that is set").subsec_nanos();
+    let process = std::process::id();
+    // Numbers of processes come again, and what was killed leaves its files.
+    std::env::temp_dir().join(format!("duopoll-proxy-{process}-{now}-{number}-{name}"))
 }
 
 /// Waits until a condition holds that something else is working towards; fails when it takes too long.
