@@ -181,8 +181,8 @@ impl Builder {
         self
     }
 
-    /// How many connections may be open at once, on all pollers. Of those beyond one or a few for each listener are accepted and
-    /// wait, the others wait in the kernel. Default: no limit but the process's descriptors.
+    /// How many connections may be open at once, on all pollers. Of those beyond, what one turn
+    /// accepts from each listener, 64 at most and one more, is accepted and waits; the others wait in the kernel. Default: no limit but the process's descriptors.
     pub fn max_connections(mut self, max: usize) -> Builder {
         self.max_connections = Some(max);
         self
