@@ -22,7 +22,7 @@ readonly IPV6_KERNELS=" 6.12 "
 readonly PACKAGES=(duopoll duopoll-epoll duopoll-uring)
 readonly TRIPLE=x86_64-unknown-linux-gnu
 # A machine that is not done after so long has failed, and is ended.
-readonly VM_LIMIT_SECONDS=${VM_LIMIT_SECONDS:-480}
+readonly VM_LIMIT_SECONDS=${VM_LIMIT_SECONDS:-900}
 readonly VM_MEMORY_MIB=2048
 readonly VM_PROCESSORS=2
 # How long QEMU may take to show that KVM works.
