@@ -35,6 +35,8 @@ impl Readiness {
     /// Waits until it may be ready. The answer is what [`clear`](Readiness::clear) takes; none if nobody watches any more. Of those who
     /// wait for one direction, the last is woken.
     pub fn poll(&self, cx: &mut Context<'_>, direction: Direction) -> Poll<Option<u32>> {
+        // A waker is a user's: it is neither cloned nor dropped under the lock.
+        let waker = cx.waker().clone();
         let mut state = self.state();
         if state.over {
             return Poll::Ready(None);
@@ -43,10 +45,9 @@ impl Readiness {
         if side.ready {
             return Poll::Ready(Some(side.told));
         }
-        match &mut side.waiting {
-            Some(waiting) => waiting.clone_from(cx.waker()),
-            waiting => *waiting = Some(cx.waker().clone()),
-        }
+        let before = side.waiting.replace(waker);
+        drop(state);
+        drop(before);
         Poll::Pending
     }
 
