@@ -191,6 +191,14 @@ impl Connection {
         back
     }
 
+    /// Its socket, which is not seen by anybody else.
+    pub(crate) fn own_socket(&self) -> BorrowedFd<'_> {
+        match self.reader.own_socket() {
+            Some(socket) => socket,
+            None => unreachable!("a connection of this crate has a socket"),
+        }
+    }
+
     fn extra(&mut self) -> &mut Extra {
         self.extra.get_mut().get_or_insert_default()
     }

@@ -491,6 +491,16 @@ impl Poller {
         self.driver.unwatch(&mut self.engine, token);
     }
 
+    /// Lends the socket of a connection to whoever moves its bytes past the engine.
+    pub(crate) fn lend(&mut self, token: Token) -> Option<Arc<Readiness>> {
+        self.driver.lend(&mut self.engine, token)
+    }
+
+    /// Serves it again.
+    pub(crate) fn give_back_lent(&mut self, token: Token) {
+        self.driver.give_back_lent(&mut self.engine, token);
+    }
+
     /// Handles on the connections of a group that are open.
     pub(crate) fn controls(&self, group: Group) -> Vec<Control> {
         self.driver.controls(group)

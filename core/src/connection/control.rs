@@ -11,6 +11,7 @@ use super::peer::Peer;
 use super::requests::Requests;
 use super::shared::Shared;
 use super::watch::Watch;
+use crate::token::Token;
 
 /// A handle on a connection: to limit what it may wait for, to pause it, and to end it. From any thread, while others
 /// read and write.
@@ -119,6 +120,12 @@ impl Control {
     /// connections alive, and is to come to an end then.
     pub fn draining(&self) -> Watch {
         Watch::new(self.shared.clone(), When::Draining)
+    }
+
+    /// For what goes past the engine: its name with its poller, on that one's thread.
+    #[doc(hidden)]
+    pub fn local_token(&self) -> Option<Token> {
+        self.shared.mailbox().is_local().then(|| self.shared.token())
     }
 
     /// Whether it was neither closed nor aborted, by this side or by its end.

@@ -442,6 +442,12 @@ impl Reader {
         Control::new(self.shared.clone())
     }
 
+    /// For layers below: what has arrived, without waiting.
+    #[doc(hidden)]
+    pub fn take_arrived(&mut self) {
+        self.buffer.adopt_chain(&mut self.shared.life().inbox);
+    }
+
     /// Forgets the wait that a poll has left behind, and with it its waker and its timeout.
     pub fn end_wait(&mut self) {
         if self.is_waiting() {

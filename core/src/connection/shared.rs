@@ -127,6 +127,10 @@ impl Shared {
             | u64::from(self.token.generation())
     }
 
+    pub(super) fn token(&self) -> Token {
+        self.token
+    }
+
     #[inline]
     pub(super) fn message_bytes_max(&self) -> usize {
         self.message_max as usize
@@ -455,6 +459,12 @@ impl Shared {
     /// Bytes that wait to be sent, and which connection it is.
     pub(crate) fn unsent(&self) -> (usize, u64) {
         (self.life().unsent, self.id())
+    }
+
+    /// Whether it is open in both directions, and nothing is to be sent.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let life = self.life();
+        life.is_active() && life.unsent == 0
     }
 
     pub(crate) fn abandoned(&self) {

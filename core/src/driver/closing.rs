@@ -111,6 +111,9 @@ impl Driver {
 
     /// Gives a connection back to the engine, if that has not been done.
     pub(super) fn deregister<P: Poll>(&mut self, engine: &mut P, token: Token, reason: Reason) {
+        if self.postpone_end(token, reason) {
+            return;
+        }
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
         let shared = stream.shared.clone();
         let Some(end) = shared.deregister(reason, stream.has_pinned()) else { return };

@@ -9,6 +9,7 @@ mod closing;
 mod deadlines;
 mod draining;
 mod group;
+mod lending;
 mod listening;
 mod memory;
 mod operators;
@@ -182,6 +183,12 @@ impl Driver {
     fn look<P: Poll>(&mut self, engine: &mut P, token: Token) {
         let Some(stream) = self.stream(token) else { return };
         let todo = stream.shared.take_todo();
+        if let Some(todo) = self.postpone_todo(engine, token, todo) {
+            self.perform(engine, token, todo);
+        }
+    }
+
+    fn perform<P: Poll>(&mut self, engine: &mut P, token: Token, todo: Todo) {
         if todo.has(Todo::ABORT) {
             return self.deregister(engine, token, connection::Reason::Aborted);
         }
@@ -210,7 +217,11 @@ impl Driver {
             let Some(stream) = self.stream(token) else { continue };
             stream.touched = false;
             stream.give_back();
-            if stream.due != 0 {
+            let (closes, is_lent) = (stream.due != 0, stream.lent.is_some());
+            if is_lent {
+                self.go_on_lending(engine, token);
+            }
+            if closes {
                 self.go_on_closing(engine, token);
             }
         }

@@ -157,6 +157,10 @@ unsafe impl Operators for Driver {
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else {
             return Outputs::Nothing;
         };
+        if stream.lent.is_some() {
+            // Behind what goes past the engine.
+            return Outputs::Nothing;
+        }
         let waits = match stream.shared.take_output(&mut stream.sending) {
             Ok(waits) => waits,
             Err(done) => {
@@ -230,9 +234,13 @@ unsafe impl Operators for Driver {
 
     fn ready(&mut self, token: Token, ready: Ready) {
         self.tell_ready(token, ready);
+        self.tell_borrower(token, ready);
     }
 
     unsafe fn released(&mut self, token: Token) {
+        if self.is_passed_on(token) {
+            return;
+        }
         self.wheel.clear(token.index());
         if let Some(Slot::Stream(mut stream)) = self.slots.remove(token) {
             stream.receiving = Receiving::No;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use libc::iovec;
 
 use super::group::Group;
+use super::lending::Lent;
 #[cfg(feature = "zerocopy")]
 use super::pinned::Sends;
 use crate::buffer::{Chain, RecvBuffer};
@@ -26,6 +27,8 @@ pub(super) struct Stream {
     /// Sends without a copy, once there was one.
     #[cfg(feature = "zerocopy")]
     pub(super) zero_copy: Option<Box<Sends>>,
+    /// The socket is lent to somebody.
+    pub(super) lent: Option<Box<Lent>>,
     /// Is looked at when the turn ends.
     pub(super) touched: bool,
     /// Receiving waits for memory.
@@ -66,6 +69,7 @@ impl Stream {
             in_flight: false,
             #[cfg(feature = "zerocopy")]
             zero_copy: None,
+            lent: None,
             touched: false,
             starved: false,
             holds: 0,
@@ -76,6 +80,16 @@ impl Stream {
             #[cfg(feature = "zerocopy")]
             reset: false,
         }
+    }
+
+    /// Whether its bytes can go past the engine: the kernel holds nothing of it, and nothing is to be sent.
+    pub(super) fn can_be_lent(&self) -> bool {
+        #[cfg(feature = "zerocopy")]
+        if self.zero_copy.is_some() {
+            // The engine counts the notices.
+            return false;
+        }
+        !self.in_flight && !self.closing && self.shared.is_at_rest()
     }
 
     /// Room for a small message in the block that connections share; none if a larger one is expected, or if a part of one

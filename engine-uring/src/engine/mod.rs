@@ -167,11 +167,14 @@ impl Uring {
     fn guard_closing(&mut self) -> Option<Duration> {
         while let Some(&(since, token)) = self.closing.front() {
             let left = CLOSE_GUARD.saturating_sub(since.elapsed());
-            if !left.is_zero() && self.sockets.get_mut(token).is_some() {
+            let closes = self.sockets.get_mut(token).is_some_and(|socket| socket.closing);
+            if !left.is_zero() && closes {
                 return Some(left);
             }
             self.closing.pop_front();
-            self.cancel(token);
+            if closes {
+                self.cancel(token);
+            }
         }
         None
     }
@@ -208,7 +211,7 @@ impl Poll for Uring {
         if mem::replace(&mut socket.closing, true) {
             return;
         }
-        let fd = socket.fd;
+        let (fd, kind) = (socket.fd, socket.kind);
         let idle = socket.is_idle();
         match how {
             // Either ends what is in flight, now or when it is submitted.
@@ -225,6 +228,10 @@ impl Poll for Uring {
                 }
             }
             Deregister::Leave => self.cancel(token),
+        }
+        if kind == Kind::Watched && how != Deregister::Leave {
+            // What it watches for goes on when it has happened.
+            self.cancel(token);
         }
         if !idle {
             self.closing.push_back((Instant::now(), token));

@@ -18,11 +18,16 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod bulk;
+mod pipe;
+
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsFd;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
+
+use bulk::Pieces;
 
 use crate::connection::Connection;
 use crate::tcp::unacknowledged_bytes;
@@ -49,6 +54,7 @@ use crate::{Control, LinkBuffer};
 pub struct Relay {
     idle_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
+    copies: bool,
 }
 
 /// What was relayed, and how it has ended.
@@ -101,6 +107,16 @@ impl Relay {
         self
     }
 
+    /// Whether large messages are moved by the kernel (`splice`) between two connections of one poller, which the future must run on.
+    /// Default: yes. Elsewhere, in a process that has `SIGPIPE` end it, for sends without a copy and for TLS they are received and sent.
+    ///
+    /// What is moved is held by a pipe of the kernel, up to 256 KiB in a direction whose target takes nothing; after 100 ms without
+    /// a byte it is the connection's, whose timeouts begin then. The pollers' statistics do not count it.
+    pub fn splice(mut self, splice: bool) -> Relay {
+        self.copies = !splice;
+        self
+    }
+
     /// Relays until both directions have ended, or one connection breaks. What was received before and not been read comes first, and so
     /// does what was staged and not flushed.
     ///
@@ -116,26 +132,46 @@ impl Relay {
             }
         }
         let (mut there, mut back) = (Direction::new(), Direction::new());
-        let result = poll_fn(|cx| {
-            let forth = there.poll(&mut first, &mut second, cx);
-            let broken = |at: End, error| {
-                let side = if at == End::Source { Side::First } else { Side::Second };
-                Broken { side, error }
-            };
-            if let Poll::Ready(Err((at, error))) = forth {
-                return Poll::Ready(Err(broken(at, error)));
+        let mut pieces =
+            Pieces::new(!self.copies && first.plain().is_some() && second.plain().is_some());
+        let result = loop {
+            let received = poll_fn(|cx| {
+                let forth = there.poll(&mut first, &mut second, &back, &mut pieces, cx);
+                match forth {
+                    Poll::Ready(Ok(Step::Bulk)) => return Poll::Ready(Ok(Step::Bulk)),
+                    Poll::Ready(Err((at, error))) => {
+                        let side = if at == End::Source { Side::First } else { Side::Second };
+                        return Poll::Ready(Err(Broken { side, error }));
+                    }
+                    _ => {}
+                }
+                match back.poll(&mut second, &mut first, &there, &mut pieces, cx) {
+                    Poll::Ready(Ok(Step::Bulk)) => Poll::Ready(Ok(Step::Bulk)),
+                    Poll::Ready(Err((at, error))) => {
+                        let side = if at == End::Source { Side::Second } else { Side::First };
+                        Poll::Ready(Err(Broken { side, error }))
+                    }
+                    Poll::Ready(Ok(Step::Done)) if forth.is_ready() => {
+                        Poll::Ready(Ok(Step::Done))
+                    }
+                    _ => Poll::Pending,
+                }
+            });
+            match received.await {
+                Ok(Step::Done) => break Ok(()),
+                Ok(Step::Bulk) => {}
+                Err(broken) => break Err(broken),
             }
-            let broken = |at: End, error| {
-                let side = if at == End::Source { Side::Second } else { Side::First };
-                Broken { side, error }
-            };
-            match back.poll(&mut second, &mut first, cx) {
-                Poll::Ready(Err((at, error))) => Poll::Ready(Err(broken(at, error))),
-                Poll::Ready(Ok(())) if forth.is_ready() => Poll::Ready(Ok(())),
-                _ => Poll::Pending,
+            let (Some(one), Some(other)) = (first.plain(), second.plain()) else { continue };
+            let bytes = [&mut there.bytes, &mut back.bytes];
+            let moved = bulk::relay([one, other], bytes, &mut pieces).await;
+            // What was on its way is handed over, and not more than that.
+            (there.unflushed, back.unflushed) = (true, true);
+            if let Err((side, error)) = moved {
+                let side = if side == 0 { Side::First } else { Side::Second };
+                break Err(Broken { side, error });
             }
-        });
-        let result = result.await;
+        };
         match &result {
             Ok(()) => {}
             Err(Broken { side: Side::First, error }) => {
@@ -202,6 +238,15 @@ struct Direction {
     done: bool,
 }
 
+/// How far a direction has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// To its end.
+    Done,
+    /// The kernel is to move what comes next, and nothing is unsent.
+    Bulk,
+}
+
 /// Where a direction has broken.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -219,12 +264,14 @@ impl Direction {
         &mut self,
         source: &mut impl Duplex,
         target: &mut impl Duplex,
+        other: &Direction,
+        pieces: &mut Pieces,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), (End, io::Error)>> {
+    ) -> Poll<Result<Step, (End, io::Error)>> {
         let at_target = |error| (End::Target, error);
         loop {
             if self.done {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Ok(Step::Done));
             }
             if self.ended {
                 ready!(target.poll_finish(cx)).map_err(at_target)?;
@@ -232,8 +279,13 @@ impl Direction {
                 continue;
             }
             if self.unflushed {
-                ready!(target.poll_flush(cx)).map_err(at_target)?;
+                let bulk = pieces.are_bulk();
+                let flushed = if bulk { target.poll_drain(cx) } else { target.poll_flush(cx) };
+                ready!(flushed).map_err(at_target)?;
                 self.unflushed = false;
+                if bulk && !other.unflushed && source.control().unsent_bytes() == 0 {
+                    return Poll::Ready(Ok(Step::Bulk));
+                }
             }
             if source.input().is_empty() {
                 let more = ready!(source.poll_more(cx)).map_err(|error| (End::Source, error))?;
@@ -242,6 +294,7 @@ impl Direction {
             let input = source.input();
             if !input.is_empty() {
                 self.bytes += input.len() as u64;
+                pieces.saw(input.len());
                 target.append(input);
                 self.unflushed = true;
             }
@@ -255,6 +308,8 @@ pub trait Duplex: sealed::Sealed {
     fn control(&self) -> Control;
     #[doc(hidden)]
     fn connection(&self) -> &Connection;
+    #[doc(hidden)]
+    fn plain(&mut self) -> Option<&mut Connection>;
     #[doc(hidden)]
     fn input(&mut self) -> &mut LinkBuffer;
     #[doc(hidden)]
@@ -275,7 +330,7 @@ mod sealed {
 
 /// By what the halves have.
 macro_rules! implement {
-    ($stream:ty, $reader:ident, $writer:ident, |$self:ident| $connection:expr) => {
+    ($stream:ty, $reader:ident, $writer:ident, |$self:ident| $connection:expr, $plain:expr) => {
         impl sealed::Sealed for $stream {}
 
         impl Duplex for $stream {
@@ -285,6 +340,10 @@ macro_rules! implement {
 
             fn connection(&$self) -> &Connection {
                 $connection
+            }
+
+            fn plain(&mut $self) -> Option<&mut Connection> {
+                $plain
             }
 
             fn input(&mut self) -> &mut LinkBuffer {
@@ -314,6 +373,6 @@ macro_rules! implement {
     };
 }
 
-implement!(Connection, reader, writer, |self| self);
+implement!(Connection, reader, writer, |self| self, Some(self));
 #[cfg(feature = "rustls")]
-implement!(TlsConnection, reader, writer, |self| self.connection());
+implement!(TlsConnection, reader, writer, |self| self.connection(), None);

@@ -1,0 +1,318 @@
+//! Bulk: both sockets are lent by the poller, and the kernel moves what comes from one to the other.
+//!
+//! It begins when large pieces come and nothing waits to be sent, and ends when they are small, nothing moves, or one side has
+//! ended or broken: then what is on its way goes back to the connections, which do all else.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use duopoll_core::{Direction, Readiness, Token, syscalls};
+
+use super::pipe::{Pipe, sigpipe_ends_the_process};
+use crate::LinkBuffer;
+use crate::connection::Connection;
+use crate::poller::{Handle, Poller};
+use crate::time::{Sleep, now, sleep};
+
+/// A piece that is so large is cheaper to move than to copy.
+const LARGE_BYTES: usize = 16 << 10;
+/// So many more large pieces than small ones make it bulk, and as many small ones undo it.
+const LARGE_MIN: u8 = 8;
+/// Moved in one direction before others have their turn.
+const BUDGET_BYTES: usize = 1 << 20;
+/// If nothing has moved for so long, the poller may as well watch the sockets itself. Its timeouts begin then.
+const STALL: Duration = Duration::from_millis(100);
+/// Pieces of what arrived before that are sent by one call.
+const PIECES_MAX: usize = 16;
+
+/// Of what size the pieces are that come.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    /// Large ones without as many small ones.
+    large: u8,
+    /// The kernel may move them.
+    splices: bool,
+}
+
+impl Pieces {
+    pub(super) fn new(splices: bool) -> Pieces {
+        Pieces { large: 0, splices }
+    }
+
+    pub(super) fn saw(&mut self, bytes: usize) {
+        let large = self.large;
+        self.large =
+            if bytes >= LARGE_BYTES { large + 1 } else { large.saturating_sub(1) }.min(2 * LARGE_MIN);
+    }
+
+    /// Whether the kernel is to move what comes.
+    pub(super) fn are_bulk(&self) -> bool {
+        self.splices && self.large >= LARGE_MIN
+    }
+}
+
+/// Why bulk is over.
+enum Over {
+    /// The rest is for the connections.
+    Leave,
+    /// It cannot be done here.
+    Never,
+    /// One of the two has broken.
+    Broken(usize, io::Error),
+}
+
+/// Moves what comes, until the rest is for the connections to do. An error tells which of the two has broken; `bytes` counts what each
+/// has received. Nothing may be staged or unsent when it begins. When it ends, or is dropped, what was on its way is staged.
+pub(super) async fn relay(
+    sides: [&mut Connection; 2],
+    bytes: [&mut u64; 2],
+    pieces: &mut Pieces,
+) -> Result<(), (usize, io::Error)> {
+    if sigpipe_ends_the_process() {
+        // There is no MSG_NOSIGNAL for splice(2).
+        pieces.splices = false;
+        return Ok(());
+    }
+    let [first, second] = sides;
+    for side in [&mut *first, &mut *second] {
+        side.reader().end_wait();
+        side.writer().end_wait();
+    }
+    let sides = [first, second];
+    let Some(loans) = Loan::both(&sides).await else {
+        pieces.splices = false;
+        return Ok(());
+    };
+    let mut bulk = Bulk { sides, ways: [Way::default(), Way::default()], loans, bytes };
+    let mut stall = pin!(sleep(STALL));
+    let mut moved = u64::MAX;
+    let over = poll_fn(|cx| match bulk.poll(cx, pieces) {
+        Poll::Pending => bulk.poll_stall(cx, stall.as_mut(), &mut moved),
+        over => over,
+    });
+    let over = over.await;
+    pieces.large = 0;
+    match over {
+        Over::Leave => Ok(()),
+        Over::Never => {
+            pieces.splices = false;
+            Ok(())
+        }
+        Over::Broken(side, error) => Err((side, error)),
+    }
+}
+
+/// The socket of a connection, which its poller has lent.
+struct Loan {
+    poller: Arc<Handle>,
+    token: Token,
+    readiness: Arc<Readiness>,
+}
+
+impl Loan {
+    /// Those of both, if this is the poller of both.
+    async fn both(sides: &[&mut Connection; 2]) -> Option<[Loan; 2]> {
+        let poller = Handle::current()?;
+        let tokens = [sides[0].control().local_token()?, sides[1].control().local_token()?];
+        let one = Loan::one(&poller, tokens[0]).await?;
+        let other = Loan::one(&poller, tokens[1]).await?;
+        Some([one, other])
+    }
+
+    async fn one(poller: &Arc<Handle>, token: Token) -> Option<Loan> {
+        let lend = move |poller: &mut Poller| poller.lend(token);
+        let give_back = move |poller: &mut Poller, _| poller.give_back_lent(token);
+        let readiness = poller.ask(lend, give_back).await.ok()??;
+        Some(Loan { poller: poller.clone(), token, readiness })
+    }
+
+    /// Calls when it may be ready, and again when it would have blocked. None if it is not lent any more.
+    fn poll_with(
+        &self,
+        cx: &mut Context<'_>,
+        direction: Direction,
+        mut call: impl FnMut() -> io::Result<usize>,
+    ) -> Poll<Option<io::Result<usize>>> {
+        loop {
+            let Some(told) = ready!(self.readiness.poll(cx, direction)) else {
+                return Poll::Ready(None);
+            };
+            match call() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readiness.clear(direction, told);
+                }
+                result => return Poll::Ready(Some(result)),
+            }
+        }
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let token = self.token;
+        self.poller.call(move |poller| poller.give_back_lent(token));
+    }
+}
+
+/// Bytes that were received from one side and not sent to the other.
+#[derive(Default)]
+struct Way {
+    /// What the poller had received before was taken.
+    begun: bool,
+    /// That.
+    rest: LinkBuffer,
+    /// There is one only while something is in it.
+    pipe: Option<Pipe>,
+    /// How the source has ended, behind these.
+    ended: Option<io::Result<()>>,
+}
+
+impl Way {
+    fn is_empty(&self) -> bool {
+        self.rest.is_empty() && self.pipe.is_none()
+    }
+
+    /// Takes what the source has, when nothing is left; 0 at its end.
+    fn take(&mut self, source: BorrowedFd<'_>) -> io::Result<usize> {
+        let mut pipe = Pipe::take()?;
+        let taken = pipe.fill(source);
+        if pipe.is_empty() {
+            pipe.put();
+        } else {
+            self.pipe = Some(pipe);
+        }
+        taken
+    }
+
+    /// Gives the target what it takes.
+    fn give(&mut self, target: BorrowedFd<'_>) -> io::Result<usize> {
+        if !self.rest.is_empty() {
+            let pieces: Vec<_> = self.rest.chunks().take(PIECES_MAX).map(IoSlice::new).collect();
+            let given = syscalls::send(target, &pieces)?;
+            self.rest.skip(given)?;
+            return Ok(given);
+        }
+        let Some(pipe) = &mut self.pipe else { return Ok(0) };
+        let given = pipe.drain(target)?;
+        if pipe.is_empty() {
+            self.pipe.take().into_iter().for_each(Pipe::put);
+        }
+        Ok(given)
+    }
+}
+
+struct Bulk<'a> {
+    sides: [&'a mut Connection; 2],
+    /// From each side to the other.
+    ways: [Way; 2],
+    loans: [Loan; 2],
+    bytes: [&'a mut u64; 2],
+}
+
+impl Bulk<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>, pieces: &mut Pieces) -> Poll<Over> {
+        let first = self.poll_way(0, cx, pieces);
+        if first.is_ready() { first } else { self.poll_way(1, cx, pieces) }
+    }
+
+    fn poll_way(&mut self, from: usize, cx: &mut Context<'_>, pieces: &mut Pieces) -> Poll<Over> {
+        let to = 1 - from;
+        let mut budget = BUDGET_BYTES;
+        loop {
+            let way = &mut self.ways[from];
+            if !way.is_empty() {
+                let target = self.sides[to].own_socket();
+                match ready!(self.loans[to].poll_with(cx, Direction::Write, || way.give(target))) {
+                    None => return Poll::Ready(Over::Leave),
+                    Some(Ok(_)) => continue,
+                    Some(Err(error)) => return Poll::Ready(Over::of(to, error)),
+                }
+            }
+            match way.ended.take() {
+                None => {}
+                Some(Ok(())) => return Poll::Ready(Over::Leave),
+                Some(Err(error)) => return Poll::Ready(Over::of(from, error)),
+            }
+            if !way.begun {
+                if ready!(self.loans[from].readiness.poll(cx, Direction::Read)).is_none() {
+                    return Poll::Ready(Over::Leave);
+                }
+                way.begun = true;
+                let side = &mut self.sides[from];
+                side.reader().take_arrived();
+                *self.bytes[from] += side.input().len() as u64;
+                way.rest.append(side.input());
+                way.rest.flush();
+                if !side.is_active() {
+                    return Poll::Ready(Over::Leave);
+                }
+                continue;
+            }
+            if budget == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let source = self.sides[from].own_socket();
+            match ready!(self.loans[from].poll_with(cx, Direction::Read, || way.take(source))) {
+                None => return Poll::Ready(Over::Leave),
+                Some(Ok(0)) => way.ended = Some(Ok(())),
+                Some(Ok(taken)) => {
+                    *self.bytes[from] += taken as u64;
+                    budget = budget.saturating_sub(taken);
+                    pieces.saw(taken);
+                    if pieces.large == 0 {
+                        return Poll::Ready(Over::Leave);
+                    }
+                }
+                Some(Err(error)) => way.ended = Some(Err(error)),
+            }
+        }
+    }
+
+    /// Whether nothing has moved for a while.
+    fn poll_stall(&self, cx: &mut Context<'_>, mut stall: Pin<&mut Sleep>, moved: &mut u64) -> Poll<Over> {
+        while stall.as_mut().poll(cx).is_ready() {
+            let now_moved = *self.bytes[0] + *self.bytes[1];
+            if *moved == now_moved {
+                return Poll::Ready(Over::Leave);
+            }
+            *moved = now_moved;
+            stall.reset(now() + STALL);
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Bulk<'_> {
+    fn drop(&mut self) {
+        for (from, way) in self.ways.iter_mut().enumerate() {
+            let target = &mut self.sides[1 - from];
+            let unloaded = way.pipe.take().map_or(Ok(()), |mut pipe| pipe.unload(&mut way.rest));
+            target.append(&mut way.rest);
+            // If it is not open any more, it is known why.
+            let _ = target.writer().submit();
+            if unloaded.is_err() {
+                // Not a FIN: that would look like the end of a whole message.
+                target.abort();
+            }
+        }
+    }
+}
+
+impl Over {
+    /// What an error of a side makes of it.
+    fn of(side: usize, error: io::Error) -> Over {
+        match error.raw_os_error() {
+            // Of pipes and of splice(2), in a process that has run out of something or is not allowed to.
+            Some(
+                libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINVAL | libc::ENOSYS | libc::EPERM,
+            ) => Over::Never,
+            _ => Over::Broken(side, error),
+        }
+    }
+}
