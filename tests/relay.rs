@@ -23,6 +23,14 @@ on_every_setup!(
     who_takes_nothing_for_long_ends_both,
     an_idle_pair_ends,
     a_relay_that_is_dropped_sends_what_it_has,
+    the_kernel_moves_large_pieces,
+    without_splice_nothing_goes_past_the_poller,
+    a_reset_in_bulk_comes_behind_the_bytes,
+    who_does_not_read_in_bulk_loses_nothing,
+    timeouts_go_on_in_bulk,
+    a_relay_that_is_dropped_in_bulk_cuts_nothing,
+    whoever_ends_a_connection_in_bulk_ends_it,
+    pollers_that_stop_in_bulk_end_both,
 );
 
 /// Two connections on one poller, and their peers.
@@ -219,4 +227,162 @@ fn a_relay_that_is_dropped_sends_what_it_has(setup: Setup) {
     let rest: io::Result<Vec<u8>> = left.read_rest();
     assert_eq!(rest.expect("the end"), b"");
     assert!(block_on(handle).is_err());
+}
+
+/// How much in large pieces is bulk beyond doubt.
+const BULK_BYTES: usize = 8 << 20;
+
+/// Sends large pieces one by one, each when the one before has arrived, until the kernel has moved some of them.
+fn begin_bulk(pollers: &Pollers, left: &mut Peer, right: &mut Peer) -> usize {
+    let (piece, mut seen) = (vec![7; 64 << 10], vec![0; 64 << 10]);
+    let mut sent = 0;
+    loop {
+        left.write_all(&piece).expect("sent");
+        right.read_exact(&mut seen).expect("relayed");
+        assert!(seen.iter().all(|&byte| byte == 7));
+        sent += piece.len();
+        if pollers.settled().received_bytes < sent as u64 {
+            return sent;
+        }
+        assert!(sent < BULK_BYTES, "the kernel moves nothing");
+    }
+}
+
+fn the_kernel_moves_large_pieces(setup: Setup) {
+    let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
+    let mut there = begin_bulk(&pollers, &mut left, &mut right);
+    let mut back = 0;
+    // From one to the other and back.
+    for round in 0..3 {
+        for (n, piece) in [(20, 100_000), (40, 100)] {
+            for i in 0..n {
+                let piece = vec![(round + i) as u8; piece];
+                let mut seen = vec![0; piece.len()];
+                left.write_all(&piece).expect("sent");
+                right.read_exact(&mut seen).expect("relayed");
+                assert_eq!(seen, piece);
+                right.write_all(&piece).expect("sent");
+                left.read_exact(&mut seen).expect("relayed");
+                assert_eq!(seen, piece);
+                (there, back) = (there + piece.len(), back + piece.len());
+            }
+        }
+    }
+    drop((left, right));
+    let relayed = ended(handle);
+    assert!(relayed.result.is_ok(), "{relayed:?}");
+    assert_eq!((relayed.there, relayed.back), (there as u64, back as u64));
+}
+
+fn without_splice_nothing_goes_past_the_poller(setup: Setup) {
+    let (pollers, mut left, mut right, handle) =
+        Pair::new(setup).relayed(Relay::new().splice(false));
+    let (piece, mut seen) = (vec![7; 64 << 10], vec![0; 64 << 10]);
+    for _ in 0..BULK_BYTES / piece.len() {
+        left.write_all(&piece).expect("sent");
+        right.read_exact(&mut seen).expect("relayed");
+    }
+    let stats = pollers.settled();
+    assert_eq!((stats.received_bytes, stats.sent_bytes), (BULK_BYTES as u64, BULK_BYTES as u64));
+    drop((left, right));
+    ended(handle);
+}
+
+fn a_reset_in_bulk_comes_behind_the_bytes(setup: Setup) {
+    if matches!(setup.family, Family::Unix) {
+        return;
+    }
+    for first in [true, false] {
+        let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
+        begin_bulk(&pollers, &mut left, &mut right);
+        let (resets, mut sees) = if first { (left, right) } else { (right, left) };
+        resets.reset();
+        let error = sees.read_rest().expect_err("a reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        let broken = ended(handle).result.expect_err("it is broken");
+        assert_eq!(broken.error.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(broken.side == Side::First, first);
+    }
+}
+
+fn who_does_not_read_in_bulk_loses_nothing(setup: Setup) {
+    let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
+    let mut pushed = begin_bulk(&pollers, &mut left, &mut right);
+    let before = pushed;
+    left.set_timeout(Duration::from_millis(300));
+    let piece = vec![9; 64 << 10];
+    while let Ok(n) = left.write(&piece) {
+        pushed += n;
+        assert!(pushed < 1 << 30, "there is no bound");
+    }
+    left.set_timeout(PATIENCE);
+    right.write_all(b"back").expect("sent");
+    let mut seen = [0; 4];
+    left.read_exact(&mut seen).expect("relayed");
+    assert_eq!(&seen, b"back");
+    left.shutdown(Shutdown::Write);
+    let rest = right.read_rest().expect("all of it");
+    assert_eq!(rest.len(), pushed - before);
+    assert!(rest.iter().all(|&byte| byte == 9));
+    drop((left, right));
+    let relayed = ended(handle);
+    assert!(relayed.result.is_ok(), "{relayed:?}");
+    assert_eq!(relayed.there, pushed as u64);
+}
+
+fn timeouts_go_on_in_bulk(setup: Setup) {
+    let relay = Relay::new().write_timeout(Duration::from_millis(200));
+    let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(relay);
+    begin_bulk(&pollers, &mut left, &mut right);
+    let pushes = thread::spawn(move || while left.write_all(&[7; 64 << 10]).is_ok() {});
+    let broken = ended(handle).result.expect_err("it is broken");
+    assert_eq!((broken.side, broken.error.kind()), (Side::Second, ErrorKind::TimedOut));
+    pushes.join().expect("no panic");
+
+    let relay = Relay::new().idle_timeout(Duration::from_millis(200));
+    let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(relay);
+    begin_bulk(&pollers, &mut left, &mut right);
+    let broken = ended(handle).result.expect_err("it is over");
+    assert_eq!(broken.error.kind(), ErrorKind::TimedOut);
+    assert_eq!(right.read_rest().expect("a FIN"), b"");
+    assert_eq!(left.read_rest().expect("a FIN"), b"");
+}
+
+fn a_relay_that_is_dropped_in_bulk_cuts_nothing(setup: Setup) {
+    let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
+    begin_bulk(&pollers, &mut left, &mut right);
+    left.write_all(&[7; 10_000]).expect("sent");
+    handle.abort();
+    // What the relay has not taken is nowhere; whatever it has taken arrives.
+    let seen = right.read_rest().expect("the end");
+    assert!(seen.len() <= 10_000);
+    drop((left, right));
+    assert!(block_on(handle).is_err());
+    eventually("both are over", || pollers.settled().open_connections == 0);
+}
+
+fn whoever_ends_a_connection_in_bulk_ends_it(setup: Setup) {
+    for aborts in [true, false] {
+        let pair = Pair::new(setup);
+        let control = pair.connections.1.control();
+        let (pollers, mut left, mut right, handle) = pair.relayed(Relay::new());
+        begin_bulk(&pollers, &mut left, &mut right);
+        if aborts { control.abort() } else { control.close() }
+        let broken = ended(handle).result.expect_err("it is broken");
+        assert_eq!(broken.side, Side::Second);
+        let rest = right.read_rest();
+        assert!(aborts || rest.is_ok_and(|rest| rest.is_empty()));
+        drop((left, right));
+        eventually("both are over", || pollers.settled().open_connections == 0);
+    }
+}
+
+fn pollers_that_stop_in_bulk_end_both(setup: Setup) {
+    let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
+    begin_bulk(&pollers, &mut left, &mut right);
+    pollers.stop();
+    drop(pollers);
+    assert!(block_on(handle).is_err());
+    assert!(matches!(right.read_rest(), Ok(rest) if rest.is_empty()));
+    let _ = left.read_rest();
 }

@@ -201,7 +201,10 @@ impl Relay {
             broken_control.close();
             return control.close();
         }
-        broken_control.abort();
+        if error.kind() != io::ErrorKind::NotConnected {
+            // Unless this side has closed it, and it is on its way out.
+            broken_control.abort();
+        }
         // What had come before is the other's, if it takes it.
         let input = broken.input();
         if !on.ended && !input.is_empty() {

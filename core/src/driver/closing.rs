@@ -2,7 +2,7 @@
 
 use super::Driver;
 use super::slot::Slot;
-use crate::connection::{Closing, LATE, Phase, Reason};
+use crate::connection::{Closing, LATE, Phase, Reason, Todo};
 #[cfg(feature = "zerocopy")]
 use crate::poll::Deregister;
 use crate::poll::Poll;
@@ -20,6 +20,9 @@ const DETACH_MS: Tick = 1_000;
 impl Driver {
     /// It was closed by this side.
     pub(super) fn begin_closing<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        if self.postpone_todo(engine, token, Todo::CLOSE).is_none() {
+            return;
+        }
         let now = self.mailbox.clock().now();
         let Some(Slot::Stream(stream)) = self.slots.get_mut(token) else { return };
         if stream.shared.phase() != Phase::Sending || std::mem::replace(&mut stream.closing, true) {

@@ -36,6 +36,8 @@ enum Stage {
     Returning,
     /// The engine has, and does not serve it yet.
     Returned,
+    /// The engine is about to let go of it for good.
+    Ending,
 }
 
 impl Drop for Lent {
@@ -75,7 +77,7 @@ impl Driver {
                 engine.deregister(token, Deregister::Leave, self);
                 self.go_on_lending(engine, token);
             }
-            Stage::Returning | Stage::Returned => {}
+            Stage::Returning | Stage::Returned | Stage::Ending => {}
         }
     }
 
@@ -85,8 +87,7 @@ impl Driver {
         lent.stage = match lent.stage {
             Stage::Leaving => Stage::Left,
             Stage::Returning => Stage::Returned,
-            // It has ended.
-            Stage::Left | Stage::Watched | Stage::Returned => return false,
+            Stage::Left | Stage::Watched | Stage::Returned | Stage::Ending => return false,
         };
         self.touch(token);
         true
@@ -121,7 +122,7 @@ impl Driver {
                 engine.send(token, self);
                 self.perform(engine, token, lent.todo);
             }
-            Stage::Leaving | Stage::Watched | Stage::Returning => {}
+            Stage::Leaving | Stage::Watched | Stage::Returning | Stage::Ending => {}
         }
     }
 
@@ -171,12 +172,17 @@ impl Driver {
 
     /// Whether the end of a connection has to wait until its socket is with the engine.
     pub(super) fn postpone_end(&mut self, token: Token, reason: Reason) -> bool {
-        match self.lent(token) {
-            Some(lent) if lent.stage != Stage::Watched => {
+        let Some(lent) = self.lent(token) else { return false };
+        match lent.stage {
+            Stage::Watched | Stage::Ending => {
+                lent.stage = Stage::Ending;
+                lent.readiness.end();
+                false
+            }
+            _ => {
                 lent.end = Some(reason);
                 true
             }
-            _ => false,
         }
     }
 
