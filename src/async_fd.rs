@@ -3,13 +3,14 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use duopoll_core::{Direction, Readiness, Token};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{FileType, fstat};
-use rustix::io::{Errno, ioctl_fionbio};
+use rustix::io::ioctl_fionbio;
 
 use crate::poller::{Handle, over};
 use crate::pollers::Pollers;
@@ -52,13 +53,10 @@ impl<T: AsFd> AsyncFd<T> {
     /// and so are its duplicates.
     ///
     /// # Errors
-    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied) (`EPERM`) for files and directories, which are always ready, whatever
-    /// the disk does; what the engine says; [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
+    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied) (`EPERM`) for what is always ready: files and directories, whatever the disk
+    /// does, and devices such as `/dev/null`; what the engine says; [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
     pub async fn new(io: T) -> io::Result<AsyncFd<T>> {
-        let kind = FileType::from_raw_mode(fstat(&io)?.st_mode);
-        if matches!(kind, FileType::RegularFile | FileType::Directory) {
-            return Err(Errno::PERM.into());
-        }
+        check_pollable(io.as_fd())?;
         ioctl_fionbio(&io, true)?;
         let poller = match Handle::current() {
             Some(poller) => poller,
@@ -129,6 +127,15 @@ impl<T: AsFd> AsyncFd<T> {
     ) -> Poll<io::Result<R>> {
         self.watching.poll_with(cx, Direction::Write, || call(&mut self.io))
     }
+}
+
+/// Refuses what cannot be waited for, as epoll does: io_uring would find it ready again and again.
+fn check_pollable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    if matches!(FileType::from_raw_mode(fstat(fd)?.st_mode), FileType::Socket | FileType::Fifo) {
+        return Ok(());
+    }
+    let judge = epoll::create(CreateFlags::CLOEXEC)?;
+    Ok(epoll::add(judge, fd, EventData::new_u64(0), EventFlags::IN)?)
 }
 
 impl Watching {

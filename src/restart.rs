@@ -75,10 +75,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use duopoll_core::on_poller_thread;
 use duopoll_core::syscalls::uninterrupted;
 use pollster::block_on;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
 };
+use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 use socket2::SockRef;
 
 use crate::address::Address;
@@ -90,6 +93,8 @@ use crate::server::RunningServer;
 const MAGIC: [u8; 8] = *b"duopoll1";
 /// What a new process says when it serves.
 const CONFIRMED: u8 = b'!';
+/// What the old one says then, before it goes.
+const GOES: u8 = b'.';
 /// Sockets in one message, at most; the kernel takes 253.
 const BATCH: usize = 64;
 /// No program listens at more.
@@ -102,7 +107,7 @@ const SOCKETS_MAX: usize = 1 << 16;
 /// # Errors
 /// What the stream says: [`WouldBlock`](io::ErrorKind::WouldBlock) if the other was over time;
 /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if it has ended, or did not confirm. Nothing has changed then.
-/// [`NotConnected`](io::ErrorKind::NotConnected) if a server was shut down. On a poller's thread `EDEADLK`.
+/// [`NotConnected`](io::ErrorKind::NotConnected) if a server was shut down, or another process has its sockets. On a poller's thread `EDEADLK`.
 pub fn hand_over(servers: &[&RunningServer], to: &UnixStream) -> io::Result<()> {
     if on_poller_thread() {
         return Err(deadlock());
@@ -116,6 +121,16 @@ pub fn hand_over(servers: &[&RunningServer], to: &UnixStream) -> io::Result<()> 
     (&*to).read_exact(&mut answer).map_err(gone)?;
     if answer != [CONFIRMED] {
         return Err(invalid("the other process has not said that it serves"));
+    }
+    let begun = servers.iter().take_while(|server| server.begin_handing_over()).count();
+    let told = if begun < servers.len() {
+        Err(io::Error::new(io::ErrorKind::NotConnected, "another process has taken over"))
+    } else {
+        (&*to).write_all(&[GOES]).map_err(gone)
+    };
+    if let Err(error) = told {
+        servers[..begun].iter().for_each(|server| server.keep());
+        return Err(error);
     }
     servers.iter().for_each(|server| server.handed_over());
     Ok(())
@@ -141,6 +156,7 @@ pub struct TakenOver {
     stream: UnixStream,
     listeners: Vec<Listener>,
     confirmed: Arc<AtomicBool>,
+    other: Predecessor,
 }
 
 /// Takes the listeners of another process. Blocks until they have come.
@@ -149,6 +165,7 @@ pub struct TakenOver {
 /// What the stream says; [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the other process has ended, or does not serve any more;
 /// [`InvalidData`](io::ErrorKind::InvalidData) if what has come is no handover, `EMFILE` if there are too few descriptors for it.
 pub fn take_over(from: UnixStream) -> io::Result<TakenOver> {
+    let other = Predecessor::of(&from);
     let sockets = receive(&from).map_err(gone)?;
     let confirmed = Arc::new(AtomicBool::new(false));
     let mut places: Vec<(Address, Vec<OwnedFd>, bool)> = Vec::new();
@@ -170,7 +187,7 @@ pub fn take_over(from: UnixStream) -> io::Result<TakenOver> {
         let first = sockets.remove(0);
         Listener::taken_over(first, sockets, file)
     });
-    Ok(TakenOver { listeners: listeners.collect(), stream: from, confirmed })
+    Ok(TakenOver { listeners: listeners.collect(), stream: from, confirmed, other })
 }
 
 impl TakenOver {
@@ -179,16 +196,56 @@ impl TakenOver {
         std::mem::take(&mut self.listeners)
     }
 
-    /// Tells the other process that they are served here, so that it may end.
+    /// Tells the other process that they are served here, and waits until it has heard that and goes. One that has ended by itself
+    /// needs not be told. Blocks for as long as the other takes, unless `set_read_timeout` of the stream bounds it.
     ///
     /// # Errors
-    /// What the stream says; [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the other process has ended. The listeners are good all the
-    /// same, but socket files were the other's to remove.
+    /// The other process serves on, or may: this one has come too late, or the other does not answer in time. Then this one is to end: both
+    /// would serve, and neither could be replaced.
     pub fn confirm(mut self) -> io::Result<()> {
-        self.stream.write_all(&[CONFIRMED]).map_err(gone)?;
+        if let Err(error) = self.tell() {
+            if !self.other.has_ended() {
+                return Err(error);
+            }
+        }
         // Relaxed: it stands for itself.
         self.confirmed.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn tell(&mut self) -> io::Result<()> {
+        self.stream.write_all(&[CONFIRMED]).map_err(gone)?;
+        let mut answer = [0];
+        self.stream.read_exact(&mut answer).map_err(gone)?;
+        if answer == [GOES] {
+            Ok(())
+        } else {
+            Err(invalid("the other process has not said that it goes"))
+        }
+    }
+}
+
+/// The process at the other end, as far as it can be known: not from another namespace.
+#[derive(Debug)]
+struct Predecessor(Option<(Pid, Option<OwnedFd>)>);
+
+impl Predecessor {
+    fn of(stream: &UnixStream) -> Predecessor {
+        let pid = sockopt::socket_peercred(stream).ok().map(|peer| peer.pid);
+        // An old kernel has none; then its number has to do.
+        let pidfd = |pid| pidfd_open(pid, PidfdFlags::empty()).ok();
+        Predecessor(pid.map(|pid| (pid, pidfd(pid))))
+    }
+
+    fn has_ended(&self) -> bool {
+        match &self.0 {
+            None => false,
+            Some((_, Some(process))) => {
+                let mut ended = [PollFd::new(process, PollFlags::IN)];
+                poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(1)
+            }
+            Some((pid, None)) => test_kill_process(*pid) == Err(Errno::SRCH),
+        }
     }
 }
 

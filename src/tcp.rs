@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
+use duopoll_core::syscalls;
 use socket2::{Domain, SockRef, TcpKeepalive};
 
 /// When the kernel probes a peer that is silent, and when it gives it up (`SO_KEEPALIVE`).
@@ -108,14 +109,8 @@ pub(crate) fn not_tcp(option: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, format!("a Unix socket has no {option}"))
 }
 
-/// Bytes that were sent and the peer's kernel has not acknowledged; a FIN counts as one.
+/// Bytes that were sent and the peer's kernel has not acknowledged; a FIN counts as one. On a Unix socket it has them at once.
 pub(crate) fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> usize {
-    // There is one kernel, and what it counts is what the peer has not read.
-    if SockRef::from(&socket).domain().is_ok_and(|domain| domain == Domain::UNIX) {
-        return 0;
-    }
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: the kernel writes an int.
-    let told = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    if told == -1 { 0 } else { usize::try_from(bytes).unwrap_or(0) }
+    let is_unix = SockRef::from(&socket).domain().is_ok_and(|domain| domain == Domain::UNIX);
+    if is_unix { 0 } else { syscalls::unacknowledged_bytes(socket) }
 }

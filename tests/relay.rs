@@ -367,7 +367,11 @@ fn whoever_ends_a_connection_in_bulk_ends_it(setup: Setup) {
         let control = pair.connections.1.control();
         let (pollers, mut left, mut right, handle) = pair.relayed(Relay::new());
         begin_bulk(&pollers, &mut left, &mut right);
-        if aborts { control.abort() } else { control.close() }
+        if aborts {
+            control.abort()
+        } else {
+            control.close()
+        }
         let broken = ended(handle).result.expect_err("it is broken");
         assert_eq!(broken.side, Side::Second);
         let rest = right.read_rest();

@@ -4,7 +4,7 @@
 //! fail: see [`fault!`](crate::fault).
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
@@ -92,6 +92,12 @@ pub fn send(fd: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         Ok(rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), flags)?)
     })
+}
+
+/// Whether this process or machine has run out of something: descriptors, memory.
+pub fn is_shortage(error: &io::Error) -> bool {
+    let short = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
+    error.raw_os_error().is_some_and(|errno| short.contains(&errno))
 }
 
 /// Accepts one connection of a non-blocking listener, close-on-exec and non-blocking.
@@ -201,6 +207,14 @@ pub const HAS_ENDED: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP);
 /// Bytes that the socket holds.
 pub fn unread_bytes(fd: BorrowedFd<'_>) -> usize {
     rustix::io::ioctl_fionread(fd).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Bytes that were sent and the peer's kernel has not acknowledged, or on a Unix socket what the peer has not read; a FIN counts as one.
+pub fn unacknowledged_bytes(fd: BorrowedFd<'_>) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes an int.
+    let told = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if told == -1 { 0 } else { usize::try_from(bytes).unwrap_or(0) }
 }
 
 /// How a connect(2) that was under way has ended.

@@ -672,10 +672,9 @@ fn accept_rest(socket: BorrowedFd<'_>) -> (Vec<OwnedFd>, bool) {
             // Of a connection that is gone.
             Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {}
             Err(error) => {
-                let short = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
                 // That there are none is said first, and only then whether one is needed.
-                let is_short = error.raw_os_error().is_some_and(|errno| short.contains(&errno));
-                all = !is_short || !syscalls::ready(socket).contains(PollFlags::IN);
+                let needed = syscalls::ready(socket).contains(PollFlags::IN);
+                all = !syscalls::is_shortage(&error) || !needed;
                 return None;
             }
         }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use duopoll_core::{Direction, Readiness, Token, syscalls};
 
+use super::Side;
 use super::pipe::{Pipe, sigpipe_ends_the_process};
 use crate::LinkBuffer;
 use crate::connection::Connection;
@@ -46,8 +47,13 @@ impl Pieces {
 
     pub(super) fn saw(&mut self, bytes: usize) {
         let large = self.large;
-        self.large =
-            if bytes >= LARGE_BYTES { large + 1 } else { large.saturating_sub(1) }.min(2 * LARGE_MIN);
+        self.large = if bytes >= LARGE_BYTES { large + 1 } else { large.saturating_sub(1) }
+            .min(2 * LARGE_MIN);
+    }
+
+    /// From now on all is received and sent.
+    pub(super) fn are_copied(&mut self) {
+        self.splices = false;
     }
 
     /// Whether the kernel is to move what comes.
@@ -56,26 +62,36 @@ impl Pieces {
     }
 }
 
+/// As they are numbered here.
+const SIDES: [Side; 2] = [Side::First, Side::Second];
+
 /// Why bulk is over.
 enum Over {
     /// The rest is for the connections.
     Leave,
     /// It cannot be done here.
     Never,
-    /// One of the two has broken.
-    Broken(usize, io::Error),
+    Broken(Broken),
 }
 
-/// Moves what comes, until the rest is for the connections to do. An error tells which of the two has broken; `bytes` counts what each
+/// Which of the two has broken.
+pub(super) enum Broken {
+    /// While it was received from: all that came before has been handed over.
+    Source(Side, io::Error),
+    /// While it was sent to: more may come from it.
+    Target(Side, io::Error),
+}
+
+/// Moves what comes, until the rest is for the connections to do. `bytes` counts what each
 /// has received. Nothing may be staged or unsent when it begins. When it ends, or is dropped, what was on its way is staged.
 pub(super) async fn relay(
     sides: [&mut Connection; 2],
     bytes: [&mut u64; 2],
     pieces: &mut Pieces,
-) -> Result<(), (usize, io::Error)> {
+) -> Result<(), Broken> {
     if sigpipe_ends_the_process() {
         // There is no MSG_NOSIGNAL for splice(2).
-        pieces.splices = false;
+        pieces.are_copied();
         return Ok(());
     }
     let [first, second] = sides;
@@ -85,7 +101,7 @@ pub(super) async fn relay(
     }
     let sides = [first, second];
     let Some(loans) = Loan::both(&sides).await else {
-        pieces.splices = false;
+        pieces.are_copied();
         return Ok(());
     };
     let mut bulk = Bulk { sides, ways: [Way::default(), Way::default()], loans, bytes };
@@ -100,10 +116,10 @@ pub(super) async fn relay(
     match over {
         Over::Leave => Ok(()),
         Over::Never => {
-            pieces.splices = false;
+            pieces.are_copied();
             Ok(())
         }
-        Over::Broken(side, error) => Err((side, error)),
+        Over::Broken(broken) => Err(broken),
     }
 }
 
@@ -230,13 +246,19 @@ impl Bulk<'_> {
                 match ready!(self.loans[to].poll_with(cx, Direction::Write, || way.give(target))) {
                     None => return Poll::Ready(Over::Leave),
                     Some(Ok(_)) => continue,
-                    Some(Err(error)) => return Poll::Ready(Over::of(to, error)),
+                    Some(Err(error)) => {
+                        return Poll::Ready(Over::of(error, |error| {
+                            Broken::Target(SIDES[to], error)
+                        }));
+                    }
                 }
             }
             match way.ended.take() {
                 None => {}
                 Some(Ok(())) => return Poll::Ready(Over::Leave),
-                Some(Err(error)) => return Poll::Ready(Over::of(from, error)),
+                Some(Err(error)) => {
+                    return Poll::Ready(Over::of(error, |error| Broken::Source(SIDES[from], error)));
+                }
             }
             if !way.begun {
                 if ready!(self.loans[from].readiness.poll(cx, Direction::Read)).is_none() {
@@ -275,7 +297,12 @@ impl Bulk<'_> {
     }
 
     /// Whether nothing has moved for a while.
-    fn poll_stall(&self, cx: &mut Context<'_>, mut stall: Pin<&mut Sleep>, moved: &mut u64) -> Poll<Over> {
+    fn poll_stall(
+        &self,
+        cx: &mut Context<'_>,
+        mut stall: Pin<&mut Sleep>,
+        moved: &mut u64,
+    ) -> Poll<Over> {
         while stall.as_mut().poll(cx).is_ready() {
             let now_moved = *self.bytes[0] + *self.bytes[1];
             if *moved == now_moved {
@@ -306,13 +333,14 @@ impl Drop for Bulk<'_> {
 
 impl Over {
     /// What an error of a side makes of it.
-    fn of(side: usize, error: io::Error) -> Over {
-        match error.raw_os_error() {
-            // Of pipes and of splice(2), in a process that has run out of something or is not allowed to.
-            Some(
-                libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINVAL | libc::ENOSYS | libc::EPERM,
-            ) => Over::Never,
-            _ => Over::Broken(side, error),
+    fn of(error: io::Error, broken: impl FnOnce(io::Error) -> Broken) -> Over {
+        // No socket says that it was not understood: it is a kernel or a sandbox that cannot do it.
+        let refused =
+            matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM));
+        if refused || syscalls::is_shortage(&error) {
+            Over::Never
+        } else {
+            Over::Broken(broken(error))
         }
     }
 }

@@ -23,7 +23,6 @@ mod pipe;
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsFd;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -31,7 +30,7 @@ use bulk::Pieces;
 
 use crate::connection::Connection;
 use crate::tcp::unacknowledged_bytes;
-use crate::time::{sleep, timeout};
+use crate::time::{now, sleep};
 #[cfg(feature = "rustls")]
 use crate::tls::TlsConnection;
 use crate::{Control, LinkBuffer};
@@ -101,7 +100,8 @@ impl Relay {
         self
     }
 
-    /// How long a side may take nothing of what waits for it. Default: what their limits say.
+    /// How long a side may take nothing of what waits for it: what its kernel acknowledges counts, and is looked at when the time is over, so
+    /// it may be up to twice as long. Default: what their limits say.
     pub fn write_timeout(mut self, timeout: Duration) -> Relay {
         self.write_timeout = Some(timeout);
         self
@@ -131,46 +131,45 @@ impl Relay {
                 control.set_write_timeout(Some(timeout));
             }
         }
-        let (mut there, mut back) = (Direction::new(), Direction::new());
-        let mut pieces =
-            Pieces::new(!self.copies && first.plain().is_some() && second.plain().is_some());
+        let (mut there, mut back) = (Direction::of(Side::First), Direction::of(Side::Second));
+        let both_plain = first.plain().is_some() && second.plain().is_some();
+        let mut pieces = Pieces::new(!self.copies && both_plain);
         let result = loop {
-            let received = poll_fn(|cx| {
-                let forth = there.poll(&mut first, &mut second, &back, &mut pieces, cx);
-                match forth {
-                    Poll::Ready(Ok(Step::Bulk)) => return Poll::Ready(Ok(Step::Bulk)),
-                    Poll::Ready(Err((at, error))) => {
-                        let side = if at == End::Source { Side::First } else { Side::Second };
-                        return Poll::Ready(Err(Broken { side, error }));
-                    }
-                    _ => {}
+            let step = poll_fn(|cx| {
+                let forth = there.poll(&mut first, &mut second, &back, &mut pieces, cx)?;
+                if let Poll::Ready(Step::Bulk) = forth {
+                    return Poll::Ready(Ok(Step::Bulk));
                 }
-                match back.poll(&mut second, &mut first, &there, &mut pieces, cx) {
-                    Poll::Ready(Ok(Step::Bulk)) => Poll::Ready(Ok(Step::Bulk)),
-                    Poll::Ready(Err((at, error))) => {
-                        let side = if at == End::Source { Side::Second } else { Side::First };
-                        Poll::Ready(Err(Broken { side, error }))
-                    }
-                    Poll::Ready(Ok(Step::Done)) if forth.is_ready() => {
-                        Poll::Ready(Ok(Step::Done))
-                    }
-                    _ => Poll::Pending,
+                match back.poll(&mut second, &mut first, &there, &mut pieces, cx)? {
+                    Poll::Ready(Step::Done) if forth.is_pending() => Poll::Pending,
+                    step => step.map(Ok),
                 }
             });
-            match received.await {
+            match step.await {
                 Ok(Step::Done) => break Ok(()),
                 Ok(Step::Bulk) => {}
                 Err(broken) => break Err(broken),
             }
             let (Some(one), Some(other)) = (first.plain(), second.plain()) else { continue };
             let bytes = [&mut there.bytes, &mut back.bytes];
-            let moved = bulk::relay([one, other], bytes, &mut pieces).await;
+            let over = bulk::relay([one, other], bytes, &mut pieces).await;
             // What was on its way is handed over, and not more than that.
             (there.unflushed, back.unflushed) = (true, true);
-            if let Err((side, error)) = moved {
-                let side = if side == 0 { Side::First } else { Side::Second };
-                break Err(Broken { side, error });
+            match over {
+                Ok(()) => {}
+                Err(bulk::Broken::Source(side, error)) => break Err(Broken { side, error }),
+                Err(bulk::Broken::Target(Side::First, error)) => back.give_up(error, &mut pieces),
+                Err(bulk::Broken::Target(Side::Second, error)) => there.give_up(error, &mut pieces),
             }
+        };
+        // What it took nothing for is told, and not what came of that.
+        let gave_up = |direction: &mut Direction| {
+            let error = direction.broken.take()?;
+            Some(Broken { side: direction.from.other(), error })
+        };
+        let result = match gave_up(&mut there).or_else(|| gave_up(&mut back)) {
+            Some(broken) => Err(broken),
+            None => result,
         };
         match &result {
             Ok(()) => {}
@@ -211,34 +210,57 @@ impl Relay {
             on.bytes += input.len() as u64;
             other.append(input);
         }
-        let patience = self.write_timeout.unwrap_or(LAST_BYTES);
-        let arrives = async {
-            let drained = poll_fn(|cx| other.poll_drain(cx)).await;
-            // A reset has the kernel drop what it has not sent.
-            while drained.is_ok() && unacknowledged_bytes(other.connection().as_fd()) > 0 {
-                sleep(LOOK).await;
-            }
-        };
-        let _ = timeout(patience, arrives).await;
+        if other.submit().is_ok() {
+            self.see_off(other).await;
+        }
         // Not a FIN: that would look like the end of a whole message.
         control.abort();
     }
+
+    /// Waits until all has arrived that was sent, for as long as anything does: a reset has the kernel drop the rest.
+    async fn see_off(&self, side: &mut impl Duplex) {
+        let patience = self.write_timeout.unwrap_or(LAST_BYTES);
+        let (mut left, mut since) = (usize::MAX, now());
+        loop {
+            let before = left;
+            left = untaken_bytes(side);
+            if left == 0 || !side.control().is_open() {
+                return;
+            }
+            if left != before {
+                since = now();
+            } else if now() >= since + patience {
+                return;
+            }
+            sleep(LOOK).await;
+        }
+    }
+}
+
+/// Bytes that a side has been given, and that its peer has not taken.
+fn untaken_bytes(side: &impl Duplex) -> usize {
+    side.control().unsent_bytes() + unacknowledged_bytes(side.connection().own_socket())
 }
 
 /// How often it is looked whether the last bytes have arrived.
 const LOOK: Duration = Duration::from_millis(2);
-/// How long the last bytes before a reset may take, unless there is a write timeout.
+/// For how long none of the last bytes before a reset may arrive, unless there is a write timeout.
 const LAST_BYTES: Duration = Duration::from_secs(5);
 
 /// One direction of a relay.
 struct Direction {
+    from: Side,
     bytes: u64,
     /// Something was handed over that is not flushed, or may have been before.
     unflushed: bool,
     /// The source has ended.
     ended: bool,
-    /// All of it was sent, and the end.
+    /// All of it was sent, and the end; or nothing can be sent any more.
     done: bool,
+    /// The target takes nothing more. What it has sent may still come.
+    broken: Option<io::Error>,
+    /// What the target had not taken when it was over time, and of how much.
+    untaken: Option<(usize, u64)>,
 }
 
 /// How far a direction has come.
@@ -250,19 +272,20 @@ enum Step {
     Bulk,
 }
 
-/// Where a direction has broken.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Source,
-    Target,
-}
-
 impl Direction {
-    fn new() -> Direction {
-        Direction { bytes: 0, unflushed: true, ended: false, done: false }
+    fn of(from: Side) -> Direction {
+        Direction {
+            from,
+            bytes: 0,
+            unflushed: true,
+            ended: false,
+            done: false,
+            broken: None,
+            untaken: None,
+        }
     }
 
-    /// Moves what there is, until the source has ended and all is sent.
+    /// Moves what there is, until the source has ended and all is sent, or the target takes nothing more.
     fn poll(
         &mut self,
         source: &mut impl Duplex,
@@ -270,29 +293,33 @@ impl Direction {
         other: &Direction,
         pieces: &mut Pieces,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Step, (End, io::Error)>> {
-        let at_target = |error| (End::Target, error);
+    ) -> Poll<Result<Step, Broken>> {
         loop {
             if self.done {
                 return Poll::Ready(Ok(Step::Done));
             }
-            if self.ended {
-                ready!(target.poll_finish(cx)).map_err(at_target)?;
-                self.done = true;
-                continue;
-            }
-            if self.unflushed {
+            if self.ended || self.unflushed {
                 let bulk = pieces.are_bulk();
-                let flushed = if bulk { target.poll_drain(cx) } else { target.poll_flush(cx) };
-                ready!(flushed).map_err(at_target)?;
-                self.unflushed = false;
+                let sent = match self.ended {
+                    true => target.poll_finish(cx),
+                    false if bulk => target.poll_drain(cx),
+                    false => target.poll_flush(cx),
+                };
+                if let Err(error) = ready!(sent) {
+                    if !self.is_late_only(&error, target) {
+                        self.take_broken(error, pieces)?;
+                    }
+                    continue;
+                }
+                (self.done, self.unflushed) = (self.ended, false);
                 if bulk && !other.unflushed && source.control().unsent_bytes() == 0 {
                     return Poll::Ready(Ok(Step::Bulk));
                 }
+                continue;
             }
             if source.input().is_empty() {
-                let more = ready!(source.poll_more(cx)).map_err(|error| (End::Source, error))?;
-                self.ended = !more;
+                let more = ready!(source.poll_more(cx));
+                self.ended = !more.map_err(|error| Broken { side: self.from, error })?;
             }
             let input = source.input();
             if !input.is_empty() {
@@ -301,6 +328,38 @@ impl Direction {
                 target.append(input);
                 self.unflushed = true;
             }
+        }
+    }
+
+    /// Whether a wait was over time, and the target has taken something since the last one was.
+    fn is_late_only(&mut self, error: &io::Error, target: &impl Duplex) -> bool {
+        let is_over_time =
+            error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none();
+        let untaken = (untaken_bytes(target), self.bytes);
+        is_over_time && self.untaken.replace(untaken) != Some(untaken)
+    }
+
+    /// The target has failed. If the peer has broken it, what that had sent before may be on its way: it ends the other direction.
+    fn take_broken(&mut self, error: io::Error, pieces: &mut Pieces) -> Result<(), Broken> {
+        if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) {
+            self.give_up(error, pieces);
+            return Ok(());
+        }
+        Err(Broken { side: self.from.other(), error })
+    }
+
+    fn give_up(&mut self, error: io::Error, pieces: &mut Pieces) {
+        self.broken = Some(error);
+        self.done = true;
+        pieces.are_copied();
+    }
+}
+
+impl Side {
+    fn other(self) -> Side {
+        match self {
+            Side::First => Side::Second,
+            Side::Second => Side::First,
         }
     }
 }
@@ -319,6 +378,8 @@ pub trait Duplex: sealed::Sealed {
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>>;
     #[doc(hidden)]
     fn append(&mut self, buffer: &mut LinkBuffer);
+    #[doc(hidden)]
+    fn submit(&mut self) -> io::Result<()>;
     #[doc(hidden)]
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     #[doc(hidden)]
@@ -359,6 +420,10 @@ macro_rules! implement {
 
             fn append(&mut self, buffer: &mut LinkBuffer) {
                 self.append(buffer);
+            }
+
+            fn submit(&mut self) -> io::Result<()> {
+                self.$writer().submit()
             }
 
             fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

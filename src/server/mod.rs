@@ -11,6 +11,7 @@ mod listening;
 pub(crate) mod service;
 
 use std::io;
+use std::mem;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -260,11 +261,19 @@ impl RunningServer {
         Ok(with_files.collect())
     }
 
+    /// Another process is about to have its sockets for good. False if one has them.
+    pub(crate) fn begin_handing_over(&self) -> bool {
+        !mem::replace(&mut self.listeners().handed_over, true)
+    }
+
+    /// It has not come to that.
+    pub(crate) fn keep(&self) {
+        self.listeners().handed_over = false;
+    }
+
     /// Another process serves its sockets now: their files are its own, and so is who waits in their queues.
     pub(crate) fn handed_over(&self) {
-        let mut listeners = self.listeners();
-        listeners.files.iter().for_each(SocketFile::give_up);
-        listeners.handed_over = true;
+        self.listeners().files.iter().for_each(SocketFile::give_up);
     }
 
     fn begin_shutdown(&self, grace: Duration) -> oneshot::Receiver<usize> {

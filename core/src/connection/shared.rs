@@ -456,6 +456,18 @@ impl Shared {
         effects.map(Effects::perform).is_some()
     }
 
+    /// Bytes that the peer has not taken: those that wait to be sent, and those that the kernel has and that were not acknowledged.
+    pub(crate) fn outstanding(&self) -> (usize, usize) {
+        // SAFETY: the poller has not let go.
+        let socket = unsafe { self.socket() };
+        (self.life().unsent, socket.map_or(0, syscalls::unacknowledged_bytes))
+    }
+
+    /// The peer has taken something past the poller. Gives when to look again.
+    pub(crate) fn peer_has_taken(&self, now: Tick) -> Tick {
+        self.life().peer_has_taken(now)
+    }
+
     /// Bytes that wait to be sent, and which connection it is.
     pub(crate) fn unsent(&self) -> (usize, u64) {
         (self.life().unsent, self.id())

@@ -12,7 +12,7 @@ pub enum WhenFull {
     /// another, reads that wait for more than is left and flushes to peers that do not read.
     #[default]
     Refuse,
-    /// Connections whose peers do not read are reset: at the first mark those that have not read for a second, and before a read or a
+    /// Connections whose peers do not read are reset: at the first mark those that have taken nothing for a second, nor acknowledged, and before a read or a
     /// flush fails the one with the most unsent bytes, of several the oldest. A write that finds no memory fails all the same: it
     /// does not wait for somebody to go. Whoever uses a connection that was reset is told
     /// [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted).
@@ -34,8 +34,8 @@ pub(super) struct Memory {
     pub(super) relief_at: Tick,
     /// Until when it counts as full.
     pub(super) full_until: Tick,
-    /// Connections with unsent bytes and without room: how many bytes, and at how many looks in a row those were the same.
-    pub(super) suspects: Vec<(Token, usize, u8)>,
+    /// Connections without room: what their peers have not taken, and at how many looks in a row that was the same.
+    pub(super) suspects: Vec<(Token, (usize, usize), u8)>,
     /// When they are looked at again, and whether it is still so.
     pub(super) look_at: Tick,
     /// A level that nobody has told of.

@@ -99,6 +99,10 @@ impl Driver {
         let Expired::Looked { effects, idle, next, held } = expired else {
             return self.look_at_closing(token);
         };
+        let (idle, next) = match idle && self.peer_takes(token) {
+            true => (false, shared.peer_has_taken(now)),
+            false => (idle, next),
+        };
         let Some(stream) = self.stream(token) else { return };
         stream.holds = if held { stream.holds.saturating_add(1) } else { 0 };
         let retry = if stream.starved { now + NO_MEMORY_RETRY_MS } else { NEVER };
@@ -111,5 +115,17 @@ impl Driver {
             }
         }
         effects.perform();
+    }
+
+    /// Whether the peer has taken something since it was asked the last time, when the connection was to end as well. The kernel tells of
+    /// room only when there is much of it, which takes a slow reader a while.
+    #[cold]
+    fn peer_takes(&mut self, token: Token) -> bool {
+        let Some(stream) = self.stream(token) else { return false };
+        let outstanding = stream.shared.outstanding();
+        if outstanding == (0, 0) {
+            return false;
+        }
+        self.untaken.insert(token, outstanding) != Some(outstanding)
     }
 }

@@ -34,7 +34,8 @@ impl Driver {
 
     /// Looks at what is used, and sees to it that something is left.
     pub(super) fn look_at_memory<P: Poll>(&mut self, engine: &mut P, now: Tick) {
-        let connections = self.slots.len();
+        // In whatever phase: but not what is only watched or listens, which holds nothing.
+        let connections = (self.stats.connections - self.stats.closed) as usize;
         let pool = self.mailbox.pool();
         if connections != self.memory.counted {
             pool.count_connections(self.memory.counted, connections);
@@ -76,7 +77,7 @@ impl Driver {
         level != MemoryLevel::Full && self.mailbox.pool().usage().level(level) != level
     }
 
-    /// Memory is getting short: who has not read for a second goes, until there is enough again. Half of them at a time, those with the
+    /// Memory is getting short: whose peer has taken nothing for a second goes, until there is enough again. Half of them at a time, those with the
     /// most unsent bytes.
     #[cold]
     fn reset_who_does_not_read<P: Poll>(&mut self, engine: &mut P) {
@@ -84,10 +85,13 @@ impl Driver {
         candidates.truncate(SUSPECTS_MAX);
         candidates.retain(|(token, _)| !engine.pending(*token).room);
         let before = std::mem::take(&mut self.memory.suspects);
-        for (token, unsent) in candidates {
-            let same = before.iter().find(|(known, bytes, _)| (*known, *bytes) == (token, unsent));
+        for (token, _) in candidates {
+            let Some(stream) = self.stream(token) else { continue };
+            let outstanding = stream.shared.outstanding();
+            let same =
+                before.iter().find(|(known, bytes, _)| (*known, *bytes) == (token, outstanding));
             let looks = same.map_or(0, |(.., looks)| (looks + 1).min(SUSPICIONS));
-            self.memory.suspects.push((token, unsent, looks));
+            self.memory.suspects.push((token, outstanding, looks));
         }
         let silent = self.memory.suspects.iter().filter(|(.., looks)| *looks >= SUSPICIONS);
         let silent: Vec<_> = silent.map(|(token, ..)| *token).collect();

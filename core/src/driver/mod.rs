@@ -22,6 +22,7 @@ mod watching;
 #[cfg(feature = "zerocopy")]
 mod zerocopy;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::mem;
@@ -63,6 +64,8 @@ pub struct Driver {
     #[cfg(feature = "zerocopy")]
     pinned: pinned::Pinned,
     memory: Memory,
+    /// What peers had not taken when their connections were to end for being idle.
+    untaken: HashMap<Token, (usize, usize)>,
     stats: DriverStats,
 }
 
@@ -87,6 +90,7 @@ impl Driver {
             #[cfg(feature = "zerocopy")]
             pinned: pinned::Pinned::default(),
             memory: Memory::default(),
+            untaken: HashMap::new(),
             stats: DriverStats::default(),
         }
     }

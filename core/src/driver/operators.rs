@@ -248,6 +248,7 @@ unsafe impl Operators for Driver {
             stream.released = true;
             #[cfg(feature = "zerocopy")]
             self.adopt_zero_copy(token, &mut stream);
+            self.untaken.remove(&token);
             self.stats.closed += 1;
             self.draining.one_less(stream.group);
             stream.shared.released();

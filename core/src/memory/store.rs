@@ -87,6 +87,10 @@ impl Store {
             // Beyond what a machine has, and could be added to without an overflow.
             None => Some(bytes).filter(|&bytes| bytes < usize::MAX / 4)?,
         };
+        // What cannot be is not counted for a moment: others would be refused for it.
+        if counted > self.budget.max_bytes().saturating_sub(self.live_bytes()) {
+            return None;
+        }
         // Counted before it is taken, so that many at once do not exceed the limit together.
         let live = self.live_bytes.fetch_add(counted, Ordering::Relaxed) + counted;
         let found = if live <= self.budget.max_bytes() { self.find(bytes, class) } else { None };

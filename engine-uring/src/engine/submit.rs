@@ -28,6 +28,8 @@ const QUICK_BYTES_MAX: usize = 64 << 10;
 /// Never raise SIGPIPE. And not `MSG_WAITALL`: a send to a slow peer would complete when the last byte is taken, and
 /// look idle until then.
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
+/// What is received into is lent while something comes, and not to wait: a thousand idle connections would hold a thousand blocks.
+const RECEIVE_FLAGS: i32 = libc::MSG_DONTWAIT;
 
 const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
@@ -109,10 +111,11 @@ impl Uring {
         let lent: usize = vectors[..count].iter().map(|vector| vector.iov_len).sum();
         let entry = if count == 1 {
             let len = u32::try_from(vectors[0].iov_len).unwrap_or(u32::MAX);
-            opcode::Recv::new(fd, vectors[0].iov_base.cast(), len).build()
+            opcode::Recv::new(fd, vectors[0].iov_base.cast(), len).flags(RECEIVE_FLAGS).build()
         } else {
             self.ring.next_vectors()[..2].copy_from_slice(&vectors);
-            opcode::RecvMsg::new(fd, self.ring.next_header(2)).build()
+            let header = self.ring.next_header(2);
+            opcode::RecvMsg::new(fd, header).flags(RECEIVE_FLAGS as u32).build()
         };
         // SAFETY: the operators lend the vectors until the acknowledgement, which follows the completion.
         if unsafe { self.ring.push(&entry.user_data(Op::Receive.user_data(token))) }.is_err() {

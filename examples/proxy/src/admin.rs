@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use duopoll::hyper::Http;
-use duopoll::{Builder, Connection, Kind, Service, WeakServer};
+use duopoll::{Builder, Connection, Kind, Limits, Service, WeakServer};
 use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -34,6 +34,15 @@ macro_rules! figures {
     };
 }
 pub(crate) use figures;
+
+/// What its connections may hold.
+pub(crate) fn limits() -> Limits {
+    let mut limits = Limits::default();
+    // Whoever asks and does not read.
+    limits.input_high_bytes = 16 << 10;
+    limits.output_high_bytes = 64 << 10;
+    limits
+}
 
 /// Tells of a proxy, and of the server that it is.
 pub(crate) fn service(builder: Builder, proxy: Arc<Proxy>, server: WeakServer) -> Service {

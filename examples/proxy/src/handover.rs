@@ -3,12 +3,14 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use duopoll::restart::{TakenOver, hand_over, take_over};
-use duopoll::task::{JoinHandle, spawn_blocking};
+use duopoll::task::{JoinHandle, TaskGroup, spawn_blocking};
 use duopoll::{Address, Connection, Listener, Pollers, WeakServer, time};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -17,6 +19,8 @@ use crate::listening;
 
 /// How long either process waits for the other.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether another process has taken over.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What the process hands over that runs there, if one does. One that ends just now is none, as is one that was killed, whose socket the
 /// kernel keeps for a moment on io_uring.
@@ -79,30 +83,39 @@ pub(crate) fn begin(
     path: &Path,
     pollers: &Pollers,
     servers: Vec<WeakServer>,
-    handed: Sender<Stop>,
+    handed_to: Sender<Stop>,
 ) -> io::Result<JoinHandle<()>> {
     let place = Address::Unix(path.to_owned());
     let listener = listening::bind(Listener::options().mode(0o600), &place)?;
     let listener = listener.pollers(pollers.clone());
     Ok(pollers.spawn(move || async move {
-        loop {
-            let next = match listener.accept().await {
-                Ok(next) => next,
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => return,
-                Err(error) => {
+        let handed = Arc::new(AtomicBool::new(false));
+        // Each by itself: one that says nothing does not hold up the next.
+        let others = TaskGroup::new();
+        while !handed.load(Ordering::Relaxed) {
+            match time::timeout(LOOK, listener.accept()).await {
+                Err(_) => {}
+                Ok(Ok(next)) => {
+                    let (servers, handed) = (servers.clone(), handed.clone());
+                    others.spawn_local(async move {
+                        match to(next, &servers).await {
+                            Ok(()) => handed.store(true, Ordering::Relaxed),
+                            Err(error) => {
+                                tracing::warn!(%error, "the next process has not taken over");
+                            }
+                        }
+                    });
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::NotConnected => return,
+                Ok(Err(error)) => {
                     tracing::warn!(%error, "the next process cannot be accepted");
                     time::sleep(PATIENCE / 10).await;
-                    continue;
                 }
-            };
-            match to(next, &servers).await {
-                Ok(()) => break,
-                Err(error) => tracing::warn!(%error, "the next process has not taken over"),
             }
         }
         // With it the file: the next one has its own.
         drop(listener);
-        let _ = handed.send(Stop::HandedOver);
+        let _ = handed_to.send(Stop::HandedOver);
     }))
 }
 

@@ -32,6 +32,9 @@ use crate::proxy::Proxy;
 /// How long questions to the admin server may take that were asked before another process has taken over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// Who asks more than a few at a time means no good.
+const ADMIN_CONNECTIONS_MAX: usize = 32;
+
 /// Why the process is to end.
 pub(crate) enum Stop {
     Signal,
@@ -79,14 +82,13 @@ fn run(mut config: Config) -> io::Result<()> {
     let mut admin = None;
     if let Some(listener) = for_admin {
         let builder = EventLoop::builder().on(server.pollers().clone());
+        let builder = builder.max_connections(ADMIN_CONNECTIONS_MAX).limits(admin::limits());
         servers.push(builder.weak_server());
         let service = admin::service(builder, proxy.clone(), servers[0].clone());
         admin = Some(service.serve(listener)?);
     }
     // Last of all that can fail: from now on the other one goes, if it has not gone by itself.
-    if let Some(Err(error)) = last.map(TakenOver::confirm) {
-        tracing::warn!(%error, "the last process has not waited");
-    }
+    last.map_or(Ok(()), TakenOver::confirm)?;
     health::begin(&proxy.upstreams, config.health, server.pollers());
     let next = config.handover.as_ref().and_then(|path| {
         let next = handover::begin(path, server.pollers(), servers, stop.clone());

@@ -23,6 +23,7 @@ pub(crate) struct Proxy {
     relay: Relay,
     sources: Sources,
     begin_timeout: Duration,
+    connect_timeout: Duration,
     tries: usize,
     logs: bool,
     ends: AtomicBool,
@@ -75,6 +76,9 @@ struct Story<'a> {
     entry: &'a Entry,
 }
 
+/// After so long it is tried again to connect, if the process had no descriptor for it.
+const SHORTAGE_RETRY: Duration = Duration::from_millis(10);
+
 /// What waits in a connection of a relay, in each direction, in bytes.
 const WAITS_BYTES_MAX: usize = 256 << 10;
 
@@ -99,6 +103,7 @@ impl Proxy {
             relay,
             sources: Sources::new(config.max_per_source),
             begin_timeout: config.begin_timeout.0,
+            connect_timeout: config.connect_timeout.0,
             tries: config.tries,
             logs: config.log.access,
             ends: AtomicBool::new(false),
@@ -183,8 +188,12 @@ impl Proxy {
                     return self.ended(upstream, &relayed, story, connected);
                 }
                 Err(error) if is_own_shortage(&error) => {
+                    // The upstream is not to blame; others may end meanwhile.
                     last = Some(error);
-                    break;
+                    if begun.elapsed() >= self.connect_timeout {
+                        break;
+                    }
+                    time::sleep(SHORTAGE_RETRY).await;
                 }
                 Err(error) => {
                     tracing::debug!(upstream = %upstream.name, %error, "no connection");

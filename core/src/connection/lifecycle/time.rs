@@ -132,6 +132,13 @@ impl Lifecycle {
         self.idle.moved(now);
     }
 
+    /// As [`is_busy`](Lifecycle::is_busy), since the peer takes what the kernel has. Gives when to look again.
+    pub(crate) fn peer_has_taken(&mut self, now: Tick) -> Tick {
+        self.idle.moved(now);
+        self.armed = self.due();
+        self.armed
+    }
+
     /// How long a closed connection may take to send what is left, in ticks.
     pub(crate) fn write_timeout(&self) -> Option<Tick> {
         if self.notes.has(Notes::HURRIES) { Some(HURRIED_MS) } else { self.writing.timeout() }
