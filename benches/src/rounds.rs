@@ -71,8 +71,8 @@ struct Runner<'a> {
     trace: bool,
     report: Report,
     progress: Progress,
-    /// Requests a second of the yardstick, for the open loops.
-    peaks: HashMap<(usize, usize, bool), f64>,
+    /// Requests a second of a yardstick, by what was measured, for the open loops.
+    peaks: HashMap<String, f64>,
     /// What the web servers need, made when the first starts.
     #[cfg(feature = "http")]
     place: Option<web::measure::Place>,
@@ -142,6 +142,53 @@ impl<'a> Runner<'a> {
         })
     }
 
+    /// Every server that takes part, once a round, round after round.
+    fn measure(
+        &mut self,
+        step: &Step,
+        rows: &mut [Row],
+        takes_part: impl Fn(usize, usize) -> bool,
+        mut measure: impl FnMut(&mut Self, usize) -> io::Result<Sample>,
+    ) {
+        let name = &step.scenario.name;
+        for round in 0..step.rounds {
+            for (index, row) in rows.iter_mut().enumerate() {
+                if !takes_part(index, round) {
+                    continue;
+                }
+                self.progress.cell(name, round, step.rounds, &row.server, index == 0);
+                match measure(self, index) {
+                    Ok(sample) => row.samples[round] = Some(sample),
+                    Err(error) => {
+                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Counts the system calls of every server, if the step wants them.
+    fn count_calls(
+        &mut self,
+        step: &Step,
+        rows: &mut [Row],
+        mut count: impl FnMut(&mut Self, usize) -> io::Result<Calls>,
+    ) {
+        if !step.trace || !self.trace {
+            return;
+        }
+        let name = &step.scenario.name;
+        for (index, row) in rows.iter_mut().enumerate() {
+            self.progress.trace(name, &row.server);
+            match count(self, index) {
+                Ok(calls) => row.calls = Some(calls),
+                Err(error) => {
+                    self.note(format!("{name}, {}, system calls: {error}", row.server));
+                }
+            }
+        }
+    }
+
     // ---- echo -----------------------------------------------------------------------------------
 
     fn load_step(&mut self, step: &Step, shape: &Shape) -> Option<Table> {
@@ -160,34 +207,13 @@ impl<'a> Runner<'a> {
             .collect();
         let mut rows: Vec<Row> =
             servers.iter().map(|server| Row::new(server.name, server.role, step.rounds)).collect();
-        for round in 0..step.rounds {
-            for (server, row) in servers.iter().zip(&mut rows) {
-                if !step.takes_part(server, round) {
-                    continue;
-                }
-                let is_first = server.name == YARDSTICK;
-                self.progress.cell(&step.scenario.name, round, step.rounds, server.name, is_first);
-                match self.sample(server, shape, mode, step.warm_ms, step.measure_ms) {
-                    Ok(sample) => row.samples[round] = Some(sample),
-                    Err(error) => {
-                        let name = &step.scenario.name;
-                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
-                    }
-                }
-            }
-        }
-        if step.trace && self.trace {
-            for (server, row) in servers.iter().zip(&mut rows) {
-                self.progress.trace(&step.scenario.name, server.name);
-                match self.traced(server, shape, mode) {
-                    Ok(calls) => row.calls = Some(calls),
-                    Err(error) => {
-                        let name = &step.scenario.name;
-                        self.note(format!("{name}, {}, system calls: {error}", row.server));
-                    }
-                }
-            }
-        }
+        let takes_part = |index: usize, round| step.takes_part(servers[index], round);
+        self.measure(step, &mut rows, takes_part, |runner, index| {
+            runner.sample(servers[index], shape, mode, step.warm_ms, step.measure_ms)
+        });
+        self.count_calls(step, &mut rows, |runner, index| {
+            runner.traced(servers[index], shape, mode)
+        });
         Some(Table::new(step, YARDSTICK, rows))
     }
 
@@ -296,27 +322,35 @@ impl<'a> Runner<'a> {
             Pace::Churn => return Ok(Mode::Churn),
             Pace::Open { percent } => percent,
         };
-        let key = (shape.message, shape.connections, shape.unix);
-        let peak = match self.peaks.get(&key) {
-            Some(peak) => *peak,
-            None => {
-                let yardstick = servers::find(YARDSTICK)
-                    .ok_or_else(|| io::Error::other("the yardstick is missing"))?;
-                self.progress.trace(&step.scenario.name, "peak");
-                let closed = Mode::Closed { depth: 1 };
-                let outcome = self.cell(yardstick, &shape.peak(), closed, 500, 1500)?;
-                let peak = outcome.requests as f64 / outcome.seconds;
-                self.note(format!(
-                    "peak of {YARDSTICK}, {} B on {} {} connections: {peak:.0} requests/s",
-                    shape.message,
-                    shape.connections,
-                    if shape.unix { "Unix" } else { "TCP" },
-                ));
-                self.peaks.insert(key, peak);
-                peak
-            }
-        };
+        let sockets = if shape.unix { "Unix" } else { "TCP" };
+        let what = format!(
+            "{YARDSTICK}, {} B on {} {sockets} connections",
+            shape.message, shape.connections
+        );
+        let peak = self.peak(step, what, |runner| {
+            let yardstick = servers::find(YARDSTICK)
+                .ok_or_else(|| io::Error::other("the yardstick is missing"))?;
+            runner.cell(yardstick, &shape.peak(), Mode::Closed { depth: 1 }, 500, 1500)
+        })?;
         Ok(Mode::Open { rate: peak * f64::from(percent) / 100.0 })
+    }
+
+    /// Requests a second of a yardstick in a closed loop, measured once.
+    fn peak(
+        &mut self,
+        step: &Step,
+        what: String,
+        measure: impl FnOnce(&mut Self) -> io::Result<Outcome>,
+    ) -> io::Result<f64> {
+        if let Some(peak) = self.peaks.get(&what) {
+            return Ok(*peak);
+        }
+        self.progress.trace(&step.scenario.name, "peak");
+        let outcome = measure(self)?;
+        let peak = outcome.requests as f64 / outcome.seconds;
+        self.note(format!("peak of {what}: {peak:.0} requests/s"));
+        self.peaks.insert(what, peak);
+        Ok(peak)
     }
 
     // ---- proxies --------------------------------------------------------------------------------
@@ -332,40 +366,24 @@ impl<'a> Runner<'a> {
         });
         let mut rows: Vec<Row> =
             proxies.iter().map(|proxy| Row::new(proxy.name, proxy.role, step.rounds)).collect();
-        let name = &step.scenario.name;
-        for round in 0..step.rounds {
-            for (index, (proxy, row)) in proxies.iter().zip(&mut rows).enumerate() {
-                self.progress.cell(name, round, step.rounds, proxy.name, index == 0);
-                let relayed = self.relayed(proxy, shape, threads, |runner, process, listen| {
-                    let mode = runner.mode(shape, step)?;
-                    let (warm, measure) = (step.warm_ms, step.measure_ms);
-                    runner.load(&runner.spec(process, listen, shape, mode, warm, measure))
-                });
-                match relayed {
-                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
-                    Err(error) => {
-                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
-                    }
-                }
-            }
-        }
-        if step.trace && self.trace && threads == 1 {
-            for (proxy, row) in proxies.iter().zip(&mut rows) {
-                self.progress.trace(name, proxy.name);
-                let relayed = self.relayed(proxy, shape, threads, |runner, process, listen| {
+        self.measure(step, &mut rows, everyone, |runner, index| {
+            let relayed = |runner: &mut Self, process: &ServerProcess, listen: &Address| {
+                let mode = runner.mode(shape, step)?;
+                let (warm, measure) = (step.warm_ms, step.measure_ms);
+                runner.load(&runner.spec(process, listen, shape, mode, warm, measure))
+            };
+            Ok(runner.relayed(proxies[index], shape, threads, relayed)?.into())
+        });
+        if threads == 1 {
+            self.count_calls(step, &mut rows, |runner, index| {
+                runner.relayed(proxies[index], shape, threads, |runner, process, listen| {
                     let mode = runner.mode(shape, step)?;
                     let spec = runner.spec(process, listen, shape, mode, 100, 900);
                     trace::count(process.pid(), runner.settings.client_core, || {
                         Ok(runner.load(&spec)?.requests_in_all)
                     })
-                });
-                match relayed {
-                    Ok(calls) => row.calls = Some(calls),
-                    Err(error) => {
-                        self.note(format!("{name}, {}, system calls: {error}", row.server));
-                    }
-                }
-            }
+                })
+            });
         }
         Some(Table::new(step, proxy::YARDSTICK, rows))
     }
@@ -407,19 +425,9 @@ impl<'a> Runner<'a> {
             .enumerate()
             .map(|(index, server)| Row::new(&server.name, role(index), step.rounds))
             .collect();
-        for round in 0..step.rounds {
-            for (server, row) in servers.iter().zip(&mut rows) {
-                let is_first = server.name == servers[0].name;
-                self.progress.cell(&step.scenario.name, round, step.rounds, &server.name, is_first);
-                match self.resp_cell(server, command, pipeline, step.measure_ms) {
-                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
-                    Err(error) => {
-                        let name = &step.scenario.name;
-                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
-                    }
-                }
-            }
-        }
+        self.measure(step, &mut rows, everyone, |runner, index| {
+            Ok(runner.resp_cell(servers[index], command, pipeline, step.measure_ms)?.into())
+        });
         let yardstick = rows[0].server.clone();
         Some(Table::new(step, &yardstick, rows))
     }
@@ -474,29 +482,13 @@ impl<'a> Runner<'a> {
             step.web_servers.iter().copied().filter(|server| self.has(server)).collect();
         let row = |server: &&web::Server| Row::new(server.name, server.role, step.rounds);
         let mut rows: Vec<Row> = servers.iter().map(row).collect();
-        let name = &step.scenario.name;
-        for round in 0..step.rounds {
-            for (index, (server, row)) in servers.iter().zip(&mut rows).enumerate() {
-                self.progress.cell(name, round, step.rounds, server.name, index == 0);
-                match web::measure(&place, server, shape, step.warm_ms, step.measure_ms) {
-                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
-                    Err(error) => {
-                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
-                    }
-                }
-            }
-        }
-        if step.trace && self.trace {
-            for (server, row) in servers.iter().zip(&mut rows) {
-                self.progress.trace(name, server.name);
-                match web::measure::count_calls(&place, server, shape) {
-                    Ok(calls) => row.calls = Some(calls),
-                    Err(error) => {
-                        self.note(format!("{name}, {}, system calls: {error}", row.server));
-                    }
-                }
-            }
-        }
+        self.measure(step, &mut rows, everyone, |_, index| {
+            let (warm, measure) = (step.warm_ms, step.measure_ms);
+            Ok(web::measure(&place, servers[index], shape, warm, measure)?.into())
+        });
+        self.count_calls(step, &mut rows, |_, index| {
+            web::measure::count_calls(&place, servers[index], shape)
+        });
         self.place = Some(place);
         Some(Table::new(step, web::YARDSTICK, rows))
     }
@@ -538,6 +530,11 @@ impl<'a> Runner<'a> {
             self.report.notes.push(note);
         }
     }
+}
+
+/// Every server takes part in every round.
+fn everyone(_: usize, _: usize) -> bool {
+    true
 }
 
 /// The progress line, on stderr. A terminal gets one line that changes, a log one line a round.
