@@ -21,6 +21,7 @@ pub mod golang;
 pub mod load;
 pub mod plan;
 pub mod process;
+pub mod provided;
 pub mod proxy;
 pub mod report;
 pub mod resp;
