@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -52,11 +52,11 @@ impl ServerProcess {
     pub fn start_datagrams(
         command: Command,
         core: impl Into<Option<usize>>,
-        listen: SocketAddr,
+        listen: SocketAddrV4,
         greeting: &[u8],
     ) -> io::Result<Self> {
         let mut server = ServerProcess::spawn(command, core)?;
-        let socket = UdpSocket::bind((listen.ip(), 0))?;
+        let socket = UdpSocket::bind((*listen.ip(), 0))?;
         socket.connect(listen)?;
         socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         server.wait_ready(listen, || {
@@ -142,21 +142,21 @@ pub fn on_core(command: &mut Command, core: impl Into<Option<usize>>) {
 /// A free TCP port on 127.0.0.1, never the same twice in a row: the last server's connections may
 /// linger.
 pub fn tcp_address() -> io::Result<Address> {
-    free_port(|addr| TcpListener::bind(addr).map(drop)).map(Address::Tcp)
+    free_port(|addr| TcpListener::bind(addr).map(drop)).map(|addr| Address::Tcp(addr.into()))
 }
 
 /// A free UDP port on 127.0.0.1, never the same twice in a row: datagrams for the last one may be under way.
-pub fn udp_address() -> io::Result<SocketAddr> {
+pub fn udp_address() -> io::Result<SocketAddrV4> {
     free_port(|addr| UdpSocket::bind(addr).map(drop))
 }
 
-fn free_port(bind: impl Fn(SocketAddr) -> io::Result<()>) -> io::Result<SocketAddr> {
+fn free_port(bind: impl Fn(SocketAddrV4) -> io::Result<()>) -> io::Result<SocketAddrV4> {
     // Two comparisons at once start at different ports.
     let offset = std::process::id().wrapping_mul(37);
     for _ in PORTS {
         let span = u32::from(PORTS.end - PORTS.start);
         let step = offset.wrapping_add(ADDRESSES.fetch_add(1, Ordering::Relaxed)) % span;
-        let addr = ([127, 0, 0, 1], PORTS.start + step as u16).into();
+        let addr = SocketAddrV4::new(Ipv4Addr::LOCALHOST, PORTS.start + step as u16);
         if bind(addr).is_ok() {
             return Ok(addr);
         }
