@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use crate::address::Address;
 use crate::golang;
 use crate::load::{Mode, Outcome, Spec};
@@ -17,6 +19,7 @@ use crate::resp::{self, RespServer};
 use crate::scenario::{Pace, Shape, Work};
 use crate::servers::{self, Options, Role, Server, Start};
 use crate::trace::{self, Calls};
+use crate::udp;
 use crate::web;
 use crate::web::shape::Shape as WebShape;
 
@@ -48,6 +51,7 @@ pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
             Work::Resp { command, pipeline } => runner.resp_step(step, command, pipeline),
             Work::Web(ref shape) => runner.web_step(step, shape),
             Work::Proxy { ref shape, threads } => runner.proxy_step(step, shape, threads),
+            Work::Udp(ref shape) => runner.udp_step(step, shape),
         };
         runner.progress.clear();
         if let Some(table) = table {
@@ -88,6 +92,7 @@ impl<'a> Runner<'a> {
         let is_go = |step: &Step| {
             step.servers.iter().any(|server| matches!(server.start, Start::Go(_)))
                 || step.web_servers.iter().any(|server| matches!(server.start, web::Start::Go))
+                || step.udp_servers.iter().any(|server| matches!(server.start, udp::Start::Go))
         };
         let mut go = None;
         if steps.iter().any(is_go) {
@@ -302,10 +307,14 @@ impl<'a> Runner<'a> {
         Ok((ServerProcess::start(command, self.settings.server_core, &listen)?, listen))
     }
 
-    /// Runs the load generator in a process of its own.
     fn load(&self, spec: &Spec) -> io::Result<Outcome> {
+        self.generate("load", spec)
+    }
+
+    /// Runs a load generator, by its name on the command line, in a process of its own.
+    fn generate(&self, name: &str, spec: &impl Serialize) -> io::Result<Outcome> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("load").arg(serde_json::to_string(spec)?).stdin(Stdio::null());
+        command.arg(name).arg(serde_json::to_string(spec)?).stdin(Stdio::null());
         process::on_core(&mut command, self.settings.client_core);
         let output = command.output()?;
         if !output.status.success() {
@@ -520,6 +529,81 @@ impl<'a> Runner<'a> {
                 found
             }
         }
+    }
+
+    // ---- datagrams ------------------------------------------------------------------------------
+
+    fn udp_step(&mut self, step: &Step, shape: &udp::shape::Shape) -> Option<Table> {
+        let yardstick = udp::yardstick(shape);
+        let rate = match self.udp_rate(step, shape, yardstick) {
+            Ok(rate) => rate,
+            Err(error) => {
+                self.note(format!("{}: no peak: {error}", step.scenario.name));
+                return None;
+            }
+        };
+        let mut servers = step.udp_servers.clone();
+        servers.retain(|server| self.go.is_some() || !matches!(server.start, udp::Start::Go));
+        let role = |server: &udp::Server| {
+            if server.name == yardstick { Role::Yardstick } else { server.role }
+        };
+        let row = |server: &&udp::Server| Row::new(server.name, role(server), step.rounds);
+        let mut rows: Vec<Row> = servers.iter().map(row).collect();
+        let times = (step.warm_ms, step.measure_ms);
+        self.measure(step, &mut rows, everyone, |runner, index| {
+            Ok(runner.udp_cell(servers[index], shape, rate, times, |_, load| load())?.into())
+        });
+        self.count_calls(step, &mut rows, |runner, index| {
+            let core = runner.settings.client_core;
+            runner.udp_cell(servers[index], shape, rate, (100, 900), |pid, load| {
+                trace::count(pid, core, || Ok(load()?.requests_in_all))
+            })
+        });
+        Some(Table::new(step, yardstick, rows))
+    }
+
+    /// Datagrams a second of an open loop.
+    fn udp_rate(
+        &mut self,
+        step: &Step,
+        shape: &udp::shape::Shape,
+        yardstick: &str,
+    ) -> io::Result<Option<f64>> {
+        let Some(percent) = shape.percent else { return Ok(None) };
+        let server = udp::find(yardstick).ok_or_else(|| io::Error::other("no yardstick"))?;
+        let what = format!("{yardstick}, {} B, UDP peers: {}", shape.bytes, shape.peers);
+        let peak = self.peak(step, what, |runner| {
+            runner.udp_cell(server, shape, None, (500, 1500), |_, load| load())
+        })?;
+        Ok(Some(peak * f64::from(percent) / 100.0))
+    }
+
+    /// Starts a server, and hands its process id and a run of the load generator to `measure`.
+    fn udp_cell<T>(
+        &self,
+        server: &udp::Server,
+        shape: &udp::shape::Shape,
+        rate: Option<f64>,
+        (warm_ms, measure_ms): (u64, u64),
+        measure: impl FnOnce(u32, &dyn Fn() -> io::Result<Outcome>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let options =
+            udp::Options { listen: process::udp_address()?, ask: shape.ask, bytes: shape.bytes };
+        let program = std::env::current_exe()?;
+        let core = self.settings.server_core;
+        let process = udp::start(&program, self.go.as_deref(), server, &options, core)?;
+        let spec = udp::load::Spec {
+            target: options.listen,
+            server_pid: process.pid(),
+            ask: shape.ask,
+            bytes: shape.bytes,
+            peers: shape.peers,
+            rate,
+            warm_ms,
+            measure_ms,
+            verify: false,
+        };
+        measure(process.pid(), &|| self.generate("udp-load", &spec))
     }
 
     /// Adds a note to the report, once.
