@@ -286,7 +286,7 @@ fn list() -> String {
     for scenario in scenario::all() {
         let step = full.iter().find(|step| step.scenario == scenario);
         let time = step.map_or("–".into(), |step| minutes(step.estimate(resp_servers)));
-        text += &format!("  {:<18} {time:>6}  {}\n", scenario.name, scenario.title);
+        text += &format!("  {:<20} {time:>6}  {}\n", scenario.name, scenario.title);
     }
     let total = |profile| {
         let times = steps(profile).into_iter().map(|step| step.estimate(resp_servers));

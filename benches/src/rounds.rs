@@ -26,6 +26,9 @@ use crate::web::shape::Shape as WebShape;
 /// The server that every ratio, and the peak of an open loop, refers to.
 pub const YARDSTICK: &str = "classic";
 
+/// How long a datagram may be under way.
+const LOST_AFTER_MS: u64 = 500;
+
 /// What holds for the whole run.
 pub struct Settings {
     /// Core of the servers.
@@ -549,13 +552,15 @@ impl<'a> Runner<'a> {
         };
         let row = |server: &&udp::Server| Row::new(server.name, role(server), step.rounds);
         let mut rows: Vec<Row> = servers.iter().map(row).collect();
-        let times = (step.warm_ms, step.measure_ms);
+        let times = (step.warm_ms, step.measure_ms, LOST_AFTER_MS);
         self.measure(step, &mut rows, everyone, |runner, index| {
             Ok(runner.udp_cell(servers[index], shape, rate, times, |_, load| load())?.into())
         });
         self.count_calls(step, &mut rows, |runner, index| {
             let core = runner.settings.client_core;
-            runner.udp_cell(servers[index], shape, rate, (100, 900), |pid, load| {
+            // strace makes thousands that are under way wait for seconds.
+            let times = (100, 900, 10 * LOST_AFTER_MS);
+            runner.udp_cell(servers[index], shape, rate, times, |pid, load| {
                 trace::count(pid, core, || Ok(load()?.requests_in_all))
             })
         });
@@ -573,7 +578,7 @@ impl<'a> Runner<'a> {
         let server = udp::find(yardstick).ok_or_else(|| io::Error::other("no yardstick"))?;
         let what = format!("{yardstick}, {} B, UDP peers: {}", shape.bytes, shape.peers);
         let peak = self.peak(step, what, |runner| {
-            runner.udp_cell(server, shape, None, (500, 1500), |_, load| load())
+            runner.udp_cell(server, shape, None, (500, 1500, LOST_AFTER_MS), |_, load| load())
         })?;
         Ok(Some(peak * f64::from(percent) / 100.0))
     }
@@ -584,7 +589,7 @@ impl<'a> Runner<'a> {
         server: &udp::Server,
         shape: &udp::shape::Shape,
         rate: Option<f64>,
-        (warm_ms, measure_ms): (u64, u64),
+        (warm_ms, measure_ms, lost_after_ms): (u64, u64, u64),
         measure: impl FnOnce(u32, &dyn Fn() -> io::Result<Outcome>) -> io::Result<T>,
     ) -> io::Result<T> {
         let options =
@@ -601,6 +606,7 @@ impl<'a> Runner<'a> {
             rate,
             warm_ms,
             measure_ms,
+            lost_after_ms,
             verify: false,
         };
         measure(process.pid(), &|| self.generate("udp-load", &spec))

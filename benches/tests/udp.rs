@@ -45,6 +45,7 @@ fn spec(target: SocketAddrV4, server_pid: u32, ask: Ask, bytes: usize) -> Spec {
         rate: None,
         warm_ms: 20,
         measure_ms: 100,
+        lost_after_ms: 500,
         verify: true,
     }
 }

@@ -1,7 +1,7 @@
 //! The load generator of datagrams: one thread, one epoll instance, a connected socket for each peer.
 //!
 //! A peer has some requests under way, each in a slot that its sequence number names. A request is what the server is asked at once: a
-//! datagram, or a group of them. What is not answered in half a second counts as lost, and is asked again under another number.
+//! datagram, or a group of them. What is not answered for a while counts as lost, and is asked again under another number.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,7 +20,6 @@ use crate::process;
 use crate::sys::{self, Epoll, Events};
 
 const EVENTS_MAX: usize = 128;
-const LOST_AFTER_NS: u64 = 500_000_000;
 /// Between two looks for what was lost.
 const LOOK_MS: i32 = 50;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,6 +43,8 @@ pub struct Spec {
     pub warm_ms: u64,
     /// The measured window, in milliseconds.
     pub measure_ms: u64,
+    /// How long an answer may take, in milliseconds.
+    pub lost_after_ms: u64,
     /// Compare every received byte. Costs the client, for tests.
     pub verify: bool,
 }
@@ -83,6 +84,8 @@ struct Load<'a> {
     /// What the server had counted before the first request.
     counted_before: u64,
     lost: u64,
+    /// Whether nothing more is asked.
+    is_over: bool,
 }
 
 /// Runs a specification to its end.
@@ -118,6 +121,7 @@ impl<'a> Load<'a> {
             sent: 0,
             counted_before: 0,
             lost: 0,
+            is_over: false,
         };
         for _ in 0..spec.peers {
             let socket = super::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
@@ -192,7 +196,28 @@ impl<'a> Load<'a> {
                 self.ask_again(now)?;
             }
         }
+        self.is_over = true;
+        // What is under way is answered too, so that system calls a datagram are exact.
+        let deadline = now + self.lost_after_ns();
+        while sys::now_ns() < deadline && self.missing() > 0 {
+            epoll.wait(&mut events, LOOK_MS)?;
+            for (_, token) in events.iter() {
+                self.receive(token as usize, window)?;
+            }
+        }
+        if self.spec.ask != Ask::Receive {
+            self.lost += self.missing();
+        }
         Ok(())
+    }
+
+    fn lost_after_ns(&self) -> u64 {
+        self.spec.lost_after_ms * 1_000_000
+    }
+
+    /// Answers that are missing.
+    fn missing(&self) -> u64 {
+        self.peers.iter().flat_map(|peer| &peer.slots).map(|slot| slot.missing as u64).sum()
     }
 
     fn ask_what_is_due(
@@ -322,6 +347,9 @@ impl<'a> Load<'a> {
             self.lost = self.lost.max(slot.sent_in_all.saturating_sub(came));
         }
         window.answered_together(now, slot.since_ns, ask.out().max(ask.back()) as u64);
+        if self.is_over {
+            return Ok(());
+        }
         if self.spec.rate.is_none() {
             self.ask(index, number, now)?;
         } else if let Some(due) = peer.overdue.pop_front() {
@@ -351,7 +379,7 @@ impl<'a> Load<'a> {
         for peer in 0..self.peers.len() {
             for number in 0..self.peers[peer].slots.len() {
                 let slot = &self.peers[peer].slots[number];
-                if slot.missing == 0 || now.saturating_sub(slot.sent_ns) < LOST_AFTER_NS {
+                if slot.missing == 0 || now.saturating_sub(slot.sent_ns) < self.lost_after_ns() {
                     continue;
                 }
                 // What the server received it counts itself.
