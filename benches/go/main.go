@@ -1,6 +1,7 @@
 // Command duopoll-peers serves the echo protocol of the comparison with a Go library:
 //
 //	duopoll-peers netpoll|gnet|net ADDRESS [READ_BUFFER_BYTES [bytes|framed]]
+//	duopoll-peers udp ADDRESS echo|receive|send|bulk BYTES
 //	duopoll-peers http|grpc ADDRESS [FOLDER_OF_CERTIFICATE]
 //	duopoll-peers mux-server ADDRESS
 //	duopoll-peers mux-client ADDRESS CALLS TASKS CONNECTIONS BYTES
@@ -34,6 +35,8 @@ func main() {
 		fail(serveHTTP(address, folder))
 	case "grpc":
 		fail(serveGRPC(network, address, folder))
+	case "udp":
+		fail(serveUDP(address, os.Args[3:]))
 	case "mux-server":
 		fail(serveMux(network, address))
 	case "mux-client":

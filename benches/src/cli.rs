@@ -5,27 +5,31 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use serde::de::DeserializeOwned;
+
 use crate::address::Address;
-use crate::load;
+use crate::load::{self, Outcome};
 use crate::plan::{self, Choice, Profile};
 use crate::proxy;
 use crate::resp::RespServer;
 use crate::rounds::{self, Settings, minutes};
 use crate::scenario;
 use crate::servers::{self, Options, Start};
+use crate::udp::shape::Ask;
+use crate::udp::{self, mmsg, service};
 use crate::web;
 use crate::web::shape::App;
 
 const HELP: &str = "\
-Compares echo, RESP, HTTP and gRPC servers, and proxies, each in a process of its own, in interleaved rounds.
+Compares echo, RESP, HTTP, gRPC and UDP servers, and proxies, each in a process of its own, in interleaved rounds.
 
 compare [OPTIONS]
   --quick                 about a minute
   --thorough              every scenario on every server at full length: hours
                           (without either: the full run, below twenty minutes)
-  --only A,B              scenarios by name, group or glob (echo-64x100, http, 'echo-64k*'),
+  --only A,B              scenarios by name, group or glob (echo-64x100, http, udp, 'echo-64k*'),
                           at full length on every server unless --quick is given
-  --servers A,B           echo and web servers by name
+  --servers A,B           echo, web, UDP servers and proxies by name
   --rounds N              rounds instead of the plan's
   --seconds S             measured window instead of the plan's
   --resp-server NAME=CMD  a further RESP server; {port} in CMD becomes its port; may repeat
@@ -45,8 +49,11 @@ compare web NAME --listen IP:PORT --app plain|json|grpc [--threads N] [--tls FOL
 compare proxy NAME --listen IP:PORT --upstream IP:PORT [--threads N]
   runs one proxy
 
-compare load SPEC
-  runs the load generator with a specification in JSON and prints the outcome in JSON
+compare udp NAME --listen IP:PORT --ask echo|receive|send|bulk --bytes N
+  runs one server of datagrams; N is what a datagram has
+
+compare load SPEC, compare udp-load SPEC
+  runs a load generator with a specification in JSON and prints the outcome in JSON
 ";
 
 /// Runs the command line of this process.
@@ -56,7 +63,9 @@ pub fn main() -> ExitCode {
         Some("serve") => serve(&words[1..]),
         Some("web") => serve_web(&words[1..]),
         Some("proxy") => serve_proxy(&words[1..]),
-        Some("load") => run_load(&words[1..]),
+        Some("udp") => serve_udp(&words[1..]),
+        Some("load") => generate(&words[1..], load::run),
+        Some("udp-load") => generate(&words[1..], udp::load::run),
         _ => compare(&words),
     };
     match result {
@@ -161,16 +170,46 @@ fn serve_proxy(words: &[String]) -> Result<(), String> {
     }
 }
 
+fn serve_udp(words: &[String]) -> Result<(), String> {
+    let mut words = words.iter();
+    let name = value(&mut words, "udp")?;
+    let (mut listen, mut ask, mut bytes) = (None, None, None);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--listen" => listen = Some(number(value(&mut words, word)?, word)?),
+            "--ask" => ask = Ask::find(value(&mut words, word)?),
+            "--bytes" => bytes = Some(number(value(&mut words, word)?, word)?),
+            other => return Err(format!("unknown option {other:?}")),
+        }
+    }
+    let server = udp::find(name).ok_or_else(|| format!("no UDP server named {name:?}"))?;
+    let listen = listen.ok_or("udp needs --listen IP:PORT")?;
+    let ask = ask.ok_or("udp needs --ask echo, receive, send or bulk")?;
+    let bytes = bytes.ok_or("udp needs --bytes N")?;
+    if !(service::HEADER_BYTES..=mmsg::ROOM_BYTES).contains(&bytes) {
+        return Err(format!("--bytes: {bytes} are too few or too many"));
+    }
+    match server.start {
+        udp::Start::Function(run) => {
+            run(&udp::Options { listen, ask, bytes }).map_err(|error| format!("{name}: {error}"))
+        }
+        udp::Start::Go => Err(format!("{name} is a program of its own")),
+    }
+}
+
 fn sys_limits() -> io::Result<()> {
     crate::sys::raise_descriptor_limit().map(drop)
 }
 
-fn run_load(words: &[String]) -> Result<(), String> {
+fn generate<S: DeserializeOwned>(
+    words: &[String],
+    run: impl FnOnce(&S) -> io::Result<Outcome>,
+) -> Result<(), String> {
     let [spec] = words else {
-        return Err("load takes one specification".into());
+        return Err("a load generator takes one specification".into());
     };
     let spec = serde_json::from_str(spec).map_err(|error| error.to_string())?;
-    let outcome = load::run(&spec).map_err(|error| error.to_string())?;
+    let outcome = run(&spec).map_err(|error| error.to_string())?;
     println!("{}", serde_json::to_string(&outcome).map_err(|error| error.to_string())?);
     Ok(())
 }
@@ -236,6 +275,10 @@ fn list() -> String {
     for server in proxy::all() {
         text += &format!("  {:<14} {}\n", server.name, server.about);
     }
+    text += "UDP servers:\n";
+    for server in udp::all() {
+        text += &format!("  {:<14} {}\n", server.name, server.about);
+    }
     text += "Scenarios, with the time that a full run takes for them:\n";
     let resp_servers = 1 + RespServer::ours().len();
     let steps = |profile| plan::steps(profile, &Choice::default()).unwrap_or_default();
@@ -243,7 +286,7 @@ fn list() -> String {
     for scenario in scenario::all() {
         let step = full.iter().find(|step| step.scenario == scenario);
         let time = step.map_or("–".into(), |step| minutes(step.estimate(resp_servers)));
-        text += &format!("  {:<18} {time:>6}  {}\n", scenario.name, scenario.title);
+        text += &format!("  {:<20} {time:>6}  {}\n", scenario.name, scenario.title);
     }
     let total = |profile| {
         let times = steps(profile).into_iter().map(|step| step.estimate(resp_servers));

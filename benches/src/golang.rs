@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::process;
 use crate::servers::Options;
+use crate::udp;
 use crate::web;
 use crate::web::shape::App;
 
@@ -50,5 +51,15 @@ pub fn web(executable: &Path, options: &web::Options) -> Command {
         .arg(options.listen.to_string())
         .args(&options.tls)
         .env("GOMAXPROCS", options.threads.to_string());
+    command
+}
+
+/// The command that serves datagrams with the standard library.
+pub fn udp(executable: &Path, options: &udp::Options) -> Command {
+    let mut command = Command::new(executable);
+    command
+        .args(["udp", &options.listen.to_string(), options.ask.name()])
+        .arg(options.bytes.to_string())
+        .env("GOMAXPROCS", "1");
     command
 }

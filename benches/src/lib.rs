@@ -9,6 +9,7 @@
 //! - [`servers`]: every server, one file each, behind one table.
 //! - [`load`]: the load generator, a single-threaded epoll loop of its own.
 //! - [`proxy`]: proxies between the load generator and an echo server.
+//! - [`udp`]: servers of datagrams, and their load generator.
 //! - [`web`]: servers of HTTP, gRPC and TLS, and the tools that drive them.
 //! - [`scenario`] and [`plan`]: what is measured, for how long, with how many rounds.
 //! - [`rounds`]: runs a plan. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
@@ -21,6 +22,7 @@ pub mod golang;
 pub mod load;
 pub mod plan;
 pub mod process;
+pub mod provided;
 pub mod proxy;
 pub mod report;
 pub mod resp;
@@ -30,4 +32,5 @@ pub mod servers;
 pub mod stats;
 pub mod sys;
 pub mod trace;
+pub mod udp;
 pub mod web;

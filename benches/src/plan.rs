@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::proxy;
 use crate::scenario::{self, Scenario, Work};
 use crate::servers::{self, Role, Server};
+use crate::udp;
 use crate::web;
 
 /// Which plan.
@@ -34,6 +35,8 @@ pub struct Step {
     pub web_servers: Vec<&'static web::Server>,
     /// Proxies, in the order of a round. Empty for the others.
     pub proxies: Vec<&'static proxy::Server>,
+    /// Servers of datagrams, in the order of a round. Empty for the others.
+    pub udp_servers: Vec<&'static udp::Server>,
     /// Rounds.
     pub rounds: usize,
     /// Whether peers outside the core sit out every second round.
@@ -58,6 +61,7 @@ impl Step {
             Work::Resp { .. } => resp_servers * self.rounds,
             Work::Web(_) => self.web_servers.len() * self.rounds,
             Work::Proxy { .. } => self.proxies.len() * self.rounds,
+            Work::Udp(_) => self.udp_servers.len() * self.rounds,
             Work::Load(_) => (0..self.rounds)
                 .map(|round| self.servers.iter().filter(|s| self.takes_part(s, round)).count())
                 .sum(),
@@ -72,12 +76,12 @@ impl Step {
                 if shape.settle { SETTLE_MS } else { 0 },
                 if shape.slow > 0 { 2 } else { 1 },
             ),
-            Work::Resp { .. } => (0, 0, 1),
+            Work::Resp { .. } | Work::Udp(_) => (0, 0, 1),
             Work::Web(shape) => return self.estimate_web(shape),
         };
         let run_ms = self.warm_ms + self.measure_ms + settle_ms + 60;
         let cell_ms = run_ms * runs + connections as u64 * 50 / 1000;
-        let traced = self.servers.len() + self.proxies.len();
+        let traced = self.servers.len() + self.proxies.len() + self.udp_servers.len();
         let trace_ms = if self.trace { traced as u64 * 1300 } else { 0 };
         Duration::from_millis(cell_ms * self.cells(resp_servers) as u64 + trace_ms)
     }
@@ -117,7 +121,8 @@ pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
     for name in &choice.servers {
         let is_known = servers::find(name).is_some()
             || web::find(name).is_some()
-            || proxy::find(name).is_some();
+            || proxy::find(name).is_some()
+            || udp::find(name).is_some();
         if !is_known {
             return Err(format!("no server named {name:?}; see --list"));
         }
@@ -155,6 +160,13 @@ pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
                 step.proxies = proxy::all().iter().filter(able).collect();
                 step.spare_peers = false;
             }
+            Work::Udp(shape) => {
+                let able =
+                    |server: &&udp::Server| (server.serves)(shape.ask) && chosen(server.name);
+                step.servers.clear();
+                step.udp_servers = udp::all().iter().filter(able).collect();
+                step.spare_peers = false;
+            }
             Work::Load(_) | Work::Resp { .. } if !all => {
                 step.servers = servers::all().iter().filter(|server| chosen(server.name)).collect();
                 step.spare_peers = false;
@@ -184,6 +196,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 servers: if closed_at_100 { everyone } else { core },
                 web_servers: Vec::new(),
                 proxies: Vec::new(),
+                udp_servers: Vec::new(),
                 scenario,
                 rounds: 1,
                 spare_peers: false,
@@ -199,7 +212,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 "unix" => matches!(name, "unix-64x100" | "unix-1kx100" | "unix-open-64x100-50"),
                 "resp" => !name.starts_with("resp-ping"),
                 // An hour of their own.
-                "http" | "h2" | "grpc" | "tls" | "proxy" => false,
+                "http" | "h2" | "grpc" | "tls" | "proxy" | "udp" => false,
                 _ => true,
             };
             let slow = scenario.group == "slow";
@@ -216,6 +229,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 servers,
                 web_servers: Vec::new(),
                 proxies: Vec::new(),
+                udp_servers: Vec::new(),
                 scenario,
                 rounds: if key { 5 } else { 3 },
                 spare_peers: key,
@@ -230,12 +244,14 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
             trace: match &scenario.work {
                 Work::Load(shape) | Work::Proxy { shape, .. } => shape.idle + shape.slow < 1000,
                 Work::Web(shape) => !shape.silent && shape.threads == 1,
+                Work::Udp(_) => true,
                 Work::Resp { .. } => false,
             },
             scenario,
             servers: everyone,
             web_servers: Vec::new(),
             proxies: Vec::new(),
+            udp_servers: Vec::new(),
             rounds: 5,
             spare_peers: false,
             warm_ms: 500,
@@ -288,6 +304,16 @@ mod tests {
             steps.iter().find(|step| step.scenario.name == "http-post").unwrap(),
             "nginx"
         ));
+    }
+
+    #[test]
+    fn datagrams_go_to_servers_that_can_serve_them() {
+        let choice = Choice { only: vec!["udp".into()], ..Choice::default() };
+        for step in steps(Profile::Full, &choice).unwrap() {
+            let has = |name| step.udp_servers.iter().any(|server| server.name == name);
+            assert!(step.servers.is_empty() && has("floor-mmsg"), "{}", step.scenario.name);
+            assert_eq!(has("floor-gro"), step.scenario.name == "udp-bulk");
+        }
     }
 
     #[test]

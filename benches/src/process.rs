@@ -1,8 +1,9 @@
 //! Processes: starting servers on a core, waiting until they listen, reading their memory.
 
+use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind, Read};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use crate::sys;
 
 /// How long a server may take to listen.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a datagram may be under way before it counts as lost.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(50);
 /// Listen ports stay below the ephemeral range, which starts at 32,768.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// Addresses handed out by this process.
@@ -23,25 +26,54 @@ static ADDRESSES: AtomicU32 = AtomicU32::new(0);
 /// A running server; killed when dropped.
 pub struct ServerProcess {
     child: Child,
-    listen: Address,
+    /// The socket to remove in the end.
+    path: Option<PathBuf>,
 }
 
 impl ServerProcess {
     /// Starts `command` on `core`, or wherever the kernel wants, and waits until it accepts connections on `listen`.
     pub fn start(
-        mut command: Command,
+        command: Command,
         core: impl Into<Option<usize>>,
         listen: &Address,
     ) -> io::Result<Self> {
+        let mut server = ServerProcess::spawn(command, core)?;
+        if let Address::Unix(path) = listen {
+            server.path = Some(path.clone());
+        }
+        server.wait_ready(listen, || match listen {
+            Address::Tcp(addr) => TcpStream::connect(addr).map(drop),
+            Address::Unix(path) => UnixStream::connect(path).map(drop),
+        })?;
+        Ok(server)
+    }
+
+    /// The same for a server of datagrams: waits until it answers `greeting`.
+    pub fn start_datagrams(
+        command: Command,
+        core: impl Into<Option<usize>>,
+        listen: SocketAddrV4,
+        greeting: &[u8],
+    ) -> io::Result<Self> {
+        let mut server = ServerProcess::spawn(command, core)?;
+        let socket = UdpSocket::bind((*listen.ip(), 0))?;
+        socket.connect(listen)?;
+        socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        server.wait_ready(listen, || {
+            socket.send(greeting)?;
+            socket.recv(&mut [0; 16]).map(drop)
+        })?;
+        Ok(server)
+    }
+
+    fn spawn(mut command: Command, core: impl Into<Option<usize>>) -> io::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         on_core(&mut command, core);
         let child = command.spawn().map_err(|error| {
             let program = command.get_program().to_string_lossy();
             io::Error::new(error.kind(), format!("{program}: {error}"))
         })?;
-        let mut server = ServerProcess { child, listen: listen.clone() };
-        server.wait_ready()?;
-        Ok(server)
+        Ok(ServerProcess { child, path: None })
     }
 
     /// The process id.
@@ -49,14 +81,14 @@ impl ServerProcess {
         self.child.id()
     }
 
-    fn wait_ready(&mut self) -> io::Result<()> {
+    fn wait_ready(
+        &mut self,
+        listen: impl fmt::Display,
+        mut reach: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
-            let refused = match &self.listen {
-                Address::Tcp(addr) => TcpStream::connect(addr).err(),
-                Address::Unix(path) => UnixStream::connect(path).err(),
-            };
-            let Some(refused) = refused else {
+            let Err(refused) = reach() else {
                 return Ok(());
             };
             if let Some(status) = self.child.try_wait()? {
@@ -68,7 +100,7 @@ impl ServerProcess {
             if Instant::now() > deadline {
                 return Err(io::Error::new(
                     ErrorKind::TimedOut,
-                    format!("the server does not listen on {}: {refused}", self.listen),
+                    format!("the server does not listen on {listen}: {refused}"),
                 ));
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -89,7 +121,7 @@ impl Drop for ServerProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Address::Unix(path) = &self.listen {
+        if let Some(path) = &self.path {
             let _ = fs::remove_file(path);
         }
     }
@@ -110,14 +142,23 @@ pub fn on_core(command: &mut Command, core: impl Into<Option<usize>>) {
 /// A free TCP port on 127.0.0.1, never the same twice in a row: the last server's connections may
 /// linger.
 pub fn tcp_address() -> io::Result<Address> {
+    free_port(|addr| TcpListener::bind(addr).map(drop)).map(|addr| Address::Tcp(addr.into()))
+}
+
+/// A free UDP port on 127.0.0.1, never the same twice in a row: datagrams for the last one may be under way.
+pub fn udp_address() -> io::Result<SocketAddrV4> {
+    free_port(|addr| UdpSocket::bind(addr).map(drop))
+}
+
+fn free_port(bind: impl Fn(SocketAddrV4) -> io::Result<()>) -> io::Result<SocketAddrV4> {
     // Two comparisons at once start at different ports.
     let offset = std::process::id().wrapping_mul(37);
     for _ in PORTS {
         let span = u32::from(PORTS.end - PORTS.start);
         let step = offset.wrapping_add(ADDRESSES.fetch_add(1, Ordering::Relaxed)) % span;
-        let port = PORTS.start + step as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(Address::Tcp(([127, 0, 0, 1], port).into()));
+        let addr = SocketAddrV4::new(Ipv4Addr::LOCALHOST, PORTS.start + step as u16);
+        if bind(addr).is_ok() {
+            return Ok(addr);
         }
     }
     Err(io::Error::new(ErrorKind::AddrInUse, "no free listen port"))

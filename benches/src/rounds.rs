@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use crate::address::Address;
 use crate::golang;
 use crate::load::{Mode, Outcome, Spec};
@@ -17,11 +19,15 @@ use crate::resp::{self, RespServer};
 use crate::scenario::{Pace, Shape, Work};
 use crate::servers::{self, Options, Role, Server, Start};
 use crate::trace::{self, Calls};
+use crate::udp;
 use crate::web;
 use crate::web::shape::Shape as WebShape;
 
 /// The server that every ratio, and the peak of an open loop, refers to.
 pub const YARDSTICK: &str = "classic";
+
+/// How long a datagram may be under way.
+const LOST_AFTER_MS: u64 = 500;
 
 /// What holds for the whole run.
 pub struct Settings {
@@ -48,6 +54,7 @@ pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
             Work::Resp { command, pipeline } => runner.resp_step(step, command, pipeline),
             Work::Web(ref shape) => runner.web_step(step, shape),
             Work::Proxy { ref shape, threads } => runner.proxy_step(step, shape, threads),
+            Work::Udp(ref shape) => runner.udp_step(step, shape),
         };
         runner.progress.clear();
         if let Some(table) = table {
@@ -71,8 +78,8 @@ struct Runner<'a> {
     trace: bool,
     report: Report,
     progress: Progress,
-    /// Requests a second of the yardstick, for the open loops.
-    peaks: HashMap<(usize, usize, bool), f64>,
+    /// Requests a second of a yardstick, by what was measured, for the open loops.
+    peaks: HashMap<String, f64>,
     /// What the web servers need, made when the first starts.
     #[cfg(feature = "http")]
     place: Option<web::measure::Place>,
@@ -88,6 +95,7 @@ impl<'a> Runner<'a> {
         let is_go = |step: &Step| {
             step.servers.iter().any(|server| matches!(server.start, Start::Go(_)))
                 || step.web_servers.iter().any(|server| matches!(server.start, web::Start::Go))
+                || step.udp_servers.iter().any(|server| matches!(server.start, udp::Start::Go))
         };
         let mut go = None;
         if steps.iter().any(is_go) {
@@ -142,6 +150,53 @@ impl<'a> Runner<'a> {
         })
     }
 
+    /// Every server that takes part, once a round, round after round.
+    fn measure(
+        &mut self,
+        step: &Step,
+        rows: &mut [Row],
+        takes_part: impl Fn(usize, usize) -> bool,
+        mut measure: impl FnMut(&mut Self, usize) -> io::Result<Sample>,
+    ) {
+        let name = &step.scenario.name;
+        for round in 0..step.rounds {
+            for (index, row) in rows.iter_mut().enumerate() {
+                if !takes_part(index, round) {
+                    continue;
+                }
+                self.progress.cell(name, round, step.rounds, &row.server, index == 0);
+                match measure(self, index) {
+                    Ok(sample) => row.samples[round] = Some(sample),
+                    Err(error) => {
+                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Counts the system calls of every server, if the step wants them.
+    fn count_calls(
+        &mut self,
+        step: &Step,
+        rows: &mut [Row],
+        mut count: impl FnMut(&mut Self, usize) -> io::Result<Calls>,
+    ) {
+        if !step.trace || !self.trace {
+            return;
+        }
+        let name = &step.scenario.name;
+        for (index, row) in rows.iter_mut().enumerate() {
+            self.progress.trace(name, &row.server);
+            match count(self, index) {
+                Ok(calls) => row.calls = Some(calls),
+                Err(error) => {
+                    self.note(format!("{name}, {}, system calls: {error}", row.server));
+                }
+            }
+        }
+    }
+
     // ---- echo -----------------------------------------------------------------------------------
 
     fn load_step(&mut self, step: &Step, shape: &Shape) -> Option<Table> {
@@ -160,34 +215,13 @@ impl<'a> Runner<'a> {
             .collect();
         let mut rows: Vec<Row> =
             servers.iter().map(|server| Row::new(server.name, server.role, step.rounds)).collect();
-        for round in 0..step.rounds {
-            for (server, row) in servers.iter().zip(&mut rows) {
-                if !step.takes_part(server, round) {
-                    continue;
-                }
-                let is_first = server.name == YARDSTICK;
-                self.progress.cell(&step.scenario.name, round, step.rounds, server.name, is_first);
-                match self.sample(server, shape, mode, step.warm_ms, step.measure_ms) {
-                    Ok(sample) => row.samples[round] = Some(sample),
-                    Err(error) => {
-                        let name = &step.scenario.name;
-                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
-                    }
-                }
-            }
-        }
-        if step.trace && self.trace {
-            for (server, row) in servers.iter().zip(&mut rows) {
-                self.progress.trace(&step.scenario.name, server.name);
-                match self.traced(server, shape, mode) {
-                    Ok(calls) => row.calls = Some(calls),
-                    Err(error) => {
-                        let name = &step.scenario.name;
-                        self.note(format!("{name}, {}, system calls: {error}", row.server));
-                    }
-                }
-            }
-        }
+        let takes_part = |index: usize, round| step.takes_part(servers[index], round);
+        self.measure(step, &mut rows, takes_part, |runner, index| {
+            runner.sample(servers[index], shape, mode, step.warm_ms, step.measure_ms)
+        });
+        self.count_calls(step, &mut rows, |runner, index| {
+            runner.traced(servers[index], shape, mode)
+        });
         Some(Table::new(step, YARDSTICK, rows))
     }
 
@@ -276,10 +310,14 @@ impl<'a> Runner<'a> {
         Ok((ServerProcess::start(command, self.settings.server_core, &listen)?, listen))
     }
 
-    /// Runs the load generator in a process of its own.
     fn load(&self, spec: &Spec) -> io::Result<Outcome> {
+        self.generate("load", spec)
+    }
+
+    /// Runs a load generator, by its name on the command line, in a process of its own.
+    fn generate(&self, name: &str, spec: &impl Serialize) -> io::Result<Outcome> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("load").arg(serde_json::to_string(spec)?).stdin(Stdio::null());
+        command.arg(name).arg(serde_json::to_string(spec)?).stdin(Stdio::null());
         process::on_core(&mut command, self.settings.client_core);
         let output = command.output()?;
         if !output.status.success() {
@@ -296,27 +334,35 @@ impl<'a> Runner<'a> {
             Pace::Churn => return Ok(Mode::Churn),
             Pace::Open { percent } => percent,
         };
-        let key = (shape.message, shape.connections, shape.unix);
-        let peak = match self.peaks.get(&key) {
-            Some(peak) => *peak,
-            None => {
-                let yardstick = servers::find(YARDSTICK)
-                    .ok_or_else(|| io::Error::other("the yardstick is missing"))?;
-                self.progress.trace(&step.scenario.name, "peak");
-                let closed = Mode::Closed { depth: 1 };
-                let outcome = self.cell(yardstick, &shape.peak(), closed, 500, 1500)?;
-                let peak = outcome.requests as f64 / outcome.seconds;
-                self.note(format!(
-                    "peak of {YARDSTICK}, {} B on {} {} connections: {peak:.0} requests/s",
-                    shape.message,
-                    shape.connections,
-                    if shape.unix { "Unix" } else { "TCP" },
-                ));
-                self.peaks.insert(key, peak);
-                peak
-            }
-        };
+        let sockets = if shape.unix { "Unix" } else { "TCP" };
+        let what = format!(
+            "{YARDSTICK}, {} B on {} {sockets} connections",
+            shape.message, shape.connections
+        );
+        let peak = self.peak(step, what, |runner| {
+            let yardstick = servers::find(YARDSTICK)
+                .ok_or_else(|| io::Error::other("the yardstick is missing"))?;
+            runner.cell(yardstick, &shape.peak(), Mode::Closed { depth: 1 }, 500, 1500)
+        })?;
         Ok(Mode::Open { rate: peak * f64::from(percent) / 100.0 })
+    }
+
+    /// Requests a second of a yardstick in a closed loop, measured once.
+    fn peak(
+        &mut self,
+        step: &Step,
+        what: String,
+        measure: impl FnOnce(&mut Self) -> io::Result<Outcome>,
+    ) -> io::Result<f64> {
+        if let Some(peak) = self.peaks.get(&what) {
+            return Ok(*peak);
+        }
+        self.progress.trace(&step.scenario.name, "peak");
+        let outcome = measure(self)?;
+        let peak = outcome.requests as f64 / outcome.seconds;
+        self.note(format!("peak of {what}: {peak:.0} requests/s"));
+        self.peaks.insert(what, peak);
+        Ok(peak)
     }
 
     // ---- proxies --------------------------------------------------------------------------------
@@ -332,40 +378,24 @@ impl<'a> Runner<'a> {
         });
         let mut rows: Vec<Row> =
             proxies.iter().map(|proxy| Row::new(proxy.name, proxy.role, step.rounds)).collect();
-        let name = &step.scenario.name;
-        for round in 0..step.rounds {
-            for (index, (proxy, row)) in proxies.iter().zip(&mut rows).enumerate() {
-                self.progress.cell(name, round, step.rounds, proxy.name, index == 0);
-                let relayed = self.relayed(proxy, shape, threads, |runner, process, listen| {
-                    let mode = runner.mode(shape, step)?;
-                    let (warm, measure) = (step.warm_ms, step.measure_ms);
-                    runner.load(&runner.spec(process, listen, shape, mode, warm, measure))
-                });
-                match relayed {
-                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
-                    Err(error) => {
-                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
-                    }
-                }
-            }
-        }
-        if step.trace && self.trace && threads == 1 {
-            for (proxy, row) in proxies.iter().zip(&mut rows) {
-                self.progress.trace(name, proxy.name);
-                let relayed = self.relayed(proxy, shape, threads, |runner, process, listen| {
+        self.measure(step, &mut rows, everyone, |runner, index| {
+            let relayed = |runner: &mut Self, process: &ServerProcess, listen: &Address| {
+                let mode = runner.mode(shape, step)?;
+                let (warm, measure) = (step.warm_ms, step.measure_ms);
+                runner.load(&runner.spec(process, listen, shape, mode, warm, measure))
+            };
+            Ok(runner.relayed(proxies[index], shape, threads, relayed)?.into())
+        });
+        if threads == 1 {
+            self.count_calls(step, &mut rows, |runner, index| {
+                runner.relayed(proxies[index], shape, threads, |runner, process, listen| {
                     let mode = runner.mode(shape, step)?;
                     let spec = runner.spec(process, listen, shape, mode, 100, 900);
                     trace::count(process.pid(), runner.settings.client_core, || {
                         Ok(runner.load(&spec)?.requests_in_all)
                     })
-                });
-                match relayed {
-                    Ok(calls) => row.calls = Some(calls),
-                    Err(error) => {
-                        self.note(format!("{name}, {}, system calls: {error}", row.server));
-                    }
-                }
-            }
+                })
+            });
         }
         Some(Table::new(step, proxy::YARDSTICK, rows))
     }
@@ -407,19 +437,9 @@ impl<'a> Runner<'a> {
             .enumerate()
             .map(|(index, server)| Row::new(&server.name, role(index), step.rounds))
             .collect();
-        for round in 0..step.rounds {
-            for (server, row) in servers.iter().zip(&mut rows) {
-                let is_first = server.name == servers[0].name;
-                self.progress.cell(&step.scenario.name, round, step.rounds, &server.name, is_first);
-                match self.resp_cell(server, command, pipeline, step.measure_ms) {
-                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
-                    Err(error) => {
-                        let name = &step.scenario.name;
-                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
-                    }
-                }
-            }
-        }
+        self.measure(step, &mut rows, everyone, |runner, index| {
+            Ok(runner.resp_cell(servers[index], command, pipeline, step.measure_ms)?.into())
+        });
         let yardstick = rows[0].server.clone();
         Some(Table::new(step, &yardstick, rows))
     }
@@ -474,29 +494,13 @@ impl<'a> Runner<'a> {
             step.web_servers.iter().copied().filter(|server| self.has(server)).collect();
         let row = |server: &&web::Server| Row::new(server.name, server.role, step.rounds);
         let mut rows: Vec<Row> = servers.iter().map(row).collect();
-        let name = &step.scenario.name;
-        for round in 0..step.rounds {
-            for (index, (server, row)) in servers.iter().zip(&mut rows).enumerate() {
-                self.progress.cell(name, round, step.rounds, server.name, index == 0);
-                match web::measure(&place, server, shape, step.warm_ms, step.measure_ms) {
-                    Ok(outcome) => row.samples[round] = Some(outcome.into()),
-                    Err(error) => {
-                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
-                    }
-                }
-            }
-        }
-        if step.trace && self.trace {
-            for (server, row) in servers.iter().zip(&mut rows) {
-                self.progress.trace(name, server.name);
-                match web::measure::count_calls(&place, server, shape) {
-                    Ok(calls) => row.calls = Some(calls),
-                    Err(error) => {
-                        self.note(format!("{name}, {}, system calls: {error}", row.server));
-                    }
-                }
-            }
-        }
+        self.measure(step, &mut rows, everyone, |_, index| {
+            let (warm, measure) = (step.warm_ms, step.measure_ms);
+            Ok(web::measure(&place, servers[index], shape, warm, measure)?.into())
+        });
+        self.count_calls(step, &mut rows, |_, index| {
+            web::measure::count_calls(&place, servers[index], shape)
+        });
         self.place = Some(place);
         Some(Table::new(step, web::YARDSTICK, rows))
     }
@@ -530,6 +534,84 @@ impl<'a> Runner<'a> {
         }
     }
 
+    // ---- datagrams ------------------------------------------------------------------------------
+
+    fn udp_step(&mut self, step: &Step, shape: &udp::shape::Shape) -> Option<Table> {
+        let yardstick = udp::yardstick(shape);
+        let rate = match self.udp_rate(step, shape, yardstick) {
+            Ok(rate) => rate,
+            Err(error) => {
+                self.note(format!("{}: no peak: {error}", step.scenario.name));
+                return None;
+            }
+        };
+        let mut servers = step.udp_servers.clone();
+        servers.retain(|server| self.go.is_some() || !matches!(server.start, udp::Start::Go));
+        let role = |server: &udp::Server| {
+            if server.name == yardstick { Role::Yardstick } else { server.role }
+        };
+        let row = |server: &&udp::Server| Row::new(server.name, role(server), step.rounds);
+        let mut rows: Vec<Row> = servers.iter().map(row).collect();
+        let times = (step.warm_ms, step.measure_ms, LOST_AFTER_MS);
+        self.measure(step, &mut rows, everyone, |runner, index| {
+            Ok(runner.udp_cell(servers[index], shape, rate, times, |_, load| load())?.into())
+        });
+        self.count_calls(step, &mut rows, |runner, index| {
+            let core = runner.settings.client_core;
+            // strace makes thousands that are under way wait for seconds.
+            let times = (100, 900, 10 * LOST_AFTER_MS);
+            runner.udp_cell(servers[index], shape, rate, times, |pid, load| {
+                trace::count(pid, core, || Ok(load()?.requests_in_all))
+            })
+        });
+        Some(Table::new(step, yardstick, rows))
+    }
+
+    /// Datagrams a second of an open loop.
+    fn udp_rate(
+        &mut self,
+        step: &Step,
+        shape: &udp::shape::Shape,
+        yardstick: &str,
+    ) -> io::Result<Option<f64>> {
+        let Some(percent) = shape.percent else { return Ok(None) };
+        let server = udp::find(yardstick).ok_or_else(|| io::Error::other("no yardstick"))?;
+        let what = format!("{yardstick}, {} B, UDP peers: {}", shape.bytes, shape.peers);
+        let peak = self.peak(step, what, |runner| {
+            runner.udp_cell(server, shape, None, (500, 1500, LOST_AFTER_MS), |_, load| load())
+        })?;
+        Ok(Some(peak * f64::from(percent) / 100.0))
+    }
+
+    /// Starts a server, and hands its process id and a run of the load generator to `measure`.
+    fn udp_cell<T>(
+        &self,
+        server: &udp::Server,
+        shape: &udp::shape::Shape,
+        rate: Option<f64>,
+        (warm_ms, measure_ms, lost_after_ms): (u64, u64, u64),
+        measure: impl FnOnce(u32, &dyn Fn() -> io::Result<Outcome>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let options =
+            udp::Options { listen: process::udp_address()?, ask: shape.ask, bytes: shape.bytes };
+        let program = std::env::current_exe()?;
+        let core = self.settings.server_core;
+        let process = udp::start(&program, self.go.as_deref(), server, &options, core)?;
+        let spec = udp::load::Spec {
+            target: options.listen,
+            server_pid: process.pid(),
+            ask: shape.ask,
+            bytes: shape.bytes,
+            peers: shape.peers,
+            rate,
+            warm_ms,
+            measure_ms,
+            lost_after_ms,
+            verify: false,
+        };
+        measure(process.pid(), &|| self.generate("udp-load", &spec))
+    }
+
     /// Adds a note to the report, once.
     fn note(&mut self, note: String) {
         if !self.report.notes.contains(&note) {
@@ -538,6 +620,11 @@ impl<'a> Runner<'a> {
             self.report.notes.push(note);
         }
     }
+}
+
+/// Every server takes part in every round.
+fn everyone(_: usize, _: usize) -> bool {
+    true
 }
 
 /// The progress line, on stderr. A terminal gets one line that changes, a log one line a round.

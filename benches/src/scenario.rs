@@ -1,5 +1,6 @@
 //! What is measured: the shape of the load, each under a name.
 
+use crate::udp;
 use crate::web;
 use crate::web::shape::{Ask, Shape as WebShape};
 
@@ -35,6 +36,8 @@ pub enum Work {
         /// Threads of the proxy; more than one run wherever the kernel wants.
         threads: usize,
     },
+    /// A load generator of datagrams drives a server of them.
+    Udp(udp::shape::Shape),
     /// `wrk` or `h2load` drives a web server.
     Web(web::shape::Shape),
 }
@@ -219,6 +222,10 @@ pub fn all() -> Vec<Scenario> {
             add("proxy", format!("{rest}-2t"), format!("{title}, two threads"), work);
         }
     }
+    for (rest, title, shape) in udp_shapes() {
+        let title = format!("UDP, {title}; a request is a datagram");
+        add("udp", rest, title, Work::Udp(shape));
+    }
     for (group, rest, title, shape) in web_shapes() {
         add(group, rest.into(), title.into(), Work::Web(shape));
     }
@@ -245,6 +252,40 @@ fn proxy_shapes() -> Vec<(&'static str, &'static str, Shape)> {
             Shape { idle: 5_000, ..echo(64, 16) },
         ),
     ]
+}
+
+/// The scenarios of datagrams.
+fn udp_shapes() -> Vec<(String, String, udp::shape::Shape)> {
+    use udp::shape::{Ask, Shape};
+    let mut list = Vec::new();
+    for percent in [None, Some(50)] {
+        for bytes in [64, 1200] {
+            for peers in [1, 100] {
+                let of = if peers == 1 { "1 peer".into() } else { format!("{peers} peers") };
+                let shape = Shape { percent, ..Shape::closed(Ask::Echo, bytes, peers) };
+                list.push(match percent {
+                    None => {
+                        (format!("{bytes}x{peers}"), format!("echo of {bytes} B to {of}"), shape)
+                    }
+                    Some(percent) => (
+                        format!("open-{bytes}x{peers}-{percent}"),
+                        format!("open loop, echo of {bytes} B to {of}, {percent} % of peak"),
+                        shape,
+                    ),
+                });
+            }
+        }
+    }
+    for (ask, what) in [(Ask::Receive, "receiving only"), (Ask::Send, "sending only")] {
+        for bytes in [64, 1200] {
+            let name = format!("{}-{bytes}", ask.name());
+            let title = format!("{what}, {bytes} B, 1 peer");
+            list.push((name, title, Shape::closed(ask, bytes, 1)));
+        }
+    }
+    let title = "echo of trains of 51 datagrams of 1200 B, 1 peer".to_owned();
+    list.push(("bulk".to_owned(), title, Shape::closed(Ask::Bulk, 1200, 1)));
+    list
 }
 
 /// The scenarios of web servers.

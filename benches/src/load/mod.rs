@@ -103,6 +103,9 @@ pub struct Outcome {
     pub p999_us: f64,
     /// The longest.
     pub max_us: f64,
+    /// Datagrams that were sent and never came, over the whole run; none where there are no datagrams.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
     /// Bytes that the slow senders sent and received back, over the whole run.
     pub slow_bytes: u64,
     /// Resident memory of the server in KiB before the first connection.
@@ -130,7 +133,7 @@ pub fn run(spec: &Spec) -> io::Result<Outcome> {
     outcome.rss_idle_kib = process::rss_kib(spec.server_pid)?;
     outcome.requests_in_all += idle.len() as u64;
 
-    let mut window = Window::new(spec)?;
+    let mut window = Window::new(spec.server_pid, spec.warm_ms, spec.measure_ms)?;
     match spec.mode {
         Mode::Churn => churn::run(spec, &target, &payload, &mut window)?,
         Mode::Closed { .. } | Mode::Open { .. } => {
@@ -243,7 +246,7 @@ fn greet(connection: OwnedFd, payload: &Payload) -> io::Result<OwnedFd> {
 }
 
 /// The measured window: when it starts and ends, and what happened inside.
-struct Window {
+pub(crate) struct Window {
     server_pid: u32,
     starts_ns: u64,
     ends_ns: u64,
@@ -267,13 +270,13 @@ enum State {
 }
 
 impl Window {
-    fn new(spec: &Spec) -> io::Result<Self> {
+    pub(crate) fn new(server_pid: u32, warm_ms: u64, measure_ms: u64) -> io::Result<Self> {
         Ok(Window {
-            server_pid: spec.server_pid,
+            server_pid,
             starts_ns: 0,
             ends_ns: 0,
-            warm_ns: spec.warm_ms * 1_000_000,
-            measure_ns: spec.measure_ms * 1_000_000,
+            warm_ns: warm_ms * 1_000_000,
+            measure_ns: measure_ms * 1_000_000,
             state: State::Warming,
             requests: 0,
             requests_in_all: 0,
@@ -288,13 +291,13 @@ impl Window {
     }
 
     /// Starts the clock of the warm-up.
-    fn start(&mut self, now_ns: u64) {
+    pub(crate) fn start(&mut self, now_ns: u64) {
         self.starts_ns = now_ns + self.warm_ns;
     }
 
     /// Looks at the clock; false when the window is over.
     #[inline]
-    fn tick(&mut self, now_ns: u64) -> io::Result<bool> {
+    pub(crate) fn tick(&mut self, now_ns: u64) -> io::Result<bool> {
         match self.state {
             State::Warming if now_ns >= self.starts_ns => {
                 self.machine_cpu_ns = process::machine_cpu_ns()?;
@@ -320,14 +323,20 @@ impl Window {
     /// Counts an answer to a request of `since_ns`.
     #[inline]
     fn answered(&mut self, now_ns: u64, since_ns: u64) {
-        self.requests_in_all += 1;
+        self.answered_together(now_ns, since_ns, 1);
+    }
+
+    /// Counts the answers to `count` requests of `since_ns`.
+    #[inline]
+    pub(crate) fn answered_together(&mut self, now_ns: u64, since_ns: u64, count: u64) {
+        self.requests_in_all += count;
         if self.state == State::Measuring {
-            self.requests += 1;
-            self.latencies.saturating_record(now_ns.saturating_sub(since_ns));
+            self.requests += count;
+            self.latencies.saturating_record_n(now_ns.saturating_sub(since_ns), count);
         }
     }
 
-    fn fill(&self, outcome: &mut Outcome) {
+    pub(crate) fn fill(&self, outcome: &mut Outcome) {
         let us = |quantile| self.latencies.value_at_quantile(quantile) as f64 / 1e3;
         outcome.requests = self.requests;
         outcome.requests_in_all += self.requests_in_all;

@@ -6,9 +6,19 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Crates whose versions the report names.
-const CRATES: [&str; 11] = [
-    "tokio", "monoio", "compio", "glommio", "may", "io-uring", "hyper", "axum", "tonic", "rustls",
+const CRATES: [&str; 12] = [
+    "tokio",
+    "monoio",
+    "compio",
+    "glommio",
+    "may",
+    "io-uring",
+    "hyper",
+    "axum",
+    "tonic",
+    "rustls",
     "ring",
+    "quinn-udp",
 ];
 
 /// Everything that is known, as pairs of a name and a value.

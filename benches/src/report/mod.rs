@@ -153,6 +153,8 @@ pub struct Summary {
     pub p99_us: f64,
     /// The 99.9th percentile.
     pub p999_us: f64,
+    /// Datagrams lost in all rounds.
+    pub lost: f64,
     /// Median latency relative to that without slow senders: the median of the rounds' own ratios.
     pub p50_to_alone: f64,
     /// The same of the 99th percentile.
@@ -179,7 +181,7 @@ impl Table {
         let idle = match &step.scenario.work {
             crate::scenario::Work::Load(shape) => shape.idle,
             crate::scenario::Work::Proxy { shape, .. } => shape.idle,
-            crate::scenario::Work::Resp { .. } => 0,
+            crate::scenario::Work::Resp { .. } | crate::scenario::Work::Udp(_) => 0,
             crate::scenario::Work::Web(shape) => shape.idle(),
         };
         let summaries = rows.iter().map(|row| summarise(row, &rows, yardstick, idle)).collect();
@@ -223,6 +225,10 @@ fn summarise(row: &Row, rows: &[Row], yardstick: &str, idle: usize) -> Summary {
         p50_us: middle(|sample| sample.outcome.p50_us),
         p99_us: middle(|sample| sample.outcome.p99_us),
         p999_us: middle(|sample| sample.outcome.p999_us),
+        lost: row
+            .each(|sample| sample.outcome.lost.map_or(f64::NAN, |lost| lost as f64))
+            .reduce(|all, lost| all + lost)
+            .unwrap_or(f64::NAN),
         p50_to_alone: to_alone(row, |outcome| outcome.p50_us),
         p99_to_alone: to_alone(row, |outcome| outcome.p99_us),
         server_load: middle(|sample| sample.server_load),

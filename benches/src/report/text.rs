@@ -30,6 +30,7 @@ pub(super) fn columns(table: &Table) -> Vec<Column> {
     add(table.has(|s| s.p50_us), "p50 µs", |_, s| micros(s.p50_us));
     add(table.has(|s| s.p99_us), "p99 µs", |_, s| micros(s.p99_us));
     add(table.has(|s| s.p999_us), "p99.9 µs", |_, s| micros(s.p999_us));
+    add(table.has(|s| s.lost), "lost", |_, s| figure(s.lost, 0));
     add(table.has(|s| s.p50_to_alone), "p50 × alone", |_, s| figure(s.p50_to_alone, 3));
     add(table.has(|s| s.p99_to_alone), "p99 × alone", |_, s| figure(s.p99_to_alone, 3));
     let calls = table.rows.iter().any(|row| row.calls.is_some());
