@@ -187,7 +187,7 @@ fn a_child_is_read(pollers: &Pollers) {
 
 fn files_are_refused(pollers: &Pollers) {
     run(pollers, || async {
-        for path in ["/proc/self/exe", "/"] {
+        for path in ["/proc/self/exe", "/", "/dev/null", "/dev/zero"] {
             let file = File::open(path).expect("a file");
             let error = AsyncFd::new(file).await.expect_err("always ready");
             assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{path}");

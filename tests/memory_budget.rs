@@ -4,13 +4,13 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use duopoll::{Connection, MemoryLevel, Server, WhenFull};
 use support::settled::Settled;
-use support::{PATIENCE, Peer, Setup, eventually};
+use support::{PATIENCE, Peer, Setup, eventually, raise_descriptor_limit};
 
 const MIB: usize = 1 << 20;
 
@@ -20,6 +20,8 @@ on_every_setup!(
     peers_that_do_not_read_are_reset,
     who_has_not_read_for_a_second_makes_room,
     who_asks_for_too_much_costs_the_others_nothing,
+    whoever_waits_holds_nothing,
+    whoever_reads_slowly_is_not_reset,
     connections_are_accepted_one_by_one_while_memory_is_short,
     a_budget_is_shared_by_the_pollers_of_a_server,
 );
@@ -243,4 +245,67 @@ fn a_budget_is_shared_by_the_pollers_of_a_server(setup: Setup) {
     assert_eq!((stats.pollers, stats.memory_budget_bytes), (2, 8 * MIB as u64));
     let process = setup.serve_echo().pollers().stats();
     assert_ne!(process.memory_budget_bytes, 8 * MIB as u64);
+}
+
+/// Each sends exactly what a receive takes, so that more might come.
+fn whoever_waits_holds_nothing(setup: Setup) {
+    const BUDGET: usize = 4 * MIB;
+    const PEERS: usize = 1_100;
+    raise_descriptor_limit();
+    let server = echo(setup, BUDGET);
+    let mut peers: Vec<_> = (0..PEERS).map(|_| Peer::connect(server.local_addr())).collect();
+    let message = vec![7; 4096];
+    for peer in &mut peers {
+        assert_eq!(peer.round_trip(&message), message);
+    }
+    assert_eq!(peers[0].round_trip(b"on"), b"on");
+    let stats = server.settled();
+    assert_eq!(stats.memory_refusals + stats.memory_resets, 0, "{stats}");
+}
+
+/// Others hold the memory. It reads all the time, and the kernel tells of room only now and then.
+fn whoever_reads_slowly_is_not_reset(setup: Setup) {
+    const BUDGET: usize = 8 * MIB;
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let keeps = kept.clone();
+    let handler = async move |mut connection: Connection| {
+        if connection.next(1).await?[..] == *b"k" {
+            loop {
+                let all = connection.input().len();
+                lock(&keeps).push(connection.input().split_to(all)?);
+                if !connection.more().await? {
+                    return Ok(());
+                }
+            }
+        }
+        loop {
+            connection.writer().write(&[7; 32 << 10])?;
+            connection.flush().await?;
+        }
+    };
+    let service = setup.builder().memory_budget(BUDGET).when_full(WhenFull::Reset);
+    let server = service.on_connection(handler).serve(setup.listener()).expect("a server");
+    let mut hoarder = Peer::connect(server.local_addr());
+    hoarder.write_all(b"k").expect("sent");
+    let piece = vec![1; 32 << 10];
+    while held(&server) <= BUDGET / 8 * 7 {
+        let before = lock(&kept).len();
+        hoarder.write_all(&piece).expect("sent");
+        eventually("it is kept", || lock(&kept).len() > before);
+    }
+    let mut slow = Peer::connect(server.local_addr());
+    slow.write_all(b"?").expect("sent");
+    let (begun, mut some) = (Instant::now(), vec![0; 20 << 10]);
+    // Longer than what leads to a reset.
+    while begun.elapsed() < Duration::from_millis(2_500) {
+        slow.read_exact(&mut some).expect("it is sent to");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let stats = server.settled();
+    assert_eq!(stats.memory_resets, 0, "{stats}");
+    assert!(held(&server) > BUDGET / 8 * 7);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no panic")
 }

@@ -4,6 +4,7 @@ mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ on_every_setup!(
     who_takes_nothing_for_long_ends_both,
     an_idle_pair_ends,
     a_relay_that_is_dropped_sends_what_it_has,
+    who_reads_slowly_is_not_over_time,
+    an_answer_before_a_reset_arrives,
     the_kernel_moves_large_pieces,
     without_splice_nothing_goes_past_the_poller,
     a_reset_in_bulk_comes_behind_the_bytes,
@@ -227,6 +230,67 @@ fn a_relay_that_is_dropped_sends_what_it_has(setup: Setup) {
     let rest: io::Result<Vec<u8>> = left.read_rest();
     assert_eq!(rest.expect("the end"), b"");
     assert!(block_on(handle).is_err());
+}
+
+fn who_reads_slowly_is_not_over_time(setup: Setup) {
+    const BYTES: usize = 6 << 20;
+    let relays = |splices| {
+        let relay = Relay::new().idle_timeout(LATE).write_timeout(LATE).splice(splices);
+        let (_pollers, mut left, mut right, handle) = Pair::new(setup).relayed(relay);
+        let pushes = thread::spawn(move || {
+            left.write_all(&vec![7; BYTES]).expect("sent");
+            left.shutdown(Shutdown::Write);
+            left
+        });
+        let (mut seen, mut some) = (0, vec![0; 64 << 10]);
+        while seen < BYTES {
+            seen += right.read(&mut some).expect("it is sent to");
+            thread::sleep(Duration::from_millis(20));
+        }
+        drop(right);
+        pushes.join().expect("no panic");
+        let relayed = ended(handle);
+        assert!(relayed.result.is_ok(), "{relayed:?}");
+        assert_eq!(relayed.there, BYTES as u64);
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| relays(true));
+        scope.spawn(|| relays(false));
+    });
+}
+
+/// Longer than a receiver keeps it to itself that it has read, and shorter than it reads.
+const LATE: Duration = Duration::from_millis(700);
+
+fn an_answer_before_a_reset_arrives(setup: Setup) {
+    if matches!(setup.family, Family::Unix) {
+        return;
+    }
+    for _ in 0..10 {
+        let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
+        left.write_all(b"a request").expect("sent");
+        right.read_exact(&mut [0; 9]).expect("relayed");
+        // What comes now comes at once.
+        let (stops, goes) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+        let stopped = pollers.spawn({
+            let (stops, goes) = (stops.clone(), goes.clone());
+            move || async move {
+                stops.wait();
+                goes.wait();
+            }
+        });
+        stops.wait();
+        left.write_all(&[7; 1000]).expect("sent");
+        right.write_all(b"refused").expect("sent");
+        right.reset();
+        goes.wait();
+        block_on(stopped).expect("no panic");
+        let mut seen = [0; 7];
+        left.read_exact(&mut seen).expect("the answer");
+        assert_eq!(&seen, b"refused");
+        assert_eq!(left.read_rest().expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+        assert_eq!(ended(handle).result.expect_err("it is broken").side, Side::Second);
+    }
 }
 
 /// How much in large pieces is bulk beyond doubt.

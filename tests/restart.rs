@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use duopoll::{Address, Listener, Server, restart};
 use support::{Family, PATIENCE, Peer, Setup, eventually};
@@ -14,6 +14,8 @@ use support::{Family, PATIENCE, Peer, Setup, eventually};
 on_every_setup!(
     restarts_under_load_lose_nobody,
     a_process_that_does_not_confirm_has_taken_nothing,
+    who_confirms_too_late_is_told,
+    one_of_two_takes_over,
     what_is_no_handover_is_refused,
 );
 
@@ -106,6 +108,37 @@ fn a_process_that_does_not_confirm_has_taken_nothing(setup: Setup) {
     assert_eq!(server.shutdown(PATIENCE), 0);
     let error = restart::hand_over(&[&server], &theirs).expect_err("it is over");
     assert_eq!(error.kind(), ErrorKind::NotConnected);
+}
+
+fn who_confirms_too_late_is_told(setup: Setup) {
+    let server = setup.serve_echo();
+    let (theirs, ours) = UnixStream::pair().expect("a pair");
+    theirs.set_read_timeout(Some(Duration::from_millis(10))).expect("a timeout");
+    let error = restart::hand_over(&[&server], &theirs).expect_err("nobody is there");
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    drop(theirs);
+    let taken = restart::take_over(ours).expect("listeners");
+    let error = taken.confirm().expect_err("the other serves on");
+    assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    let mut peer = Peer::connect(server.local_addr());
+    assert_eq!(peer.round_trip(b"on"), b"on");
+}
+
+fn one_of_two_takes_over(setup: Setup) {
+    let server = &setup.serve_echo();
+    thread::scope(|scope| {
+        let attempts = [(); 2].map(|()| {
+            let (theirs, ours) = UnixStream::pair().expect("a pair");
+            let hands = scope.spawn(move || restart::hand_over(&[server], &theirs).is_ok());
+            (hands, restart::take_over(ours).expect("listeners"))
+        });
+        let taken = attempts.map(|(hands, taken)| {
+            let confirmed = taken.confirm().is_ok();
+            assert_eq!(hands.join().expect("no panic"), confirmed);
+            confirmed
+        });
+        assert_eq!(taken, [true, false]);
+    });
 }
 
 fn what_is_no_handover_is_refused(_: Setup) {

@@ -112,15 +112,16 @@ pub(super) async fn relay(
         over => over,
     });
     let over = over.await;
+    let broken = bulk.broken();
+    drop(bulk);
     pieces.large = 0;
     match over {
-        Over::Leave => Ok(()),
-        Over::Never => {
-            pieces.are_copied();
-            Ok(())
-        }
-        Over::Broken(broken) => Err(broken),
+        Over::Leave => {}
+        Over::Never => pieces.are_copied(),
+        Over::Broken(broken) => return Err(broken),
     }
+    // The kernel tells an error once, and would say that it was the end.
+    broken.map_or(Ok(()), Err)
 }
 
 /// The socket of a connection, which its poller has lent.
@@ -257,7 +258,9 @@ impl Bulk<'_> {
                 None => {}
                 Some(Ok(())) => return Poll::Ready(Over::Leave),
                 Some(Err(error)) => {
-                    return Poll::Ready(Over::of(error, |error| Broken::Source(SIDES[from], error)));
+                    return Poll::Ready(Over::of(error, |error| {
+                        Broken::Source(SIDES[from], error)
+                    }));
                 }
             }
             if !way.begun {
@@ -294,6 +297,15 @@ impl Bulk<'_> {
                 Some(Err(error)) => way.ended = Some(Err(error)),
             }
         }
+    }
+
+    /// An error of a source of which nobody was told, since something was on its way.
+    fn broken(&mut self) -> Option<Broken> {
+        let broken = |(way, side): (&mut Way, Side)| match way.ended.take()? {
+            Ok(()) => None,
+            Err(error) => Some(Broken::Source(side, error)),
+        };
+        self.ways.iter_mut().zip(SIDES).find_map(broken)
     }
 
     /// Whether nothing has moved for a while.
