@@ -91,6 +91,8 @@ use crate::tcp::{self, Keepalive};
 /// - What the peer did in time counts, even if the poller looks at it late, because a handler computed or the process was
 ///   stopped. Bytes that had arrived and the peer's end then end a read as if the poller had been there, and put off the
 ///   idle timeout.
+/// - A peer that reads slowly makes the kernel tell of room only now and then. So when the idle timeout is over and not all was acknowledged
+///   that was sent, the connection goes on for that time once more, and for as long as more is acknowledged each time.
 /// - A poller that is late by 10 ms or more does not know what the peer would have taken or sent meanwhile. So a write
 ///   timeout, an idle timeout or that of a close that is over then begins once more, unless it has done so before.
 /// - If the idle timeout and the timeout of a read are due at once, the connection ends.

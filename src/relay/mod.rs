@@ -38,10 +38,12 @@ use crate::{Control, LinkBuffer};
 /// Joins two connections, in both directions: what one receives is sent by the other as it lies, in the blocks that it was received into.
 ///
 /// - An end of one direction is carried over: the other side gets it behind the last byte, and the other direction goes on.
-/// - A reset is carried over as a reset, behind what had come before it. So is TLS that ends without `close_notify`.
+/// - A reset is carried over as a reset, behind what had come before it, which may take as long as it arrives. So is TLS that ends without
+///   `close_notify`. A Unix socket knows no reset: its peer sees a FIN.
 /// - Who does not read is not sent to. What waits for it is bounded by the connections' [`Limits`](crate::Limits): in a direction
 ///   the `output_high_bytes` of the one that is sent to, the `input_high_bytes` of the one that is received from, and what a receive
 ///   brings beyond them. By default that is 2 MiB; a proxy for many gives both less.
+/// - Large messages the kernel moves by itself: see [`splice`](Relay::splice).
 /// - If nothing moves for the idle timeout, both end by a FIN. A side that takes nothing for the write timeout ends both by a reset.
 ///   Without them a relay may wait for ever: that a peer has reset is not seen while nothing is received from it, as when the other side
 ///   takes nothing, or the peer has sent its FIN before.
@@ -301,9 +303,10 @@ impl Direction {
             if self.ended || self.unflushed {
                 let bulk = pieces.are_bulk();
                 let sent = match self.ended {
-                    true => target.poll_finish(cx),
-                    false if bulk => target.poll_drain(cx),
-                    false => target.poll_flush(cx),
+                    // The end of what a broken side has sent is no end of a whole message.
+                    true if other.broken.is_none() => target.poll_finish(cx),
+                    _ if bulk => target.poll_drain(cx),
+                    _ => target.poll_flush(cx),
                 };
                 if let Err(error) = ready!(sent) {
                     if !self.is_late_only(&error, target) {
