@@ -42,7 +42,7 @@ pub struct AsyncFd<T> {
 }
 
 /// What a poller watches for somebody, until it is dropped.
-struct Watching {
+pub(crate) struct Watching {
     poller: Arc<Handle>,
     token: Token,
     readiness: Arc<Readiness>,
@@ -58,11 +58,7 @@ impl<T: AsFd> AsyncFd<T> {
     pub async fn new(io: T) -> io::Result<AsyncFd<T>> {
         check_pollable(io.as_fd())?;
         ioctl_fionbio(&io, true)?;
-        let poller = match Handle::current() {
-            Some(poller) => poller,
-            None => Pollers::nearest()?.choose(),
-        };
-        let watching = Watching::begin(poller, io.as_fd().try_clone_to_owned()?).await?;
+        let watching = Watching::nearby(io.as_fd().try_clone_to_owned()?).await?;
         Ok(AsyncFd { io, watching })
     }
 
@@ -139,7 +135,17 @@ fn check_pollable(fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 impl Watching {
-    async fn begin(poller: Arc<Handle>, fd: OwnedFd) -> io::Result<Watching> {
+    /// Has the poller of this thread watch a duplicate, or elsewhere a global one.
+    pub(crate) async fn nearby(fd: OwnedFd) -> io::Result<Watching> {
+        let poller = match Handle::current() {
+            Some(poller) => poller,
+            None => Pollers::nearest()?.choose(),
+        };
+        Watching::begin(poller, fd).await
+    }
+
+    /// Has a poller watch a duplicate.
+    pub(crate) async fn begin(poller: Arc<Handle>, fd: OwnedFd) -> io::Result<Watching> {
         let asked = poller.ask(
             move |poller| poller.watch(fd),
             |poller, watched| {
@@ -152,7 +158,7 @@ impl Watching {
         Ok(Watching { poller, token, readiness })
     }
 
-    fn poll_with<R>(
+    pub(crate) fn poll_with<R>(
         &self,
         cx: &mut Context<'_>,
         direction: Direction,

@@ -92,6 +92,7 @@ pub mod tls;
 pub mod tokio;
 #[cfg(feature = "tonic")]
 pub mod tonic;
+pub mod udp;
 
 /// What io_uring can do on this kernel, and what is used of it.
 #[cfg(feature = "uring")]

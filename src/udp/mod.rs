@@ -1,0 +1,407 @@
+//! Datagrams: UDP over IPv4 and IPv6.
+//!
+//! ```no_run
+//! use duopoll::udp::{Outgoing, UdpSocket};
+//!
+//! # async fn example() -> std::io::Result<()> {
+//! let mut socket = UdpSocket::bind("0.0.0.0:7").await?;
+//! let mut received = Vec::new();
+//! loop {
+//!     // All that there is, by one system call.
+//!     socket.recv_many(&mut received).await?;
+//!     for datagram in received.drain(..) {
+//!         let bytes = datagram.bytes.clone();
+//!         socket.stage(Outgoing::reply(bytes, &datagram));
+//!     }
+//!     // All of the replies, by another.
+//!     if let Err(error) = socket.flush().await {
+//!         eprintln!("one was not sent: {error}");
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! A socket is on a poller, which tells when there is something to receive, or room to send; `recvmmsg` and `sendmmsg` do it, on both engines.
+//! io_uring has operations for it that cost no less: see `docs/architecture.md`.
+//!
+//! # Errors
+//! None of them ends a socket. What a router or a peer says of a datagram (ICMP) the kernel tells a *connected* socket, once, and as the error
+//! of whatever is done next: [`ConnectionRefused`](io::ErrorKind::ConnectionRefused) where nobody listens, as long as that peer does not.
+//!
+//! | what is sent | what comes of it |
+//! |---|---|
+//! | nothing | an empty datagram |
+//! | more than 65,507 bytes, 65,527 over IPv6 | `EMSGSIZE` |
+//! | to an address of IPv6 from a socket of IPv4 | `EAFNOSUPPORT` |
+//! | to an address of IPv4 from a socket that is only for IPv6 | `ENETUNREACH` |
+//! | nowhere, from a socket that is not connected | `EDESTADDRREQ` |
+//! | to a broadcast address without [`broadcast`](UdpOptions::broadcast) | `EACCES` |
+//!
+//! # Cancellation
+//! Every future may be dropped: what was received and not taken is kept for the next, and what is staged and was not sent stays staged.
+//! [`time::timeout`](crate::time::timeout) bounds them.
+
+mod address;
+mod control;
+mod datagram;
+mod options;
+mod receiving;
+mod sending;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker, ready};
+
+use duopoll_core::Direction;
+use socket2::{SockAddr, SockRef};
+
+use crate::async_fd::Watching;
+pub use datagram::{Datagram, Ecn, Outgoing};
+pub use options::UdpOptions;
+use receiving::Inbox;
+use sending::Ability;
+
+/// Batches that are received in a row before others have their turn.
+const BATCHES_MAX: u8 = 4;
+/// Calls that send in a row before others have their turn.
+const SENDS_MAX: usize = 8;
+
+/// A socket for datagrams. See the [module](self).
+pub struct UdpSocket {
+    shared: Arc<Shared>,
+    inbox: Inbox,
+    /// Batches since it was waited for one.
+    batches: u8,
+    staged: VecDeque<Outgoing>,
+}
+
+/// What the halves of a socket share.
+struct Shared {
+    socket: OwnedFd,
+    watching: Watching,
+    ability: Ability,
+    room: Arc<Room>,
+}
+
+/// Who waits for room to send: each half may.
+#[derive(Default)]
+struct Room(Mutex<Vec<Waker>>);
+
+impl UdpSocket {
+    /// Binds a socket with the options that are the default: see [`UdpOptions::bind`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn bind(address: impl ToSocketAddrs) -> io::Result<UdpSocket> {
+        UdpSocket::options().bind(address).await
+    }
+
+    /// Options for a socket.
+    pub fn options() -> UdpOptions {
+        UdpOptions::default()
+    }
+
+    /// A socket that is there already, which is made non-blocking. To receive in large pieces, or with addresses, it has to have those
+    /// options; those that go together in sending are found out.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is no socket of UDP; [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
+    pub async fn from_std(socket: std::net::UdpSocket) -> io::Result<UdpSocket> {
+        UdpSocket::watched(socket.into(), &UdpOptions::default()).await
+    }
+
+    /// As [`from_std`](UdpSocket::from_std), by its descriptor, and with options.
+    ///
+    /// # Errors
+    /// As there, and what an option is refused with.
+    pub async fn from_fd(socket: OwnedFd, options: &UdpOptions) -> io::Result<UdpSocket> {
+        let is_ipv6 = local_addr(socket.as_fd())?.is_ipv6();
+        options.apply(socket.as_fd(), is_ipv6)?;
+        UdpSocket::watched(socket, options).await
+    }
+
+    async fn watched(socket: OwnedFd, options: &UdpOptions) -> io::Result<UdpSocket> {
+        let known = SockRef::from(&socket);
+        if known.r#type()? != socket2::Type::DGRAM {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        known.set_nonblocking(true)?;
+        let ability = Ability::new(local_addr(socket.as_fd())?.is_ipv6(), options.coalesces());
+        let watching = Watching::nearby(socket.try_clone()?).await?;
+        let shared = Shared { socket, watching, ability, room: Arc::default() };
+        let (inbox, staged) = (Inbox::new(options.has_gro()), VecDeque::new());
+        Ok(UdpSocket { shared: Arc::new(shared), inbox, batches: 0, staged })
+    }
+
+    /// From now on only datagrams of that peer come, and [`Outgoing::connected`] goes there. Again, to another one, as often as is wanted.
+    ///
+    /// # Errors
+    /// The kernel's: `ENETUNREACH`, `EAFNOSUPPORT`.
+    pub fn connect(&self, peer: SocketAddr) -> io::Result<()> {
+        SockRef::from(&self.shared.socket).connect(&SockAddr::from(peer))
+    }
+
+    /// The next datagram.
+    ///
+    /// # Errors
+    /// What ICMP has told of an earlier one, if the socket is [connected](UdpSocket::connect); `ENOMEM`; [`NotConnected`](io::ErrorKind::NotConnected)
+    /// if the poller has ended.
+    pub async fn recv(&mut self) -> io::Result<Datagram> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// [`recv`](UdpSocket::recv) as a poll.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Datagram>> {
+        loop {
+            if let Some(datagram) = self.inbox.waiting.pop_front() {
+                return Poll::Ready(Ok(datagram));
+            }
+            ready!(self.poll_batch(cx))?;
+        }
+    }
+
+    /// All datagrams that one call brings, up to 32, at the end of `datagrams`. How many that was: at least one.
+    ///
+    /// # Errors
+    /// As for [`recv`](UdpSocket::recv).
+    pub async fn recv_many(&mut self, datagrams: &mut Vec<Datagram>) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_recv_many(cx, datagrams)).await
+    }
+
+    /// [`recv_many`](UdpSocket::recv_many) as a poll.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_recv_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        datagrams: &mut Vec<Datagram>,
+    ) -> Poll<io::Result<usize>> {
+        if self.inbox.waiting.is_empty() {
+            ready!(self.poll_batch(cx))?;
+        }
+        let count = self.inbox.waiting.len();
+        datagrams.extend(self.inbox.waiting.drain(..));
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.batches == BATCHES_MAX {
+            // Whatever floods this socket, others have their turn.
+            self.batches = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let (shared, inbox) = (&self.shared, &mut self.inbox);
+        let received =
+            shared.watching.poll_with(cx, Direction::Read, || inbox.receive(shared.socket.as_fd()));
+        self.batches = if received.is_ready() { self.batches + 1 } else { 0 };
+        received
+    }
+
+    /// Datagrams that the kernel has dropped, since the socket had no room for them, as the last one that came has told; 0 without
+    /// [`count_drops`](UdpOptions::count_drops).
+    pub fn dropped(&self) -> u32 {
+        self.inbox.dropped
+    }
+
+    /// Leaves a datagram for the next [`flush`](UdpSocket::flush). What is staged has no bound but the caller's sense.
+    pub fn stage(&mut self, datagram: Outgoing) {
+        self.staged.push_back(datagram);
+    }
+
+    /// How many are staged.
+    pub fn staged(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// Sends what is staged, in that order, and waits while the kernel has no room.
+    ///
+    /// # Errors
+    /// That of the first datagram which cannot be sent, and which is dropped; what is behind it stays staged. If the poller has ended,
+    /// [`NotConnected`](io::ErrorKind::NotConnected), and all stay.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// [`flush`](UdpSocket::flush) as a poll.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.poll_send(cx, &mut self.staged)
+    }
+
+    /// Sends a datagram behind what is staged. Those that go together are better [staged](UdpSocket::stage) and flushed.
+    ///
+    /// # Errors
+    /// As for [`flush`](UdpSocket::flush).
+    pub async fn send(&mut self, datagram: Outgoing) -> io::Result<()> {
+        self.stage(datagram);
+        self.flush().await
+    }
+
+    /// Another half that sends, with what it stages itself: for other tasks, on any thread.
+    pub fn sender(&self) -> UdpSender {
+        UdpSender { shared: self.shared.clone(), staged: VecDeque::new() }
+    }
+
+    /// Where it is bound.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        local_addr(self.shared.socket.as_fd())
+    }
+
+    /// To whom it is connected.
+    ///
+    /// # Errors
+    /// `ENOTCONN` if it is not.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        internet(SockRef::from(&self.shared.socket).peer_addr()?)
+    }
+}
+
+/// A half of a [`UdpSocket`] that sends. A clone has what it stages for itself.
+pub struct UdpSender {
+    shared: Arc<Shared>,
+    staged: VecDeque<Outgoing>,
+}
+
+impl UdpSender {
+    /// See [`UdpSocket::stage`].
+    pub fn stage(&mut self, datagram: Outgoing) {
+        self.staged.push_back(datagram);
+    }
+
+    /// See [`UdpSocket::staged`].
+    pub fn staged(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// See [`UdpSocket::flush`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// See [`UdpSocket::poll_flush`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.poll_send(cx, &mut self.staged)
+    }
+
+    /// See [`UdpSocket::send`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn send(&mut self, datagram: Outgoing) -> io::Result<()> {
+        self.stage(datagram);
+        self.flush().await
+    }
+}
+
+impl Clone for UdpSender {
+    fn clone(&self) -> UdpSender {
+        UdpSender { shared: self.shared.clone(), staged: VecDeque::new() }
+    }
+}
+
+impl Shared {
+    fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        staged: &mut VecDeque<Outgoing>,
+    ) -> Poll<io::Result<()>> {
+        for _ in 0..SENDS_MAX {
+            if staged.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut send = || sending::send(self.socket.as_fd(), staged, &self.ability);
+            // Mostly there is room, and nobody need be asked.
+            match send() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let all = self.room.join(cx);
+                    let mut cx = Context::from_waker(&all);
+                    ready!(self.watching.poll_with(&mut cx, Direction::Write, send))?;
+                }
+                sent => drop(sent?),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl Room {
+    /// Adds who waits. The waker that the poller is to call wakes all of them.
+    fn join(self: &Arc<Room>, cx: &Context<'_>) -> Waker {
+        let waker = cx.waker().clone();
+        let mut waiting = self.waiting();
+        let unused = match waiting.iter().any(|other| other.will_wake(&waker)) {
+            true => Some(waker),
+            false => {
+                waiting.push(waker);
+                None
+            }
+        };
+        drop(waiting);
+        drop(unused);
+        self.clone().into()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Room {
+    fn wake(self: Arc<Room>) {
+        let waiting = std::mem::take(&mut *self.waiting());
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+fn local_addr(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    internet(SockRef::from(&socket).local_addr()?)
+}
+
+fn internet(address: SockAddr) -> io::Result<SocketAddr> {
+    address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
+}
+
+/// For socket options. What is received by it is lost to this.
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.socket.as_fd()
+    }
+}
+
+impl fmt::Debug for UdpSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UdpSocket")
+            .field("socket", &self.shared.socket)
+            .field("waiting", &self.inbox.waiting.len())
+            .field("staged", &self.staged.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for UdpSender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UdpSender").field("staged", &self.staged.len()).finish_non_exhaustive()
+    }
+}

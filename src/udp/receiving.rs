@@ -1,0 +1,196 @@
+//! Receiving: as many datagrams as there are with one call.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use duopoll_core::syscalls::uninterrupted;
+use libc::{iovec, mmsghdr};
+
+use super::address::Name;
+use super::control::{Room, Told};
+use super::datagram::Datagram;
+use crate::{LinkBuffer, Slice};
+
+/// Datagrams that one call takes.
+pub(super) const BATCH: usize = 32;
+/// The same of a socket whose datagrams are large.
+const LARGE_BATCH: usize = 4;
+/// What is more is received into memory that becomes the datagram's.
+const SMALL_BYTES: usize = 2 << 10;
+/// From one small place to the next: an odd number of cache lines, so that they do not share few sets of the cache.
+const STRIDE: usize = SMALL_BYTES + 64;
+/// No datagram of UDP is larger, nor several that have come together.
+pub(super) const LARGEST_BYTES: usize = 65_535;
+/// After so many small datagrams in a row a socket's datagrams are small.
+const SMALL_AGAIN: u32 = 256;
+
+thread_local! {
+    /// What all sockets of a thread receive into. Made when one does for the first time.
+    static PLACES: RefCell<Option<Box<Places>>> = const { RefCell::new(None) };
+}
+
+/// What a socket has received and nobody has taken, and what is known of what comes.
+#[derive(Default)]
+pub(super) struct Inbox {
+    pub(super) waiting: VecDeque<Datagram>,
+    /// Small ones since the last large one; none if there was none.
+    small_since_large: Option<u32>,
+    /// Datagrams that the socket had no room for, as the kernel has told last.
+    pub(super) dropped: u32,
+}
+
+/// Places for a batch: a small one each, and behind it one for the rest.
+struct Places {
+    headers: [mmsghdr; BATCH],
+    vectors: [[iovec; 2]; BATCH],
+    names: [Name; BATCH],
+    controls: [Room; BATCH],
+    small: Box<[MaybeUninit<u8>]>,
+    /// As much as is never used is never there.
+    rest: Box<[MaybeUninit<u8>]>,
+    /// For large datagrams: each becomes theirs.
+    large: [LinkBuffer; LARGE_BATCH],
+    /// What small ones are copied to, one behind the other.
+    copied: LinkBuffer,
+}
+
+impl Places {
+    fn new() -> Box<Places> {
+        let rest_bytes = LARGEST_BYTES - SMALL_BYTES;
+        // SAFETY: both structures may be all zero.
+        let (headers, vectors) = unsafe { (mem::zeroed(), mem::zeroed()) };
+        Box::new(Places {
+            headers,
+            vectors,
+            names: [Name::empty(); BATCH],
+            controls: [Room::default(); BATCH],
+            small: Box::new_uninit_slice(STRIDE * BATCH),
+            rest: Box::new_uninit_slice(rest_bytes * BATCH),
+            large: [(); LARGE_BATCH].map(|()| LinkBuffer::new()),
+            copied: LinkBuffer::new(),
+        })
+    }
+
+    /// Describes a batch of places: as small ones, or as large ones.
+    fn lay_out(&mut self, large: bool) -> io::Result<usize> {
+        let count = if large { LARGE_BATCH } else { BATCH };
+        for at in 0..count {
+            let vectors = &mut self.vectors[at];
+            let used = if large {
+                let room = self.large[at].reserve(LARGEST_BYTES)?;
+                vectors[0] = iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+                1
+            } else {
+                let small = &mut self.small[at * STRIDE..][..SMALL_BYTES];
+                let rest_bytes = LARGEST_BYTES - SMALL_BYTES;
+                let rest = &mut self.rest[at * rest_bytes..][..rest_bytes];
+                vectors[0] = iovec { iov_base: small.as_mut_ptr().cast(), iov_len: small.len() };
+                vectors[1] = iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
+                2
+            };
+            let header = &mut self.headers[at].msg_hdr;
+            header.msg_name = (&raw mut self.names[at]).cast();
+            header.msg_namelen = Name::ROOM;
+            header.msg_iov = vectors.as_mut_ptr();
+            header.msg_iovlen = used;
+            header.msg_control = self.controls[at].as_mut_ptr().cast();
+            header.msg_controllen = size_of::<Room>() as _;
+        }
+        Ok(count)
+    }
+
+    /// The datagram at a place.
+    ///
+    /// # Safety
+    /// The kernel has filled it in.
+    unsafe fn take(&mut self, at: usize, large: bool) -> io::Result<(Datagram, Told)> {
+        let (header, len) = (&self.headers[at].msg_hdr, self.headers[at].msg_len as usize);
+        // SAFETY: the kernel has filled it in.
+        let told = unsafe { Told::of(header) };
+        let bytes = if len == 0 {
+            Slice::default()
+        } else if large && len > SMALL_BYTES {
+            let buffer = &mut self.large[at];
+            // SAFETY: the kernel has filled in so many bytes of what was reserved.
+            unsafe { buffer.commit(len)? };
+            buffer.flush();
+            buffer.next(len)?
+        } else {
+            let [small, rest] = &self.vectors[at];
+            let head = len.min(small.iov_len);
+            // SAFETY: the kernel has filled in so many bytes, in this order.
+            let (head, tail) = unsafe {
+                let head = std::slice::from_raw_parts(small.iov_base.cast::<u8>(), head);
+                let tail = if len > head.len() {
+                    rest.iov_base.cast()
+                } else {
+                    ptr::NonNull::dangling().as_ptr()
+                };
+                (head, std::slice::from_raw_parts(tail, len - head.len()))
+            };
+            self.copied.write(head)?;
+            self.copied.write(tail)?;
+            self.copied.flush();
+            self.copied.next(len)?
+        };
+        let datagram = Datagram {
+            bytes,
+            from: self.names[at].get()?,
+            local: told.local,
+            ecn: told.ecn,
+            segment_bytes: told.segment_bytes,
+        };
+        Ok((datagram, told))
+    }
+}
+
+impl Inbox {
+    /// `large`: datagrams are expected to be, or to come together.
+    pub(super) fn new(large: bool) -> Inbox {
+        Inbox { small_since_large: large.then_some(0), ..Inbox::default() }
+    }
+
+    /// Receives what there is, up to a batch. How many that was; at least one.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none; what ICMP has told of an earlier one of a connected socket.
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        PLACES.with(|places| {
+            let mut places = places.borrow_mut();
+            let places = places.get_or_insert_with(Places::new);
+            let large = self.small_since_large.is_some_and(|small| small < SMALL_AGAIN);
+            let count = places.lay_out(large)?;
+            let flags = libc::MSG_DONTWAIT;
+            let received = uninterrupted(|| {
+                let headers = places.headers.as_mut_ptr();
+                // SAFETY: each header describes places of its own.
+                let received = unsafe {
+                    libc::recvmmsg(
+                        socket.as_raw_fd(),
+                        headers,
+                        count as _,
+                        flags as _,
+                        ptr::null_mut(),
+                    )
+                };
+                usize::try_from(received).map_err(|_| io::Error::last_os_error())
+            })?;
+            for at in 0..received {
+                // SAFETY: the kernel has filled in as many.
+                let (datagram, told) = unsafe { places.take(at, large)? };
+                if datagram.bytes.len() > SMALL_BYTES {
+                    self.small_since_large = Some(0);
+                } else if let Some(small) = &mut self.small_since_large {
+                    *small = small.saturating_add(1);
+                }
+                self.dropped = told.dropped.unwrap_or(self.dropped);
+                self.waiting.push_back(datagram);
+            }
+            Ok(received)
+        })
+    }
+}

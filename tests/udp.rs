@@ -1,0 +1,458 @@
+//! Datagrams, on both engines and over both families.
+
+mod support;
+
+use std::future::Future;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as Std};
+use std::pin::pin;
+use std::time::Duration;
+
+use duopoll::udp::{Datagram, Ecn, Outgoing, UdpOptions, UdpSocket};
+use duopoll::{Engine, Pollers, task, time};
+use pollster::block_on;
+use support::{PATIENCE, eventually, open_descriptors, poll_once};
+
+/// A test for each engine and family, in a module of its own.
+macro_rules! on_each {
+    ($($test:ident),* $(,)?) => {
+        on_each!(@ epoll_v4, Engine::Epoll, "127.0.0.1:0"; $($test),*);
+        on_each!(@ epoll_v6, Engine::Epoll, "[::1]:0"; $($test),*);
+        on_each!(@ uring_v4, Engine::Uring, "127.0.0.1:0"; $($test),*);
+        on_each!(@ uring_v6, Engine::Uring, "[::1]:0"; $($test),*);
+    };
+    (@ $module:ident, $engine:expr, $address:literal; $($test:ident),*) => {
+        mod $module {
+            use super::*;
+            $(#[test] fn $test() { super::$test(Setup { engine: $engine, address: $address }) })*
+        }
+    };
+}
+
+on_each!(
+    every_size_comes_as_it_was_sent,
+    a_burst_comes_in_order,
+    a_dropped_wait_loses_nothing,
+    replies_come_from_where_they_were_sent_to,
+    congestion_is_told,
+    segments_are_cut_and_come_together,
+    what_goes_together_comes_one_by_one,
+    who_is_not_there_is_told_and_no_end,
+    what_cannot_be_sent_costs_the_others_nothing,
+    halves_send_from_anywhere,
+    drops_are_counted,
+    a_flood_starves_nobody,
+    nothing_is_left_behind,
+    a_poller_that_ends_says_so,
+);
+
+#[derive(Clone, Copy)]
+struct Setup {
+    engine: Engine,
+    address: &'static str,
+}
+
+impl Setup {
+    fn pollers(self) -> Pollers {
+        Pollers::options().engine(self.engine).count(1).start().expect("a poller")
+    }
+
+    /// Runs on a poller.
+    fn run<F, T>(self, make: impl FnOnce() -> F + Send + 'static) -> T
+    where
+        F: Future<Output = T> + 'static,
+        T: Send + 'static,
+    {
+        let pollers = self.pollers();
+        block_on(pollers.spawn(move || async move { time::timeout(PATIENCE, make()).await }))
+            .expect("no panic")
+            .expect("in time")
+    }
+
+    async fn bind(self, options: UdpOptions) -> UdpSocket {
+        options.bind(self.address).await.expect("bound")
+    }
+
+    async fn pair(self) -> (UdpSocket, UdpSocket) {
+        let options = UdpSocket::options().receive_buffer_bytes(4 << 20);
+        (self.bind(options).await, self.bind(options).await)
+    }
+
+    fn peer(self) -> Std {
+        let peer = Std::bind(self.address).expect("bound");
+        peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        peer
+    }
+}
+
+fn at(socket: &UdpSocket) -> SocketAddr {
+    socket.local_addr().expect("bound")
+}
+
+fn bytes(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 31 + seed) as u8).collect()
+}
+
+fn every_size_comes_as_it_was_sent(setup: Setup) {
+    setup.run(move || async move {
+        let (mut one, mut other) = setup.pair().await;
+        // From small to large and back, and across what is small.
+        let sizes = [0, 1, 64, 2047, 2048, 2049, 4000, 65_507, 9000, 2048, 1, 0, 65_507, 64];
+        for (seed, size) in sizes.into_iter().enumerate() {
+            let sent = bytes(size, seed);
+            one.send(Outgoing::to(sent.clone(), at(&other))).await.expect("sent");
+            let Datagram { bytes, from, segment_bytes, .. } = other.recv().await.expect("received");
+            assert!(bytes == sent, "{size} bytes");
+            assert_eq!((from, segment_bytes), (at(&one), None));
+            other.send(Outgoing::to(bytes, from)).await.expect("sent");
+            assert!(one.recv().await.expect("received").bytes == sent);
+        }
+    });
+}
+
+fn a_burst_comes_in_order(setup: Setup) {
+    setup.run(move || async move {
+        let (mut one, mut other) = setup.pair().await;
+        let mut seen = 0;
+        for burst in 0..20 {
+            for number in 0..100 {
+                one.stage(Outgoing::to(bytes(100 + number, burst), at(&other)));
+            }
+            one.flush().await.expect("sent");
+            let mut received = Vec::new();
+            while received.len() < 100 {
+                let before = received.len();
+                let count = other.recv_many(&mut received).await.expect("received");
+                assert_eq!(received.len(), before + count);
+                assert!((1..=32).contains(&count));
+            }
+            for (number, datagram) in received.iter().enumerate() {
+                assert!(datagram.bytes == bytes(100 + number, burst));
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 2000);
+    });
+}
+
+fn a_dropped_wait_loses_nothing(setup: Setup) {
+    setup.run(move || async move {
+        let (mut one, mut other) = setup.pair().await;
+        assert!(poll_once(pin!(other.recv())).is_pending());
+        for number in 0..10u8 {
+            one.stage(Outgoing::to(vec![number], at(&other)));
+        }
+        one.flush().await.expect("sent");
+        for number in 0..10 {
+            // Whatever has come by then.
+            drop(poll_once(pin!(async { time::sleep(Duration::ZERO).await })));
+            assert!(other.recv().await.expect("received").bytes == [number]);
+            assert!(number < 9 || poll_once(pin!(other.recv())).is_pending());
+        }
+    });
+}
+
+fn replies_come_from_where_they_were_sent_to(setup: Setup) {
+    let peer = setup.peer();
+    let is_v4 = peer.local_addr().expect("bound").is_ipv4();
+    setup.run(move || async move {
+        let options = UdpSocket::options().local_address(true);
+        let any = if is_v4 { "0.0.0.0:0" } else { "[::]:0" };
+        let mut socket = options.bind(any).await.expect("bound");
+        let port = at(&socket).port();
+        let mut targets: Vec<IpAddr> = vec!["127.0.0.1".parse().expect("an address")];
+        if is_v4 {
+            targets.push("127.0.0.2".parse().expect("an address"));
+        } else {
+            targets.push("::1".parse().expect("an address"));
+        }
+        for target in targets {
+            // One of IPv6 has IPv4 as well.
+            let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let peer = Std::bind(any).expect("bound");
+            peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            peer.send_to(b"to there", (target, port)).expect("sent");
+            let datagram = socket.recv().await.expect("received");
+            assert_eq!(datagram.local, Some(target));
+            socket.send(Outgoing::reply(datagram.bytes.clone(), &datagram)).await.expect("sent");
+            let (n, from) = peer.recv_from(&mut [0; 9]).expect("a reply");
+            assert_eq!((n, from), (8, SocketAddr::new(target, port)));
+        }
+    });
+}
+
+fn congestion_is_told(setup: Setup) {
+    setup.run(move || async move {
+        let mut one = setup.bind(UdpSocket::options()).await;
+        let mut other = setup.bind(UdpSocket::options().ecn(true)).await;
+        for ecn in [None, Some(Ecn::Ect0), Some(Ecn::Ect1), Some(Ecn::Ce), None] {
+            let datagram = Outgoing::to(b"x", at(&other));
+            let datagram = match ecn {
+                Some(ecn) => datagram.ecn(ecn),
+                None => datagram,
+            };
+            one.send(datagram).await.expect("sent");
+            assert_eq!(other.recv().await.expect("received").ecn, ecn);
+        }
+    });
+}
+
+fn segments_are_cut_and_come_together(setup: Setup) {
+    setup.run(move || async move {
+        let (mut one, mut apart) = setup.pair().await;
+        let options = UdpSocket::options().gro(true).receive_buffer_bytes(4 << 20);
+        let mut together = setup.bind(options).await;
+        let sent = bytes(50 * 1200 + 7, 1);
+        for target in [at(&apart), at(&together)] {
+            one.send(Outgoing::to(sent.clone(), target).segments(1200)).await.expect("sent");
+        }
+        let mut seen = Vec::new();
+        while seen.len() < sent.len() {
+            let datagram = apart.recv().await.expect("received");
+            assert!(datagram.bytes.len() <= 1200 && datagram.segment_bytes.is_none());
+            seen.extend_from_slice(&datagram.bytes);
+        }
+        assert!(seen == sent);
+        let (mut seen, mut datagrams) = (Vec::new(), 0);
+        while seen.len() < sent.len() {
+            let datagram = together.recv().await.expect("received");
+            for segment in datagram.segments() {
+                assert!(segment.len() == 1200 || segment.len() == 7);
+                seen.extend_from_slice(&segment);
+            }
+            datagrams += 1;
+        }
+        assert!(seen == sent);
+        assert!(datagrams < 51, "the kernel has put none together");
+    });
+}
+
+fn what_goes_together_comes_one_by_one(setup: Setup) {
+    setup.run(move || async move {
+        let (mut one, mut other) = setup.pair().await;
+        let mut third = setup.bind(UdpSocket::options().coalesce(false)).await;
+        for sender in [&mut one, &mut third] {
+            // Of one size; a shorter one; an empty one; a longer one; more than the kernel cuts out of one.
+            let sizes = [[100; 20].as_slice(), &[99, 0, 101], &[64; 150]].concat();
+            for (seed, size) in sizes.iter().enumerate() {
+                sender.stage(Outgoing::to(bytes(*size, seed), at(&other)));
+            }
+            sender.flush().await.expect("sent");
+            for (seed, size) in sizes.into_iter().enumerate() {
+                assert!(other.recv().await.expect("received").bytes == bytes(size, seed));
+            }
+        }
+    });
+}
+
+fn who_is_not_there_is_told_and_no_end(setup: Setup) {
+    let nowhere = {
+        let peer = setup.peer();
+        peer.local_addr().expect("bound")
+    };
+    setup.run(move || async move {
+        let mut socket = setup.bind(UdpSocket::options()).await;
+        socket.connect(nowhere).expect("connected");
+        assert_eq!(socket.peer_addr().expect("connected"), nowhere);
+        socket.send(Outgoing::connected(b"?")).await.expect("sent");
+        let error = socket.recv().await.expect_err("nobody is there");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        socket.send(Outgoing::connected(b"?")).await.expect("sent");
+        let error = socket.send(Outgoing::connected(b"?")).await.expect_err("nobody is there");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        let peer = Std::bind(nowhere).expect("bound");
+        peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        socket.send(Outgoing::connected(b"hello")).await.expect("sent");
+        let mut seen = [0; 8];
+        assert_eq!(peer.recv(&mut seen).expect("received"), 5);
+        peer.send_to(b"there", at(&socket)).expect("sent");
+        assert!(socket.recv().await.expect("received").bytes == *b"there");
+    });
+}
+
+fn what_cannot_be_sent_costs_the_others_nothing(setup: Setup) {
+    setup.run(move || async move {
+        let (mut one, mut other) = setup.pair().await;
+        one.stage(Outgoing::to(b"before", at(&other)));
+        one.stage(Outgoing::to(vec![0; 70_000], at(&other)));
+        one.stage(Outgoing::connected(b"nowhere"));
+        one.stage(Outgoing::to(b"behind", at(&other)));
+        let error = one.flush().await.expect_err("too large");
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        assert_eq!(one.staged(), 2);
+        let error = one.flush().await.expect_err("nowhere");
+        assert_eq!(error.raw_os_error(), Some(libc::EDESTADDRREQ));
+        one.flush().await.expect("sent");
+        assert!(other.recv().await.expect("received").bytes == *b"before");
+        assert!(other.recv().await.expect("received").bytes == *b"behind");
+        if at(&one).is_ipv4() {
+            let foreign = SocketAddr::new("::1".parse().expect("an address"), 9);
+            let error = one.send(Outgoing::to(b"x", foreign)).await.expect_err("another family");
+            assert_eq!(error.raw_os_error(), Some(libc::EAFNOSUPPORT));
+        } else {
+            let mut strict = setup.bind(UdpSocket::options().only_v6(true)).await;
+            let foreign = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9);
+            let error = strict.send(Outgoing::to(b"x", foreign)).await.expect_err("another family");
+            assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH));
+        }
+    });
+}
+
+fn halves_send_from_anywhere(setup: Setup) {
+    let pollers = setup.pollers();
+    let (address, senders) = block_on(pollers.spawn(move || async move {
+        let options = UdpSocket::options().receive_buffer_bytes(4 << 20);
+        let mut socket = setup.bind(options).await;
+        let (address, sender) = (at(&socket), socket.sender());
+        task::spawn_local(async move {
+            let mut received = Vec::new();
+            while socket.recv_many(&mut received).await.is_ok() {
+                for datagram in received.drain(..) {
+                    socket.stage(Outgoing::reply(datagram.bytes.clone(), &datagram));
+                }
+                socket.flush().await.expect("sent");
+            }
+        });
+        (address, [sender.clone(), sender])
+    }))
+    .expect("no panic");
+    let peer = setup.peer();
+    let to = peer.local_addr().expect("bound");
+    std::thread::scope(|scope| {
+        for (number, mut sender) in senders.into_iter().enumerate() {
+            scope.spawn(move || {
+                for _ in 0..50 {
+                    block_on(sender.send(Outgoing::to(vec![number as u8], to))).expect("sent");
+                }
+            });
+        }
+    });
+    let mut seen = [0; 2];
+    for _ in 0..100 {
+        let mut byte = [9];
+        assert_eq!(peer.recv(&mut byte).expect("received"), 1);
+        seen[usize::from(byte[0])] += 1;
+    }
+    assert_eq!(seen, [50, 50]);
+    peer.send_to(b"echo", address).expect("sent");
+    assert_eq!(peer.recv(&mut [0; 5]).expect("received"), 4);
+}
+
+fn drops_are_counted(setup: Setup) {
+    let peer = setup.peer();
+    setup.run(move || async move {
+        let options = UdpSocket::options().count_drops(true).receive_buffer_bytes(1);
+        let mut socket = setup.bind(options).await;
+        let mut sent = 0;
+        for _ in 0..100 {
+            sent += u32::from(peer.send_to(&[7; 500], at(&socket)).is_ok());
+        }
+        socket.recv().await.expect("received");
+        let mut came = 1;
+        while poll_once(pin!(socket.recv())).is_ready() {
+            came += 1;
+        }
+        // The next one tells.
+        peer.send_to(b"x", at(&socket)).expect("sent");
+        socket.recv().await.expect("received");
+        assert!(came < sent, "it had room for all");
+        assert_eq!(socket.dropped(), sent - came);
+    });
+}
+
+fn a_flood_starves_nobody(setup: Setup) {
+    let peer = setup.peer();
+    setup.run(move || async move {
+        let mut socket = setup.bind(UdpSocket::options()).await;
+        let to = at(&socket);
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let flood = std::thread::spawn(move || {
+            let mut sent = 0u64;
+            while stopped.try_recv() != Err(std::sync::mpsc::TryRecvError::Disconnected) {
+                sent += u64::from(peer.send_to(&[7; 64], to).is_ok());
+            }
+            sent
+        });
+        let floods = task::spawn_local(async move {
+            let mut received = Vec::new();
+            loop {
+                socket.recv_many(&mut received).await.expect("received");
+                received.clear();
+            }
+        });
+        // Other tasks and sockets of the poller have their turn.
+        let (mut one, mut other) = setup.pair().await;
+        for number in 0..200u8 {
+            one.send(Outgoing::to(vec![number], at(&other))).await.expect("sent");
+            assert!(other.recv().await.expect("received").bytes == [number]);
+            time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(stop);
+        assert!(flood.join().expect("no panic") > 0);
+        floods.abort();
+    });
+}
+
+fn nothing_is_left_behind(setup: Setup) {
+    let pollers = setup.pollers();
+    let before = open_descriptors();
+    block_on(pollers.spawn(move || async move {
+        for _ in 0..100 {
+            let (mut one, mut other) = setup.pair().await;
+            one.send(Outgoing::to(bytes(5000, 1), at(&other))).await.expect("sent");
+            assert_eq!(other.recv().await.expect("received").bytes.len(), 5000);
+            assert!(poll_once(pin!(other.recv())).is_pending());
+        }
+    }))
+    .expect("no panic");
+    // A poller lets go a moment later.
+    eventually("all are closed", || open_descriptors() <= before);
+}
+
+fn a_poller_that_ends_says_so(setup: Setup) {
+    let pollers = setup.pollers();
+    let socket = pollers.spawn(move || async move { setup.bind(UdpSocket::options()).await });
+    let mut socket = block_on(socket).expect("no panic");
+    pollers.stop();
+    let error = block_on(socket.recv()).expect_err("nobody watches");
+    assert_eq!(error.kind(), ErrorKind::NotConnected);
+}
+
+#[test]
+fn what_is_no_socket_of_udp_is_refused() {
+    let (stream, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    let error = block_on(UdpSocket::from_fd(stream.into(), &UdpOptions::default()));
+    assert!(error.is_err());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let error = block_on(UdpSocket::from_fd(listener.into(), &UdpOptions::default()));
+    assert_eq!(error.expect_err("TCP").raw_os_error(), Some(libc::EINVAL));
+}
+
+#[test]
+fn std_sockets_are_taken_on() {
+    let socket = Std::bind("127.0.0.1:0").expect("bound");
+    let address = socket.local_addr().expect("bound");
+    let mut socket = block_on(UdpSocket::from_std(socket)).expect("taken on");
+    let peer = Std::bind("127.0.0.1:0").expect("bound");
+    peer.send_to(b"hello", address).expect("sent");
+    assert!(block_on(socket.recv()).expect("received").bytes == *b"hello");
+}
+
+#[test]
+fn groups_are_joined_and_left() {
+    block_on(async {
+        let mut socket =
+            UdpSocket::options().reuse_port(true).bind("0.0.0.0:0").await.expect("bound");
+        let (group, lo) = (Ipv4Addr::new(239, 1, 2, 3), Ipv4Addr::LOCALHOST);
+        socket.join_multicast_v4(group, lo).expect("joined");
+        let peer = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None);
+        let peer = peer.expect("a socket");
+        peer.set_multicast_if_v4(&lo).expect("an interface");
+        let to = SocketAddr::new(group.into(), at(&socket).port());
+        peer.send_to(b"all", &to.into()).expect("sent");
+        let received = time::timeout(PATIENCE, socket.recv()).await.expect("in time");
+        assert!(received.expect("received").bytes == *b"all");
+        socket.leave_multicast_v4(group, lo).expect("left");
+        assert!(socket.leave_multicast_v4(group, lo).is_err());
+    });
+}
