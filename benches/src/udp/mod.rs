@@ -15,6 +15,7 @@ use crate::process::ServerProcess;
 use crate::servers::Role;
 use crate::sys;
 
+mod duopoll;
 mod floor;
 pub mod load;
 pub mod mmsg;
@@ -110,6 +111,20 @@ pub fn all() -> &'static [Server] {
             start: Start::Function(quinn::serve),
             serves: |_| true,
             about: "quinn-udp on tokio's current-thread runtime",
+        },
+        Server {
+            name: "duopoll-epoll",
+            role: Role::Ours,
+            start: Start::Function(duopoll::epoll),
+            serves: |_| true,
+            about: "this project's UdpSocket on epoll",
+        },
+        Server {
+            name: "duopoll-uring",
+            role: Role::Ours,
+            start: Start::Function(duopoll::uring),
+            serves: |_| true,
+            about: "this project's UdpSocket on io_uring",
         },
         Server {
             name: "go",
