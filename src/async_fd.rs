@@ -158,6 +158,17 @@ impl Watching {
         Ok(Watching { poller, token, readiness })
     }
 
+    /// What [`clear`](Watching::clear) is given after a call that would have blocked.
+    #[cfg(feature = "quinn")]
+    pub(crate) fn told(&self, direction: Direction) -> u32 {
+        self.readiness.told(direction)
+    }
+
+    #[cfg(feature = "quinn")]
+    pub(crate) fn clear(&self, direction: Direction, told: u32) {
+        self.readiness.clear(direction, told);
+    }
+
     pub(crate) fn poll_with<R>(
         &self,
         cx: &mut Context<'_>,

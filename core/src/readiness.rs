@@ -51,6 +51,11 @@ impl Readiness {
         Poll::Pending
     }
 
+    /// What was told so far, for a call that is made without waiting.
+    pub fn told(&self, direction: Direction) -> u32 {
+        self.state().side(direction).told
+    }
+
     /// A call would have blocked, after it was told `told`: it is not ready, unless something was told since.
     pub fn clear(&self, direction: Direction, told: u32) {
         let mut state = self.state();

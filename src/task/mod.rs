@@ -245,7 +245,8 @@ impl Pollers {
     }
 }
 
-fn start<M, F>(poller: &Arc<Handle>, make: M) -> JoinHandle<F::Output>
+/// Starts a task on a poller.
+pub(crate) fn start<M, F>(poller: &Arc<Handle>, make: M) -> JoinHandle<F::Output>
 where
     M: FnOnce() -> F + Send + 'static,
     F: Future<Output: Send> + 'static,

@@ -90,7 +90,7 @@ struct Shared {
 
 /// Who waits for room to send: each half may.
 #[derive(Default)]
-struct Room(Mutex<Vec<Waker>>);
+pub(crate) struct Room(Mutex<Vec<Waker>>);
 
 impl UdpSocket {
     /// Binds a socket with the options that are the default: see [`UdpOptions::bind`].
@@ -348,7 +348,7 @@ impl Shared {
 
 impl Room {
     /// Adds who waits. The waker that the poller is to call wakes all of them.
-    fn join(self: &Arc<Room>, cx: &Context<'_>) -> Waker {
+    pub(crate) fn join(self: &Arc<Room>, cx: &Context<'_>) -> Waker {
         let waker = cx.waker().clone();
         let mut waiting = self.waiting();
         let unused = match waiting.iter().any(|other| other.will_wake(&waker)) {

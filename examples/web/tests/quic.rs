@@ -1,0 +1,247 @@
+//! QUIC by quinn on the pollers: its endpoints and connections, as they are.
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use duopoll::quinn::PollerRuntime;
+use duopoll::{Engine, Pollers, task, time};
+use pollster::block_on;
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, ServerConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use support::{PATIENCE, eventually, open_descriptors};
+
+/// A test for each engine and family, in a module of its own.
+macro_rules! on_each {
+    ($($test:ident),* $(,)?) => {
+        on_each!(@ epoll_v4, Engine::Epoll, "127.0.0.1:0"; $($test),*);
+        on_each!(@ epoll_v6, Engine::Epoll, "[::1]:0"; $($test),*);
+        on_each!(@ uring_v4, Engine::Uring, "127.0.0.1:0"; $($test),*);
+        on_each!(@ uring_v6, Engine::Uring, "[::1]:0"; $($test),*);
+    };
+    (@ $module:ident, $engine:expr, $address:literal; $($test:ident),*) => {
+        mod $module {
+            use super::*;
+            $(#[test] fn $test() { super::$test(Setup { engine: $engine, address: $address }) })*
+        }
+    };
+}
+
+on_each!(
+    bulk_goes_both_ways,
+    many_streams_at_once,
+    many_connections,
+    a_client_that_moves_is_known,
+    an_end_is_told,
+    who_is_not_there_is_found_out,
+    an_endpoint_is_made_anywhere,
+    nothing_is_left_behind,
+);
+
+#[derive(Clone, Copy)]
+struct Setup {
+    engine: Engine,
+    address: &'static str,
+}
+
+impl Setup {
+    fn pollers(self) -> Pollers {
+        Pollers::options().engine(self.engine).count(1).start().expect("a poller")
+    }
+
+    /// Runs on a poller, with a server that echoes each stream.
+    fn run<F, T>(self, test: impl FnOnce(Peers) -> F + Send + 'static) -> T
+    where
+        F: Future<Output = T> + 'static,
+        T: Send + 'static,
+    {
+        let pollers = self.pollers();
+        let run = move || async move {
+            let peers = Peers::new(self, &PollerRuntime::here()).expect("endpoints");
+            task::spawn_local(echo(peers.server.clone()));
+            time::timeout(PATIENCE, test(peers)).await.expect("in time")
+        };
+        block_on(pollers.spawn(run)).expect("no panic")
+    }
+}
+
+/// A server, and what knows its certificate.
+#[derive(Clone)]
+struct Peers {
+    server: Endpoint,
+    client: Endpoint,
+}
+
+impl Peers {
+    fn new(setup: Setup, runtime: &PollerRuntime) -> io::Result<Peers> {
+        let certificate = rcgen::generate_simple_self_signed(["localhost".into()]);
+        let certificate = certificate.expect("a certificate");
+        let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).expect("a key");
+        let chain: Vec<CertificateDer<'static>> = vec![certificate.cert.der().clone()];
+        let config = ServerConfig::with_single_cert(chain.clone(), key).expect("a configuration");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(chain[0].clone()).expect("a root");
+        let trusts =
+            ClientConfig::with_root_certificates(Arc::new(roots)).expect("a configuration");
+        let endpoint = |server| {
+            let runtime = Arc::new(runtime.clone());
+            Endpoint::new(
+                EndpointConfig::default(),
+                server,
+                UdpSocket::bind(setup.address)?,
+                runtime,
+            )
+        };
+        let (server, mut client) = (endpoint(Some(config))?, endpoint(None)?);
+        client.set_default_client_config(trusts);
+        Ok(Peers { server, client })
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.server.local_addr().expect("bound")
+    }
+
+    async fn connect(&self) -> Connection {
+        let connecting = self.client.connect(self.address(), "localhost").expect("a configuration");
+        connecting.await.expect("connected")
+    }
+}
+
+/// Sends back what comes on each stream.
+async fn echo(server: Endpoint) {
+    while let Some(incoming) = server.accept().await {
+        task::spawn_local(async move {
+            let connection = incoming.await?;
+            while let Ok((mut send, mut receive)) = connection.accept_bi().await {
+                task::spawn_local(async move {
+                    while let Ok(Some(chunk)) = receive.read_chunk(1 << 16, true).await {
+                        if send.write_chunk(chunk.bytes).await.is_err() {
+                            return;
+                        }
+                    }
+                    let _ = send.finish();
+                });
+            }
+            Ok::<_, ConnectionError>(())
+        });
+    }
+}
+
+/// Sends, and reads what comes back to the end.
+async fn round_trip(connection: &Connection, bytes: &[u8]) -> Vec<u8> {
+    let (mut send, mut receive) = connection.open_bi().await.expect("a stream");
+    let sent = async {
+        send.write_all(bytes).await.expect("sent");
+        send.finish().expect("open");
+    };
+    let (_, received) = futures::join!(sent, receive.read_to_end(usize::MAX));
+    received.expect("all of it")
+}
+
+fn bytes(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 31 + at / 251 + seed) as u8).collect()
+}
+
+fn bulk_goes_both_ways(setup: Setup) {
+    setup.run(|peers| async move {
+        let connection = peers.connect().await;
+        let sent = bytes(support::scaled(16 << 20), 1);
+        assert!(round_trip(&connection, &sent).await == sent);
+    });
+}
+
+fn many_streams_at_once(setup: Setup) {
+    setup.run(|peers| async move {
+        let connection = peers.connect().await;
+        let trips = (0..500).map(|number| {
+            let connection = connection.clone();
+            task::spawn_local(async move {
+                let sent = bytes(number * 7, number);
+                assert!(round_trip(&connection, &sent).await == sent);
+            })
+        });
+        for trip in trips.collect::<Vec<_>>() {
+            trip.await.expect("no panic");
+        }
+    });
+}
+
+fn many_connections(setup: Setup) {
+    setup.run(|peers| async move {
+        let mut connections = Vec::new();
+        for _ in 0..50 {
+            connections.push(peers.connect().await);
+        }
+        for (number, connection) in connections.iter().enumerate() {
+            let sent = bytes(1000, number);
+            assert!(round_trip(connection, &sent).await == sent);
+        }
+        assert_eq!(peers.server.open_connections(), 50);
+    });
+}
+
+fn a_client_that_moves_is_known(setup: Setup) {
+    setup.run(move |peers| async move {
+        let connection = peers.connect().await;
+        assert!(round_trip(&connection, b"here").await == b"here");
+        let before = peers.client.local_addr().expect("bound");
+        peers.client.rebind(UdpSocket::bind(setup.address).expect("bound")).expect("moved");
+        assert_ne!(peers.client.local_addr().expect("bound"), before);
+        assert!(round_trip(&connection, b"there").await == b"there");
+    });
+}
+
+fn an_end_is_told(setup: Setup) {
+    setup.run(|peers| async move {
+        let connection = peers.connect().await;
+        round_trip(&connection, b"x").await;
+        peers.server.close(7u8.into(), b"over");
+        let ConnectionError::ApplicationClosed(close) = connection.closed().await else {
+            panic!("another end");
+        };
+        assert_eq!((close.error_code, &close.reason[..]), (7u8.into(), &b"over"[..]));
+        peers.server.wait_idle().await;
+        peers.client.wait_idle().await;
+    });
+}
+
+fn who_is_not_there_is_found_out(setup: Setup) {
+    setup.run(|peers| async move {
+        let nowhere = UdpSocket::bind(peers.address()).map(|_| ()).expect_err("it is taken");
+        assert_eq!(nowhere.kind(), io::ErrorKind::AddrInUse);
+        let gone = UdpSocket::bind(SocketAddr::new(peers.address().ip(), 0)).expect("bound");
+        let gone = gone.local_addr().expect("bound");
+        let connecting = peers.client.connect(gone, "localhost").expect("a configuration");
+        let waited = time::timeout(Duration::from_millis(50), connecting).await;
+        assert!(waited.is_err(), "nobody can have answered");
+    });
+}
+
+fn an_endpoint_is_made_anywhere(setup: Setup) {
+    let pollers = setup.pollers();
+    let peers = Peers::new(setup, &PollerRuntime::on(pollers.clone())).expect("endpoints");
+    let server = peers.server.clone();
+    drop(pollers.spawn(move || echo(server)));
+    block_on(async {
+        let connection = peers.connect().await;
+        let sent = bytes(100_000, 1);
+        assert!(round_trip(&connection, &sent).await == sent);
+    });
+}
+
+fn nothing_is_left_behind(setup: Setup) {
+    let before = open_descriptors();
+    for _ in 0..3 {
+        setup.run(|peers| async move {
+            round_trip(&peers.connect().await, b"x").await;
+            peers.client.close(0u8.into(), b"");
+            peers.client.wait_idle().await;
+        });
+    }
+    eventually("all are closed", || open_descriptors() <= before);
+}
