@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as Std};
 use std::pin::pin;
 use std::time::Duration;
 
-use duopoll::udp::{Datagram, Ecn, Outgoing, UdpOptions, UdpSocket};
+use duopoll::udp::{Datagram, Ecn, Outgoing, UdpOptions, UdpServer, UdpSocket};
 use duopoll::{Engine, Pollers, task, time};
 use pollster::block_on;
 use support::{PATIENCE, eventually, open_descriptors, poll_once};
@@ -44,6 +44,9 @@ on_each!(
     a_flood_starves_nobody,
     nothing_is_left_behind,
     a_poller_that_ends_says_so,
+    a_server_has_a_socket_on_each_poller,
+    a_handler_that_panics_ends_nothing,
+    a_shutdown_waits_for_handlers,
 );
 
 #[derive(Clone, Copy)]
@@ -144,8 +147,8 @@ fn a_dropped_wait_loses_nothing(setup: Setup) {
         }
         one.flush().await.expect("sent");
         for number in 0..10 {
-            // Whatever has come by then.
-            drop(poll_once(pin!(async { time::sleep(Duration::ZERO).await })));
+            // Dropped whether or not it has begun to wait.
+            assert!(poll_once(pin!(time::sleep(Duration::ZERO))).is_pending());
             assert!(other.recv().await.expect("received").bytes == [number]);
             assert!(number < 9 || poll_once(pin!(other.recv())).is_pending());
         }
@@ -455,4 +458,70 @@ fn groups_are_joined_and_left() {
         socket.leave_multicast_v4(group, lo).expect("left");
         assert!(socket.leave_multicast_v4(group, lo).is_err());
     });
+}
+
+/// Echoes; a datagram that says so has it panic.
+async fn echo(socket: &mut UdpSocket, datagrams: &mut Vec<Datagram>) {
+    for datagram in datagrams.drain(..) {
+        assert!(datagram.bytes != *b"panic");
+        socket.stage(Outgoing::reply(datagram.bytes.clone(), &datagram));
+    }
+}
+
+fn round_trip(peer: &Std, to: SocketAddr, sent: &[u8]) -> Vec<u8> {
+    peer.send_to(sent, to).expect("sent");
+    let mut seen = vec![0; 2000];
+    let n = peer.recv(&mut seen).expect("a reply");
+    seen.truncate(n);
+    seen
+}
+
+fn a_server_has_a_socket_on_each_poller(setup: Setup) {
+    let pollers = Pollers::options().engine(setup.engine).count(3).start().expect("pollers");
+    let options = UdpSocket::options();
+    let server = UdpServer::serve(&pollers, options, setup.address, echo).expect("a server");
+    let address = server.local_addr();
+    // The kernel may deal to sockets that are not watched yet: they are served all the same.
+    for number in 0..50u8 {
+        assert_eq!(round_trip(&setup.peer(), address, &[number; 100]), [number; 100]);
+    }
+    assert_eq!(server.shutdown(PATIENCE), 0);
+    drop(server);
+    // The address is free.
+    eventually("nobody has it", || Std::bind(address).is_ok());
+}
+
+fn a_handler_that_panics_ends_nothing(setup: Setup) {
+    let pollers = setup.pollers();
+    let options = UdpSocket::options();
+    let server = UdpServer::serve(&pollers, options, setup.address, echo).expect("a server");
+    let peer = setup.peer();
+    for _ in 0..3 {
+        peer.send_to(b"panic", server.local_addr()).expect("sent");
+        // It may be in one batch with the next, which is lost then.
+        peer.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+        eventually("it is served", || {
+            let _ = peer.send_to(b"on", server.local_addr());
+            peer.recv(&mut [0; 10]).is_ok()
+        });
+    }
+}
+
+fn a_shutdown_waits_for_handlers(setup: Setup) {
+    let pollers = setup.pollers();
+    let (begins, begun) = std::sync::mpsc::channel();
+    let begins = std::sync::Mutex::new(begins);
+    let slow = async move |socket: &mut UdpSocket, datagrams: &mut Vec<Datagram>| {
+        begins.lock().expect("no panic").send(()).expect("the test waits");
+        time::sleep(Duration::from_millis(50)).await;
+        echo(socket, datagrams).await;
+    };
+    let options = UdpSocket::options();
+    let server = UdpServer::serve(&pollers, options, setup.address, slow).expect("a server");
+    let peer = setup.peer();
+    peer.send_to(b"last", server.local_addr()).expect("sent");
+    begun.recv_timeout(PATIENCE).expect("it has come");
+    assert_eq!(server.shutdown(PATIENCE), 0);
+    let mut seen = [0; 5];
+    assert_eq!(peer.recv(&mut seen).expect("a reply"), 4);
 }

@@ -96,6 +96,25 @@ impl TaskGroup {
         handle
     }
 
+    /// As [`Pollers::spawn_on`], for this group.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn spawn_on<M, F>(&self, pollers: &Pollers, index: usize, make: M) -> JoinHandle<F::Output>
+    where
+        M: FnOnce() -> F + Send + 'static,
+        F: Future<Output: Send> + 'static,
+    {
+        let member = self.join();
+        let token = member.token;
+        let handle = pollers.spawn_on(index, move || async move {
+            let _member = member;
+            make().await
+        });
+        self.learn(token, handle.abort_handle());
+        handle
+    }
+
     /// Tasks that have not ended.
     pub fn len(&self) -> usize {
         self.state().tasks.len()

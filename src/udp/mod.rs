@@ -47,6 +47,7 @@ mod datagram;
 mod options;
 mod receiving;
 mod sending;
+mod serve;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -65,6 +66,7 @@ pub use datagram::{Datagram, Ecn, Outgoing};
 pub use options::UdpOptions;
 use receiving::Inbox;
 use sending::Ability;
+pub use serve::UdpServer;
 
 /// Batches that are received in a row before others have their turn.
 const BATCHES_MAX: u8 = 4;

@@ -126,10 +126,14 @@ impl UdpOptions {
     /// # Errors
     /// The kernel's, with the address: `EADDRINUSE`, `EACCES` below port 1024; what an option is refused with.
     pub async fn bind(&self, address: impl ToSocketAddrs) -> io::Result<UdpSocket> {
+        UdpSocket::watched(self.bound_at(address)?, self).await
+    }
+
+    pub(super) fn bound_at(&self, address: impl ToSocketAddrs) -> io::Result<OwnedFd> {
         let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address");
         for address in address.to_socket_addrs()? {
             match self.bound(address) {
-                Ok(socket) => return UdpSocket::watched(socket, self).await,
+                Ok(socket) => return Ok(socket),
                 Err(error) => last = named(error, Doing::Listening, &Address::from(address)),
             }
         }

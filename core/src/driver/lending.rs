@@ -163,7 +163,7 @@ impl Driver {
         if lent.stage == Stage::Watched && todo.has(Todo::ARM) {
             self.look_at_deadlines(engine, token);
         }
-        let Some(lent) = self.lent(token) else { return None };
+        let lent = self.lent(token)?;
         if lent.stage == Stage::Watched && (todo.has(Todo::CLOSE) || todo.has(Todo::DETACH)) {
             self.give_back_lent(engine, token);
         }

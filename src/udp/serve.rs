@@ -1,0 +1,154 @@
+//! A server of datagrams.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use duopoll_core::{contain, on_poller_thread, report};
+use pollster::block_on;
+
+use super::{Datagram, UdpOptions, UdpSocket};
+use crate::caught::caught;
+use crate::pollers::Pollers;
+use crate::task::TaskGroup;
+use crate::time::{sleep, timeout};
+
+/// Before receiving is tried again that has failed for another reason than what a peer did.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// A server of datagrams: a socket on each poller, all at one address, among which the kernel divides the senders.
+///
+/// ```no_run
+/// use duopoll::udp::{Outgoing, UdpServer, UdpSocket};
+/// use duopoll::Pollers;
+///
+/// let server = UdpServer::serve(
+///     &Pollers::global()?,
+///     UdpSocket::options(),
+///     "0.0.0.0:7",
+///     async |socket: &mut UdpSocket, datagrams: &mut Vec<_>| {
+///         for datagram in datagrams.drain(..) {
+///             socket.stage(Outgoing::reply(datagram.bytes.clone(), &datagram));
+///         }
+///     },
+/// )?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// Dropping it ends it: the handlers that wait for something are dropped.
+#[must_use = "a server that is dropped does not serve"]
+pub struct UdpServer {
+    address: SocketAddr,
+    tasks: TaskGroup,
+}
+
+impl UdpServer {
+    /// Binds a socket for each of the pollers, and calls the handler with all datagrams that one call brings, up to 32; what it leaves is
+    /// dropped. What it stages is sent when it returns. While it waits for something, its socket does not receive: what takes longer belongs
+    /// into a task, with a [`sender`](UdpSocket::sender). A panic of it is contained, and costs the datagrams that it was called with.
+    ///
+    /// # Errors
+    /// As for [`UdpOptions::bind`].
+    pub fn serve<H>(
+        pollers: &Pollers,
+        options: UdpOptions,
+        address: impl ToSocketAddrs,
+        handler: H,
+    ) -> io::Result<UdpServer>
+    where
+        H: AsyncFn(&mut UdpSocket, &mut Vec<Datagram>) + Send + Sync + 'static,
+    {
+        let options = if pollers.count() > 1 { options.reuse_port(true) } else { options };
+        let first = options.bound_at(address)?;
+        let bound = super::local_addr(std::os::fd::AsFd::as_fd(&first))?;
+        let mut sockets = vec![first];
+        for _ in 1..pollers.count() {
+            sockets.push(options.bound_at(bound)?);
+        }
+        let (tasks, handler) = (TaskGroup::new(), Arc::new(handler));
+        for (index, socket) in sockets.into_iter().enumerate() {
+            let (handler, group) = (handler.clone(), tasks.clone());
+            let serve = move || async move {
+                match UdpSocket::watched(socket, &options).await {
+                    Ok(socket) => go_on(socket, &*handler, &group).await,
+                    Err(error) => report(|| log::error!("a socket cannot be served: {error}")),
+                }
+            };
+            drop(tasks.spawn_on(pollers, index, serve));
+        }
+        Ok(UdpServer { address: bound, tasks })
+    }
+
+    /// Where it is bound.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Receives nothing more, and waits until the handlers are done with what they have, for at most so long: gives how many were not. On
+    /// a poller's thread it is begun, and 0 is returned at once.
+    pub fn shutdown(&self, grace: Duration) -> usize {
+        self.tasks.close();
+        if on_poller_thread() {
+            return 0;
+        }
+        let over = block_on(timeout(grace, self.tasks.wait()));
+        if over.is_ok() { 0 } else { self.tasks.abort_all() }
+    }
+}
+
+impl Drop for UdpServer {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+    }
+}
+
+/// Serves a socket until the group is to end.
+async fn go_on<H>(mut socket: UdpSocket, handler: &H, group: &TaskGroup)
+where
+    H: AsyncFn(&mut UdpSocket, &mut Vec<Datagram>),
+{
+    let mut datagrams = Vec::new();
+    let mut closing = pin!(group.closing());
+    loop {
+        datagrams.clear();
+        let received = poll_fn(|cx| match closing.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => socket.poll_recv_many(cx, &mut datagrams).map(Some),
+        });
+        match received.await {
+            None => return,
+            Some(Ok(_)) => {}
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotConnected => return,
+            Some(Err(error)) => {
+                report(|| log::warn!("datagrams cannot be received: {error}"));
+                sleep(RETRY).await;
+                continue;
+            }
+        }
+        {
+            let mut handled = pin!(handler(&mut socket, &mut datagrams));
+            let handled = poll_fn(|cx| caught(|| handled.as_mut().poll(cx)));
+            if let Err(panic) = handled.await {
+                contain("what a handler has panicked with", || drop(panic));
+            }
+        }
+        // One that cannot be sent costs the others nothing.
+        while let Err(error) = socket.flush().await {
+            if error.kind() == io::ErrorKind::NotConnected {
+                return;
+            }
+            report(|| log::debug!("a datagram cannot be sent: {error}"));
+        }
+    }
+}
+
+impl fmt::Debug for UdpServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UdpServer").field("address", &self.address).finish_non_exhaustive()
+    }
+}
