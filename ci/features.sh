@@ -7,20 +7,20 @@ export RUSTFLAGS="${RUSTFLAGS:-} -D warnings"
 # Other flags than the tests': a target directory of its own keeps the caches of both.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/features"
 
-readonly PROTOCOLS=tokio,futures-io,axum,tonic,hyper,rustls-ring
+readonly PROTOCOLS=tokio,futures-io,axum,tonic,hyper,quinn,rustls-ring
 for features in epoll uring epoll,uring,zerocopy "epoll,$PROTOCOLS" "uring,zerocopy,$PROTOCOLS"; do
     echo "features: $features"
     cargo check --quiet --no-default-features --features "$features" --lib --examples
 done
 # By itself, without what the tests and examples bring along.
-for feature in tokio futures-io hyper axum tonic rustls rustls-ring rustls-aws-lc-rs hyper,rustls; do
+for feature in tokio futures-io hyper axum tonic quinn rustls rustls-ring rustls-aws-lc-rs hyper,rustls; do
     echo "features: epoll,$feature"
     cargo check --quiet --no-default-features --features "epoll,$feature" --lib
 done
 
 # What nobody has asked for is not built.
 tree=$(cargo tree --quiet --edges normal --prefix none --package duopoll)
-for crate in tokio hyper axum tonic rustls ring; do
+for crate in tokio hyper axum tonic quinn rustls ring; do
     if grep --quiet "^$crate v" <<<"$tree"; then
         echo "without a feature that needs it, there is $crate" >&2
         exit 1
