@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as Std};
 use std::pin::pin;
 use std::time::Duration;
 
-use duopoll::udp::{Datagram, Ecn, Outgoing, UdpOptions, UdpServer, UdpSocket};
-use duopoll::{Engine, Pollers, task, time};
+use duopoll::udp::{Datagram, Ecn, Outgoing, UdpOptions, UdpServer, UdpSocket, UnixDatagram};
+use duopoll::{Address, Engine, Pollers, task, time};
 use pollster::block_on;
 use support::{PATIENCE, eventually, open_descriptors, poll_once};
 
@@ -47,6 +47,8 @@ on_each!(
     a_server_has_a_socket_on_each_poller,
     a_handler_that_panics_ends_nothing,
     a_shutdown_waits_for_handlers,
+    unix_sockets_have_datagrams,
+    a_unix_socket_waits_for_room,
 );
 
 #[derive(Clone, Copy)]
@@ -419,6 +421,76 @@ fn a_poller_that_ends_says_so(setup: Setup) {
     pollers.stop();
     let error = block_on(socket.recv()).expect_err("nobody watches");
     assert_eq!(error.kind(), ErrorKind::NotConnected);
+}
+
+fn unix_sockets_have_datagrams(setup: Setup) {
+    setup.run(|| async {
+        let name =
+            format!("unix:@duopoll-udp-{}-{:?}", std::process::id(), std::thread::current().id());
+        let mut server = UnixDatagram::bind(&name).await.expect("bound");
+        let own = format!("{name}-client");
+        let mut client = UnixDatagram::bind(&own).await.expect("bound");
+        for (seed, size) in [0, 1, 2048, 2049, 65_000].into_iter().enumerate() {
+            let to = server.local_addr().expect("bound");
+            client.send(Outgoing::to(bytes(size, seed), to)).await.expect("sent");
+            let datagram = server.recv().await.expect("received");
+            assert!(datagram.bytes == bytes(size, seed) && !datagram.is_cut);
+            assert_eq!(datagram.from, own.parse::<Address>().expect("an address"));
+            server.send(Outgoing::reply(datagram.bytes.clone(), &datagram)).await.expect("sent");
+            assert!(client.recv().await.expect("received").bytes == bytes(size, seed));
+        }
+        // There is room for 64 KiB of one.
+        let to = server.local_addr().expect("bound");
+        client.send(Outgoing::to(bytes(70_000, 1), to.clone())).await.expect("sent");
+        let datagram = server.recv().await.expect("received");
+        assert!(datagram.is_cut && datagram.bytes == bytes(70_000, 1)[..65_535]);
+        let mut unnamed = UnixDatagram::unbound().await.expect("a socket");
+        unnamed.connect(&to).expect("connected");
+        unnamed.send(Outgoing::connected(b"x")).await.expect("sent");
+        assert_eq!(server.recv().await.expect("received").from, Address::Unnamed);
+        let tcp = "127.0.0.1:9".parse::<Address>().expect("an address");
+        let error = client.send(Outgoing::to(b"x", tcp)).await.expect_err("another kind");
+        assert!(error.raw_os_error().is_some(), "{error}");
+        drop(server);
+        // The poller lets go a moment later; it runs this, too.
+        while unnamed.connect(&to).is_ok() {
+            time::sleep(Duration::from_millis(1)).await;
+        }
+        let error = client.send(Outgoing::to(b"x", to)).await.expect_err("nobody is there");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+fn a_unix_socket_waits_for_room(setup: Setup) {
+    setup.run(|| async {
+        let (mut one, mut other) = UnixDatagram::pair().await.expect("a pair");
+        let mut sender = one.sender();
+        let sends = task::spawn_local(async move {
+            for number in 0..1000u32 {
+                one.stage(Outgoing::connected(number.to_be_bytes().to_vec()));
+            }
+            one.flush().await.expect("sent");
+        });
+        let others = task::spawn_local(async move {
+            for _ in 0..100 {
+                sender.send(Outgoing::connected(b"other")).await.expect("sent");
+            }
+        });
+        time::sleep(Duration::from_millis(20)).await;
+        assert!(!sends.is_finished(), "it has room for all");
+        let (mut next, mut from_others) = (0u32, 0);
+        while next < 1000 || from_others < 100 {
+            let datagram = other.recv().await.expect("received");
+            if datagram.bytes == *b"other" {
+                from_others += 1;
+            } else {
+                assert!(datagram.bytes == next.to_be_bytes());
+                next += 1;
+            }
+        }
+        sends.await.expect("no panic");
+        others.await.expect("no panic");
+    });
 }
 
 #[test]

@@ -7,21 +7,23 @@ use crate::Slice;
 /// A datagram that has come, or several of one size that have come together: see [`segments`](Datagram::segments).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Datagram {
+pub struct Datagram<A = SocketAddr> {
     /// Its bytes; none is a datagram, too. Up to 2 KiB they are copied once out of the memory that all sockets of a poller receive into;
     /// more lie where the kernel has put them.
     pub bytes: Slice,
     /// Who has sent it.
-    pub from: SocketAddr,
+    pub from: A,
     /// The address that it was sent to, if [that](super::UdpOptions::local_address) was asked for.
     pub local: Option<IpAddr>,
     /// Its bits of congestion notification, if [they](super::UdpOptions::ecn) were asked for. None: not capable of it.
     pub ecn: Option<Ecn>,
     /// With [`gro`](super::UdpOptions::gro): of how many bytes each of those is that have come together; the last may be shorter.
     pub segment_bytes: Option<usize>,
+    /// More bytes belonged to it, for which there was no room: of a Unix socket, beyond 64 KiB.
+    pub is_cut: bool,
 }
 
-impl Datagram {
+impl<A> Datagram<A> {
     /// Each of those that have come together; this one, if it has come alone.
     pub fn segments(&self) -> impl Iterator<Item = Slice> {
         let len = self.bytes.len();
@@ -65,31 +67,37 @@ impl Ecn {
 
 /// A datagram to be sent.
 #[derive(Clone, Debug)]
-pub struct Outgoing {
+pub struct Outgoing<A = SocketAddr> {
     pub(super) bytes: Slice,
     /// None: to whom the socket is connected.
-    pub(super) to: Option<SocketAddr>,
+    pub(super) to: Option<A>,
     pub(super) local: Option<IpAddr>,
     pub(super) ecn: Option<Ecn>,
     pub(super) segment_bytes: Option<u16>,
 }
 
-impl Outgoing {
+impl<A> Outgoing<A> {
     /// To that address.
-    pub fn to(bytes: impl Into<Slice>, to: SocketAddr) -> Outgoing {
+    pub fn to(bytes: impl Into<Slice>, to: A) -> Outgoing<A> {
         Outgoing { bytes: bytes.into(), to: Some(to), local: None, ecn: None, segment_bytes: None }
     }
 
     /// To whom the socket is connected.
-    pub fn connected(bytes: impl Into<Slice>) -> Outgoing {
+    pub fn connected(bytes: impl Into<Slice>) -> Outgoing<A> {
         Outgoing { bytes: bytes.into(), to: None, local: None, ecn: None, segment_bytes: None }
     }
 
     /// In reply: to who has sent it, from the address that it was sent to, if that is known.
-    pub fn reply(bytes: impl Into<Slice>, received: &Datagram) -> Outgoing {
-        Outgoing { local: received.local, ..Outgoing::to(bytes, received.from) }
+    pub fn reply(bytes: impl Into<Slice>, received: &Datagram<A>) -> Outgoing<A>
+    where
+        A: Clone,
+    {
+        Outgoing { local: received.local, ..Outgoing::to(bytes, received.from.clone()) }
     }
+}
 
+/// For UDP.
+impl Outgoing {
     /// From that address of this machine, where the socket is bound to all of them.
     pub fn source(mut self, local: IpAddr) -> Outgoing {
         self.local = Some(local);

@@ -1,4 +1,4 @@
-//! Datagrams: UDP over IPv4 and IPv6.
+//! Datagrams: UDP over IPv4 and IPv6, and Unix sockets.
 //!
 //! ```no_run
 //! use duopoll::udp::{Outgoing, UdpSocket};
@@ -48,6 +48,7 @@ mod options;
 mod receiving;
 mod sending;
 mod serve;
+mod unix;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -62,24 +63,32 @@ use duopoll_core::Direction;
 use socket2::{SockAddr, SockRef};
 
 use crate::async_fd::Watching;
+pub use address::Peer;
 pub use datagram::{Datagram, Ecn, Outgoing};
 pub use options::UdpOptions;
 use receiving::Inbox;
 use sending::Ability;
 pub use serve::UdpServer;
+pub use unix::UnixDatagram;
 
 /// Batches that are received in a row before others have their turn.
 const BATCHES_MAX: u8 = 4;
 /// Calls that send in a row before others have their turn.
 const SENDS_MAX: usize = 8;
 
-/// A socket for datagrams. See the [module](self).
-pub struct UdpSocket {
+/// A socket of UDP. See the [module](self).
+pub type UdpSocket = DatagramSocket<SocketAddr>;
+
+/// A half of a [`UdpSocket`] that sends.
+pub type UdpSender = DatagramSender<SocketAddr>;
+
+/// A socket for datagrams, whose peers have such addresses: a [`UdpSocket`], or a [`UnixDatagram`].
+pub struct DatagramSocket<A: Peer> {
     shared: Arc<Shared>,
-    inbox: Inbox,
+    inbox: Inbox<A>,
     /// Batches since it was waited for one.
     batches: u8,
-    staged: VecDeque<Outgoing>,
+    staged: VecDeque<Outgoing<A>>,
 }
 
 /// What the halves of a socket share.
@@ -128,16 +137,9 @@ impl UdpSocket {
     }
 
     async fn watched(socket: OwnedFd, options: &UdpOptions) -> io::Result<UdpSocket> {
-        let known = SockRef::from(&socket);
-        if known.r#type()? != socket2::Type::DGRAM {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
-        known.set_nonblocking(true)?;
-        let ability = Ability::new(local_addr(socket.as_fd())?.is_ipv6(), options.coalesces());
-        let watching = Watching::nearby(socket.try_clone()?).await?;
-        let shared = Shared { socket, watching, ability, room: Arc::default() };
-        let (inbox, staged) = (Inbox::new(options.has_gro()), VecDeque::new());
-        Ok(UdpSocket { shared: Arc::new(shared), inbox, batches: 0, staged })
+        let is_ipv6 = local_addr(socket.as_fd())?.is_ipv6();
+        let ability = Ability::new(is_ipv6, options.coalesces());
+        DatagramSocket::on_a_poller(socket, ability, options.has_gro()).await
     }
 
     /// From now on only datagrams of that peer come, and [`Outgoing::connected`] goes there. Again, to another one, as often as is wanted.
@@ -148,20 +150,54 @@ impl UdpSocket {
         SockRef::from(&self.shared.socket).connect(&SockAddr::from(peer))
     }
 
+    /// Where it is bound.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        local_addr(self.shared.socket.as_fd())
+    }
+
+    /// To whom it is connected.
+    ///
+    /// # Errors
+    /// `ENOTCONN` if it is not.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        internet(SockRef::from(&self.shared.socket).peer_addr()?)
+    }
+}
+
+/// What sockets of both kinds do.
+impl<A: Peer> DatagramSocket<A> {
+    async fn on_a_poller(
+        socket: OwnedFd,
+        ability: Ability,
+        large: bool,
+    ) -> io::Result<DatagramSocket<A>> {
+        let known = SockRef::from(&socket);
+        if known.r#type()? != socket2::Type::DGRAM {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        known.set_nonblocking(true)?;
+        let watching = Watching::nearby(socket.try_clone()?).await?;
+        let shared = Arc::new(Shared { socket, watching, ability, room: Arc::default() });
+        Ok(DatagramSocket { shared, inbox: Inbox::new(large), batches: 0, staged: VecDeque::new() })
+    }
+
     /// The next datagram.
     ///
     /// # Errors
     /// What ICMP has told of an earlier one, if the socket is [connected](UdpSocket::connect); `ENOMEM`; [`NotConnected`](io::ErrorKind::NotConnected)
     /// if the poller has ended.
-    pub async fn recv(&mut self) -> io::Result<Datagram> {
+    pub async fn recv(&mut self) -> io::Result<Datagram<A>> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// [`recv`](UdpSocket::recv) as a poll.
+    /// [`recv`](DatagramSocket::recv) as a poll.
     ///
     /// # Errors
     /// As there.
-    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Datagram>> {
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Datagram<A>>> {
         loop {
             if let Some(datagram) = self.inbox.waiting.pop_front() {
                 return Poll::Ready(Ok(datagram));
@@ -173,19 +209,19 @@ impl UdpSocket {
     /// All datagrams that one call brings, up to 32, at the end of `datagrams`. How many that was: at least one.
     ///
     /// # Errors
-    /// As for [`recv`](UdpSocket::recv).
-    pub async fn recv_many(&mut self, datagrams: &mut Vec<Datagram>) -> io::Result<usize> {
+    /// As for [`recv`](DatagramSocket::recv).
+    pub async fn recv_many(&mut self, datagrams: &mut Vec<Datagram<A>>) -> io::Result<usize> {
         poll_fn(|cx| self.poll_recv_many(cx, datagrams)).await
     }
 
-    /// [`recv_many`](UdpSocket::recv_many) as a poll.
+    /// [`recv_many`](DatagramSocket::recv_many) as a poll.
     ///
     /// # Errors
     /// As there.
     pub fn poll_recv_many(
         &mut self,
         cx: &mut Context<'_>,
-        datagrams: &mut Vec<Datagram>,
+        datagrams: &mut Vec<Datagram<A>>,
     ) -> Poll<io::Result<usize>> {
         if self.inbox.waiting.is_empty() {
             ready!(self.poll_batch(cx))?;
@@ -215,8 +251,8 @@ impl UdpSocket {
         self.inbox.dropped
     }
 
-    /// Leaves a datagram for the next [`flush`](UdpSocket::flush). What is staged has no bound but the caller's sense.
-    pub fn stage(&mut self, datagram: Outgoing) {
+    /// Leaves a datagram for the next [`flush`](DatagramSocket::flush). What is staged has no bound but the caller's sense.
+    pub fn stage(&mut self, datagram: Outgoing<A>) {
         self.staged.push_back(datagram);
     }
 
@@ -234,7 +270,7 @@ impl UdpSocket {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    /// [`flush`](UdpSocket::flush) as a poll.
+    /// [`flush`](DatagramSocket::flush) as a poll.
     ///
     /// # Errors
     /// As there.
@@ -242,55 +278,39 @@ impl UdpSocket {
         self.shared.poll_send(cx, &mut self.staged)
     }
 
-    /// Sends a datagram behind what is staged. Those that go together are better [staged](UdpSocket::stage) and flushed.
+    /// Sends a datagram behind what is staged. Those that go together are better [staged](DatagramSocket::stage) and flushed.
     ///
     /// # Errors
-    /// As for [`flush`](UdpSocket::flush).
-    pub async fn send(&mut self, datagram: Outgoing) -> io::Result<()> {
+    /// As for [`flush`](DatagramSocket::flush).
+    pub async fn send(&mut self, datagram: Outgoing<A>) -> io::Result<()> {
         self.stage(datagram);
         self.flush().await
     }
 
     /// Another half that sends, with what it stages itself: for other tasks, on any thread.
-    pub fn sender(&self) -> UdpSender {
-        UdpSender { shared: self.shared.clone(), staged: VecDeque::new() }
-    }
-
-    /// Where it is bound.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        local_addr(self.shared.socket.as_fd())
-    }
-
-    /// To whom it is connected.
-    ///
-    /// # Errors
-    /// `ENOTCONN` if it is not.
-    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        internet(SockRef::from(&self.shared.socket).peer_addr()?)
+    pub fn sender(&self) -> DatagramSender<A> {
+        DatagramSender { shared: self.shared.clone(), staged: VecDeque::new() }
     }
 }
 
-/// A half of a [`UdpSocket`] that sends. A clone has what it stages for itself.
-pub struct UdpSender {
+/// A half of a [`DatagramSocket`] that sends. A clone has what it stages for itself.
+pub struct DatagramSender<A: Peer> {
     shared: Arc<Shared>,
-    staged: VecDeque<Outgoing>,
+    staged: VecDeque<Outgoing<A>>,
 }
 
-impl UdpSender {
-    /// See [`UdpSocket::stage`].
-    pub fn stage(&mut self, datagram: Outgoing) {
+impl<A: Peer> DatagramSender<A> {
+    /// See [`DatagramSocket::stage`].
+    pub fn stage(&mut self, datagram: Outgoing<A>) {
         self.staged.push_back(datagram);
     }
 
-    /// See [`UdpSocket::staged`].
+    /// See [`DatagramSocket::staged`].
     pub fn staged(&self) -> usize {
         self.staged.len()
     }
 
-    /// See [`UdpSocket::flush`].
+    /// See [`DatagramSocket::flush`].
     ///
     /// # Errors
     /// As there.
@@ -298,7 +318,7 @@ impl UdpSender {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    /// See [`UdpSocket::poll_flush`].
+    /// See [`DatagramSocket::poll_flush`].
     ///
     /// # Errors
     /// As there.
@@ -306,27 +326,27 @@ impl UdpSender {
         self.shared.poll_send(cx, &mut self.staged)
     }
 
-    /// See [`UdpSocket::send`].
+    /// See [`DatagramSocket::send`].
     ///
     /// # Errors
     /// As there.
-    pub async fn send(&mut self, datagram: Outgoing) -> io::Result<()> {
+    pub async fn send(&mut self, datagram: Outgoing<A>) -> io::Result<()> {
         self.stage(datagram);
         self.flush().await
     }
 }
 
-impl Clone for UdpSender {
-    fn clone(&self) -> UdpSender {
-        UdpSender { shared: self.shared.clone(), staged: VecDeque::new() }
+impl<A: Peer> Clone for DatagramSender<A> {
+    fn clone(&self) -> DatagramSender<A> {
+        DatagramSender { shared: self.shared.clone(), staged: VecDeque::new() }
     }
 }
 
 impl Shared {
-    fn poll_send(
+    fn poll_send<A: Peer>(
         &self,
         cx: &mut Context<'_>,
-        staged: &mut VecDeque<Outgoing>,
+        staged: &mut VecDeque<Outgoing<A>>,
     ) -> Poll<io::Result<()>> {
         for _ in 0..SENDS_MAX {
             if staged.is_empty() {
@@ -386,15 +406,15 @@ fn internet(address: SockAddr) -> io::Result<SocketAddr> {
 }
 
 /// For socket options. What is received by it is lost to this.
-impl AsFd for UdpSocket {
+impl<A: Peer> AsFd for DatagramSocket<A> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.socket.as_fd()
     }
 }
 
-impl fmt::Debug for UdpSocket {
+impl<A: Peer> fmt::Debug for DatagramSocket<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UdpSocket")
+        f.debug_struct("DatagramSocket")
             .field("socket", &self.shared.socket)
             .field("waiting", &self.inbox.waiting.len())
             .field("staged", &self.staged.len())
@@ -402,8 +422,8 @@ impl fmt::Debug for UdpSocket {
     }
 }
 
-impl fmt::Debug for UdpSender {
+impl<A: Peer> fmt::Debug for DatagramSender<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UdpSender").field("staged", &self.staged.len()).finish_non_exhaustive()
+        f.debug_struct("DatagramSender").field("staged", &self.staged.len()).finish_non_exhaustive()
     }
 }

@@ -10,7 +10,7 @@ use std::ptr;
 use duopoll_core::syscalls::uninterrupted;
 use libc::{iovec, mmsghdr};
 
-use super::address::Name;
+use super::address::{Name, Peer};
 use super::control::{Room, Told};
 use super::datagram::Datagram;
 use crate::{LinkBuffer, Slice};
@@ -34,9 +34,8 @@ thread_local! {
 }
 
 /// What a socket has received and nobody has taken, and what is known of what comes.
-#[derive(Default)]
-pub(super) struct Inbox {
-    pub(super) waiting: VecDeque<Datagram>,
+pub(super) struct Inbox<A> {
+    pub(super) waiting: VecDeque<Datagram<A>>,
     /// Small ones since the last large one; none if there was none.
     small_since_large: Option<u32>,
     /// Datagrams that the socket had no room for, as the kernel has told last.
@@ -107,8 +106,9 @@ impl Places {
     ///
     /// # Safety
     /// The kernel has filled it in.
-    unsafe fn take(&mut self, at: usize, large: bool) -> io::Result<(Datagram, Told)> {
+    unsafe fn take<A: Peer>(&mut self, at: usize, large: bool) -> io::Result<(Datagram<A>, Told)> {
         let (header, len) = (&self.headers[at].msg_hdr, self.headers[at].msg_len as usize);
+        let (name_len, is_cut) = (header.msg_namelen, header.msg_flags & libc::MSG_TRUNC != 0);
         // SAFETY: the kernel has filled it in.
         let told = unsafe { Told::of(header) };
         let bytes = if len == 0 {
@@ -139,19 +139,20 @@ impl Places {
         };
         let datagram = Datagram {
             bytes,
-            from: self.names[at].get()?,
+            from: A::read(&self.names[at], name_len)?,
             local: told.local,
             ecn: told.ecn,
             segment_bytes: told.segment_bytes,
+            is_cut,
         };
         Ok((datagram, told))
     }
 }
 
-impl Inbox {
+impl<A: Peer> Inbox<A> {
     /// `large`: datagrams are expected to be, or to come together.
-    pub(super) fn new(large: bool) -> Inbox {
-        Inbox { small_since_large: large.then_some(0), ..Inbox::default() }
+    pub(super) fn new(large: bool) -> Inbox<A> {
+        Inbox { waiting: VecDeque::new(), small_since_large: large.then_some(0), dropped: 0 }
     }
 
     /// Receives what there is, up to a batch. How many that was; at least one.
@@ -179,9 +180,17 @@ impl Inbox {
                 };
                 usize::try_from(received).map_err(|_| io::Error::last_os_error())
             })?;
+            let mut failed = None;
             for at in 0..received {
                 // SAFETY: the kernel has filled in as many.
-                let (datagram, told) = unsafe { places.take(at, large)? };
+                let (datagram, told) = match unsafe { places.take(at, large) } {
+                    Ok(taken) => taken,
+                    Err(error) => {
+                        // Without memory for it, it is as if the network had lost it.
+                        failed = Some(error);
+                        continue;
+                    }
+                };
                 if datagram.bytes.len() > SMALL_BYTES {
                     self.small_since_large = Some(0);
                 } else if let Some(small) = &mut self.small_since_large {
@@ -190,7 +199,10 @@ impl Inbox {
                 self.dropped = told.dropped.unwrap_or(self.dropped);
                 self.waiting.push_back(datagram);
             }
-            Ok(received)
+            match failed {
+                Some(error) if self.waiting.is_empty() => Err(error),
+                _ => Ok(received),
+            }
         })
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use duopoll_core::syscalls::uninterrupted;
 use libc::{iovec, mmsghdr};
 
-use super::address::Name;
+use super::address::{Name, Peer};
 use super::control::{Room, Wanted};
 use super::datagram::Outgoing;
 use crate::Slice;
@@ -78,7 +78,11 @@ impl Messages {
     }
 
     /// Describes what comes first of the staged. How many messages that is; an error is the first one's.
-    fn fill(&mut self, staged: &VecDeque<Outgoing>, ability: &Ability) -> io::Result<usize> {
+    fn fill<A: Peer>(
+        &mut self,
+        staged: &VecDeque<Outgoing<A>>,
+        ability: &Ability,
+    ) -> io::Result<usize> {
         let (mut messages, mut pieces, mut next) = (0, 0, 0);
         while messages < BATCH && pieces < PIECES && next < staged.len() {
             let first = &staged[next];
@@ -100,14 +104,15 @@ impl Messages {
             header.msg_iov = vectors.as_mut_ptr();
             header.msg_iovlen = together;
             let name = &mut self.names[messages];
-            (header.msg_name, header.msg_namelen) = match first.to {
-                Some(to) => {
-                    *name = Name::of(to);
-                    (ptr::from_mut(name).cast(), name.len())
-                }
-                None => (ptr::null_mut(), 0),
+            let named = match &first.to {
+                Some(to) => to.write(name).map(|len| (ptr::from_mut(name).cast(), len)),
+                None => Ok((ptr::null_mut(), 0)),
             };
-            match wanted.write(ability.is_ipv6, &mut self.controls[messages], header) {
+            let described = named.and_then(|named| {
+                (header.msg_name, header.msg_namelen) = named;
+                wanted.write(ability.is_ipv6, &mut self.controls[messages], header)
+            });
+            match described {
                 Err(error) if messages == 0 => return Err(error),
                 // It comes first the next time.
                 Err(_) => break,
@@ -121,7 +126,10 @@ impl Messages {
 }
 
 /// How many of these, from the first on, go as one that the kernel cuts: at least the first.
-fn together<'a>(mut staged: impl Iterator<Item = &'a Outgoing>, ability: &Ability) -> usize {
+fn together<'a, A: Peer>(
+    mut staged: impl Iterator<Item = &'a Outgoing<A>>,
+    ability: &Ability,
+) -> usize {
     let Some(first) = staged.next() else { return 0 };
     let size = first.bytes.len();
     if first.segment_bytes.is_some() || size == 0 || !ability.cuts(size) {
@@ -150,9 +158,9 @@ fn together<'a>(mut staged: impl Iterator<Item = &'a Outgoing>, ability: &Abilit
 ///
 /// # Errors
 /// `WouldBlock` if there is no room. Any other is of the first of them, which is taken out, too.
-pub(super) fn send(
+pub(super) fn send<A: Peer>(
     socket: BorrowedFd<'_>,
-    staged: &mut VecDeque<Outgoing>,
+    staged: &mut VecDeque<Outgoing<A>>,
     ability: &Ability,
 ) -> io::Result<usize> {
     MESSAGES.with(|messages| {
@@ -206,7 +214,7 @@ fn refuses_to_cut(error: &io::Error) -> bool {
 }
 
 /// The pieces of a datagram that was to be cut, if the kernel does not.
-fn cut_apart(error: &io::Error, first: Option<&Outgoing>) -> Option<Vec<Outgoing>> {
+fn cut_apart<A: Peer>(error: &io::Error, first: Option<&Outgoing<A>>) -> Option<Vec<Outgoing<A>>> {
     let first = first.filter(|_| refuses_to_cut(error))?;
     let step = usize::from(first.segment_bytes?);
     let len = first.bytes.len();
