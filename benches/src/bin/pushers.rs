@@ -25,7 +25,7 @@ use duopoll_benches::process as processes;
 use duopoll_benches::sys::{self, Epoll, Events};
 use hdrhistogram::Histogram;
 
-const HELP: &str = "pushers [--engine epoll|uring] [--budget-mib N] [--pushers N] [--seconds N] [--rounds N] [--insist]
+const HELP: &str = "pushers [--engine epoll|uring] [--budget-mib N] [--pushers N] [--seconds N] [--rounds N] [--elsewhere] [--insist]
 
 Peers push pieces of 64 KiB to an echo server and never read, beside 50 clients that echo 1 KiB in a closed loop.
 
@@ -34,6 +34,7 @@ Peers push pieces of 64 KiB to an echo server and never read, beside 50 clients 
   --pushers     how many (default: 10000)
   --seconds     how long the clients are measured alone, and when the server is full (default: 5)
   --rounds      how often (default: 3)
+  --elsewhere   they push to another such server: what is left of the difference is the kernel's and the machine's
   --insist      exit code 1 if a round uses more than a quarter above the budget, has a median above 1.5 of what it was
                 without pushers, or has not given the memory back 10 s after they have left";
 
@@ -342,6 +343,7 @@ struct Settings {
     budget_mib: u64,
     pushers: u64,
     seconds: Duration,
+    elsewhere: bool,
 }
 
 /// What a round has shown.
@@ -357,7 +359,8 @@ struct Round {
     pushed: [u64; 4],
     /// Bytes of those that were pushed when the server was full.
     pushed_on: u64,
-    figures: String,
+    /// The server's, when it was full and just before the pushers left.
+    figures: [String; 2],
 }
 
 fn measure(words: &[&str]) -> io::Result<()> {
@@ -366,6 +369,7 @@ fn measure(words: &[&str]) -> io::Result<()> {
         budget_mib: 256,
         pushers: 10_000,
         seconds: Duration::from_secs(5),
+        elsewhere: false,
     };
     let (mut rounds, mut insist) = (3, false);
     let mut words = words.iter();
@@ -377,6 +381,7 @@ fn measure(words: &[&str]) -> io::Result<()> {
             "--pushers" => settings.pushers = parse(value())?,
             "--seconds" => settings.seconds = Duration::from_secs(parse(value())?),
             "--rounds" => rounds = parse(value())?,
+            "--elsewhere" => settings.elsewhere = true,
             "--insist" => insist = true,
             "--help" | "-h" => {
                 println!("{HELP}");
@@ -399,9 +404,15 @@ fn measure(words: &[&str]) -> io::Result<()> {
 }
 
 fn round(settings: &Settings) -> io::Result<Round> {
-    let mut server =
-        Part::start(&["serve", &settings.engine, &settings.budget_mib.to_string()], SERVER_CORE)?;
-    let address = server.line()?;
+    let start = || -> io::Result<(Part, String)> {
+        let words = ["serve", &settings.engine, &settings.budget_mib.to_string()];
+        let mut server = Part::start(&words, SERVER_CORE)?;
+        let address = server.line()?;
+        Ok((server, address))
+    };
+    let (mut server, address) = start()?;
+    let other = settings.elsewhere.then(start).transpose()?;
+    let pushed_to = other.as_ref().map_or(&address, |(_, address)| address);
     println!("engine: {}", server.line()?);
     let (to, phase) = (parse(&address)?, AtomicUsize::new(0));
     thread::scope(|scope| {
@@ -409,7 +420,7 @@ fn round(settings: &Settings) -> io::Result<Round> {
             sys::pin_to_core(CLIENT_CORE)?;
             echo_until_over(to, &phase)
         });
-        let shown = drive(settings, &mut server, &address, &phase);
+        let shown = drive(settings, &mut server, pushed_to, &phase);
         phase.store(OVER, Ordering::Relaxed);
         let latencies = clients.join().map_err(|_| io::Error::other("a panic"))??;
         Ok(Round { latencies, ..shown? })
@@ -448,12 +459,13 @@ fn drive(
         }
     }
     let filled_in = begun.elapsed();
+    let filled = server.ask()?;
     next(FULL, server)?;
     thread::sleep(settings.seconds);
     next(LEFT, server)?;
     let (pushed, kernel_mib) = (pushers.seen()?, kernel_mib()?);
     let pushed_on = pushed[0] - before;
-    let figures = server.ask()?;
+    let figures = [filled, server.ask()?];
     drop(pushers);
     let left = Instant::now();
     let mut later_mib = [0; LATER.len()];
@@ -543,6 +555,7 @@ impl fmt::Display for Round {
         let later: Vec<_> =
             later.iter().map(|(at, mib)| format!("{mib} MiB after {at:?}")).collect();
         writeln!(f, "left: {}", later.join(", "))?;
-        writeln!(f, "server: {}", self.figures)
+        let [filled, end] = &self.figures;
+        writeln!(f, "server: {filled} when it was filled\nserver: {end} when they left")
     }
 }
