@@ -526,8 +526,8 @@ impl fmt::Display for Round {
             "| phase | echoes | median, us | p99, us | longest, us | CPU us/echo | MiB at its end |"
         )?;
         writeln!(f, "|---|---:|---:|---:|---:|---:|---:|")?;
-        for phase in ALONE..OVER {
-            let (name, all) = (PHASES[phase], &self.latencies[phase]);
+        for (phase, name) in PHASES.iter().enumerate().skip(ALONE) {
+            let all = &self.latencies[phase];
             let (median, p99) = (all.value_at_quantile(0.5), all.value_at_quantile(0.99));
             let (count, longest) = (all.len(), all.max());
             let (begin, end) = (&self.marks[phase], &self.marks[phase + 1]);
