@@ -34,7 +34,7 @@ Peers push pieces of 64 KiB to an echo server and never read, beside 50 clients 
   --pushers     how many (default: 10000)
   --seconds     how long the clients are measured alone, and when the server is full (default: 5)
   --rounds      how often (default: 3)
-  --elsewhere   they push to another such server: what is left of the difference is the kernel's and the machine's
+  --elsewhere   they push to another such server on the same processor: what of the difference is not the memory of this one
   --insist      exit code 1 if a round uses more than a quarter above the budget, has a median above 1.5 of what it was
                 without pushers, or has not given the memory back 10 s after they have left";
 

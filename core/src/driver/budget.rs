@@ -1,6 +1,6 @@
 //! What a driver knows of the memory budget that its connections share.
 
-use crate::memory::MemoryLevel;
+use crate::memory::{MemoryLevel, Usage};
 use crate::timer::Tick;
 use crate::token::Token;
 
@@ -26,6 +26,8 @@ pub(super) struct Memory {
     pub(super) level: MemoryLevel,
     /// Connections that were counted.
     pub(super) counted: usize,
+    /// What was used at the last look.
+    pub(super) seen: Option<Usage>,
     /// Refusals that were seen.
     pub(super) refusals: usize,
     /// A connection could not be received from since the last look: nobody was told, and it waits.

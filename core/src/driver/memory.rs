@@ -42,9 +42,13 @@ impl Driver {
             self.memory.counted = connections;
         }
         let usage = pool.usage();
-        self.mailbox.set_share(usage.share());
         // Who was told that there is none needs nobody to go.
         let starves = std::mem::take(&mut self.memory.starves);
+        if self.memory.seen == Some(usage) && !starves && !self.memory.is_short() {
+            return;
+        }
+        self.memory.seen = Some(usage);
+        self.mailbox.set_share(usage.share());
         let was_refused = usage.refusals != self.memory.refusals;
         self.memory.refusals = usage.refusals;
         let before = self.memory.level;

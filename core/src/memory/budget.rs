@@ -52,7 +52,7 @@ impl Budget {
 }
 
 /// What a poller sees of the pool that its connections use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub(crate) live_bytes: usize,
     pub(crate) max_bytes: usize,
