@@ -178,7 +178,8 @@ fn life(query: &Query, answer: &Message<&[u8]>) -> Result<Option<u32>, ParseErro
 
 /// The first bit has no meaning; with it there is no time at all (RFC 2181).
 fn seconds(ttl: Ttl) -> u32 {
-    i32::try_from(ttl.as_secs()).unwrap_or(0).cast_unsigned()
+    let seconds = ttl.as_secs();
+    if seconds >> 31 == 0 { seconds } else { 0 }
 }
 
 /// Where the TTLs are of all records behind the question.

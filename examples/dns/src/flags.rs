@@ -57,6 +57,10 @@ pub(crate) fn parse(
     if config.listen.is_empty() {
         config.listen.push(SocketAddr::from(([127, 0, 0, 1], 5353)));
     }
+    // One of IPv4 may be written as one of IPv6.
+    for upstream in &mut config.upstream {
+        upstream.set_ip(upstream.ip().to_canonical());
+    }
     check(&config)?;
     Ok(Some(config))
 }
@@ -101,7 +105,7 @@ fn check(config: &Config) -> Result<(), lexopt::Error> {
 
 /// Whether who listens there is who would be asked there.
 fn is_same(listen: &SocketAddr, upstream: &SocketAddr) -> bool {
-    let (at, asked) = (listen.ip(), upstream.ip().to_canonical());
+    let (at, asked) = (listen.ip(), upstream.ip());
     if listen.port() != upstream.port() || at.is_ipv4() != asked.is_ipv4() {
         return false;
     }

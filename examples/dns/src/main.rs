@@ -85,10 +85,8 @@ fn serve(
     resolver: &Arc<Resolver>,
     tasks: &TaskGroup,
 ) -> io::Result<Server> {
-    let mut listeners = config.listen.iter().map(|address| {
-        let listener = listening::listen(*address, pollers, resolver, tasks);
-        listener.map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))
-    });
+    let listen = |address: &_| listening::listen(*address, pollers, resolver, tasks);
+    let mut listeners = config.listen.iter().map(listen);
     let first = listeners.next().unwrap_or_else(|| unreachable!("there is a default"))?;
     let service = EventLoop::builder()
         .on(pollers.clone())

@@ -90,7 +90,9 @@ impl Upstreams {
         for _ in 0..STRAYS_MAX {
             let datagram = socket.recv().await?;
             // It may have come before the socket was connected.
-            if datagram.from == upstream && answers(&datagram.bytes, query, id) {
+            let is_theirs =
+                datagram.from.ip() == upstream.ip() && datagram.from.port() == upstream.port();
+            if is_theirs && answers(&datagram.bytes, query, id) {
                 return Ok(datagram.bytes);
             }
             self.stats.upstream_strays.add(1);

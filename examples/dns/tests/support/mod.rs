@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use domain::base::iana::{Class, Rcode, Rtype};
+use domain::base::message_builder::OptBuilder;
 use domain::base::name::FlattenInto;
 use domain::base::{Message, MessageBuilder, Name, ParsedName, Record, Serial, Ttl};
 use domain::rdata::{A, Soa};
@@ -368,7 +369,11 @@ fn many(query: &[u8], count: u32, ttl: u32, address: impl Fn(u32) -> Ipv4Addr) -
         builder.push(Record::new(&name, Class::IN, Ttl::from_secs(ttl), data)).expect("room");
     }
     let mut builder = builder.additional();
-    builder.opt(|opt| Ok(opt.set_udp_payload_size(1232))).expect("room");
+    let size = |opt: &mut OptBuilder<'_, Vec<u8>>| {
+        opt.set_udp_payload_size(1232);
+        Ok(())
+    };
+    builder.opt(size).expect("room");
     builder.finish()
 }
 
