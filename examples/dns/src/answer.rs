@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use domain::base::iana::{Rcode, Rtype};
-use domain::base::message_builder::{AdditionalBuilder, HashCompressor, PushError};
-use domain::base::record::ComposeRecord;
+use domain::base::message_builder::{HashCompressor, PushError};
 use domain::base::wire::ParseError;
 use domain::base::{Header, Message, MessageBuilder, ParsedName, ParsedRecord, Record, Ttl};
 use domain::dep::octseq::Parser;
@@ -54,7 +53,7 @@ impl Answer {
     /// them point to what is there.
     pub(crate) fn new(query: &Query, answer: &[u8], now: Instant) -> Result<Answer, Malformed> {
         let answer = Message::from_octets(answer).map_err(|_| Malformed::Parse)?;
-        let life = life(query, &answer)?;
+        let life = life(query, &answer)?.unwrap_or(0);
         let target = HashCompressor::new(Vec::with_capacity(answer.as_slice().len()));
         let Ok(mut builder) = MessageBuilder::from_target(target);
         let header = answer.header();
@@ -65,23 +64,23 @@ impl Answer {
         let (_, answers, authority, additional) = answer.sections()?;
         let mut builder = builder.answer();
         for record in answers {
-            builder.push(kept(&record?, life.unwrap_or(0))?)?;
+            builder.push(kept(&record?, life)?)?;
         }
         let mut builder = builder.authority();
         for record in authority {
-            builder.push(kept(&record?, life.unwrap_or(0))?)?;
+            builder.push(kept(&record?, life)?)?;
         }
         let mut builder = builder.additional();
         for record in additional {
             let record = record?;
             // Of the hop to the upstream.
             if !matches!(record.rtype(), Rtype::OPT | Rtype::TSIG | Rtype::SIG) {
-                push(&mut builder, kept(&record, life.unwrap_or(0))?)?;
+                builder.push(kept(&record, life)?)?;
             }
         }
         let message = builder.finish().into_target();
         let ttls = ttls(&message, query.question_end())?;
-        Ok(Answer { message, ttls, since: now, life: life.unwrap_or(0) })
+        Ok(Answer { message, ttls, since: now, life })
     }
 
     /// How long it may be told again.
@@ -121,13 +120,6 @@ impl Answer {
         query.end(&mut reply, 0);
         reply
     }
-}
-
-fn push<'a>(
-    builder: &mut AdditionalBuilder<HashCompressor<Vec<u8>>>,
-    record: impl ComposeRecord + 'a,
-) -> Result<(), PushError> {
-    builder.push(record)
 }
 
 /// A record as it is kept. What is there for long is not told for longer than the whole may be.
@@ -196,4 +188,91 @@ fn ttls(message: &[u8], question_end: usize) -> Result<Box<[u16]>, Malformed> {
         parser.advance(bytes.into()).map_err(|_| Malformed::Parse)?;
     }
     Ok(ttls.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::base::iana::Class;
+    use domain::base::message_builder::OptBuilder;
+    use domain::base::{Name, Serial};
+    use domain::rdata::A;
+
+    use super::*;
+    use crate::query::{Judged, judge};
+
+    /// A query with EDNS, and an answer that has a bit of everything.
+    fn exchange() -> (Query, Vec<u8>) {
+        let name = Name::vec_from_str("www.example.test").expect("a name");
+        let mut builder = MessageBuilder::new_vec().question();
+        builder.push((&name, Rtype::A)).expect("room");
+        let mut builder = builder.additional();
+        let dnssec_ok = |opt: &mut OptBuilder<'_, Vec<u8>>| {
+            opt.set_udp_payload_size(4096);
+            opt.set_dnssec_ok(true);
+            Ok(())
+        };
+        builder.opt(dnssec_ok).expect("room");
+        let Judged::Query(query) = judge(&builder.finish()) else { panic!("a query") };
+        let mut builder = MessageBuilder::new_vec().question();
+        builder.header_mut().set_qr(true);
+        builder.push((&name, Rtype::A)).expect("room");
+        let (class, ttl) = (Class::IN, Ttl::from_secs(100));
+        let mut builder = builder.answer();
+        for last in 0..3 {
+            let data = A::from_octets(192, 0, 2, last);
+            builder.push(Record::new(&name, class, ttl, data)).expect("room");
+        }
+        let mut builder = builder.authority();
+        let soa = Soa::new(&name, &name, Serial::from(1), ttl, ttl, ttl, ttl);
+        builder.push(Record::new(&name, class, ttl, soa)).expect("room");
+        let mut builder = builder.additional();
+        builder.opt(|_| Ok(())).expect("room");
+        (query, builder.finish())
+    }
+
+    #[test]
+    fn time_is_counted_down() {
+        let (query, bytes) = exchange();
+        let now = Instant::now();
+        let answer = Answer::new(&query, &bytes, now).expect("in order");
+        assert_eq!((answer.life, answer.ttls.len()), (100, 4));
+        let later = now + Duration::from_millis(40_500);
+        assert!(answer.is_fresh(later) && !answer.is_fresh(now + Duration::from_secs(100)));
+        let reply = answer.reply(&query, later, 4096);
+        let reply = Message::from_octets(reply).expect("a message");
+        for record in reply.answer().expect("in order").chain(reply.authority().expect("in order"))
+        {
+            assert_eq!(record.expect("in order").ttl().as_secs(), 60);
+        }
+        assert_eq!(reply.opt().map(|opt| opt.dnssec_ok()), Some(true));
+    }
+
+    #[test]
+    fn whatever_upstreams_send_is_refused_or_in_order() {
+        let (query, bytes) = exchange();
+        let mut seed = 1u64;
+        let mut random = |below: usize| {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % below
+        };
+        let now = Instant::now();
+        let mut kept = 0;
+        for _ in 0..50_000 {
+            let mut bytes = bytes.clone();
+            for _ in 0..=random(4) {
+                let at = random(bytes.len());
+                bytes[at] = random(256) as u8;
+            }
+            bytes.truncate(bytes.len() - random(2) * random(40));
+            let Ok(answer) = Answer::new(&query, &bytes, now) else { continue };
+            kept += 1;
+            let reply = answer.reply(&query, now + Duration::from_secs(1), 4096);
+            let reply = Message::from_octets(reply).expect("a message");
+            assert!(reply.iter().all(|record| record.is_ok()), "{bytes:?}");
+            assert!(reply.opt().is_some(), "{bytes:?}");
+        }
+        assert!(kept > 1000, "{kept}");
+    }
 }

@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,15 @@ impl Resolver {
         let mut pairs = line.split_whitespace().filter_map(|word| word.split_once('='));
         let (_, value) = pairs.find(|pair| pair.0 == name).unwrap_or_else(|| panic!("in {line}"));
         value.parse().expect("a number")
+    }
+
+    /// Waits until a figure is there.
+    pub fn comes_to(&mut self, name: &str, value: u64) {
+        let begun = Instant::now();
+        while self.figure(name) != value {
+            assert!(begun.elapsed() < PATIENCE, "{name} is not {value}");
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 
     pub fn line(&mut self) -> String {
@@ -228,6 +237,10 @@ pub struct Asked {
 pub struct Upstream {
     pub address: SocketAddr,
     log: Arc<Mutex<Vec<Asked>>>,
+    /// Who is asked what is to go round in circles.
+    circle: Arc<Mutex<Option<SocketAddr>>>,
+    /// Whether what was held back may go.
+    released: Arc<(Mutex<bool>, Condvar)>,
 }
 
 impl Upstream {
@@ -243,7 +256,13 @@ impl Upstream {
                 break (tcp, Arc::new(udp));
             }
         };
-        let upstream = Upstream { address: tcp.local_addr().expect("bound"), log: Arc::default() };
+        let address = tcp.local_addr().expect("bound");
+        let upstream = Upstream {
+            address,
+            log: Arc::default(),
+            circle: Arc::default(),
+            released: Arc::default(),
+        };
         let this = upstream.clone();
         thread::spawn(move || {
             let mut bytes = [0; 4096];
@@ -251,7 +270,16 @@ impl Upstream {
                 let (len, from) = udp.recv_from(&mut bytes).expect("received");
                 let (udp, query) = (udp.clone(), bytes[..len].to_vec());
                 let asked = this.note(&query, from, false);
-                thread::spawn(move || serve(&udp, &query, &asked));
+                let this = this.clone();
+                thread::spawn(move || {
+                    if asked.name.to_ascii_lowercase().starts_with("held") {
+                        this.hold();
+                    }
+                    match this.next() {
+                        Some(next) => pass_on(&udp, &query, next, asked.from),
+                        None => serve(&udp, &query, &asked),
+                    }
+                });
             }
         });
         let this = upstream.clone();
@@ -276,11 +304,41 @@ impl Upstream {
         asked
     }
 
+    /// Passes everything on to a resolver from now on.
+    pub fn ask_instead(&self, resolver: SocketAddr) {
+        *self.circle.lock().expect("no panic") = Some(resolver);
+    }
+
+    fn next(&self) -> Option<SocketAddr> {
+        *self.circle.lock().expect("no panic")
+    }
+
+    fn hold(&self) {
+        let (released, told) = &*self.released;
+        let released = released.lock().expect("no panic");
+        drop(told.wait_while(released, |released| !*released).expect("no panic"));
+    }
+
+    /// What was held back goes now.
+    pub fn release(&self) {
+        let (released, told) = &*self.released;
+        *released.lock().expect("no panic") = true;
+        told.notify_all();
+    }
+
     /// What it was asked of a name.
     pub fn asked(&self, name: &str) -> Vec<Asked> {
         let log = self.log.lock().expect("no panic");
         log.iter().filter(|asked| asked.name == name).cloned().collect()
     }
+}
+
+fn pass_on(socket: &UdpSocket, query: &[u8], next: SocketAddr, back: SocketAddr) {
+    let client = Client::of(next);
+    client.send(query);
+    let mut bytes = [0; 4096];
+    let len = client.0.recv(&mut bytes).expect("a reply");
+    let _ = socket.send_to(&bytes[..len], back);
 }
 
 /// Does over UDP what the first label says.
@@ -290,7 +348,6 @@ fn serve(socket: &UdpSocket, query: &[u8], asked: &Asked) {
     let lie = address_of(query, WRONG);
     match asked.name.split('.').next().expect("a label") {
         "silent" => return,
-        "slow" => thread::sleep(Duration::from_millis(500)),
         "wrongid" => {
             let mut lie = lie;
             lie[0] ^= 1;
