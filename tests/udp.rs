@@ -37,6 +37,8 @@ on_each!(
     congestion_is_told,
     segments_are_cut_and_come_together,
     what_goes_together_comes_one_by_one,
+    one_that_is_connected_hears_nobody_else,
+    a_broadcast_is_replied_to,
     who_is_not_there_is_told_and_no_end,
     what_cannot_be_sent_costs_the_others_nothing,
     halves_send_from_anywhere,
@@ -178,7 +180,10 @@ fn replies_come_from_where_they_were_sent_to(setup: Setup) {
             peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
             peer.send_to(b"to there", (target, port)).expect("sent");
             let datagram = socket.recv().await.expect("received");
-            assert_eq!(datagram.local, Some(target));
+            let local = datagram.local.expect("told");
+            assert_eq!(local.to_canonical(), target);
+            // Both of one family.
+            assert_eq!(local.is_ipv4(), datagram.from.is_ipv4());
             socket.send(Outgoing::reply(datagram.bytes.clone(), &datagram)).await.expect("sent");
             let (n, from) = peer.recv_from(&mut [0; 9]).expect("a reply");
             assert_eq!((n, from), (8, SocketAddr::new(target, port)));
@@ -250,6 +255,37 @@ fn what_goes_together_comes_one_by_one(setup: Setup) {
     });
 }
 
+fn one_that_is_connected_hears_nobody_else(setup: Setup) {
+    let (peer, stranger) = (setup.peer(), setup.peer());
+    setup.run(move || async move {
+        let options = UdpSocket::options();
+        let mut socket =
+            options.connect(peer.local_addr().expect("bound")).await.expect("connected");
+        stranger.send_to(b"stranger", at(&socket)).expect("sent");
+        socket.send(Outgoing::connected(b"hello")).await.expect("sent");
+        peer.recv(&mut [0; 5]).expect("received");
+        peer.send_to(b"peer", at(&socket)).expect("sent");
+        assert!(socket.recv().await.expect("received").bytes == *b"peer");
+    });
+}
+
+fn a_broadcast_is_replied_to(setup: Setup) {
+    if !setup.address.starts_with("127") {
+        return;
+    }
+    let peer = Std::bind("127.0.0.1:0").expect("bound");
+    peer.set_broadcast(true).expect("an option");
+    peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    setup.run(move || async move {
+        let options = UdpSocket::options().local_address(true);
+        let mut socket = options.bind("0.0.0.0:0").await.expect("bound");
+        peer.send_to(b"all", ("127.255.255.255", at(&socket).port())).expect("sent");
+        let datagram = socket.recv().await.expect("received");
+        socket.send(Outgoing::reply(b"one", &datagram)).await.expect("sent");
+        assert_eq!(peer.recv(&mut [0; 4]).expect("a reply"), 3);
+    });
+}
+
 fn who_is_not_there_is_told_and_no_end(setup: Setup) {
     let nowhere = {
         let peer = setup.peer();
@@ -284,10 +320,10 @@ fn what_cannot_be_sent_costs_the_others_nothing(setup: Setup) {
         one.stage(Outgoing::to(b"behind", at(&other)));
         let error = one.flush().await.expect_err("too large");
         assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
-        assert_eq!(one.staged(), 2);
-        let error = one.flush().await.expect_err("nowhere");
+        assert_eq!(one.staged(), 0);
+        one.flush().await.expect("nothing is left");
+        let error = one.send(Outgoing::connected(b"nowhere")).await.expect_err("nowhere");
         assert_eq!(error.raw_os_error(), Some(libc::EDESTADDRREQ));
-        one.flush().await.expect("sent");
         assert!(other.recv().await.expect("received").bytes == *b"before");
         assert!(other.recv().await.expect("received").bytes == *b"behind");
         if at(&one).is_ipv4() {

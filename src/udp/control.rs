@@ -36,16 +36,16 @@ impl Told {
             let data = unsafe { Data { at: libc::CMSG_DATA(header), bytes } };
             match (cmsg.cmsg_level, cmsg.cmsg_type) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                    let local = data.read::<libc::in_pktinfo>();
-                    told.local =
-                        local.map(|info| Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into());
+                    // Not where it was sent to, which may be a broadcast, but by which address it has come.
+                    let info = data.read::<libc::in_pktinfo>();
+                    let octets = info.map(|info| info.ipi_spec_dst.s_addr.to_ne_bytes());
+                    told.local = octets.map(|octets| Ipv4Addr::from(octets).into());
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                    let local = data.read::<libc::in6_pktinfo>();
-                    told.local = local.map(|info| {
-                        let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                        address.to_ipv4_mapped().map_or(address.into(), IpAddr::from)
-                    });
+                    let info = data.read::<libc::in6_pktinfo>();
+                    let address = info.map(|info| Ipv6Addr::from(info.ipi6_addr.s6_addr));
+                    told.local =
+                        address.filter(|address| !address.is_multicast()).map(IpAddr::from);
                 }
                 // IPv4 tells a byte, IPv6 an int, whose first byte it is on a machine that is little-endian.
                 (libc::IPPROTO_IP, libc::IP_TOS) => told.ecn = data.read::<u8>().and_then(Ecn::of),

@@ -13,7 +13,8 @@ pub struct Datagram<A = SocketAddr> {
     pub bytes: Slice,
     /// Who has sent it.
     pub from: A,
-    /// The address that it was sent to, if [that](super::UdpOptions::local_address) was asked for.
+    /// The address of this machine that it has come to, if [that](super::UdpOptions::local_address) was asked for; none if it was sent to a
+    /// group of IPv6. On a socket of IPv6, one of IPv4 is mapped, as `from` is.
     pub local: Option<IpAddr>,
     /// Its bits of congestion notification, if [they](super::UdpOptions::ecn) were asked for. None: not capable of it.
     pub ecn: Option<Ecn>,

@@ -89,6 +89,8 @@ pub struct DatagramSocket<A: Peer> {
     /// Batches since it was waited for one.
     batches: u8,
     staged: VecDeque<Outgoing<A>>,
+    /// Why one of those that were staged could not be sent, until the others are.
+    failed: Option<io::Error>,
 }
 
 /// What the halves of a socket share.
@@ -142,7 +144,7 @@ impl UdpSocket {
         DatagramSocket::on_a_poller(socket, ability, options.has_gro()).await
     }
 
-    /// From now on only datagrams of that peer come, and [`Outgoing::connected`] goes there. Again, to another one, as often as is wanted.
+    /// From now on only datagrams of that peer come, beside those that have come already, and [`Outgoing::connected`] goes there. Again, to another one, as often as is wanted.
     ///
     /// # Errors
     /// The kernel's: `ENETUNREACH`, `EAFNOSUPPORT`.
@@ -181,7 +183,13 @@ impl<A: Peer> DatagramSocket<A> {
         known.set_nonblocking(true)?;
         let watching = Watching::nearby(socket.try_clone()?).await?;
         let shared = Arc::new(Shared { socket, watching, ability, room: Arc::default() });
-        Ok(DatagramSocket { shared, inbox: Inbox::new(large), batches: 0, staged: VecDeque::new() })
+        Ok(DatagramSocket {
+            shared,
+            inbox: Inbox::new(large),
+            batches: 0,
+            staged: VecDeque::new(),
+            failed: None,
+        })
     }
 
     /// The next datagram.
@@ -264,8 +272,8 @@ impl<A: Peer> DatagramSocket<A> {
     /// Sends what is staged, in that order, and waits while the kernel has no room.
     ///
     /// # Errors
-    /// That of the first datagram which cannot be sent, and which is dropped; what is behind it stays staged. If the poller has ended,
-    /// [`NotConnected`](io::ErrorKind::NotConnected), and all stay.
+    /// That of the first datagram which cannot be sent, when all others are; those that cannot are dropped. If the poller has ended,
+    /// [`NotConnected`](io::ErrorKind::NotConnected), and they stay.
     pub async fn flush(&mut self) -> io::Result<()> {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
@@ -275,7 +283,7 @@ impl<A: Peer> DatagramSocket<A> {
     /// # Errors
     /// As there.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.poll_send(cx, &mut self.staged)
+        self.shared.poll_send(cx, &mut self.staged, &mut self.failed)
     }
 
     /// Sends a datagram behind what is staged. Those that go together are better [staged](DatagramSocket::stage) and flushed.
@@ -289,7 +297,7 @@ impl<A: Peer> DatagramSocket<A> {
 
     /// Another half that sends, with what it stages itself: for other tasks, on any thread.
     pub fn sender(&self) -> DatagramSender<A> {
-        DatagramSender { shared: self.shared.clone(), staged: VecDeque::new() }
+        DatagramSender { shared: self.shared.clone(), staged: VecDeque::new(), failed: None }
     }
 }
 
@@ -297,6 +305,7 @@ impl<A: Peer> DatagramSocket<A> {
 pub struct DatagramSender<A: Peer> {
     shared: Arc<Shared>,
     staged: VecDeque<Outgoing<A>>,
+    failed: Option<io::Error>,
 }
 
 impl<A: Peer> DatagramSender<A> {
@@ -323,7 +332,7 @@ impl<A: Peer> DatagramSender<A> {
     /// # Errors
     /// As there.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.poll_send(cx, &mut self.staged)
+        self.shared.poll_send(cx, &mut self.staged, &mut self.failed)
     }
 
     /// See [`DatagramSocket::send`].
@@ -338,7 +347,7 @@ impl<A: Peer> DatagramSender<A> {
 
 impl<A: Peer> Clone for DatagramSender<A> {
     fn clone(&self) -> DatagramSender<A> {
-        DatagramSender { shared: self.shared.clone(), staged: VecDeque::new() }
+        DatagramSender { shared: self.shared.clone(), staged: VecDeque::new(), failed: None }
     }
 }
 
@@ -347,20 +356,28 @@ impl Shared {
         &self,
         cx: &mut Context<'_>,
         staged: &mut VecDeque<Outgoing<A>>,
+        failed: &mut Option<io::Error>,
     ) -> Poll<io::Result<()>> {
         for _ in 0..SENDS_MAX {
             if staged.is_empty() {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(failed.take().map_or(Ok(()), Err));
             }
             let mut send = || sending::send(self.socket.as_fd(), staged, &self.ability);
             // Mostly there is room, and nobody need be asked.
-            match send() {
+            let sent = match send() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let all = self.room.join(cx);
                     let mut cx = Context::from_waker(&all);
-                    ready!(self.watching.poll_with(&mut cx, Direction::Write, send))?;
+                    ready!(self.watching.poll_with(&mut cx, Direction::Write, send))
                 }
-                sent => drop(sent?),
+                sent => sent,
+            };
+            match sent {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                    return Poll::Ready(Err(error));
+                }
+                Err(error) => *failed = failed.take().or(Some(error)),
             }
         }
         cx.waker().wake_by_ref();

@@ -36,7 +36,7 @@ impl UdpOptions {
     }
 
     /// Others that say so, too, may be bound to the same address, and the kernel chooses by the sender's address which one gets a datagram
-    /// (`SO_REUSEPORT`).
+    /// (`SO_REUSEPORT`). Not with port 0: the kernel may choose one that somebody else has who has said so.
     pub fn reuse_port(mut self, reuse_port: bool) -> UdpOptions {
         self.reuse_port = reuse_port;
         self
@@ -127,6 +127,17 @@ impl UdpOptions {
     /// The kernel's, with the address: `EADDRINUSE`, `EACCES` below port 1024; what an option is refused with.
     pub async fn bind(&self, address: impl ToSocketAddrs) -> io::Result<UdpSocket> {
         UdpSocket::watched(self.bound_at(address)?, self).await
+    }
+
+    /// A socket that is connected to a peer from the beginning, by a port that the kernel chooses: nothing comes from anybody else.
+    ///
+    /// # Errors
+    /// The kernel's: `ENETUNREACH`; what an option is refused with.
+    pub async fn connect(&self, peer: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::for_address(peer), Type::DGRAM.nonblocking(), None)?;
+        self.apply(socket.as_fd(), peer.is_ipv6())?;
+        socket.connect(&SockAddr::from(peer))?;
+        UdpSocket::watched(socket.into(), self).await
     }
 
     pub(super) fn bound_at(&self, address: impl ToSocketAddrs) -> io::Result<OwnedFd> {

@@ -137,12 +137,10 @@ where
                 contain("what a handler has panicked with", || drop(panic));
             }
         }
-        // One that cannot be sent costs the others nothing.
-        while let Err(error) = socket.flush().await {
-            if error.kind() == io::ErrorKind::NotConnected {
-                return;
-            }
-            report(|| log::debug!("a datagram cannot be sent: {error}"));
+        match socket.flush().await {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => return,
+            Err(error) => report(|| log::debug!("a datagram cannot be sent: {error}")),
         }
     }
 }
