@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::{self, cipher_suite::TLS13_AES_128_GCM_SHA256};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::version::TLS13;
@@ -44,7 +46,14 @@ pub fn server(folder: &Path) -> io::Result<Arc<ServerConfig>> {
 pub fn client(folder: &Path) -> io::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     roots.add(read(folder)?).map_err(io::Error::other)?;
-    let mut config = ClientConfig::builder_with_protocol_versions(&[&TLS13])
+    // Each server would choose another cipher.
+    let provider = CryptoProvider {
+        cipher_suites: vec![TLS13_AES_128_GCM_SHA256],
+        ..ring::default_provider()
+    };
+    let mut config = ClientConfig::builder_with_provider(provider.into())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(io::Error::other)?
         .with_root_certificates(roots)
         .with_no_client_auth();
     // Every handshake is a full one.
