@@ -24,11 +24,13 @@ pub fn key(folder: &Path) -> PathBuf {
     folder.join("key.pem")
 }
 
-/// Makes one, of P-256, and its key.
+/// Makes one, of P-256, and its key, and for HAProxy a file with both.
 pub fn make(folder: &Path) -> io::Result<()> {
     let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).map_err(io::Error::other)?;
-    std::fs::write(certificate(folder), made.cert.pem())?;
-    std::fs::write(key(folder), made.signing_key.serialize_pem())
+    let (cert, key_pem) = (made.cert.pem(), made.signing_key.serialize_pem());
+    std::fs::write(certificate(folder), &cert)?;
+    std::fs::write(key(folder), &key_pem)?;
+    std::fs::write(folder.join("both.pem"), cert + &key_pem)
 }
 
 /// What rustls is told on every runtime: TLS 1.3, either version of HTTP.
