@@ -46,8 +46,8 @@ compare serve NAME --listen ADDRESS [--burst BYTES] [--framed]
 compare web NAME --listen IP:PORT --app plain|json|grpc [--threads N] [--tls FOLDER]
   runs one server of HTTP or gRPC; FOLDER has certificate.pem and key.pem
 
-compare proxy NAME --listen IP:PORT --upstream IP:PORT [--threads N]
-  runs one proxy
+compare proxy NAME --listen IP:PORT --upstream IP:PORT [--threads N] [--tls FOLDER]
+  runs one proxy; FOLDER has certificate.pem and key.pem
 
 compare udp NAME --listen IP:PORT --ask echo|receive|send|bulk --bytes N
   runs one server of datagrams; N is what a datagram has
@@ -148,11 +148,12 @@ fn serve_web(words: &[String]) -> Result<(), String> {
 fn serve_proxy(words: &[String]) -> Result<(), String> {
     let mut words = words.iter();
     let name = value(&mut words, "proxy")?;
-    let (mut listen, mut upstream, mut threads) = (None, None, 1);
+    let (mut listen, mut upstream, mut threads, mut tls) = (None, None, 1, None);
     while let Some(word) = words.next() {
         match word.as_str() {
             "--listen" => listen = Some(number(value(&mut words, word)?, word)?),
             "--upstream" => upstream = Some(number(value(&mut words, word)?, word)?),
+            "--tls" => tls = Some(PathBuf::from(value(&mut words, word)?)),
             "--threads" => threads = number(value(&mut words, word)?, word)?,
             other => return Err(format!("unknown option {other:?}")),
         }
@@ -164,7 +165,7 @@ fn serve_proxy(words: &[String]) -> Result<(), String> {
     sys_limits().map_err(describe)?;
     match server.start {
         proxy::Start::Function(run) => {
-            run(&proxy::Options { listen, upstream, threads }).map_err(describe)
+            run(&proxy::Options { listen, upstream, threads, tls }).map_err(describe)
         }
         _ => Err(format!("{name} is a program of its own")),
     }

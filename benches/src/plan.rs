@@ -152,9 +152,11 @@ pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
                 step.web_servers = web::all().iter().filter(able).collect();
                 step.spare_peers = false;
             }
-            Work::Proxy { threads, .. } => {
+            Work::Proxy { shape, threads } => {
                 let able = |server: &&proxy::Server| {
-                    (threads == 1 || server.has_threads) && chosen(server.name)
+                    (threads == 1 || server.has_threads)
+                        && (!shape.tls || server.speaks_tls)
+                        && chosen(server.name)
                 };
                 step.servers.clear();
                 step.proxies = proxy::all().iter().filter(able).collect();
@@ -304,6 +306,17 @@ mod tests {
             steps.iter().find(|step| step.scenario.name == "http-post").unwrap(),
             "nginx"
         ));
+    }
+
+    #[test]
+    fn clients_with_tls_go_to_proxies_that_speak_it() {
+        let only = vec!["proxy-64x64".into(), "proxy-tls-64x64".into()];
+        let steps = steps(Profile::Full, &Choice { only, ..Choice::default() }).unwrap();
+        for step in steps {
+            let has = |name| step.proxies.iter().any(|proxy| proxy.name == name);
+            assert!(has("haproxy") && has("nginx") && has("duopoll-epoll"));
+            assert_eq!(has("floor-copy"), step.scenario.name == "proxy-64x64");
+        }
     }
 
     #[test]

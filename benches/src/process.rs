@@ -201,17 +201,18 @@ pub fn machine_cpu_ns() -> io::Result<u64> {
     Ok((user + nice + system + irq + softirq) * TICK_NS)
 }
 
-/// The folder that cargo builds in, two levels above this executable.
+/// The folder that cargo builds in, two levels above a program of its own, three above a test.
 pub fn target_folder() -> PathBuf {
     let executable = std::env::current_exe().unwrap_or_default();
-    executable.ancestors().nth(2).unwrap_or(Path::new("target")).to_owned()
+    let mut folders = executable.ancestors().skip(1).skip_while(|folder| folder.ends_with("deps"));
+    folders.nth(1).unwrap_or(Path::new("target")).to_owned()
 }
 
-/// Has cargo build something in release mode, or says why there is none.
+/// Has cargo build something, or says why there is none.
 pub fn build(what: &str, arguments: &[&str]) -> Result<(), String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["build", "--release"])
+        .arg("build")
         .args(arguments)
         .arg("--target-dir")
         .arg(target_folder())

@@ -79,7 +79,8 @@ fn example() -> PathBuf {
 
 /// Builds this project's example, or says why there is none.
 pub fn build_example() -> Result<(), String> {
-    process::build("the Redis example", &["--package", "duopoll", "--example", "redis"])
+    let example = ["--release", "--package", "duopoll", "--example", "redis"];
+    process::build("the Redis example", &example)
 }
 
 /// Measures one server: a short run to warm up and to learn its speed, then one that takes about

@@ -80,9 +80,8 @@ struct Runner<'a> {
     progress: Progress,
     /// Requests a second of a yardstick, by what was measured, for the open loops.
     peaks: HashMap<String, f64>,
-    /// What the web servers need, made when the first starts.
-    #[cfg(feature = "http")]
-    place: Option<web::measure::Place>,
+    /// The folder of the certificate, made when the first server needs it.
+    certificate: Option<PathBuf>,
 }
 
 impl<'a> Runner<'a> {
@@ -127,7 +126,9 @@ impl<'a> Runner<'a> {
         let proxies = || steps.iter().flat_map(|step| &step.proxies);
         if proxies().any(|proxy| matches!(proxy.start, proxy::Start::Ours(_))) {
             // Without it, its runs fail and say so.
-            notes.extend(process::build("the proxy", &["--package", "duopoll-proxy"]).err());
+            notes.extend(
+                process::build("the proxy", &["--release", "--package", "duopoll-proxy"]).err(),
+            );
         }
         let mut trace = settings.trace && steps.iter().any(|step| step.trace);
         if trace && let Err(note) = trace::available() {
@@ -145,8 +146,7 @@ impl<'a> Runner<'a> {
             report,
             progress: Progress::new(cells, estimate),
             peaks: HashMap::new(),
-            #[cfg(feature = "http")]
-            place: None,
+            certificate: None,
         })
     }
 
@@ -275,6 +275,7 @@ impl<'a> Runner<'a> {
     ) -> Spec {
         Spec {
             target: listen.to_string(),
+            tls: self.certificate.clone().filter(|_| shape.tls),
             server_pid: process.pid(),
             mode,
             connections: shape.connections,
@@ -368,6 +369,9 @@ impl<'a> Runner<'a> {
     // ---- proxies --------------------------------------------------------------------------------
 
     fn proxy_step(&mut self, step: &Step, shape: &Shape, threads: usize) -> Option<Table> {
+        if shape.tls {
+            self.certify()?;
+        }
         let mut proxies = step.proxies.clone();
         proxies.retain(|proxy| match proxy::available(proxy) {
             Ok(()) => true,
@@ -415,8 +419,17 @@ impl<'a> Runner<'a> {
             .args(["--burst", &shape.burst_bytes().to_string()]);
         let client_core = self.settings.client_core;
         let _upstream = ServerProcess::start(command, client_core, &upstream)?;
-        let options = proxy::Options { listen: listen.tcp()?, upstream: upstream.tcp()?, threads };
-        let command = proxy::command(proxy, &options, &resp::scratch_folder()?)?;
+        let options = proxy::Options {
+            listen: listen.tcp()?,
+            upstream: upstream.tcp()?,
+            threads,
+            tls: self.certificate.clone().filter(|_| shape.tls),
+        };
+        let programs = proxy::Programs {
+            compare: std::env::current_exe()?,
+            ours: process::target_folder().join("release/proxy"),
+        };
+        let command = proxy::command(proxy, &options, &programs, &resp::scratch_folder()?)?;
         let core = (threads == 1).then_some(self.settings.server_core);
         let process = ServerProcess::start(command, core, &listen)?;
         measure(self, &process, &listen)
@@ -480,16 +493,13 @@ impl<'a> Runner<'a> {
             self.note(note);
             return None;
         }
-        if self.place.is_none() {
-            match self.web_place() {
-                Ok(place) => self.place = Some(place),
-                Err(error) => {
-                    self.note(format!("no certificate: {error}"));
-                    return None;
-                }
-            }
-        }
-        let place = self.place.take()?;
+        let place = web::measure::Place {
+            folder: self.certify()?,
+            program: std::env::current_exe().ok()?,
+            server_core: self.settings.server_core,
+            client_core: self.settings.client_core,
+            go: self.go.clone(),
+        };
         let servers: Vec<&web::Server> =
             step.web_servers.iter().copied().filter(|server| self.has(server)).collect();
         let row = |server: &&web::Server| Row::new(server.name, server.role, step.rounds);
@@ -501,21 +511,18 @@ impl<'a> Runner<'a> {
         self.count_calls(step, &mut rows, |_, index| {
             web::measure::count_calls(&place, servers[index], shape)
         });
-        self.place = Some(place);
         Some(Table::new(step, web::YARDSTICK, rows))
     }
 
-    #[cfg(feature = "http")]
-    fn web_place(&self) -> io::Result<web::measure::Place> {
-        let folder = web::folder(&resp::scratch_folder()?)?;
-        web::certificate::make(&folder)?;
-        Ok(web::measure::Place {
-            program: std::env::current_exe()?,
-            server_core: self.settings.server_core,
-            client_core: self.settings.client_core,
-            folder,
-            go: self.go.clone(),
-        })
+    /// The folder of the certificate; without one, a note says why.
+    fn certify(&mut self) -> Option<PathBuf> {
+        if self.certificate.is_none() {
+            match resp::scratch_folder().and_then(|scratch| web::certified(&scratch)) {
+                Ok(folder) => self.certificate = Some(folder),
+                Err(error) => self.note(format!("no certificate: {error}")),
+            }
+        }
+        self.certificate.clone()
     }
 
     /// Whether a server is there; a note says that it is not.

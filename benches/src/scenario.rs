@@ -62,6 +62,8 @@ pub struct Shape {
     pub framed: bool,
     /// Whether the memory is read again after the close.
     pub settle: bool,
+    /// Whether clients speak TLS, which only proxies do.
+    pub tls: bool,
 }
 
 /// How requests follow each other.
@@ -92,6 +94,7 @@ impl Shape {
             message,
             framed: false,
             settle: message >= 64 << 10,
+            tls: false,
         }
     }
 
@@ -235,6 +238,7 @@ pub fn all() -> Vec<Scenario> {
 /// The scenarios of proxies.
 fn proxy_shapes() -> Vec<(&'static str, &'static str, Shape)> {
     let echo = |message, connections| Shape { settle: false, ..Shape::echo(message, connections) };
+    let tls = |message, connections| Shape { tls: true, ..echo(message, connections) };
     vec![
         ("64x64", "64 B on 64 connections", echo(64, 64)),
         ("64x1000", "64 B on 1000 connections", echo(64, 1000)),
@@ -250,6 +254,14 @@ fn proxy_shapes() -> Vec<(&'static str, &'static str, Shape)> {
             "idle",
             "64 B on 16 connections beside 5000 idle ones",
             Shape { idle: 5_000, ..echo(64, 16) },
+        ),
+        ("tls-64x64", "clients with TLS 1.3, 64 B on 64 connections", tls(64, 64)),
+        ("tls-1kx100", "clients with TLS 1.3, 1 KiB on 100 connections", tls(1 << 10, 100)),
+        ("tls-64kx16", "clients with TLS 1.3, 64 KiB on 16 connections", tls(64 << 10, 16)),
+        (
+            "tls-churn",
+            "clients with TLS 1.3, a connection and a full handshake for each 64 B, 64 at a time",
+            Shape { pace: Pace::Churn, ..tls(64, 64) },
         ),
     ]
 }

@@ -12,6 +12,7 @@ const COMPARE: &str = env!("CARGO_BIN_EXE_compare");
 fn load(mode: Mode, connections: usize, message: usize) -> Spec {
     Spec {
         target: String::new(),
+        tls: None,
         server_pid: 0,
         mode,
         connections,

@@ -2,12 +2,11 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use libc::{EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP};
 
-use super::{Payload, Spec, Window, connect};
-use crate::address::Address;
+use super::{Payload, Spec, Stream, Target, Window};
 use crate::sys::{self, Epoll, Events};
 
 const EVENTS_MAX: usize = 256;
@@ -16,7 +15,7 @@ const SOURCES: u64 = 64;
 const WATCH: libc::c_int = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
 
 struct Slot {
-    fd: OwnedFd,
+    stream: Stream,
     since_ns: u64,
     sent: bool,
     received: usize,
@@ -24,7 +23,7 @@ struct Slot {
 
 pub(super) fn run(
     spec: &Spec,
-    target: &Address,
+    target: &Target,
     payload: &Payload,
     window: &mut Window,
 ) -> io::Result<()> {
@@ -48,12 +47,12 @@ pub(super) fn run(
             let index = token as usize;
             let slot = &mut slots[index];
             if !slot.sent {
-                slot.sent = send(slot.fd.as_fd(), payload)?;
+                slot.sent = send(&mut slot.stream, payload)?;
                 if !slot.sent {
                     continue;
                 }
             }
-            match sys::recv(slot.fd.as_fd(), &mut buffer) {
+            match slot.stream.recv(&mut buffer) {
                 Ok(0) => {
                     return Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,
@@ -67,8 +66,8 @@ pub(super) fn run(
             if slot.received == payload.message {
                 now = sys::now_ns();
                 window.answered(now, slot.since_ns);
-                // Replacing the slot closes its socket.
-                slots[index] = start(&epoll, target, payload, index, &mut opened)?;
+                let next = start(&epoll, target, payload, index, &mut opened)?;
+                std::mem::replace(&mut slots[index], next).stream.close();
             }
         }
     }
@@ -77,7 +76,7 @@ pub(super) fn run(
 
 fn start(
     epoll: &Epoll,
-    target: &Address,
+    target: &Target,
     payload: &Payload,
     index: usize,
     opened: &mut u64,
@@ -85,16 +84,16 @@ fn start(
     let since_ns = sys::now_ns();
     let source = Ipv4Addr::new(127, 0, 0, 2 + (*opened % SOURCES) as u8);
     *opened += 1;
-    let fd = connect(target, Some(source))?;
+    let mut stream = target.connect(source)?;
     // On loopback the handshake is done by now, as a rule.
-    let sent = send(fd.as_fd(), payload)?;
-    epoll.add(fd.as_fd(), WATCH, index as u64)?;
-    Ok(Slot { fd, since_ns, sent, received: 0 })
+    let sent = send(&mut stream, payload)?;
+    epoll.add(stream.as_fd(), WATCH, index as u64)?;
+    Ok(Slot { stream, since_ns, sent, received: 0 })
 }
 
 /// Sends the message; false while the connection is still under way.
-fn send(fd: std::os::fd::BorrowedFd<'_>, payload: &Payload) -> io::Result<bool> {
-    match sys::send(fd, payload.at(0, payload.message)) {
+fn send(stream: &mut Stream, payload: &Payload) -> io::Result<bool> {
+    match stream.send(payload.at(0, payload.message)) {
         Ok(sent) if sent == payload.message => Ok(true),
         Ok(_) => Err(io::Error::new(io::ErrorKind::WriteZero, "a small message was cut")),
         Err(error) if sys::would_block(&error) => Ok(false),

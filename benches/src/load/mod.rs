@@ -9,8 +9,9 @@
 
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -23,6 +24,11 @@ use crate::sys;
 mod churn;
 mod slow;
 mod steady;
+mod stream;
+#[cfg(feature = "http")]
+mod tls;
+
+use stream::{Stream, Target};
 
 /// Connections are greeted in groups of this size, so that no accept queue overflows.
 const GREET_GROUP: usize = 64;
@@ -56,6 +62,8 @@ pub enum Mode {
 pub struct Spec {
     /// The server's address.
     pub target: String,
+    /// The folder of the server's certificate, for TLS.
+    pub tls: Option<PathBuf>,
     /// The server's process, for its CPU clock and memory.
     pub server_pid: u32,
     /// How requests follow each other.
@@ -121,7 +129,8 @@ pub struct Outcome {
 /// Runs a specification to its end.
 pub fn run(spec: &Spec) -> io::Result<Outcome> {
     sys::raise_descriptor_limit()?;
-    let target: Address = spec.target.parse().map_err(io::Error::other)?;
+    let address = spec.target.parse().map_err(io::Error::other)?;
+    let target = Target::new(address, spec.tls.as_deref())?;
     let payload = Payload::new(spec.message, spec.framed);
     let mut outcome =
         Outcome { rss_start_kib: process::rss_kib(spec.server_pid)?, ..Outcome::default() };
@@ -196,53 +205,41 @@ impl Payload {
 }
 
 /// Opens connections and greets the server on each.
-fn open(target: &Address, count: usize, payload: &Payload) -> io::Result<Vec<OwnedFd>> {
-    // One source address has 28,000 ports for one server; the idle ones need most of them.
-    let source = Some(Ipv4Addr::new(127, 0, 0, 1));
+fn open(target: &Target, count: usize, payload: &Payload) -> io::Result<Vec<Stream>> {
     let mut connections = Vec::with_capacity(count);
     while connections.len() < count {
         let group = GREET_GROUP.min(count - connections.len());
         for _ in 0..group {
-            let connection = connect(target, source)?;
+            // One source address has 28,000 ports for one server; the idle ones need most of them.
+            let mut connection = target.connect(Ipv4Addr::LOCALHOST)?;
             // Thousands of connections a run would otherwise wait in TIME_WAIT into the next one.
-            if let Address::Tcp(_) = target {
+            if let Address::Tcp(_) = target.address {
                 sys::set_abortive_close(connection.as_fd())?;
             }
-            connections.push(greet(connection, payload)?);
+            greet(&mut connection, payload)?;
+            connections.push(connection);
         }
     }
     Ok(connections)
 }
 
-/// Connects; a full accept queue of a Unix listener says "try again".
-fn connect(target: &Address, source: Option<Ipv4Addr>) -> io::Result<OwnedFd> {
-    for _ in 0..1000 {
-        match sys::connect(target, source) {
-            Err(error) if sys::would_block(&error) => std::thread::yield_now(),
-            result => return result,
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::TimedOut, "the server does not accept connections"))
-}
-
 /// Sends a message and waits for its echo, blocking.
-fn greet(connection: OwnedFd, payload: &Payload) -> io::Result<OwnedFd> {
-    // The type only lends its blocking methods, which work on any stream socket.
-    let mut stream = UnixStream::from(connection);
-    stream.set_nonblocking(false)?;
-    stream.set_write_timeout(Some(GREET_TIMEOUT))?;
-    stream.set_read_timeout(Some(GREET_TIMEOUT))?;
+fn greet(connection: &mut Stream, payload: &Payload) -> io::Result<()> {
+    // The type only lends its methods, which set up any stream socket.
+    let socket = UnixStream::from(connection.as_fd().try_clone_to_owned()?);
+    socket.set_nonblocking(false)?;
+    socket.set_write_timeout(Some(GREET_TIMEOUT))?;
+    socket.set_read_timeout(Some(GREET_TIMEOUT))?;
     let message = payload.at(0, payload.message.min(GREET_BYTES_MAX));
     // A framed server answers whole frames only, and those fit.
     let late = |error: io::Error| io::Error::new(error.kind(), format!("greeting: {error}"));
-    stream.write_all(message).map_err(late)?;
+    connection.write_all(message).map_err(late)?;
     let mut echo = vec![0; message.len()];
-    stream.read_exact(&mut echo).map_err(late)?;
+    connection.read_exact(&mut echo).map_err(late)?;
     if echo != message {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the echo differs"));
     }
-    stream.set_nonblocking(true)?;
-    Ok(stream.into())
+    socket.set_nonblocking(true)
 }
 
 /// The measured window: when it starts and ends, and what happened inside.

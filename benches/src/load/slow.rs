@@ -4,10 +4,11 @@
 //! aside would otherwise look good.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use libc::{EPOLLIN, EPOLLRDHUP};
 
+use super::Stream;
 use crate::sys::{self, Epoll};
 
 /// What each of them sends after the other.
@@ -17,7 +18,7 @@ const INTERVAL_NS: u64 = 1_000_000_000;
 const PATIENCE_NS: u64 = 2_000_000_000;
 
 pub(super) struct Slow {
-    sockets: Vec<OwnedFd>,
+    sockets: Vec<Stream>,
     /// Token of the first one.
     first: u64,
     start_ns: u64,
@@ -26,7 +27,7 @@ pub(super) struct Slow {
 }
 
 impl Slow {
-    pub(super) fn new(epoll: &Epoll, sockets: Vec<OwnedFd>, first: u64) -> io::Result<Slow> {
+    pub(super) fn new(epoll: &Epoll, sockets: Vec<Stream>, first: u64) -> io::Result<Slow> {
         for (token, socket) in (first..).zip(&sockets) {
             epoll.add(socket.as_fd(), EPOLLIN | EPOLLRDHUP, token)?;
         }
@@ -42,8 +43,8 @@ impl Slow {
     pub(super) fn send_due(&mut self, now_ns: u64) -> io::Result<()> {
         let count = self.sockets.len() as u64;
         while count > 0 && self.start_ns + self.sent * INTERVAL_NS / count <= now_ns {
-            let socket = &self.sockets[(self.sent % count) as usize];
-            sys::send(socket.as_fd(), &[BYTE])?;
+            let socket = &mut self.sockets[(self.sent % count) as usize];
+            socket.send(&[BYTE])?;
             self.sent += 1;
         }
         Ok(())
@@ -53,12 +54,12 @@ impl Slow {
     #[inline]
     pub(super) fn receive(&mut self, token: u64) -> io::Result<bool> {
         let Some(socket) =
-            token.checked_sub(self.first).and_then(|index| self.sockets.get(index as usize))
+            token.checked_sub(self.first).and_then(|index| self.sockets.get_mut(index as usize))
         else {
             return Ok(false);
         };
         let mut buffer = [0; 64];
-        match sys::recv(socket.as_fd(), &mut buffer) {
+        match socket.recv(&mut buffer) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(received) if buffer[..received].iter().all(|byte| *byte == BYTE) => {
                 self.received += received as u64;

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use libc::{EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP};
 
 use super::slow::Slow;
-use super::{Mode, Payload, Spec, Window};
+use super::{Mode, Payload, Spec, Stream, Window};
 use crate::sys::{self, Epoll, Events};
 
 const EVENTS_MAX: usize = 1024;
@@ -15,7 +15,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 const WATCH: libc::c_int = EPOLLIN | EPOLLRDHUP | EPOLLET;
 
 struct Connection {
-    fd: OwnedFd,
+    stream: Stream,
     /// Bytes queued, sent and received since the greeting; a position in the stream of messages.
     queued: u64,
     sent: u64,
@@ -43,17 +43,17 @@ struct Steady<'a> {
 /// Runs the load, and returns how many bytes the slow senders sent and got back.
 pub(super) fn run(
     spec: &Spec,
-    sockets: Vec<OwnedFd>,
-    slow: Vec<OwnedFd>,
+    sockets: Vec<Stream>,
+    slow: Vec<Stream>,
     payload: &Payload,
     window: &mut Window,
 ) -> io::Result<u64> {
     let epoll = Epoll::new()?;
     let mut connections = Vec::with_capacity(sockets.len());
-    for (index, fd) in sockets.into_iter().enumerate() {
-        epoll.add(fd.as_fd(), WATCH, index as u64)?;
+    for (index, stream) in sockets.into_iter().enumerate() {
+        epoll.add(stream.as_fd(), WATCH, index as u64)?;
         connections.push(Connection {
-            fd,
+            stream,
             queued: 0,
             sent: 0,
             received: 0,
@@ -166,15 +166,15 @@ impl Steady<'_> {
     #[inline]
     fn send(&mut self, index: usize) -> io::Result<()> {
         let connection = &mut self.connections[index];
-        while connection.sent < connection.queued {
+        while connection.sent < connection.queued || connection.stream.holds_back() {
             let wanted = (connection.queued - connection.sent) as usize;
             let bytes = self.payload.at(connection.sent, wanted);
-            match sys::send(connection.fd.as_fd(), bytes) {
+            match connection.stream.send(bytes) {
                 Ok(sent) => connection.sent += sent as u64,
                 Err(error) if sys::would_block(&error) => {
                     if !connection.watches_room {
                         connection.watches_room = true;
-                        let fd = connection.fd.as_fd();
+                        let fd = connection.stream.as_fd();
                         self.epoll.modify(fd, WATCH | EPOLLOUT, index as u64)?;
                     }
                     return Ok(());
@@ -191,7 +191,7 @@ impl Steady<'_> {
         let connection = &mut self.connections[index];
         let mut answers = 0;
         loop {
-            let received = match sys::recv(connection.fd.as_fd(), &mut self.buffer) {
+            let received = match connection.stream.recv(&mut self.buffer) {
                 Ok(0) => {
                     return Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,

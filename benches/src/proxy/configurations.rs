@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use super::Options;
+use crate::web::nginx::tls_settings;
 
 /// Where Debian has nginx's module.
 pub const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 pub fn haproxy(options: &Options) -> String {
-    let Options { listen, upstream, threads } = options;
+    let Options { listen, upstream, threads, tls } = options;
+    let tls = tls.as_ref().map_or(String::new(), |folder| {
+        format!(" ssl crt {}/both.pem ssl-min-ver TLSv1.3", folder.display())
+    });
     format!(
         "global
   maxconn 7000
@@ -20,14 +24,16 @@ defaults
   timeout client 1h
   timeout server 1h
 listen relay
-  bind {listen} backlog 4096
+  bind {listen} backlog 4096{tls}
   server upstream {upstream}
 "
     )
 }
 
 pub fn nginx(options: &Options, folder: &Path) -> String {
-    let Options { listen, upstream, .. } = options;
+    let Options { listen, upstream, tls, .. } = options;
+    let ssl = tls.as_ref().map_or("", |_| " ssl");
+    let tls = tls.as_deref().map(tls_settings).unwrap_or_default();
     let folder = folder.display();
     format!(
         "load_module {NGINX_STREAM};
@@ -41,7 +47,8 @@ events {{
 stream {{
   access_log off;
   server {{
-    listen {listen} backlog=4096;
+    listen {listen}{ssl} backlog=4096;
+    {tls}
     proxy_pass {upstream};
     proxy_timeout 1h;
     tcp_nodelay on;

@@ -30,6 +30,8 @@ pub struct Server {
     pub start: Start,
     /// Whether it can use several threads in one process, whose time is then all there is.
     pub has_threads: bool,
+    /// Whether its clients may speak TLS.
+    pub speaks_tls: bool,
 }
 
 /// How a proxy is started.
@@ -46,7 +48,7 @@ pub enum Start {
 }
 
 /// What a proxy is asked to do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Where to listen.
     pub listen: SocketAddr,
@@ -54,6 +56,17 @@ pub struct Options {
     pub upstream: SocketAddr,
     /// Threads that relay.
     pub threads: usize,
+    /// The folder of the certificate, if clients speak TLS.
+    pub tls: Option<PathBuf>,
+}
+
+/// Programs of this project, which proxies are started as.
+#[derive(Debug)]
+pub struct Programs {
+    /// The comparison itself.
+    pub compare: PathBuf,
+    /// The example.
+    pub ours: PathBuf,
 }
 
 static ALL: &[Server] = &[
@@ -63,6 +76,7 @@ static ALL: &[Server] = &[
         role: Role::Yardstick,
         start: Start::Haproxy,
         has_threads: true,
+        speaks_tls: true,
     },
     Server {
         name: "nginx",
@@ -70,6 +84,7 @@ static ALL: &[Server] = &[
         role: Role::Peer,
         start: Start::Nginx,
         has_threads: false,
+        speaks_tls: true,
     },
     Server {
         name: "floor-copy",
@@ -77,6 +92,7 @@ static ALL: &[Server] = &[
         role: Role::Floor,
         start: Start::Function(floor::copy),
         has_threads: false,
+        speaks_tls: false,
     },
     Server {
         name: "floor-splice",
@@ -84,6 +100,7 @@ static ALL: &[Server] = &[
         role: Role::Floor,
         start: Start::Function(floor::spliced),
         has_threads: false,
+        speaks_tls: false,
     },
     #[cfg(feature = "tokio")]
     Server {
@@ -92,6 +109,7 @@ static ALL: &[Server] = &[
         role: Role::Peer,
         start: Start::Function(tokio::serve),
         has_threads: true,
+        speaks_tls: cfg!(feature = "http"),
     },
     Server {
         name: "duopoll-epoll",
@@ -99,6 +117,7 @@ static ALL: &[Server] = &[
         role: Role::Ours,
         start: Start::Ours("epoll"),
         has_threads: true,
+        speaks_tls: true,
     },
     Server {
         name: "duopoll-uring",
@@ -106,6 +125,7 @@ static ALL: &[Server] = &[
         role: Role::Ours,
         start: Start::Ours("uring"),
         has_threads: true,
+        speaks_tls: true,
     },
 ];
 
@@ -135,15 +155,24 @@ pub fn available(server: &Server) -> Result<(), String> {
 }
 
 /// The command that runs a proxy, after its files are written below the folder.
-pub fn command(server: &Server, options: &Options, folder: &Path) -> io::Result<Command> {
+pub fn command(
+    server: &Server,
+    options: &Options,
+    programs: &Programs,
+    folder: &Path,
+) -> io::Result<Command> {
     let folder = folder.join(format!("proxy-{}", options.listen.port()));
     match server.start {
         Start::Ours(engine) => {
-            let mut command = Command::new(process::target_folder().join("release/proxy"));
+            let mut command = Command::new(&programs.ours);
             command
                 .args(["--engine", engine, "--listen", &options.listen.to_string()])
                 .args(["--upstream", &options.upstream.to_string(), "--health-interval", "0"])
                 .args(["--pollers", &options.threads.to_string()]);
+            if let Some(folder) = &options.tls {
+                command.arg("--tls-certificate").arg(folder.join("certificate.pem"));
+                command.arg("--tls-key").arg(folder.join("key.pem"));
+            }
             Ok(command)
         }
         Start::Haproxy => {
@@ -160,11 +189,14 @@ pub fn command(server: &Server, options: &Options, folder: &Path) -> io::Result<
             Ok(command)
         }
         Start::Function(_) => {
-            let mut command = Command::new(std::env::current_exe()?);
+            let mut command = Command::new(&programs.compare);
             command
                 .args(["proxy", server.name, "--listen", &options.listen.to_string()])
                 .args(["--upstream", &options.upstream.to_string()])
                 .args(["--threads", &options.threads.to_string()]);
+            if let Some(folder) = &options.tls {
+                command.arg("--tls").arg(folder);
+            }
             Ok(command)
         }
     }

@@ -191,9 +191,17 @@ pub fn available(shape: &Shape) -> Result<(), String> {
     Err(format!("`{tool}` is not installed (package {package}): its scenarios are left out"))
 }
 
-/// Where the certificate is, the files of nginx and what is posted.
-pub fn folder(scratch: &Path) -> io::Result<PathBuf> {
+/// Where the certificate is that this makes, the files of nginx and what is posted.
+#[cfg(feature = "http")]
+pub fn certified(scratch: &Path) -> io::Result<PathBuf> {
     let folder = scratch.join("web");
     std::fs::create_dir_all(&folder)?;
+    certificate::make(&folder)?;
     Ok(folder)
+}
+
+/// There is no TLS in this build.
+#[cfg(not(feature = "http"))]
+pub fn certified(_: &Path) -> io::Result<PathBuf> {
+    Err(io::Error::other("built without the feature `http`"))
 }

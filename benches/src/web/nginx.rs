@@ -28,20 +28,23 @@ pub fn program() -> PathBuf {
     if sbin.exists() { sbin.to_owned() } else { "nginx".into() }
 }
 
+/// What a server is told beside `ssl`, with the folder of the certificate.
+pub fn tls_settings(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "ssl_protocols TLSv1.3;
+    ssl_certificate {folder}/certificate.pem;
+    ssl_certificate_key {folder}/key.pem;"
+    )
+}
+
 /// The short text is part of the configuration, the rest is files.
 fn configuration(folder: &Path, options: &Options) -> String {
     let folder = folder.display();
     let listen = options.listen;
     let tls = options.tls.as_ref().map(|_| " ssl").unwrap_or_default();
     let http2 = if options.http2 { " http2" } else { "" };
-    let certificate = options.tls.as_ref().map_or(String::new(), |tls| {
-        let tls = tls.display();
-        format!(
-            "ssl_protocols TLSv1.3;
-    ssl_certificate {tls}/certificate.pem;
-    ssl_certificate_key {tls}/key.pem;"
-        )
-    });
+    let certificate = options.tls.as_deref().map(tls_settings).unwrap_or_default();
     format!(
         "daemon off;
 master_process off;
