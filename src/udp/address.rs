@@ -39,6 +39,12 @@ impl Name {
     /// For the kernel to write to.
     pub(super) const ROOM: libc::socklen_t = size_of::<Name>() as libc::socklen_t;
 
+    /// Whether the kernel has written one of IPv6.
+    pub(super) fn is_ipv6(&self) -> bool {
+        // SAFETY: each variant begins with the family.
+        libc::c_int::from(unsafe { self.family }) == libc::AF_INET6
+    }
+
     pub(super) fn empty() -> Name {
         // SAFETY: it may be all zero.
         unsafe { mem::zeroed() }

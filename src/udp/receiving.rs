@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::{self, MaybeUninit};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
@@ -140,7 +141,10 @@ impl Places {
         let datagram = Datagram {
             bytes,
             from: A::read(&self.names[at], name_len)?,
-            local: told.local,
+            local: told.local.map(|local| match local {
+                IpAddr::V4(local) if self.names[at].is_ipv6() => local.to_ipv6_mapped().into(),
+                local => local,
+            }),
             ecn: told.ecn,
             segment_bytes: told.segment_bytes,
             is_cut,
