@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use duopoll_core::{Direction, Readiness, Token, syscalls};
 
-use super::Side;
 use super::pipe::{Pipe, sigpipe_ends_the_process};
+use super::side::Side;
 use crate::LinkBuffer;
 use crate::connection::Connection;
 use crate::poller::{Handle, Poller};

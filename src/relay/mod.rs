@@ -20,6 +20,7 @@
 
 mod bulk;
 mod pipe;
+mod side;
 
 use std::future::poll_fn;
 use std::io;
@@ -27,6 +28,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bulk::Pieces;
+pub use side::Side;
 
 use crate::connection::Connection;
 use crate::tcp::unacknowledged_bytes;
@@ -79,15 +81,6 @@ pub struct Broken {
     pub side: Side,
     /// What it has said. [`TimedOut`](io::ErrorKind::TimedOut) if it was over time.
     pub error: io::Error,
-}
-
-/// One of two connections that are joined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The first.
-    First,
-    /// The second.
-    Second,
 }
 
 impl Relay {
@@ -355,15 +348,6 @@ impl Direction {
         self.broken = Some(error);
         self.done = true;
         pieces.are_copied();
-    }
-}
-
-impl Side {
-    fn other(self) -> Side {
-        match self {
-            Side::First => Side::Second,
-            Side::Second => Side::First,
-        }
     }
 }
 

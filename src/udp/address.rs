@@ -1,5 +1,6 @@
 //! Addresses as the kernel has them.
 
+use std::fmt;
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -9,23 +10,16 @@ use socket2::SockAddr;
 use crate::address::Address;
 
 /// What names the peers of a socket: a [`SocketAddr`] of UDP, an [`Address`] of a Unix socket.
-pub trait Peer: sealed::Peer + Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static {}
-
-impl Peer for SocketAddr {}
-impl Peer for Address {}
-
-pub(super) mod sealed {
-    use super::*;
-
-    pub trait Peer: Sized {
-        /// Writes it for the kernel, and says how long it is.
-        fn write(&self, name: &mut Name) -> io::Result<libc::socklen_t>;
-        /// What the kernel has written.
-        fn read(name: &Name, len: libc::socklen_t) -> io::Result<Self>;
-    }
+pub trait Peer: Clone + PartialEq + fmt::Debug + Send + Sync + 'static {
+    /// Writes it for the kernel, and says how long it is.
+    #[doc(hidden)]
+    fn write(&self, name: &mut Name) -> io::Result<libc::socklen_t>;
+    /// What the kernel has written.
+    #[doc(hidden)]
+    fn read(name: &Name, len: libc::socklen_t) -> io::Result<Self>;
 }
 
-/// Room for any address.
+/// Room for any address. Nobody else has a name for it.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub union Name {
@@ -51,13 +45,13 @@ impl Name {
     }
 }
 
-impl std::fmt::Debug for Name {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Name")
     }
 }
 
-impl sealed::Peer for SocketAddr {
+impl Peer for SocketAddr {
     fn write(&self, name: &mut Name) -> io::Result<libc::socklen_t> {
         let bytes = match self {
             SocketAddr::V4(address) => {
@@ -103,7 +97,7 @@ impl sealed::Peer for SocketAddr {
     }
 }
 
-impl sealed::Peer for Address {
+impl Peer for Address {
     fn write(&self, name: &mut Name) -> io::Result<libc::socklen_t> {
         let address = self.to_sock_addr()?;
         let len = (address.len() as usize).min(size_of::<Name>());

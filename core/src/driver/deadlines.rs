@@ -123,7 +123,9 @@ impl Driver {
     fn peer_takes(&mut self, token: Token) -> bool {
         let Some(stream) = self.stream(token) else { return false };
         let outstanding = stream.shared.outstanding();
-        if outstanding == (0, 0) {
+        // What the kernel has taken has put off the end already.
+        let (_, unacknowledged) = outstanding;
+        if unacknowledged == 0 {
             return false;
         }
         self.untaken.insert(token, outstanding) != Some(outstanding)

@@ -7,44 +7,12 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::Driver;
+use super::lent::{Lent, Stage};
 use super::slot::Slot;
 use crate::connection::{Reason, Todo};
 use crate::poll::{Deregister, Kind, Poll, Ready};
 use crate::readiness::Readiness;
 use crate::token::Token;
-
-/// What is known of a socket that is lent.
-pub(super) struct Lent {
-    readiness: Arc<Readiness>,
-    stage: Stage,
-    /// What was asked of the connection meanwhile.
-    todo: Todo,
-    /// It is to end.
-    end: Option<Reason>,
-}
-
-/// Where the descriptor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// The engine is about to give it back.
-    Leaving,
-    /// The engine has, and does not watch it yet.
-    Left,
-    /// The engine watches it for somebody.
-    Watched,
-    /// The engine is about to give it back once more.
-    Returning,
-    /// The engine has, and does not serve it yet.
-    Returned,
-    /// The engine is about to let go of it for good.
-    Ending,
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        self.readiness.end();
-    }
-}
 
 impl Driver {
     /// Lends the socket of an open connection that has nothing to send. The readiness tells when it may be used, and ends when it may

@@ -10,6 +10,7 @@ mod deadlines;
 mod draining;
 mod group;
 mod lending;
+mod lent;
 mod listening;
 mod memory;
 mod operators;

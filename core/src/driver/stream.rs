@@ -8,7 +8,7 @@ use std::sync::Arc;
 use libc::iovec;
 
 use super::group::Group;
-use super::lending::Lent;
+use super::lent::Lent;
 #[cfg(feature = "zerocopy")]
 use super::pinned::Sends;
 use crate::buffer::{Chain, RecvBuffer};
