@@ -1,4 +1,4 @@
-//! QUIC, by [quinn](::quinn) on the pollers: its sockets, timers and tasks.
+//! QUIC, by [`quinn`](https://docs.rs/quinn) on the pollers: its sockets, timers and tasks.
 //!
 //! ```no_run
 //! # async fn example(config: quinn::ServerConfig) -> std::io::Result<()> {
