@@ -345,6 +345,11 @@ impl Pollers {
         }
     }
 
+    /// Whether one of them has ended, or is about to.
+    pub(crate) fn have_ended(&self) -> bool {
+        self.shared.handles().iter().any(|handle| handle.has_ended())
+    }
+
     /// How many there are, with those that have failed.
     pub fn count(&self) -> usize {
         self.shared.handles().len()

@@ -50,6 +50,9 @@ use crate::udp::Room;
 
 /// quinn's [`Runtime`] on a poller.
 ///
+/// Endpoints and connections are to be closed before the pollers end: with them go the tasks in which quinn sees to its connections, and
+/// whoever waits for one is not told.
+///
 /// What quinn starts from a task of a poller is on that poller: an endpoint made there, and its connections. Elsewhere it is on one of
 /// the runtime's pollers.
 #[derive(Clone, Debug)]

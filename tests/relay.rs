@@ -34,6 +34,8 @@ on_every_setup!(
     a_relay_that_is_dropped_in_bulk_cuts_nothing,
     whoever_ends_a_connection_in_bulk_ends_it,
     pollers_that_stop_in_bulk_end_both,
+    one_direction_of_bulk_does_not_hide_the_other,
+    a_pause_is_one_in_bulk,
 );
 
 /// Two connections on one poller, and their peers.
@@ -453,4 +455,52 @@ fn pollers_that_stop_in_bulk_end_both(setup: Setup) {
     assert!(block_on(handle).is_err());
     assert!(matches!(right.read_rest(), Ok(rest) if rest.is_empty()));
     let _ = left.read_rest();
+}
+
+/// One side takes nothing while the other direction goes on: the write timeout is of that one.
+fn one_direction_of_bulk_does_not_hide_the_other(setup: Setup) {
+    let relay = Relay::new().write_timeout(Duration::from_millis(200));
+    let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(relay);
+    begin_bulk(&pollers, &mut left, &mut right);
+    let (reads, mut pushes) = (right.try_clone(), right);
+    let busy = [
+        thread::spawn(move || while left.write_all(&[7; 64 << 10]).is_ok() {}),
+        thread::spawn(move || {
+            let mut reads = reads;
+            while reads.read(&mut [0; 64 << 10]).is_ok_and(|n| n > 0) {}
+        }),
+        thread::spawn(move || while pushes.write_all(&[7; 64 << 10]).is_ok() {}),
+    ];
+    let broken = ended(handle).result.expect_err("it is broken");
+    assert_eq!((broken.side, broken.error.kind()), (Side::First, ErrorKind::TimedOut));
+    busy.into_iter().for_each(|busy| busy.join().expect("no panic"));
+}
+
+fn a_pause_is_one_in_bulk(setup: Setup) {
+    let pair = Pair::new(setup);
+    let control = pair.connections.0.control();
+    let (pollers, mut left, mut right, handle) = pair.relayed(Relay::new());
+    begin_bulk(&pollers, &mut left, &mut right);
+    control.pause();
+    left.set_timeout(Duration::from_millis(200));
+    let (mut pushed, piece) = (0, vec![7; 64 << 10]);
+    while let Ok(n) = left.write(&piece) {
+        pushed += n;
+        assert!(pushed < 1 << 30, "there is no bound");
+    }
+    left.set_timeout(PATIENCE);
+    right.set_timeout(Duration::from_millis(50));
+    let mut came = 0;
+    while let Ok(n) = right.read(&mut [0; 64 << 10]) {
+        came += n;
+    }
+    // A piece or two were on their way.
+    assert!(came <= 1 << 20, "{came} of {pushed} bytes");
+    control.resume();
+    right.set_timeout(PATIENCE);
+    left.shutdown(Shutdown::Write);
+    came += right.read_rest().expect("all of it").len();
+    assert_eq!(came, pushed);
+    drop((left, right));
+    assert!(ended(handle).result.is_ok());
 }

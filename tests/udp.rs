@@ -487,6 +487,19 @@ fn unix_sockets_have_datagrams(setup: Setup) {
         let tcp = "127.0.0.1:9".parse::<Address>().expect("an address");
         let error = client.send(Outgoing::to(b"x", tcp)).await.expect_err("another kind");
         assert!(error.raw_os_error().is_some(), "{error}");
+        // A peer that does not read is waited for, by whoever has not connected to it.
+        let full = server.local_addr().expect("bound");
+        let fills = task::spawn_local(async move {
+            for number in 0..500u32 {
+                let datagram = Outgoing::to(number.to_be_bytes().to_vec(), full.clone());
+                client.send(datagram).await.expect("sent");
+            }
+            client
+        });
+        for number in 0..500u32 {
+            assert!(server.recv().await.expect("received").bytes == number.to_be_bytes());
+        }
+        let mut client = fills.await.expect("no panic");
         drop(server);
         // The poller lets go a moment later; it runs this, too.
         while unnamed.connect(&to).is_ok() {

@@ -106,9 +106,8 @@ pub(super) async fn relay(
     };
     let mut bulk = Bulk { sides, ways: [Way::default(), Way::default()], loans, bytes };
     let mut stall = pin!(sleep(STALL));
-    let mut moved = u64::MAX;
     let over = poll_fn(|cx| match bulk.poll(cx, pieces) {
-        Poll::Pending => bulk.poll_stall(cx, stall.as_mut(), &mut moved),
+        Poll::Pending => bulk.poll_stall(cx, stall.as_mut()),
         over => over,
     });
     let over = over.await;
@@ -187,6 +186,9 @@ struct Way {
     pipe: Option<Pipe>,
     /// How the source has ended, behind these.
     ended: Option<io::Result<()>>,
+    /// How often something was taken or given, and how often by the last look.
+    moved: u64,
+    seen: u64,
 }
 
 impl Way {
@@ -201,6 +203,7 @@ impl Way {
         if pipe.is_empty() {
             pipe.put();
         } else {
+            self.moved += 1;
             self.pipe = Some(pipe);
         }
         taken
@@ -212,10 +215,12 @@ impl Way {
             let pieces: Vec<_> = self.rest.chunks().take(PIECES_MAX).map(IoSlice::new).collect();
             let given = syscalls::send(target, &pieces)?;
             self.rest.skip(given)?;
+            self.moved += 1;
             return Ok(given);
         }
         let Some(pipe) = &mut self.pipe else { return Ok(0) };
         let given = pipe.drain(target)?;
+        self.moved += 1;
         if pipe.is_empty() {
             self.pipe.take().into_iter().for_each(Pipe::put);
         }
@@ -282,6 +287,9 @@ impl Bulk<'_> {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            if self.sides[from].control().is_paused() {
+                return Poll::Ready(Over::Leave);
+            }
             let source = self.sides[from].own_socket();
             match ready!(self.loans[from].poll_with(cx, Direction::Read, || way.take(source))) {
                 None => return Poll::Ready(Over::Leave),
@@ -308,19 +316,22 @@ impl Bulk<'_> {
         self.ways.iter_mut().zip(SIDES).find_map(broken)
     }
 
-    /// Whether nothing has moved for a while.
-    fn poll_stall(
-        &self,
-        cx: &mut Context<'_>,
-        mut stall: Pin<&mut Sleep>,
-        moved: &mut u64,
-    ) -> Poll<Over> {
+    /// Whether nothing has moved for a while, or one direction stands still though there is something to move: the target takes nothing, or
+    /// the kernel does not splice what comes next, as behind an urgent byte.
+    fn poll_stall(&mut self, cx: &mut Context<'_>, mut stall: Pin<&mut Sleep>) -> Poll<Over> {
         while stall.as_mut().poll(cx).is_ready() {
-            let now_moved = *self.bytes[0] + *self.bytes[1];
-            if *moved == now_moved {
+            let mut idle = true;
+            for (way, side) in self.ways.iter_mut().zip(&self.sides) {
+                let stands = std::mem::replace(&mut way.seen, way.moved) == way.moved;
+                let waits = !way.is_empty() || syscalls::unread_bytes(side.own_socket()) > 0;
+                if stands && waits {
+                    return Poll::Ready(Over::Leave);
+                }
+                idle &= stands;
+            }
+            if idle {
                 return Poll::Ready(Over::Leave);
             }
-            *moved = now_moved;
             stall.reset(now() + STALL);
         }
         Poll::Pending

@@ -8,8 +8,8 @@ use crate::Slice;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Datagram<A = SocketAddr> {
-    /// Its bytes; none is a datagram, too. Up to 2 KiB they are copied once out of the memory that all sockets of a poller receive into;
-    /// more lie where the kernel has put them.
+    /// Its bytes; none is a datagram, too. Up to 16 KiB they are copied once out of the memory that all sockets of a poller receive
+    /// into; more lie where the kernel has put them.
     pub bytes: Slice,
     /// Who has sent it.
     pub from: A,

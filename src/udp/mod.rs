@@ -52,17 +52,20 @@ mod unix;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
+use std::time::Duration;
 
 use duopoll_core::Direction;
 use socket2::{SockAddr, SockRef};
 
 use crate::async_fd::Watching;
+use crate::time::{Sleep, sleep};
 pub use address::Peer;
 pub use datagram::{Datagram, Ecn, Outgoing};
 pub use options::UdpOptions;
@@ -73,6 +76,8 @@ pub use unix::UnixDatagram;
 
 /// Batches that are received in a row before others have their turn.
 const BATCHES_MAX: u8 = 4;
+/// After so long it is tried again to send to a Unix socket that has no room, of which the kernel does not tell.
+const RETRY: Duration = Duration::from_millis(2);
 /// Calls that send in a row before others have their turn.
 const SENDS_MAX: usize = 8;
 
@@ -91,6 +96,7 @@ pub struct DatagramSocket<A: Peer> {
     staged: VecDeque<Outgoing<A>>,
     /// Why one of those that were staged could not be sent, until the others are.
     failed: Option<io::Error>,
+    retry: Option<Sleep>,
 }
 
 /// What the halves of a socket share.
@@ -98,6 +104,7 @@ struct Shared {
     socket: OwnedFd,
     watching: Watching,
     ability: Ability,
+    is_unix: bool,
     room: Arc<Room>,
 }
 
@@ -181,14 +188,16 @@ impl<A: Peer> DatagramSocket<A> {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         known.set_nonblocking(true)?;
+        let is_unix = known.domain()? == socket2::Domain::UNIX;
         let watching = Watching::nearby(socket.try_clone()?).await?;
-        let shared = Arc::new(Shared { socket, watching, ability, room: Arc::default() });
+        let shared = Arc::new(Shared { socket, watching, ability, is_unix, room: Arc::default() });
         Ok(DatagramSocket {
             shared,
             inbox: Inbox::new(large),
             batches: 0,
             staged: VecDeque::new(),
             failed: None,
+            retry: None,
         })
     }
 
@@ -283,7 +292,7 @@ impl<A: Peer> DatagramSocket<A> {
     /// # Errors
     /// As there.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.poll_send(cx, &mut self.staged, &mut self.failed)
+        self.shared.poll_send(cx, &mut self.staged, &mut self.failed, &mut self.retry)
     }
 
     /// Sends a datagram behind what is staged. Those that go together are better [staged](DatagramSocket::stage) and flushed.
@@ -297,7 +306,12 @@ impl<A: Peer> DatagramSocket<A> {
 
     /// Another half that sends, with what it stages itself: for other tasks, on any thread.
     pub fn sender(&self) -> DatagramSender<A> {
-        DatagramSender { shared: self.shared.clone(), staged: VecDeque::new(), failed: None }
+        DatagramSender {
+            shared: self.shared.clone(),
+            staged: VecDeque::new(),
+            failed: None,
+            retry: None,
+        }
     }
 }
 
@@ -306,6 +320,7 @@ pub struct DatagramSender<A: Peer> {
     shared: Arc<Shared>,
     staged: VecDeque<Outgoing<A>>,
     failed: Option<io::Error>,
+    retry: Option<Sleep>,
 }
 
 impl<A: Peer> DatagramSender<A> {
@@ -332,7 +347,7 @@ impl<A: Peer> DatagramSender<A> {
     /// # Errors
     /// As there.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.poll_send(cx, &mut self.staged, &mut self.failed)
+        self.shared.poll_send(cx, &mut self.staged, &mut self.failed, &mut self.retry)
     }
 
     /// See [`DatagramSocket::send`].
@@ -347,7 +362,12 @@ impl<A: Peer> DatagramSender<A> {
 
 impl<A: Peer> Clone for DatagramSender<A> {
     fn clone(&self) -> DatagramSender<A> {
-        DatagramSender { shared: self.shared.clone(), staged: VecDeque::new(), failed: None }
+        DatagramSender {
+            shared: self.shared.clone(),
+            staged: VecDeque::new(),
+            failed: None,
+            retry: None,
+        }
     }
 }
 
@@ -357,14 +377,27 @@ impl Shared {
         cx: &mut Context<'_>,
         staged: &mut VecDeque<Outgoing<A>>,
         failed: &mut Option<io::Error>,
+        retry: &mut Option<Sleep>,
     ) -> Poll<io::Result<()>> {
+        if let Some(waits) = retry {
+            ready!(Pin::new(waits).poll(cx));
+            *retry = None;
+        }
         for _ in 0..SENDS_MAX {
             if staged.is_empty() {
                 return Poll::Ready(failed.take().map_or(Ok(()), Err));
             }
+            let named = staged.front().is_some_and(|first| first.to.is_some());
             let mut send = || sending::send(self.socket.as_fd(), staged, &self.ability);
             // Mostly there is room, and nobody need be asked.
             let sent = match send() {
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && self.is_unix && named =>
+                {
+                    // Readiness is of the socket, and not of that peer.
+                    ready!(Pin::new(retry.insert(sleep(RETRY))).poll(cx));
+                    Ok(0)
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let all = self.room.join(cx);
                     let mut cx = Context::from_waker(&all);

@@ -20,13 +20,15 @@ use crate::{LinkBuffer, Slice};
 pub(super) const BATCH: usize = 32;
 /// The same of a socket whose datagrams are large.
 const LARGE_BATCH: usize = 4;
-/// What is more is received into memory that becomes the datagram's.
+/// What is more goes to a place that is not in the cache.
 const SMALL_BYTES: usize = 2 << 10;
+/// What is more is received into a block that becomes the datagram's: one that is kept holds all of it.
+const COPIED_BYTES: usize = 16 << 10;
 /// From one small place to the next: an odd number of cache lines, so that they do not share few sets of the cache.
 const STRIDE: usize = SMALL_BYTES + 64;
 /// No datagram of UDP is larger, nor several that have come together.
 pub(super) const LARGEST_BYTES: usize = 65_535;
-/// After so many small datagrams in a row a socket's datagrams are small.
+/// After so many datagrams in a row that are copied a socket's are not large.
 const SMALL_AGAIN: u32 = 256;
 
 thread_local! {
@@ -114,7 +116,7 @@ impl Places {
         let told = unsafe { Told::of(header) };
         let bytes = if len == 0 {
             Slice::default()
-        } else if large && len > SMALL_BYTES {
+        } else if large && len > COPIED_BYTES {
             let buffer = &mut self.large[at];
             // SAFETY: the kernel has filled in so many bytes of what was reserved.
             unsafe { buffer.commit(len)? };
@@ -195,7 +197,7 @@ impl<A: Peer> Inbox<A> {
                         continue;
                     }
                 };
-                if datagram.bytes.len() > SMALL_BYTES {
+                if datagram.bytes.len() > COPIED_BYTES {
                     self.small_since_large = Some(0);
                 } else if let Some(small) = &mut self.small_since_large {
                     *small = small.saturating_add(1);

@@ -82,11 +82,15 @@ impl Messages {
         &mut self,
         staged: &VecDeque<Outgoing<A>>,
         ability: &Ability,
+        apart: bool,
     ) -> io::Result<usize> {
         let (mut messages, mut pieces, mut next) = (0, 0, 0);
-        while messages < BATCH && pieces < PIECES && next < staged.len() {
+        // One that is sent apart goes alone.
+        let most = if apart { 1 } else { BATCH };
+        while messages < most && pieces < PIECES && next < staged.len() {
             let first = &staged[next];
-            let together = together(staged.range(next..).take(PIECES - pieces), ability);
+            let room = if apart { 1 } else { PIECES - pieces };
+            let together = together(staged.range(next..).take(room), ability);
             let size = first.bytes.len();
             let wanted = Wanted {
                 local: first.local,
@@ -166,8 +170,9 @@ pub(super) fn send<A: Peer>(
     MESSAGES.with(|messages| {
         let mut messages = messages.borrow_mut();
         let messages = messages.get_or_insert_with(Messages::new);
+        let mut apart = false;
         loop {
-            let sent = messages.fill(staged, ability).and_then(|count| {
+            let sent = messages.fill(staged, ability, apart).and_then(|count| {
                 let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
                 let headers = messages.headers.as_mut_ptr();
                 uninterrupted(|| {
@@ -180,24 +185,25 @@ pub(super) fn send<A: Peer>(
             });
             match sent {
                 Ok(sent) => {
+                    if apart {
+                        // It was for the cutting: each by itself, from now on.
+                        ability.cuts_less_than(staged[0].bytes.len() as u16);
+                    }
                     let sent = messages.counts[..sent].iter().sum();
                     staged.drain(..sent);
                     return Ok(sent);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
                 Err(error) => {
-                    if messages.counts[0] > 1 && refuses_to_cut(&error) {
-                        // Each by itself, from now on.
-                        ability.cuts_less_than(staged[0].bytes.len() as u16);
+                    if !apart && messages.counts[0] > 1 && refuses_to_cut(&error) {
+                        apart = true;
                         continue;
                     }
-                    if let Some(cut) = cut_apart(&error, staged.front()) {
-                        ability.cuts_less_than(1);
-                        staged.pop_front();
+                    let first = staged.pop_front();
+                    if let Some(cut) = cut_apart(&error, first.as_ref()) {
                         cut.into_iter().rev().for_each(|piece| staged.push_front(piece));
                         continue;
                     }
-                    staged.pop_front();
                     return Err(error);
                 }
             }
@@ -218,7 +224,8 @@ fn cut_apart<A: Peer>(error: &io::Error, first: Option<&Outgoing<A>>) -> Option<
     let first = first.filter(|_| refuses_to_cut(error))?;
     let step = usize::from(first.segment_bytes?);
     let len = first.bytes.len();
-    if step == 0 || len <= step || len.div_ceil(step) > SEGMENTS_MAX {
+    let fits = len.div_ceil(step.max(1)) <= SEGMENTS_MAX && len <= SEGMENTED_BYTES_MAX;
+    if step == 0 || len <= step || !fits {
         return None;
     }
     let piece = |start| {

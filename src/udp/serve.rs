@@ -14,6 +14,7 @@ use pollster::block_on;
 
 use super::{Datagram, UdpOptions, UdpSocket};
 use crate::caught::caught;
+use crate::poller::over;
 use crate::pollers::Pollers;
 use crate::task::TaskGroup;
 use crate::time::{sleep, timeout};
@@ -53,7 +54,7 @@ impl UdpServer {
     /// into a task, with a [`sender`](UdpSocket::sender). A panic of it is contained, and costs the datagrams that it was called with.
     ///
     /// # Errors
-    /// As for [`UdpOptions::bind`].
+    /// As for [`UdpOptions::bind`]; [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
     pub fn serve<H>(
         pollers: &Pollers,
         options: UdpOptions,
@@ -63,6 +64,9 @@ impl UdpServer {
     where
         H: AsyncFn(&mut UdpSocket, &mut Vec<Datagram>) + Send + Sync + 'static,
     {
+        if pollers.have_ended() {
+            return Err(over());
+        }
         let options = if pollers.count() > 1 { options.reuse_port(true) } else { options };
         let first = options.bound_at(address)?;
         let bound = super::local_addr(std::os::fd::AsFd::as_fd(&first))?;

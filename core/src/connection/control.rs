@@ -122,6 +122,12 @@ impl Control {
         Watch::new(self.shared.clone(), When::Draining)
     }
 
+    /// For what goes past the engine: whether nothing is to be received.
+    #[doc(hidden)]
+    pub fn is_paused(&self) -> bool {
+        self.shared.life().is_paused()
+    }
+
     /// For what goes past the engine: its name with its poller, on that one's thread.
     #[doc(hidden)]
     pub fn local_token(&self) -> Option<Token> {

@@ -153,6 +153,11 @@ impl Lifecycle {
         self.recount(clock);
     }
 
+    /// Whether nothing is received, since its user wants it so.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     /// Receives again.
     pub(crate) fn resume(&mut self, clock: &dyn Clock) {
         if mem::take(&mut self.paused) {
