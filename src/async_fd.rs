@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use duopoll_core::{Direction, Readiness, Token};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -173,20 +173,10 @@ impl Watching {
         &self,
         cx: &mut Context<'_>,
         direction: Direction,
-        mut call: impl FnMut() -> io::Result<R>,
+        call: impl FnMut() -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        loop {
-            let Some(told) = ready!(self.readiness.poll(cx, direction)) else {
-                return Poll::Ready(Err(over()));
-            };
-            match call() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.readiness.clear(direction, told);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return Poll::Ready(result),
-            }
-        }
+        let polled = self.readiness.poll_with(cx, direction, call);
+        polled.map(|result| result.unwrap_or_else(|| Err(over())))
     }
 }
 

@@ -39,7 +39,7 @@ use std::time::Instant;
 
 use ::quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use ::quinn::{AsyncTimer, AsyncUdpSocket, Runtime, UdpPoller};
-use duopoll_core::Direction;
+use duopoll_core::{Direction, contain};
 
 use crate::async_fd::Watching;
 use crate::poller::{Handle, over};
@@ -150,7 +150,9 @@ impl Socket {
     fn begin(&self, watching: io::Result<Watching>) {
         let _ = self.watching.set(watching.ok());
         let waiting = std::mem::take(&mut *self.beginning());
-        waiting.into_iter().for_each(Waker::wake);
+        for waker in waiting {
+            contain("a waker", || waker.wake());
+        }
     }
 
     fn beginning(&self) -> MutexGuard<'_, Vec<Waker>> {

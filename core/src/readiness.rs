@@ -1,8 +1,9 @@
 //! What is known of a descriptor that somebody else reads and writes.
 
 use std::fmt;
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use crate::contain::contain;
 use crate::poll::{Direction, Ready};
@@ -49,6 +50,25 @@ impl Readiness {
         drop(state);
         drop(before);
         Poll::Pending
+    }
+
+    /// Calls when it may be ready, and again as long as the call would have blocked or was interrupted. None if nobody watches any more.
+    pub fn poll_with<R>(
+        &self,
+        cx: &mut Context<'_>,
+        direction: Direction,
+        mut call: impl FnMut() -> io::Result<R>,
+    ) -> Poll<Option<io::Result<R>>> {
+        loop {
+            let Some(told) = ready!(self.poll(cx, direction)) else { return Poll::Ready(None) };
+            match call() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.clear(direction, told);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return Poll::Ready(Some(result)),
+            }
+        }
     }
 
     /// What was told so far, for a call that is made without waiting.

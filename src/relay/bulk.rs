@@ -146,26 +146,6 @@ impl Loan {
         let readiness = poller.ask(lend, give_back).await.ok()??;
         Some(Loan { poller: poller.clone(), token, readiness })
     }
-
-    /// Calls when it may be ready, and again when it would have blocked. None if it is not lent any more.
-    fn poll_with(
-        &self,
-        cx: &mut Context<'_>,
-        direction: Direction,
-        mut call: impl FnMut() -> io::Result<usize>,
-    ) -> Poll<Option<io::Result<usize>>> {
-        loop {
-            let Some(told) = ready!(self.readiness.poll(cx, direction)) else {
-                return Poll::Ready(None);
-            };
-            match call() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.readiness.clear(direction, told);
-                }
-                result => return Poll::Ready(Some(result)),
-            }
-        }
-    }
 }
 
 impl Drop for Loan {
@@ -249,7 +229,9 @@ impl Bulk<'_> {
             let way = &mut self.ways[from];
             if !way.is_empty() {
                 let target = self.sides[to].own_socket();
-                match ready!(self.loans[to].poll_with(cx, Direction::Write, || way.give(target))) {
+                match ready!(
+                    self.loans[to].readiness.poll_with(cx, Direction::Write, || way.give(target))
+                ) {
                     None => return Poll::Ready(Over::Leave),
                     Some(Ok(_)) => continue,
                     Some(Err(error)) => {
@@ -291,7 +273,9 @@ impl Bulk<'_> {
                 return Poll::Ready(Over::Leave);
             }
             let source = self.sides[from].own_socket();
-            match ready!(self.loans[from].poll_with(cx, Direction::Read, || way.take(source))) {
+            match ready!(
+                self.loans[from].readiness.poll_with(cx, Direction::Read, || way.take(source))
+            ) {
                 None => return Poll::Ready(Over::Leave),
                 Some(Ok(0)) => way.ended = Some(Ok(())),
                 Some(Ok(taken)) => {
@@ -323,8 +307,8 @@ impl Bulk<'_> {
             let mut idle = true;
             for (way, side) in self.ways.iter_mut().zip(&self.sides) {
                 let stands = std::mem::replace(&mut way.seen, way.moved) == way.moved;
-                let waits = !way.is_empty() || syscalls::unread_bytes(side.own_socket()) > 0;
-                if stands && waits {
+                let waits = || !way.is_empty() || syscalls::unread_bytes(side.own_socket()) > 0;
+                if stands && waits() {
                     return Poll::Ready(Over::Leave);
                 }
                 idle &= stands;

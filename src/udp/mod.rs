@@ -61,7 +61,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
-use duopoll_core::Direction;
+use duopoll_core::{Direction, contain};
 use socket2::{SockAddr, SockRef};
 
 use crate::async_fd::Watching;
@@ -89,14 +89,10 @@ pub type UdpSender = DatagramSender<SocketAddr>;
 
 /// A socket for datagrams, whose peers have such addresses: a [`UdpSocket`], or a [`UnixDatagram`].
 pub struct DatagramSocket<A: Peer> {
-    shared: Arc<Shared>,
     inbox: Inbox<A>,
     /// Batches since it was waited for one.
     batches: u8,
-    staged: VecDeque<Outgoing<A>>,
-    /// Why one of those that were staged could not be sent, until the others are.
-    failed: Option<io::Error>,
-    retry: Option<Sleep>,
+    sends: DatagramSender<A>,
 }
 
 /// What the halves of a socket share.
@@ -151,12 +147,13 @@ impl UdpSocket {
         DatagramSocket::on_a_poller(socket, ability, options.has_gro()).await
     }
 
-    /// From now on only datagrams of that peer come, beside those that have come already, and [`Outgoing::connected`] goes there. Again, to another one, as often as is wanted.
+    /// From now on only datagrams of that peer come, beside those that have come already, and [`Outgoing::connected`] goes there. Again, to
+    /// another one, as often as is wanted.
     ///
     /// # Errors
     /// The kernel's: `ENETUNREACH`, `EAFNOSUPPORT`.
     pub fn connect(&self, peer: SocketAddr) -> io::Result<()> {
-        SockRef::from(&self.shared.socket).connect(&SockAddr::from(peer))
+        SockRef::from(&self.sends.shared.socket).connect(&SockAddr::from(peer))
     }
 
     /// Where it is bound.
@@ -164,7 +161,7 @@ impl UdpSocket {
     /// # Errors
     /// The kernel's.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        local_addr(self.shared.socket.as_fd())
+        local_addr(self.sends.shared.socket.as_fd())
     }
 
     /// To whom it is connected.
@@ -172,7 +169,7 @@ impl UdpSocket {
     /// # Errors
     /// `ENOTCONN` if it is not.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        internet(SockRef::from(&self.shared.socket).peer_addr()?)
+        internet(SockRef::from(&self.sends.shared.socket).peer_addr()?)
     }
 }
 
@@ -191,14 +188,8 @@ impl<A: Peer> DatagramSocket<A> {
         let is_unix = known.domain()? == socket2::Domain::UNIX;
         let watching = Watching::nearby(socket.try_clone()?).await?;
         let shared = Arc::new(Shared { socket, watching, ability, is_unix, room: Arc::default() });
-        Ok(DatagramSocket {
-            shared,
-            inbox: Inbox::new(large),
-            batches: 0,
-            staged: VecDeque::new(),
-            failed: None,
-            retry: None,
-        })
+        let sends = DatagramSender::of(shared);
+        Ok(DatagramSocket { inbox: Inbox::new(large), batches: 0, sends })
     }
 
     /// The next datagram.
@@ -255,7 +246,7 @@ impl<A: Peer> DatagramSocket<A> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let (shared, inbox) = (&self.shared, &mut self.inbox);
+        let (shared, inbox) = (&self.sends.shared, &mut self.inbox);
         let received =
             shared.watching.poll_with(cx, Direction::Read, || inbox.receive(shared.socket.as_fd()));
         self.batches = if received.is_ready() { self.batches + 1 } else { 0 };
@@ -270,12 +261,12 @@ impl<A: Peer> DatagramSocket<A> {
 
     /// Leaves a datagram for the next [`flush`](DatagramSocket::flush). What is staged has no bound but the caller's sense.
     pub fn stage(&mut self, datagram: Outgoing<A>) {
-        self.staged.push_back(datagram);
+        self.sends.stage(datagram);
     }
 
     /// How many are staged.
     pub fn staged(&self) -> usize {
-        self.staged.len()
+        self.sends.staged()
     }
 
     /// Sends what is staged, in that order, and waits while the kernel has no room.
@@ -284,7 +275,7 @@ impl<A: Peer> DatagramSocket<A> {
     /// That of the first datagram which cannot be sent, when all others are; those that cannot are dropped. If the poller has ended,
     /// [`NotConnected`](io::ErrorKind::NotConnected), and they stay.
     pub async fn flush(&mut self) -> io::Result<()> {
-        poll_fn(|cx| self.poll_flush(cx)).await
+        self.sends.flush().await
     }
 
     /// [`flush`](DatagramSocket::flush) as a poll.
@@ -292,7 +283,7 @@ impl<A: Peer> DatagramSocket<A> {
     /// # Errors
     /// As there.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.poll_send(cx, &mut self.staged, &mut self.failed, &mut self.retry)
+        self.sends.poll_flush(cx)
     }
 
     /// Sends a datagram behind what is staged. Those that go together are better [staged](DatagramSocket::stage) and flushed.
@@ -300,18 +291,12 @@ impl<A: Peer> DatagramSocket<A> {
     /// # Errors
     /// As for [`flush`](DatagramSocket::flush).
     pub async fn send(&mut self, datagram: Outgoing<A>) -> io::Result<()> {
-        self.stage(datagram);
-        self.flush().await
+        self.sends.send(datagram).await
     }
 
     /// Another half that sends, with what it stages itself: for other tasks, on any thread.
     pub fn sender(&self) -> DatagramSender<A> {
-        DatagramSender {
-            shared: self.shared.clone(),
-            staged: VecDeque::new(),
-            failed: None,
-            retry: None,
-        }
+        self.sends.clone()
     }
 }
 
@@ -319,11 +304,17 @@ impl<A: Peer> DatagramSocket<A> {
 pub struct DatagramSender<A: Peer> {
     shared: Arc<Shared>,
     staged: VecDeque<Outgoing<A>>,
+    /// Why one of those that were staged could not be sent, until the others are.
     failed: Option<io::Error>,
+    /// When it is tried again, where nobody tells of room.
     retry: Option<Sleep>,
 }
 
 impl<A: Peer> DatagramSender<A> {
+    fn of(shared: Arc<Shared>) -> DatagramSender<A> {
+        DatagramSender { shared, staged: VecDeque::new(), failed: None, retry: None }
+    }
+
     /// See [`DatagramSocket::stage`].
     pub fn stage(&mut self, datagram: Outgoing<A>) {
         self.staged.push_back(datagram);
@@ -347,7 +338,41 @@ impl<A: Peer> DatagramSender<A> {
     /// # Errors
     /// As there.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.poll_send(cx, &mut self.staged, &mut self.failed, &mut self.retry)
+        let DatagramSender { shared, staged, failed, retry } = self;
+        if let Some(waits) = retry {
+            ready!(Pin::new(waits).poll(cx));
+            *retry = None;
+        }
+        for _ in 0..SENDS_MAX {
+            if staged.is_empty() {
+                return Poll::Ready(failed.take().map_or(Ok(()), Err));
+            }
+            let named = staged.front().is_some_and(|first| first.to.is_some());
+            let mut send = || sending::send(shared.socket.as_fd(), staged, &shared.ability);
+            // Mostly there is room, and nobody need be asked.
+            let sent = match send() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if shared.is_unix && named {
+                        // Readiness is of the socket, and not of that peer.
+                        ready!(Pin::new(retry.insert(sleep(RETRY))).poll(cx));
+                        continue;
+                    }
+                    let all = shared.room.join(cx);
+                    let mut cx = Context::from_waker(&all);
+                    ready!(shared.watching.poll_with(&mut cx, Direction::Write, send))
+                }
+                sent => sent,
+            };
+            match sent {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                    return Poll::Ready(Err(error));
+                }
+                Err(error) => *failed = failed.take().or(Some(error)),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// See [`DatagramSocket::send`].
@@ -362,59 +387,7 @@ impl<A: Peer> DatagramSender<A> {
 
 impl<A: Peer> Clone for DatagramSender<A> {
     fn clone(&self) -> DatagramSender<A> {
-        DatagramSender {
-            shared: self.shared.clone(),
-            staged: VecDeque::new(),
-            failed: None,
-            retry: None,
-        }
-    }
-}
-
-impl Shared {
-    fn poll_send<A: Peer>(
-        &self,
-        cx: &mut Context<'_>,
-        staged: &mut VecDeque<Outgoing<A>>,
-        failed: &mut Option<io::Error>,
-        retry: &mut Option<Sleep>,
-    ) -> Poll<io::Result<()>> {
-        if let Some(waits) = retry {
-            ready!(Pin::new(waits).poll(cx));
-            *retry = None;
-        }
-        for _ in 0..SENDS_MAX {
-            if staged.is_empty() {
-                return Poll::Ready(failed.take().map_or(Ok(()), Err));
-            }
-            let named = staged.front().is_some_and(|first| first.to.is_some());
-            let mut send = || sending::send(self.socket.as_fd(), staged, &self.ability);
-            // Mostly there is room, and nobody need be asked.
-            let sent = match send() {
-                Err(error)
-                    if error.kind() == io::ErrorKind::WouldBlock && self.is_unix && named =>
-                {
-                    // Readiness is of the socket, and not of that peer.
-                    ready!(Pin::new(retry.insert(sleep(RETRY))).poll(cx));
-                    Ok(0)
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let all = self.room.join(cx);
-                    let mut cx = Context::from_waker(&all);
-                    ready!(self.watching.poll_with(&mut cx, Direction::Write, send))
-                }
-                sent => sent,
-            };
-            match sent {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => {
-                    return Poll::Ready(Err(error));
-                }
-                Err(error) => *failed = failed.take().or(Some(error)),
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        DatagramSender::of(self.shared.clone())
     }
 }
 
@@ -443,7 +416,9 @@ impl Room {
 impl Wake for Room {
     fn wake(self: Arc<Room>) {
         let waiting = std::mem::take(&mut *self.waiting());
-        waiting.into_iter().for_each(Waker::wake);
+        for waker in waiting {
+            contain("a waker", || waker.wake());
+        }
     }
 }
 
@@ -458,16 +433,16 @@ fn internet(address: SockAddr) -> io::Result<SocketAddr> {
 /// For socket options. What is received by it is lost to this.
 impl<A: Peer> AsFd for DatagramSocket<A> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.socket.as_fd()
+        self.sends.shared.socket.as_fd()
     }
 }
 
 impl<A: Peer> fmt::Debug for DatagramSocket<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DatagramSocket")
-            .field("socket", &self.shared.socket)
+            .field("socket", &self.sends.shared.socket)
             .field("waiting", &self.inbox.waiting.len())
-            .field("staged", &self.staged.len())
+            .field("staged", &self.staged())
             .finish_non_exhaustive()
     }
 }

@@ -12,9 +12,9 @@ pub enum WhenFull {
     /// another, reads that wait for more than is left and flushes to peers that do not read.
     #[default]
     Refuse,
-    /// Connections whose peers do not read are reset: at the first mark those that have taken nothing for a second, nor acknowledged, and before a read or a
-    /// flush fails the one with the most unsent bytes, of several the oldest. A write that finds no memory fails all the same: it
-    /// does not wait for somebody to go. Whoever uses a connection that was reset is told
+    /// Connections whose peers do not read are reset: at the first mark those that have taken nothing for a second, nor acknowledged,
+    /// and before a read or a flush fails the one with the most unsent bytes, of several the oldest. A write that finds no memory
+    /// fails all the same: it does not wait for somebody to go. Whoever uses a connection that was reset is told
     /// [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted).
     Reset,
 }
