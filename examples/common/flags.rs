@@ -1,12 +1,14 @@
 //! What the example servers have in common: their flags, their ready line, and their end.
 
+#[path = "values.rs"]
+mod values;
+
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::panic;
 #[cfg(feature = "rustls")]
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use duopoll::{Address, Builder, Engine, EventLoop, Listener, Server, WhenFull};
 use lexopt::prelude::*;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use values::{seconds, value};
 
 /// How long connections may go on after the signal, if nothing else is said.
 const GRACE: Duration = Duration::from_secs(5);
@@ -279,19 +282,4 @@ fn set(flags: &mut Flags, name: &str, parser: &mut lexopt::Parser) -> Result<(),
         _ => return Err(format!("invalid option '--{name}'").into()),
     }
     Ok(())
-}
-
-/// The value of a flag. An error names it.
-fn value<T: FromStr<Err: Display>>(
-    name: &str,
-    parser: &mut lexopt::Parser,
-) -> Result<T, lexopt::Error> {
-    let text = parser.value()?.string()?;
-    text.parse().map_err(|error: T::Err| format!("--{name} {text}: {error}").into())
-}
-
-fn seconds(name: &str, parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
-    let seconds: f64 = value(name, parser)?;
-    Duration::try_from_secs_f64(seconds)
-        .map_err(|error| format!("--{name} {seconds}: {error}").into())
 }

@@ -1,14 +1,12 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::net::{SocketAddr, UdpSocket};
-use std::str::FromStr;
-use std::time::Duration;
 
 use lexopt::prelude::*;
 
 use crate::config::Config;
+use crate::values::{seconds, value};
 
 pub(crate) const HELP: &str = "A DNS resolver that asks others, and keeps what they answer.
 
@@ -112,19 +110,4 @@ fn is_same(listen: &SocketAddr, upstream: &SocketAddr) -> bool {
     // An address of this machine can be bound.
     let is_ours = || asked.is_unspecified() || UdpSocket::bind((asked, 0)).is_ok();
     at == asked || at.is_unspecified() && is_ours()
-}
-
-/// The value of a flag. An error names it.
-fn value<T: FromStr<Err: Display>>(
-    name: &str,
-    parser: &mut lexopt::Parser,
-) -> Result<T, lexopt::Error> {
-    let text = parser.value()?.string()?;
-    text.parse().map_err(|error: T::Err| format!("--{name} {text}: {error}").into())
-}
-
-fn seconds(name: &str, parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
-    let seconds: f64 = value(name, parser)?;
-    Duration::try_from_secs_f64(seconds)
-        .map_err(|error| format!("--{name} {seconds}: {error}").into())
 }

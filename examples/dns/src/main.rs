@@ -16,6 +16,8 @@ mod stats;
 mod tcp;
 mod udp;
 mod upstream;
+#[path = "../../common/values.rs"]
+mod values;
 
 use std::env;
 use std::io::{self, Write};

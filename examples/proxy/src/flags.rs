@@ -1,13 +1,12 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::path::Path;
-use std::str::FromStr;
 
 use lexopt::prelude::*;
 
 use crate::config::{Config, Listen, Tls, Upstream, Version};
+use crate::values::value;
 
 pub(crate) const HELP: &str = "A TCP proxy: what clients send goes to an upstream, and back, and nothing is copied.
 
@@ -148,15 +147,6 @@ fn set(config: &mut Config, name: &str, parser: &mut lexopt::Parser) -> Result<(
         _ => return Err(format!("invalid option '--{name}'").into()),
     }
     Ok(())
-}
-
-/// The value of a flag. An error names it.
-fn value<T: FromStr<Err: Display>>(
-    name: &str,
-    parser: &mut lexopt::Parser,
-) -> Result<T, lexopt::Error> {
-    let text = parser.value()?.string()?;
-    text.parse().map_err(|error: T::Err| format!("--{name} {text}: {error}").into())
 }
 
 #[cfg(test)]

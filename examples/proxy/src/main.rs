@@ -12,6 +12,8 @@ mod proxy;
 mod sources;
 mod tls;
 mod upstream;
+#[path = "../../common/values.rs"]
+mod values;
 
 use std::env;
 use std::io::{self, Write};
