@@ -71,6 +71,17 @@ fn ended(handle: JoinHandle<Relayed>) -> Relayed {
     block_on(handle).expect("no panic")
 }
 
+/// One side resets, and the other sees that.
+fn a_reset_comes_over(first: bool, peers: (Peer, Peer), handle: JoinHandle<Relayed>) {
+    let (resets, mut sees) = if first { peers } else { (peers.1, peers.0) };
+    resets.reset();
+    let error = sees.read_rest().expect_err("a reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let broken = ended(handle).result.expect_err("it is broken");
+    assert_eq!(broken.error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(broken.side == Side::First, first);
+}
+
 /// Sends, and then the FIN.
 fn send(mut peer: Peer, bytes: usize, seed: u64) {
     let (mut random, mut pattern) = (Random::new(seed), Pattern::new(seed));
@@ -157,13 +168,7 @@ fn a_reset_is_a_reset_on_the_other_side(setup: Setup) {
         let (_pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
         left.write_all(b"x").expect("sent");
         right.read_exact(&mut [0]).expect("relayed");
-        let (resets, mut sees) = if first { (left, right) } else { (right, left) };
-        resets.reset();
-        let error = sees.read_rest().expect_err("a reset");
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-        let broken = ended(handle).result.expect_err("it is broken");
-        assert_eq!(broken.error.kind(), ErrorKind::ConnectionReset);
-        assert_eq!(broken.side == Side::First, first);
+        a_reset_comes_over(first, (left, right), handle);
     }
 }
 
@@ -361,13 +366,7 @@ fn a_reset_in_bulk_comes_behind_the_bytes(setup: Setup) {
     for first in [true, false] {
         let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
         begin_bulk(&pollers, &mut left, &mut right);
-        let (resets, mut sees) = if first { (left, right) } else { (right, left) };
-        resets.reset();
-        let error = sees.read_rest().expect_err("a reset");
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-        let broken = ended(handle).result.expect_err("it is broken");
-        assert_eq!(broken.error.kind(), ErrorKind::ConnectionReset);
-        assert_eq!(broken.side == Side::First, first);
+        a_reset_comes_over(first, (left, right), handle);
     }
 }
 

@@ -11,25 +11,10 @@ use std::time::Duration;
 use duopoll::udp::{Datagram, Ecn, Outgoing, UdpOptions, UdpServer, UdpSocket, UnixDatagram};
 use duopoll::{Address, Engine, Pollers, task, time};
 use pollster::block_on;
-use support::{PATIENCE, eventually, open_descriptors, poll_once};
+use support::{PATIENCE, Setup, eventually, open_descriptors, poll_once};
 
-/// A test for each engine and family, in a module of its own.
-macro_rules! on_each {
-    ($($test:ident),* $(,)?) => {
-        on_each!(@ epoll_v4, Engine::Epoll, "127.0.0.1:0"; $($test),*);
-        on_each!(@ epoll_v6, Engine::Epoll, "[::1]:0"; $($test),*);
-        on_each!(@ uring_v4, Engine::Uring, "127.0.0.1:0"; $($test),*);
-        on_each!(@ uring_v6, Engine::Uring, "[::1]:0"; $($test),*);
-    };
-    (@ $module:ident, $engine:expr, $address:literal; $($test:ident),*) => {
-        mod $module {
-            use super::*;
-            $(#[test] fn $test() { super::$test(Setup { engine: $engine, address: $address }) })*
-        }
-    };
-}
-
-on_each!(
+on_every_setup!(
+    internet:
     every_size_comes_as_it_was_sent,
     a_burst_comes_in_order,
     a_dropped_wait_loses_nothing,
@@ -53,43 +38,31 @@ on_each!(
     a_unix_socket_waits_for_room,
 );
 
-#[derive(Clone, Copy)]
-struct Setup {
-    engine: Engine,
-    address: &'static str,
+/// Runs on a poller.
+fn run<F, T>(setup: Setup, make: impl FnOnce() -> F + Send + 'static) -> T
+where
+    F: Future<Output = T> + 'static,
+    T: Send + 'static,
+{
+    let pollers = setup.pollers(1);
+    block_on(pollers.spawn(move || async move { time::timeout(PATIENCE, make()).await }))
+        .expect("no panic")
+        .expect("in time")
 }
 
-impl Setup {
-    fn pollers(self) -> Pollers {
-        Pollers::options().engine(self.engine).count(1).start().expect("a poller")
-    }
+async fn bind(setup: Setup, options: UdpOptions) -> UdpSocket {
+    options.bind(setup.address()).await.expect("bound")
+}
 
-    /// Runs on a poller.
-    fn run<F, T>(self, make: impl FnOnce() -> F + Send + 'static) -> T
-    where
-        F: Future<Output = T> + 'static,
-        T: Send + 'static,
-    {
-        let pollers = self.pollers();
-        block_on(pollers.spawn(move || async move { time::timeout(PATIENCE, make()).await }))
-            .expect("no panic")
-            .expect("in time")
-    }
+async fn pair(setup: Setup) -> (UdpSocket, UdpSocket) {
+    let options = UdpSocket::options().receive_buffer_bytes(4 << 20);
+    (bind(setup, options).await, bind(setup, options).await)
+}
 
-    async fn bind(self, options: UdpOptions) -> UdpSocket {
-        options.bind(self.address).await.expect("bound")
-    }
-
-    async fn pair(self) -> (UdpSocket, UdpSocket) {
-        let options = UdpSocket::options().receive_buffer_bytes(4 << 20);
-        (self.bind(options).await, self.bind(options).await)
-    }
-
-    fn peer(self) -> Std {
-        let peer = Std::bind(self.address).expect("bound");
-        peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        peer
-    }
+fn peer(setup: Setup) -> Std {
+    let peer = Std::bind(setup.address()).expect("bound");
+    peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    peer
 }
 
 fn at(socket: &UdpSocket) -> SocketAddr {
@@ -101,8 +74,8 @@ fn bytes(len: usize, seed: usize) -> Vec<u8> {
 }
 
 fn every_size_comes_as_it_was_sent(setup: Setup) {
-    setup.run(move || async move {
-        let (mut one, mut other) = setup.pair().await;
+    run(setup, move || async move {
+        let (mut one, mut other) = pair(setup).await;
         // From small to large and back, and across what is small.
         let sizes = [0, 1, 64, 2047, 2048, 2049, 4000, 65_507, 9000, 2048, 1, 0, 65_507, 64];
         for (seed, size) in sizes.into_iter().enumerate() {
@@ -118,8 +91,8 @@ fn every_size_comes_as_it_was_sent(setup: Setup) {
 }
 
 fn a_burst_comes_in_order(setup: Setup) {
-    setup.run(move || async move {
-        let (mut one, mut other) = setup.pair().await;
+    run(setup, move || async move {
+        let (mut one, mut other) = pair(setup).await;
         let mut seen = 0;
         for burst in 0..20 {
             for number in 0..100 {
@@ -143,8 +116,8 @@ fn a_burst_comes_in_order(setup: Setup) {
 }
 
 fn a_dropped_wait_loses_nothing(setup: Setup) {
-    setup.run(move || async move {
-        let (mut one, mut other) = setup.pair().await;
+    run(setup, move || async move {
+        let (mut one, mut other) = pair(setup).await;
         assert!(poll_once(pin!(other.recv())).is_pending());
         for number in 0..10u8 {
             one.stage(Outgoing::to(vec![number], at(&other)));
@@ -160,9 +133,9 @@ fn a_dropped_wait_loses_nothing(setup: Setup) {
 }
 
 fn replies_come_from_where_they_were_sent_to(setup: Setup) {
-    let peer = setup.peer();
+    let peer = peer(setup);
     let is_v4 = peer.local_addr().expect("bound").is_ipv4();
-    setup.run(move || async move {
+    run(setup, move || async move {
         let options = UdpSocket::options().local_address(true);
         let any = if is_v4 { "0.0.0.0:0" } else { "[::]:0" };
         let mut socket = options.bind(any).await.expect("bound");
@@ -192,9 +165,9 @@ fn replies_come_from_where_they_were_sent_to(setup: Setup) {
 }
 
 fn congestion_is_told(setup: Setup) {
-    setup.run(move || async move {
-        let mut one = setup.bind(UdpSocket::options()).await;
-        let mut other = setup.bind(UdpSocket::options().ecn(true)).await;
+    run(setup, move || async move {
+        let mut one = bind(setup, UdpSocket::options()).await;
+        let mut other = bind(setup, UdpSocket::options().ecn(true)).await;
         for ecn in [None, Some(Ecn::Ect0), Some(Ecn::Ect1), Some(Ecn::Ce), None] {
             let datagram = Outgoing::to(b"x", at(&other));
             let datagram = match ecn {
@@ -208,10 +181,10 @@ fn congestion_is_told(setup: Setup) {
 }
 
 fn segments_are_cut_and_come_together(setup: Setup) {
-    setup.run(move || async move {
-        let (mut one, mut apart) = setup.pair().await;
+    run(setup, move || async move {
+        let (mut one, mut apart) = pair(setup).await;
         let options = UdpSocket::options().gro(true).receive_buffer_bytes(4 << 20);
-        let mut together = setup.bind(options).await;
+        let mut together = bind(setup, options).await;
         let sent = bytes(50 * 1200 + 7, 1);
         for target in [at(&apart), at(&together)] {
             one.send(Outgoing::to(sent.clone(), target).segments(1200)).await.expect("sent");
@@ -238,9 +211,9 @@ fn segments_are_cut_and_come_together(setup: Setup) {
 }
 
 fn what_goes_together_comes_one_by_one(setup: Setup) {
-    setup.run(move || async move {
-        let (mut one, mut other) = setup.pair().await;
-        let mut third = setup.bind(UdpSocket::options().coalesce(false)).await;
+    run(setup, move || async move {
+        let (mut one, mut other) = pair(setup).await;
+        let mut third = bind(setup, UdpSocket::options().coalesce(false)).await;
         for sender in [&mut one, &mut third] {
             // Of one size; a shorter one; an empty one; a longer one; more than the kernel cuts out of one.
             let sizes = [[100; 20].as_slice(), &[99, 0, 101], &[64; 150]].concat();
@@ -256,8 +229,8 @@ fn what_goes_together_comes_one_by_one(setup: Setup) {
 }
 
 fn one_that_is_connected_hears_nobody_else(setup: Setup) {
-    let (peer, stranger) = (setup.peer(), setup.peer());
-    setup.run(move || async move {
+    let (peer, stranger) = (peer(setup), peer(setup));
+    run(setup, move || async move {
         let options = UdpSocket::options();
         let mut socket =
             options.connect(peer.local_addr().expect("bound")).await.expect("connected");
@@ -270,13 +243,13 @@ fn one_that_is_connected_hears_nobody_else(setup: Setup) {
 }
 
 fn a_broadcast_is_replied_to(setup: Setup) {
-    if !setup.address.starts_with("127") {
+    if !setup.address().starts_with("127") {
         return;
     }
     let peer = Std::bind("127.0.0.1:0").expect("bound");
     peer.set_broadcast(true).expect("an option");
     peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    setup.run(move || async move {
+    run(setup, move || async move {
         let options = UdpSocket::options().local_address(true);
         let mut socket = options.bind("0.0.0.0:0").await.expect("bound");
         peer.send_to(b"all", ("127.255.255.255", at(&socket).port())).expect("sent");
@@ -288,11 +261,11 @@ fn a_broadcast_is_replied_to(setup: Setup) {
 
 fn who_is_not_there_is_told_and_no_end(setup: Setup) {
     let nowhere = {
-        let peer = setup.peer();
+        let peer = peer(setup);
         peer.local_addr().expect("bound")
     };
-    setup.run(move || async move {
-        let mut socket = setup.bind(UdpSocket::options()).await;
+    run(setup, move || async move {
+        let mut socket = bind(setup, UdpSocket::options()).await;
         socket.connect(nowhere).expect("connected");
         assert_eq!(socket.peer_addr().expect("connected"), nowhere);
         socket.send(Outgoing::connected(b"?")).await.expect("sent");
@@ -312,8 +285,8 @@ fn who_is_not_there_is_told_and_no_end(setup: Setup) {
 }
 
 fn what_cannot_be_sent_costs_the_others_nothing(setup: Setup) {
-    setup.run(move || async move {
-        let (mut one, mut other) = setup.pair().await;
+    run(setup, move || async move {
+        let (mut one, mut other) = pair(setup).await;
         one.stage(Outgoing::to(b"before", at(&other)));
         one.stage(Outgoing::to(vec![0; 70_000], at(&other)));
         one.stage(Outgoing::connected(b"nowhere"));
@@ -331,7 +304,7 @@ fn what_cannot_be_sent_costs_the_others_nothing(setup: Setup) {
             let error = one.send(Outgoing::to(b"x", foreign)).await.expect_err("another family");
             assert_eq!(error.raw_os_error(), Some(libc::EAFNOSUPPORT));
         } else {
-            let mut strict = setup.bind(UdpSocket::options().only_v6(true)).await;
+            let mut strict = bind(setup, UdpSocket::options().only_v6(true)).await;
             let foreign = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9);
             let error = strict.send(Outgoing::to(b"x", foreign)).await.expect_err("another family");
             assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH));
@@ -340,10 +313,10 @@ fn what_cannot_be_sent_costs_the_others_nothing(setup: Setup) {
 }
 
 fn halves_send_from_anywhere(setup: Setup) {
-    let pollers = setup.pollers();
+    let pollers = setup.pollers(1);
     let (address, senders) = block_on(pollers.spawn(move || async move {
         let options = UdpSocket::options().receive_buffer_bytes(4 << 20);
-        let mut socket = setup.bind(options).await;
+        let mut socket = bind(setup, options).await;
         let (address, sender) = (at(&socket), socket.sender());
         task::spawn_local(async move {
             let mut received = Vec::new();
@@ -357,7 +330,7 @@ fn halves_send_from_anywhere(setup: Setup) {
         (address, [sender.clone(), sender])
     }))
     .expect("no panic");
-    let peer = setup.peer();
+    let peer = peer(setup);
     let to = peer.local_addr().expect("bound");
     std::thread::scope(|scope| {
         for (number, mut sender) in senders.into_iter().enumerate() {
@@ -380,10 +353,10 @@ fn halves_send_from_anywhere(setup: Setup) {
 }
 
 fn drops_are_counted(setup: Setup) {
-    let peer = setup.peer();
-    setup.run(move || async move {
+    let peer = peer(setup);
+    run(setup, move || async move {
         let options = UdpSocket::options().count_drops(true).receive_buffer_bytes(1);
-        let mut socket = setup.bind(options).await;
+        let mut socket = bind(setup, options).await;
         let mut sent = 0;
         for _ in 0..100 {
             sent += u32::from(peer.send_to(&[7; 500], at(&socket)).is_ok());
@@ -402,9 +375,9 @@ fn drops_are_counted(setup: Setup) {
 }
 
 fn a_flood_starves_nobody(setup: Setup) {
-    let peer = setup.peer();
-    setup.run(move || async move {
-        let mut socket = setup.bind(UdpSocket::options()).await;
+    let peer = peer(setup);
+    run(setup, move || async move {
+        let mut socket = bind(setup, UdpSocket::options()).await;
         let to = at(&socket);
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let flood = std::thread::spawn(move || {
@@ -422,7 +395,7 @@ fn a_flood_starves_nobody(setup: Setup) {
             }
         });
         // Other tasks and sockets of the poller have their turn.
-        let (mut one, mut other) = setup.pair().await;
+        let (mut one, mut other) = pair(setup).await;
         for number in 0..200u8 {
             one.send(Outgoing::to(vec![number], at(&other))).await.expect("sent");
             assert!(other.recv().await.expect("received").bytes == [number]);
@@ -435,11 +408,11 @@ fn a_flood_starves_nobody(setup: Setup) {
 }
 
 fn nothing_is_left_behind(setup: Setup) {
-    let pollers = setup.pollers();
+    let pollers = setup.pollers(1);
     let before = open_descriptors();
     block_on(pollers.spawn(move || async move {
         for _ in 0..100 {
-            let (mut one, mut other) = setup.pair().await;
+            let (mut one, mut other) = pair(setup).await;
             one.send(Outgoing::to(bytes(5000, 1), at(&other))).await.expect("sent");
             assert_eq!(other.recv().await.expect("received").bytes.len(), 5000);
             assert!(poll_once(pin!(other.recv())).is_pending());
@@ -451,8 +424,8 @@ fn nothing_is_left_behind(setup: Setup) {
 }
 
 fn a_poller_that_ends_says_so(setup: Setup) {
-    let pollers = setup.pollers();
-    let socket = pollers.spawn(move || async move { setup.bind(UdpSocket::options()).await });
+    let pollers = setup.pollers(1);
+    let socket = pollers.spawn(move || async move { bind(setup, UdpSocket::options()).await });
     let mut socket = block_on(socket).expect("no panic");
     pollers.stop();
     let error = block_on(socket.recv()).expect_err("nobody watches");
@@ -460,7 +433,7 @@ fn a_poller_that_ends_says_so(setup: Setup) {
 }
 
 fn unix_sockets_have_datagrams(setup: Setup) {
-    setup.run(|| async {
+    run(setup, || async {
         let name =
             format!("unix:@duopoll-udp-{}-{:?}", std::process::id(), std::thread::current().id());
         let mut server = UnixDatagram::bind(&name).await.expect("bound");
@@ -511,7 +484,7 @@ fn unix_sockets_have_datagrams(setup: Setup) {
 }
 
 fn a_unix_socket_waits_for_room(setup: Setup) {
-    setup.run(|| async {
+    run(setup, || async {
         let (mut one, mut other) = UnixDatagram::pair().await.expect("a pair");
         let mut sender = one.sender();
         let sends = task::spawn_local(async move {
@@ -600,11 +573,11 @@ fn round_trip(peer: &Std, to: SocketAddr, sent: &[u8]) -> Vec<u8> {
 fn a_server_has_a_socket_on_each_poller(setup: Setup) {
     let pollers = Pollers::options().engine(setup.engine).count(3).start().expect("pollers");
     let options = UdpSocket::options();
-    let server = UdpServer::serve(&pollers, options, setup.address, echo).expect("a server");
+    let server = UdpServer::serve(&pollers, options, setup.address(), echo).expect("a server");
     let address = server.local_addr();
     // The kernel may deal to sockets that are not watched yet: they are served all the same.
     for number in 0..50u8 {
-        assert_eq!(round_trip(&setup.peer(), address, &[number; 100]), [number; 100]);
+        assert_eq!(round_trip(&peer(setup), address, &[number; 100]), [number; 100]);
     }
     assert_eq!(server.shutdown(PATIENCE), 0);
     drop(server);
@@ -613,10 +586,10 @@ fn a_server_has_a_socket_on_each_poller(setup: Setup) {
 }
 
 fn a_handler_that_panics_ends_nothing(setup: Setup) {
-    let pollers = setup.pollers();
+    let pollers = setup.pollers(1);
     let options = UdpSocket::options();
-    let server = UdpServer::serve(&pollers, options, setup.address, echo).expect("a server");
-    let peer = setup.peer();
+    let server = UdpServer::serve(&pollers, options, setup.address(), echo).expect("a server");
+    let peer = peer(setup);
     for _ in 0..3 {
         peer.send_to(b"panic", server.local_addr()).expect("sent");
         // It may be in one batch with the next, which is lost then.
@@ -629,7 +602,7 @@ fn a_handler_that_panics_ends_nothing(setup: Setup) {
 }
 
 fn a_shutdown_waits_for_handlers(setup: Setup) {
-    let pollers = setup.pollers();
+    let pollers = setup.pollers(1);
     let (begins, begun) = std::sync::mpsc::channel();
     let begins = std::sync::Mutex::new(begins);
     let slow = async move |socket: &mut UdpSocket, datagrams: &mut Vec<Datagram>| {
@@ -638,8 +611,8 @@ fn a_shutdown_waits_for_handlers(setup: Setup) {
         echo(socket, datagrams).await;
     };
     let options = UdpSocket::options();
-    let server = UdpServer::serve(&pollers, options, setup.address, slow).expect("a server");
-    let peer = setup.peer();
+    let server = UdpServer::serve(&pollers, options, setup.address(), slow).expect("a server");
+    let peer = peer(setup);
     peer.send_to(b"last", server.local_addr()).expect("sent");
     begun.recv_timeout(PATIENCE).expect("it has come");
     assert_eq!(server.shutdown(PATIENCE), 0);

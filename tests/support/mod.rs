@@ -74,6 +74,13 @@ macro_rules! on_every_setup {
         $crate::on_every_setup!(@ uring_v6, Uring, V6, $($name)*);
         $crate::on_every_setup!(@ uring_unix, Uring, Unix, $($name)*);
     };
+    // Of the internet's families only.
+    (internet: $($name:ident),* $(,)?) => {
+        $crate::on_every_setup!(@ epoll_v4, Epoll, V4, $($name)*);
+        $crate::on_every_setup!(@ epoll_v6, Epoll, V6, $($name)*);
+        $crate::on_every_setup!(@ uring_v4, Uring, V4, $($name)*);
+        $crate::on_every_setup!(@ uring_v6, Uring, V6, $($name)*);
+    };
     (@ $module:ident, $engine:ident, $family:ident, $($name:ident)*) => {
         mod $module {
             $(
@@ -106,18 +113,22 @@ impl Setup {
         EventLoop::builder().engine(self.engine).pollers(1)
     }
 
-    /// A listener on a free address.
-    pub fn listener(self) -> Listener {
+    /// A free address.
+    pub fn address(self) -> String {
         static NAMES: AtomicU32 = AtomicU32::new(0);
-        let address = match self.family {
+        match self.family {
             Family::V4 => "127.0.0.1:0".to_owned(),
             Family::V6 => "[::1]:0".to_owned(),
             Family::Unix => {
                 let name = NAMES.fetch_add(1, Ordering::Relaxed);
                 format!("unix:@duopoll-test-{}-{name}", std::process::id())
             }
-        };
-        Listener::bind(&address).expect("a free address")
+        }
+    }
+
+    /// A listener on a free address.
+    pub fn listener(self) -> Listener {
+        Listener::bind(&self.address()).expect("a free address")
     }
 
     /// A server for this cell.

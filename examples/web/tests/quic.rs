@@ -14,25 +14,10 @@ use duopoll::{Engine, Pollers, task, time};
 use pollster::block_on;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, ServerConfig};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use support::{PATIENCE, eventually, open_descriptors};
+use support::{PATIENCE, Setup, eventually, open_descriptors};
 
-/// A test for each engine and family, in a module of its own.
-macro_rules! on_each {
-    ($($test:ident),* $(,)?) => {
-        on_each!(@ epoll_v4, Engine::Epoll, "127.0.0.1:0"; $($test),*);
-        on_each!(@ epoll_v6, Engine::Epoll, "[::1]:0"; $($test),*);
-        on_each!(@ uring_v4, Engine::Uring, "127.0.0.1:0"; $($test),*);
-        on_each!(@ uring_v6, Engine::Uring, "[::1]:0"; $($test),*);
-    };
-    (@ $module:ident, $engine:expr, $address:literal; $($test:ident),*) => {
-        mod $module {
-            use super::*;
-            $(#[test] fn $test() { super::$test(Setup { engine: $engine, address: $address }) })*
-        }
-    };
-}
-
-on_each!(
+on_every_setup!(
+    internet:
     bulk_goes_both_ways,
     many_streams_at_once,
     many_connections,
@@ -43,31 +28,19 @@ on_each!(
     nothing_is_left_behind,
 );
 
-#[derive(Clone, Copy)]
-struct Setup {
-    engine: Engine,
-    address: &'static str,
-}
-
-impl Setup {
-    fn pollers(self) -> Pollers {
-        Pollers::options().engine(self.engine).count(1).start().expect("a poller")
-    }
-
-    /// Runs on a poller, with a server that echoes each stream.
-    fn run<F, T>(self, test: impl FnOnce(Peers) -> F + Send + 'static) -> T
-    where
-        F: Future<Output = T> + 'static,
-        T: Send + 'static,
-    {
-        let pollers = self.pollers();
-        let run = move || async move {
-            let peers = Peers::new(self, &PollerRuntime::here()).expect("endpoints");
-            task::spawn_local(echo(peers.server.clone()));
-            time::timeout(PATIENCE, test(peers)).await.expect("in time")
-        };
-        block_on(pollers.spawn(run)).expect("no panic")
-    }
+/// Runs on a poller, with a server that echoes each stream.
+fn run<F, T>(setup: Setup, test: impl FnOnce(Peers) -> F + Send + 'static) -> T
+where
+    F: Future<Output = T> + 'static,
+    T: Send + 'static,
+{
+    let pollers = setup.pollers(1);
+    let run = move || async move {
+        let peers = Peers::new(setup, &PollerRuntime::here()).expect("endpoints");
+        task::spawn_local(echo(peers.server.clone()));
+        time::timeout(PATIENCE, test(peers)).await.expect("in time")
+    };
+    block_on(pollers.spawn(run)).expect("no panic")
 }
 
 /// A server, and what knows its certificate.
@@ -93,7 +66,7 @@ impl Peers {
             Endpoint::new(
                 EndpointConfig::default(),
                 server,
-                UdpSocket::bind(setup.address)?,
+                UdpSocket::bind(setup.address())?,
                 runtime,
             )
         };
@@ -148,7 +121,7 @@ fn bytes(len: usize, seed: usize) -> Vec<u8> {
 }
 
 fn bulk_goes_both_ways(setup: Setup) {
-    setup.run(|peers| async move {
+    run(setup, |peers| async move {
         let connection = peers.connect().await;
         let sent = bytes(support::scaled(16 << 20), 1);
         assert!(round_trip(&connection, &sent).await == sent);
@@ -156,7 +129,7 @@ fn bulk_goes_both_ways(setup: Setup) {
 }
 
 fn many_streams_at_once(setup: Setup) {
-    setup.run(|peers| async move {
+    run(setup, |peers| async move {
         let connection = peers.connect().await;
         let trips = (0..500).map(|number| {
             let connection = connection.clone();
@@ -172,7 +145,7 @@ fn many_streams_at_once(setup: Setup) {
 }
 
 fn many_connections(setup: Setup) {
-    setup.run(|peers| async move {
+    run(setup, |peers| async move {
         let mut connections = Vec::new();
         for _ in 0..50 {
             connections.push(peers.connect().await);
@@ -186,18 +159,18 @@ fn many_connections(setup: Setup) {
 }
 
 fn a_client_that_moves_is_known(setup: Setup) {
-    setup.run(move |peers| async move {
+    run(setup, move |peers| async move {
         let connection = peers.connect().await;
         assert!(round_trip(&connection, b"here").await == b"here");
         let before = peers.client.local_addr().expect("bound");
-        peers.client.rebind(UdpSocket::bind(setup.address).expect("bound")).expect("moved");
+        peers.client.rebind(UdpSocket::bind(setup.address()).expect("bound")).expect("moved");
         assert_ne!(peers.client.local_addr().expect("bound"), before);
         assert!(round_trip(&connection, b"there").await == b"there");
     });
 }
 
 fn an_end_is_told(setup: Setup) {
-    setup.run(|peers| async move {
+    run(setup, |peers| async move {
         let connection = peers.connect().await;
         round_trip(&connection, b"x").await;
         peers.server.close(7u8.into(), b"over");
@@ -211,7 +184,7 @@ fn an_end_is_told(setup: Setup) {
 }
 
 fn who_is_not_there_is_found_out(setup: Setup) {
-    setup.run(|peers| async move {
+    run(setup, |peers| async move {
         let nowhere = UdpSocket::bind(peers.address()).map(|_| ()).expect_err("it is taken");
         assert_eq!(nowhere.kind(), io::ErrorKind::AddrInUse);
         let gone = UdpSocket::bind(SocketAddr::new(peers.address().ip(), 0)).expect("bound");
@@ -223,7 +196,7 @@ fn who_is_not_there_is_found_out(setup: Setup) {
 }
 
 fn an_endpoint_is_made_anywhere(setup: Setup) {
-    let pollers = setup.pollers();
+    let pollers = setup.pollers(1);
     let peers = Peers::new(setup, &PollerRuntime::on(pollers.clone())).expect("endpoints");
     let server = peers.server.clone();
     drop(pollers.spawn(move || echo(server)));
@@ -237,7 +210,7 @@ fn an_endpoint_is_made_anywhere(setup: Setup) {
 fn nothing_is_left_behind(setup: Setup) {
     let before = open_descriptors();
     for _ in 0..3 {
-        setup.run(|peers| async move {
+        run(setup, |peers| async move {
             round_trip(&peers.connect().await, b"x").await;
             peers.client.close(0u8.into(), b"");
             peers.client.wait_idle().await;
