@@ -11,6 +11,7 @@ use std::time::Duration;
 use duopoll::udp::{Datagram, Ecn, Outgoing, UdpOptions, UdpServer, UdpSocket, UnixDatagram};
 use duopoll::{Address, Engine, Pollers, task, time};
 use pollster::block_on;
+use support::alone::{beside_others, nobody_beside};
 use support::{PATIENCE, Setup, eventually, open_descriptors, poll_once};
 
 on_every_setup!(
@@ -74,6 +75,7 @@ fn bytes(len: usize, seed: usize) -> Vec<u8> {
 }
 
 fn every_size_comes_as_it_was_sent(setup: Setup) {
+    let _others = beside_others();
     run(setup, move || async move {
         let (mut one, mut other) = pair(setup).await;
         // From small to large and back, and across what is small.
@@ -91,6 +93,7 @@ fn every_size_comes_as_it_was_sent(setup: Setup) {
 }
 
 fn a_burst_comes_in_order(setup: Setup) {
+    let _others = beside_others();
     run(setup, move || async move {
         let (mut one, mut other) = pair(setup).await;
         let mut seen = 0;
@@ -116,6 +119,7 @@ fn a_burst_comes_in_order(setup: Setup) {
 }
 
 fn a_dropped_wait_loses_nothing(setup: Setup) {
+    let _others = beside_others();
     run(setup, move || async move {
         let (mut one, mut other) = pair(setup).await;
         assert!(poll_once(pin!(other.recv())).is_pending());
@@ -133,6 +137,7 @@ fn a_dropped_wait_loses_nothing(setup: Setup) {
 }
 
 fn replies_come_from_where_they_were_sent_to(setup: Setup) {
+    let _others = beside_others();
     let peer = peer(setup);
     let is_v4 = peer.local_addr().expect("bound").is_ipv4();
     run(setup, move || async move {
@@ -165,6 +170,7 @@ fn replies_come_from_where_they_were_sent_to(setup: Setup) {
 }
 
 fn congestion_is_told(setup: Setup) {
+    let _others = beside_others();
     run(setup, move || async move {
         let mut one = bind(setup, UdpSocket::options()).await;
         let mut other = bind(setup, UdpSocket::options().ecn(true)).await;
@@ -181,6 +187,7 @@ fn congestion_is_told(setup: Setup) {
 }
 
 fn segments_are_cut_and_come_together(setup: Setup) {
+    let _others = beside_others();
     run(setup, move || async move {
         let (mut one, mut apart) = pair(setup).await;
         let options = UdpSocket::options().gro(true).receive_buffer_bytes(4 << 20);
@@ -211,6 +218,7 @@ fn segments_are_cut_and_come_together(setup: Setup) {
 }
 
 fn what_goes_together_comes_one_by_one(setup: Setup) {
+    let _others = beside_others();
     run(setup, move || async move {
         let (mut one, mut other) = pair(setup).await;
         let mut third = bind(setup, UdpSocket::options().coalesce(false)).await;
@@ -229,6 +237,7 @@ fn what_goes_together_comes_one_by_one(setup: Setup) {
 }
 
 fn one_that_is_connected_hears_nobody_else(setup: Setup) {
+    let _others = beside_others();
     let (peer, stranger) = (peer(setup), peer(setup));
     run(setup, move || async move {
         let options = UdpSocket::options();
@@ -243,6 +252,7 @@ fn one_that_is_connected_hears_nobody_else(setup: Setup) {
 }
 
 fn a_broadcast_is_replied_to(setup: Setup) {
+    let _others = beside_others();
     if !setup.address().starts_with("127") {
         return;
     }
@@ -260,6 +270,7 @@ fn a_broadcast_is_replied_to(setup: Setup) {
 }
 
 fn who_is_not_there_is_told_and_no_end(setup: Setup) {
+    let _others = beside_others();
     let nowhere = {
         let peer = peer(setup);
         peer.local_addr().expect("bound")
@@ -285,6 +296,7 @@ fn who_is_not_there_is_told_and_no_end(setup: Setup) {
 }
 
 fn what_cannot_be_sent_costs_the_others_nothing(setup: Setup) {
+    let _others = beside_others();
     run(setup, move || async move {
         let (mut one, mut other) = pair(setup).await;
         one.stage(Outgoing::to(b"before", at(&other)));
@@ -313,6 +325,7 @@ fn what_cannot_be_sent_costs_the_others_nothing(setup: Setup) {
 }
 
 fn halves_send_from_anywhere(setup: Setup) {
+    let _others = beside_others();
     let pollers = setup.pollers(1);
     let (address, senders) = block_on(pollers.spawn(move || async move {
         let options = UdpSocket::options().receive_buffer_bytes(4 << 20);
@@ -353,6 +366,7 @@ fn halves_send_from_anywhere(setup: Setup) {
 }
 
 fn drops_are_counted(setup: Setup) {
+    let _others = beside_others();
     let peer = peer(setup);
     run(setup, move || async move {
         let options = UdpSocket::options().count_drops(true).receive_buffer_bytes(1);
@@ -375,6 +389,7 @@ fn drops_are_counted(setup: Setup) {
 }
 
 fn a_flood_starves_nobody(setup: Setup) {
+    let _others = beside_others();
     let peer = peer(setup);
     run(setup, move || async move {
         let mut socket = bind(setup, UdpSocket::options()).await;
@@ -408,6 +423,7 @@ fn a_flood_starves_nobody(setup: Setup) {
 }
 
 fn nothing_is_left_behind(setup: Setup) {
+    let _alone = nobody_beside();
     let pollers = setup.pollers(1);
     let before = open_descriptors();
     block_on(pollers.spawn(move || async move {
@@ -424,6 +440,7 @@ fn nothing_is_left_behind(setup: Setup) {
 }
 
 fn a_poller_that_ends_says_so(setup: Setup) {
+    let _others = beside_others();
     let pollers = setup.pollers(1);
     let socket = pollers.spawn(move || async move { bind(setup, UdpSocket::options()).await });
     let mut socket = block_on(socket).expect("no panic");
@@ -433,6 +450,7 @@ fn a_poller_that_ends_says_so(setup: Setup) {
 }
 
 fn unix_sockets_have_datagrams(setup: Setup) {
+    let _others = beside_others();
     run(setup, || async {
         let name =
             format!("unix:@duopoll-udp-{}-{:?}", std::process::id(), std::thread::current().id());
@@ -484,6 +502,7 @@ fn unix_sockets_have_datagrams(setup: Setup) {
 }
 
 fn a_unix_socket_waits_for_room(setup: Setup) {
+    let _others = beside_others();
     run(setup, || async {
         let (mut one, mut other) = UnixDatagram::pair().await.expect("a pair");
         let mut sender = one.sender();
@@ -517,6 +536,7 @@ fn a_unix_socket_waits_for_room(setup: Setup) {
 
 #[test]
 fn what_is_no_socket_of_udp_is_refused() {
+    let _others = beside_others();
     let (stream, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
     let error = block_on(UdpSocket::from_fd(stream.into(), &UdpOptions::default()));
     assert!(error.is_err());
@@ -527,6 +547,7 @@ fn what_is_no_socket_of_udp_is_refused() {
 
 #[test]
 fn std_sockets_are_taken_on() {
+    let _others = beside_others();
     let socket = Std::bind("127.0.0.1:0").expect("bound");
     let address = socket.local_addr().expect("bound");
     let mut socket = block_on(UdpSocket::from_std(socket)).expect("taken on");
@@ -537,6 +558,7 @@ fn std_sockets_are_taken_on() {
 
 #[test]
 fn groups_are_joined_and_left() {
+    let _others = beside_others();
     block_on(async {
         let mut socket =
             UdpSocket::options().reuse_port(true).bind("0.0.0.0:0").await.expect("bound");
@@ -571,6 +593,7 @@ fn round_trip(peer: &Std, to: SocketAddr, sent: &[u8]) -> Vec<u8> {
 }
 
 fn a_server_has_a_socket_on_each_poller(setup: Setup) {
+    let _others = beside_others();
     let pollers = Pollers::options().engine(setup.engine).count(3).start().expect("pollers");
     let options = UdpSocket::options();
     let server = UdpServer::serve(&pollers, options, setup.address(), echo).expect("a server");
@@ -586,6 +609,7 @@ fn a_server_has_a_socket_on_each_poller(setup: Setup) {
 }
 
 fn a_handler_that_panics_ends_nothing(setup: Setup) {
+    let _others = beside_others();
     let pollers = setup.pollers(1);
     let options = UdpSocket::options();
     let server = UdpServer::serve(&pollers, options, setup.address(), echo).expect("a server");
@@ -602,6 +626,7 @@ fn a_handler_that_panics_ends_nothing(setup: Setup) {
 }
 
 fn a_shutdown_waits_for_handlers(setup: Setup) {
+    let _others = beside_others();
     let pollers = setup.pollers(1);
     let (begins, begun) = std::sync::mpsc::channel();
     let begins = std::sync::Mutex::new(begins);

@@ -14,6 +14,7 @@ use duopoll::{Engine, Pollers, task, time};
 use pollster::block_on;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, ServerConfig};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use support::alone::{beside_others, nobody_beside};
 use support::{PATIENCE, Setup, eventually, open_descriptors};
 
 on_every_setup!(
@@ -121,6 +122,7 @@ fn bytes(len: usize, seed: usize) -> Vec<u8> {
 }
 
 fn bulk_goes_both_ways(setup: Setup) {
+    let _others = beside_others();
     run(setup, |peers| async move {
         let connection = peers.connect().await;
         let sent = bytes(support::scaled(16 << 20), 1);
@@ -129,6 +131,7 @@ fn bulk_goes_both_ways(setup: Setup) {
 }
 
 fn many_streams_at_once(setup: Setup) {
+    let _others = beside_others();
     run(setup, |peers| async move {
         let connection = peers.connect().await;
         let trips = (0..500).map(|number| {
@@ -145,6 +148,7 @@ fn many_streams_at_once(setup: Setup) {
 }
 
 fn many_connections(setup: Setup) {
+    let _others = beside_others();
     run(setup, |peers| async move {
         let mut connections = Vec::new();
         for _ in 0..50 {
@@ -159,6 +163,7 @@ fn many_connections(setup: Setup) {
 }
 
 fn a_client_that_moves_is_known(setup: Setup) {
+    let _others = beside_others();
     run(setup, move |peers| async move {
         let connection = peers.connect().await;
         assert!(round_trip(&connection, b"here").await == b"here");
@@ -170,6 +175,7 @@ fn a_client_that_moves_is_known(setup: Setup) {
 }
 
 fn an_end_is_told(setup: Setup) {
+    let _others = beside_others();
     run(setup, |peers| async move {
         let connection = peers.connect().await;
         round_trip(&connection, b"x").await;
@@ -184,6 +190,7 @@ fn an_end_is_told(setup: Setup) {
 }
 
 fn who_is_not_there_is_found_out(setup: Setup) {
+    let _others = beside_others();
     run(setup, |peers| async move {
         let nowhere = UdpSocket::bind(peers.address()).map(|_| ()).expect_err("it is taken");
         assert_eq!(nowhere.kind(), io::ErrorKind::AddrInUse);
@@ -196,6 +203,7 @@ fn who_is_not_there_is_found_out(setup: Setup) {
 }
 
 fn an_endpoint_is_made_anywhere(setup: Setup) {
+    let _others = beside_others();
     let pollers = setup.pollers(1);
     let peers = Peers::new(setup, &PollerRuntime::on(pollers.clone())).expect("endpoints");
     let server = peers.server.clone();
@@ -208,6 +216,7 @@ fn an_endpoint_is_made_anywhere(setup: Setup) {
 }
 
 fn nothing_is_left_behind(setup: Setup) {
+    let _alone = nobody_beside();
     let before = open_descriptors();
     for _ in 0..3 {
         run(setup, |peers| async move {
