@@ -128,7 +128,7 @@ impl Setup {
 
     /// A listener on a free address.
     pub fn listener(self) -> Listener {
-        Listener::bind(&self.address()).expect("a free address")
+        Listener::bind(self.address()).expect("a free address")
     }
 
     /// A server for this cell.
