@@ -28,6 +28,7 @@
 //! - [`Connection`], with its halves [`Reader`] and [`Writer`], is what they get.
 //! - [`LinkBuffer`] and [`Slice`] are the memory, useful without any socket too.
 //! - [`task`] has tasks, and [`time`] timers, on the pollers; [`mux`] has many calls at once on one connection.
+//! - [`udp`] has sockets and servers for datagrams, [`relay`] joins two connections, [`restart`] hands listeners over.
 //! - [`Stats`] are the figures of pollers, and [`ServerStats`] those of a server, for a metrics endpoint.
 //! - [`Engine`] says which engine to use, and [`EngineReport`] which one it was, and why.
 //!

@@ -12,6 +12,7 @@ use duopoll::relay::{Relay, Relayed, Side};
 use duopoll::task::JoinHandle;
 use duopoll::{Connection, Limits, Pollers};
 use pollster::block_on;
+use socket2::SockRef;
 use support::settled::Settled;
 use support::{Family, PATIENCE, Pattern, Peer, Random, Setup, eventually, scaled};
 
@@ -36,6 +37,7 @@ on_every_setup!(
     pollers_that_stop_in_bulk_end_both,
     one_direction_of_bulk_does_not_hide_the_other,
     a_pause_is_one_in_bulk,
+    an_urgent_byte_holds_up_nobody,
 );
 
 /// Two connections on one poller, and their peers.
@@ -502,4 +504,31 @@ fn a_pause_is_one_in_bulk(setup: Setup) {
     assert_eq!(came, pushed);
     drop((left, right));
     assert!(ended(handle).result.is_ok());
+}
+
+/// The kernel splices nothing of what is behind it, while the other direction goes on.
+fn an_urgent_byte_holds_up_nobody(setup: Setup) {
+    const BYTES: usize = 8 << 20;
+    let (pollers, mut left, mut right, handle) = Pair::new(setup).relayed(Relay::new());
+    let Peer::Tcp(tcp) = left.try_clone() else { return };
+    begin_bulk(&pollers, &mut left, &mut right);
+    let (mut takes, mut pushes) = (left.try_clone(), right.try_clone());
+    let busy = [
+        thread::spawn(move || while takes.read(&mut [0; 64 << 10]).is_ok_and(|n| n > 0) {}),
+        thread::spawn(move || while pushes.write_all(&[7; 64 << 10]).is_ok() {}),
+    ];
+    let sends = thread::spawn(move || {
+        left.write_all(&vec![7; BYTES / 2]).expect("sent");
+        SockRef::from(&tcp).send_out_of_band(b"!").expect("sent");
+        left.write_all(&vec![7; BYTES / 2]).expect("sent");
+        left
+    });
+    // The urgent byte is nobody's.
+    right.read_exact(&mut vec![0; BYTES]).expect("all of it");
+    let left = sends.join().expect("no panic");
+    drop(right);
+    handle.abort();
+    let _ = block_on(handle);
+    drop(left);
+    busy.into_iter().for_each(|busy| busy.join().expect("no panic"));
 }

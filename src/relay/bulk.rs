@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use duopoll_core::{Direction, Readiness, Token, syscalls};
+use rustix::event::PollFlags;
 
 use super::pipe::{Pipe, sigpipe_ends_the_process};
 use super::side::Side;
@@ -307,8 +308,9 @@ impl Bulk<'_> {
             let mut idle = true;
             for (way, side) in self.ways.iter_mut().zip(&self.sides) {
                 let stands = std::mem::replace(&mut way.seen, way.moved) == way.moved;
-                let waits = || !way.is_empty() || syscalls::unread_bytes(side.own_socket()) > 0;
-                if stands && waits() {
+                // Not by how many bytes there are: of those behind an urgent one the kernel does not tell.
+                let has_more = || syscalls::ready(side.own_socket()).contains(PollFlags::IN);
+                if stands && (!way.is_empty() || has_more()) {
                     return Poll::Ready(Over::Leave);
                 }
                 idle &= stands;
