@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use duopoll::udp::{Datagram, Ecn, Outgoing, UdpOptions, UdpServer, UdpSocket, UnixDatagram};
-use duopoll::{Address, Engine, Pollers, task, time};
+use duopoll::{Address, Pollers, task, time};
 use pollster::block_on;
 use support::alone::{beside_others, nobody_beside};
 use support::{PATIENCE, Setup, eventually, open_descriptors, poll_once};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use duopoll::quinn::PollerRuntime;
-use duopoll::{Engine, Pollers, task, time};
+use duopoll::{task, time};
 use pollster::block_on;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, ServerConfig};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
