@@ -263,9 +263,9 @@ finish() {
     printf '%-6s %-8s %-9s %s (%s s)\n' "$1" "$2" "$3" "$4" "$((SECONDS - $5))"
     if [ "$1" != ok ]; then
         failures=$((failures + 1))
-        echo "--- what failed, and the last lines of $6"
-        grep --after-context 10 '^---- ' "$6" || true
-        tail -n 30 "$6"
+        echo "--- what failed, and the end of $6"
+        awk '/^failures:$/ { shown = 1 } /^test result:/ { shown = 0 } shown' "$6"
+        tail -n 5 "$6"
         echo "---"
     fi
 }

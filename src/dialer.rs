@@ -241,7 +241,7 @@ impl Dialer {
         let poller = match (&self.pollers, Handle::current()) {
             (Some(pollers), _) => pollers.running().ok_or_else(over)?,
             (None, Some(here)) => here,
-            (None, None) => Pollers::nearest()?.pick(),
+            (None, None) => Pollers::nearest()?.choose(),
         };
         Ok(poller)
     }

@@ -409,7 +409,7 @@ impl Pollers {
         }
         socket.peer_addr()?;
         socket.set_nonblocking(true)?;
-        let connection = self.pick().adopt(socket.into(), Limits::default(), false).await?;
+        let connection = self.choose().adopt(socket.into(), Limits::default(), false).await?;
         connection.control().expose();
         Ok(connection)
     }
@@ -432,27 +432,14 @@ impl Pollers {
         handles.all.clone()
     }
 
-    /// The one that gets the next connection: one that runs, if there is any.
-    pub(crate) fn pick(&self) -> Arc<Handle> {
-        let chosen = self.choose();
-        chosen.expect_connection();
-        chosen
-    }
-
-    /// As [`pick`](Pollers::pick), among those.
-    pub(crate) fn pick_of(&self, handles: &[Arc<Handle>]) -> Arc<Handle> {
-        let chosen = self.choose_of(handles);
-        chosen.expect_connection();
-        chosen
-    }
-
     /// The one whose turn it is: one that runs, if there is any.
     pub(crate) fn choose(&self) -> Arc<Handle> {
         let handles = self.shared.handles.read().unwrap_or_else(PoisonError::into_inner);
         self.choose_of(&handles.all)
     }
 
-    fn choose_of(&self, handles: &[Arc<Handle>]) -> Arc<Handle> {
+    /// As [`choose`](Pollers::choose), among those.
+    pub(crate) fn choose_of(&self, handles: &[Arc<Handle>]) -> Arc<Handle> {
         let Shared { options, turn, .. } = &*self.shared;
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         let first = match options.balance {
@@ -474,9 +461,9 @@ impl Pollers {
         self.handles().iter().any(|handle| !handle.has_ended())
     }
 
-    /// As [`pick`](Pollers::pick), if there is one that runs.
+    /// As [`choose`](Pollers::choose), if there is one that runs.
     pub(crate) fn running(&self) -> Option<Arc<Handle>> {
-        let chosen = self.pick();
+        let chosen = self.choose();
         (!chosen.has_ended()).then_some(chosen)
     }
 

@@ -47,12 +47,7 @@ fn connections_take_turns(setup: Setup) {
 
 fn the_emptiest_poller_gets_the_next(setup: Setup) {
     let server = two_pollers(setup, Balance::FewestConnections);
-    // How many a poller has is known as of its last turn: each of them has one.
-    let connect_settled = |count: usize| -> Vec<Peer> {
-        let settled = |mut peers: Vec<Peer>| (peers.remove(0), open_on_each(&server)).0;
-        (0..count).map(|_| settled(connect(&server, 1))).collect()
-    };
-    let mut peers = connect_settled(10);
+    let mut peers = connect(&server, 10);
     assert_eq!(open_on_each(&server), [5, 5]);
     // Every other one is on the same poller; close those.
     let mut kept = Vec::new();
@@ -62,7 +57,7 @@ fn the_emptiest_poller_gets_the_next(setup: Setup) {
         }
     }
     eventually("five are closed", || open_on_each(&server).iter().sum::<u64>() == 5);
-    let more = connect_settled(5);
+    let more = connect(&server, 5);
     assert_eq!(open_on_each(&server), [5, 5]);
     drop((kept, more));
 }

@@ -246,6 +246,10 @@ fn who_reads_slowly_is_not_over_time(setup: Setup) {
     let relays = |splices| {
         let relay = Relay::new().idle_timeout(LATE).write_timeout(LATE).splice(splices);
         let (_pollers, mut left, mut right, handle) = Pair::new(setup).relayed(relay);
+        // The kernel on its side could take all of it, and nobody would see it read.
+        if let Peer::Tcp(stream) = &right {
+            SockRef::from(stream).set_recv_buffer_size(256 << 10).expect("set");
+        }
         let pushes = thread::spawn(move || {
             left.write_all(&vec![7; BYTES]).expect("sent");
             left.shutdown(Shutdown::Write);

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use duopoll_core::{Group, Limits, Token, contain};
 
 use crate::connection::Connection;
-use crate::poller::{Acceptor, Handle, Poller, over};
+use crate::poller::{Acceptor, Coming, Handle, Poller, over};
 use crate::pollers::Pollers;
 
 /// So many, at most; then the kernel's backlog fills.
@@ -109,7 +109,7 @@ impl Ahead {
     fn give(&self, connection: Connection, heir: &Arc<Heir>) {
         // They stay until the heir has it.
         let (heir, pollers) = (heir.clone(), self.pollers.clone());
-        self.pollers.pick().call(move |poller| {
+        self.pollers.choose().call(move |poller| {
             poller.spawn(async move {
                 match connection.detach().await {
                     Ok((socket, _)) => heir(socket),
@@ -230,11 +230,15 @@ impl Acceptor for Ahead {
             poller.pause_listener(listener);
         }
         let opening = Opening(self.clone());
-        let next = self.pollers.pick();
+        let next = self.pollers.choose();
         if Arc::ptr_eq(&next, poller.handle()) {
             opening.0.open(poller, socket);
         } else {
-            next.call(move |poller| opening.0.open(poller, socket));
+            let coming = Coming::to(&next);
+            next.call(move |poller| {
+                opening.0.open(poller, socket);
+                drop(coming);
+            });
         }
     }
 

@@ -147,14 +147,9 @@ impl Handle {
         self.owner.get()?.upgrade()
     }
 
-    /// How many connections it has.
+    /// How many connections it has, or will have soon.
     pub(crate) fn load(&self) -> usize {
-        self.load.load(Ordering::Relaxed)
-    }
-
-    /// A connection is about to be given to it. Until its next turn that is all that is known of it.
-    pub(crate) fn expect_connection(&self) {
-        self.load.fetch_add(1, Ordering::Relaxed);
+        self.open.load(Ordering::Relaxed) + self.coming.load(Ordering::Relaxed)
     }
 
     /// The time that it lives by.
@@ -195,9 +190,14 @@ impl Handle {
         connecting: bool,
     ) -> io::Result<Connection> {
         self.check(&limits)?;
-        let open = move |poller: &mut Poller| match connecting {
-            true => poller.connect(socket, limits, Group::default()),
-            false => poller.open(socket, limits, Group::default()),
+        let coming = Coming::to(&self);
+        let open = move |poller: &mut Poller| {
+            let opened = match connecting {
+                true => poller.connect(socket, limits, Group::default()),
+                false => poller.open(socket, limits, Group::default()),
+            };
+            drop(coming);
+            opened
         };
         // If nobody waits any more, the connection is closed.
         self.ask(open, |_, opened| drop(opened)).await.unwrap_or_else(|_| Err(over()))
@@ -219,6 +219,22 @@ impl Handle {
 
     pub(crate) fn stats(&self) -> Stats {
         self.published.read()
+    }
+}
+
+/// A connection on its way to a poller, counted as one of its until it is open there or comes to nothing.
+pub(crate) struct Coming(Arc<Handle>);
+
+impl Coming {
+    pub(crate) fn to(poller: &Arc<Handle>) -> Coming {
+        poller.coming.fetch_add(1, Ordering::Relaxed);
+        Coming(poller.clone())
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.coming.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -29,7 +29,7 @@ use crate::clock::PollerClock;
 use crate::connection::Connection;
 use crate::engine::{AnyPoll, EngineReport};
 use crate::memory::OnLevel;
-pub(crate) use crate::poller::handle::{deadlock, over};
+pub(crate) use crate::poller::handle::{Coming, deadlock, over};
 use crate::poller::shutdown::{Backlog, Shutdowns, TEARDOWN};
 pub(crate) use crate::poller::spec::PollerSpec;
 pub(crate) use crate::poller::thread_start::ThreadStart;
@@ -104,8 +104,10 @@ pub(crate) struct Handle {
     /// None once the poller has ended.
     calls: Mutex<Option<Vec<Call>>>,
     report: EngineReport,
-    /// Connections that are open, as of the last turn, and those given to it since.
-    load: AtomicUsize,
+    /// Connections that are open: it writes that itself, as it opens one and at the end of a turn.
+    open: AtomicUsize,
+    /// Those that are on their way to it.
+    coming: AtomicUsize,
     /// It takes no connection any more.
     ended: AtomicBool,
     /// As of the end of the last turn.
@@ -195,7 +197,8 @@ impl Poller {
             clock: clock.clone(),
             calls: Mutex::new(Some(Vec::new())),
             report,
-            load: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            coming: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             published: Published::default(),
             thread: Mutex::new(None),
@@ -300,7 +303,7 @@ impl Poller {
         self.stopping |= main.go_on();
         self.take_commands();
         self.driver.end_turn(&mut self.engine);
-        self.handle.load.store(self.driver.open_connections(), Ordering::Relaxed);
+        self.tell_open();
         self.publish();
         Ok(())
     }
@@ -454,6 +457,7 @@ impl Poller {
         group: Group,
     ) -> io::Result<Connection> {
         let (reader, writer) = self.driver.open(&mut self.engine, Some(socket), limits, group)?;
+        self.tell_open();
         Ok(Connection::established(reader, writer))
     }
 
@@ -466,6 +470,7 @@ impl Poller {
     ) -> io::Result<Connection> {
         let (reader, writer) =
             self.driver.open_paused(&mut self.engine, Some(socket), limits, group)?;
+        self.tell_open();
         Ok(Connection::established(reader, writer))
     }
 
@@ -478,7 +483,12 @@ impl Poller {
     ) -> io::Result<Connection> {
         let (reader, writer) =
             self.driver.connect(&mut self.engine, Some(socket), limits, group)?;
+        self.tell_open();
         Ok(Connection::new(reader, writer))
+    }
+
+    fn tell_open(&self) {
+        self.handle.open.store(self.driver.open_connections(), Ordering::Relaxed);
     }
 
     /// Watches a descriptor.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use duopoll_core::{Limits, Token};
 
 use crate::poller::shutdown::Outstanding;
-use crate::poller::{Acceptor, Handle, Poller};
+use crate::poller::{Acceptor, Coming, Handle, Poller};
 use crate::pollers::Pollers;
 use crate::server::figures::Figures;
 use crate::stats::ServerStats;
@@ -159,6 +159,7 @@ impl Admission {
                 (self.start)(poller, socket, limits, permit);
             }
             _ => {
+                let coming = Coming::to(&next);
                 // If that poller has ended, the socket is closed with the call.
                 next.call(move |poller| {
                     let admission = entering.admission();
@@ -166,6 +167,7 @@ impl Admission {
                         return admission.count_forced(1);
                     }
                     (admission.start)(poller, socket, limits, permit);
+                    drop(coming);
                 });
             }
         }
@@ -174,8 +176,8 @@ impl Admission {
     /// The one that gets the next connection: during a shutdown, of those that take part in it.
     fn next_poller(&self) -> Arc<Handle> {
         match &self.state().ending {
-            Some(pollers) => self.pollers.pick_of(pollers),
-            None => self.pollers.pick(),
+            Some(pollers) => self.pollers.choose_of(pollers),
+            None => self.pollers.choose(),
         }
     }
 
