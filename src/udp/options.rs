@@ -151,6 +151,22 @@ impl UdpOptions {
         Err(last)
     }
 
+    /// So many sockets, all at one address, which the first of them finds.
+    pub(crate) fn bound_each(
+        &self,
+        address: impl ToSocketAddrs,
+        count: usize,
+    ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+        let options = if count > 1 { self.reuse_port(true) } else { *self };
+        let first = options.bound_at(address)?;
+        let address = super::local_addr(first.as_fd())?;
+        let mut sockets = vec![first];
+        for _ in 1..count {
+            sockets.push(options.bound_at(address)?);
+        }
+        Ok((address, sockets))
+    }
+
     fn bound(&self, address: SocketAddr) -> io::Result<OwnedFd> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
         if let (Some(only_v6), true) = (self.only_v6, address.is_ipv6()) {

@@ -67,13 +67,7 @@ impl UdpServer {
         if pollers.have_ended() {
             return Err(over());
         }
-        let options = if pollers.count() > 1 { options.reuse_port(true) } else { options };
-        let first = options.bound_at(address)?;
-        let bound = super::local_addr(std::os::fd::AsFd::as_fd(&first))?;
-        let mut sockets = vec![first];
-        for _ in 1..pollers.count() {
-            sockets.push(options.bound_at(bound)?);
-        }
+        let (address, sockets) = options.bound_each(address, pollers.count())?;
         let (tasks, handler) = (TaskGroup::new(), Arc::new(handler));
         for (index, socket) in sockets.into_iter().enumerate() {
             let (handler, group) = (handler.clone(), tasks.clone());
@@ -85,7 +79,7 @@ impl UdpServer {
             };
             drop(tasks.spawn_on(pollers, index, serve));
         }
-        Ok(UdpServer { address: bound, tasks })
+        Ok(UdpServer { address, tasks })
     }
 
     /// Where it is bound.

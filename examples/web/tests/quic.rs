@@ -3,17 +3,25 @@
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 
+use std::collections::HashSet;
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use duopoll::quinn::PollerRuntime;
-use duopoll::{task, time};
+use duopoll::quinn::{Endpoints, PollerRuntime};
+use duopoll::udp::UdpSocket as Socket;
+use duopoll::{Pollers, task, time};
 use pollster::block_on;
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, ServerConfig};
+use quinn::{
+    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig,
+};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use socket2::SockRef;
 use support::alone::{beside_others, nobody_beside};
 use support::{PATIENCE, Setup, eventually, open_descriptors};
 
@@ -26,6 +34,8 @@ on_every_setup!(
     an_end_is_told,
     who_is_not_there_is_found_out,
     an_endpoint_is_made_anywhere,
+    a_connection_stays_on_its_poller,
+    what_comes_to_another_endpoint_is_forwarded,
     nothing_is_left_behind,
 );
 
@@ -53,15 +63,7 @@ struct Peers {
 
 impl Peers {
     fn new(setup: Setup, runtime: &PollerRuntime) -> io::Result<Peers> {
-        let certificate = rcgen::generate_simple_self_signed(["localhost".into()]);
-        let certificate = certificate.expect("a certificate");
-        let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).expect("a key");
-        let chain: Vec<CertificateDer<'static>> = vec![certificate.cert.der().clone()];
-        let config = ServerConfig::with_single_cert(chain.clone(), key).expect("a configuration");
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(chain[0].clone()).expect("a root");
-        let trusts =
-            ClientConfig::with_root_certificates(Arc::new(roots)).expect("a configuration");
+        let (config, trusts) = configurations();
         let endpoint = |server| {
             let runtime = Arc::new(runtime.clone());
             Endpoint::new(
@@ -86,22 +88,36 @@ impl Peers {
     }
 }
 
-/// Sends back what comes on each stream.
+/// Of a server, and of clients that know its certificate.
+fn configurations() -> (ServerConfig, ClientConfig) {
+    let certificate = rcgen::generate_simple_self_signed(["localhost".into()]);
+    let certificate = certificate.expect("a certificate");
+    let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).expect("a key");
+    let chain: Vec<CertificateDer<'static>> = vec![certificate.cert.der().clone()];
+    let config = ServerConfig::with_single_cert(chain.clone(), key).expect("a configuration");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(chain[0].clone()).expect("a root");
+    let trusts = ClientConfig::with_root_certificates(Arc::new(roots)).expect("a configuration");
+    (config, trusts)
+}
+
 async fn echo(server: Endpoint) {
     while let Some(incoming) = server.accept().await {
+        task::spawn_local(echo_each(incoming));
+    }
+}
+
+/// Sends back what comes on each stream.
+async fn echo_each(incoming: Incoming) {
+    let Ok(connection) = incoming.await else { return };
+    while let Ok((mut send, mut receive)) = connection.accept_bi().await {
         task::spawn_local(async move {
-            let connection = incoming.await?;
-            while let Ok((mut send, mut receive)) = connection.accept_bi().await {
-                task::spawn_local(async move {
-                    while let Ok(Some(chunk)) = receive.read_chunk(1 << 16, true).await {
-                        if send.write_chunk(chunk.bytes).await.is_err() {
-                            return;
-                        }
-                    }
-                    let _ = send.finish();
-                });
+            while let Ok(Some(chunk)) = receive.read_chunk(1 << 16, true).await {
+                if send.write_chunk(chunk.bytes).await.is_err() {
+                    return;
+                }
             }
-            Ok::<_, ConnectionError>(())
+            let _ = send.finish();
         });
     }
 }
@@ -213,6 +229,101 @@ fn an_endpoint_is_made_anywhere(setup: Setup) {
         let sent = bytes(100_000, 1);
         assert!(round_trip(&connection, &sent).await == sent);
     });
+}
+
+/// A server of four endpoints, which says in what thread it serves each connection, and a client of another poller.
+struct Several {
+    endpoints: Arc<Endpoints>,
+    served_on: mpsc::Receiver<ThreadId>,
+    client: Endpoint,
+    _pollers: [Pollers; 2],
+}
+
+fn several(setup: Setup) -> Several {
+    let pollers = [setup.pollers(4), setup.pollers(1)];
+    let (config, trusts) = configurations();
+    let bind = Endpoints::bind;
+    let (options, address) = (Socket::options(), setup.address());
+    let endpoints = bind(&pollers[0], options, &address, EndpointConfig::default(), Some(config));
+    let endpoints = Arc::new(endpoints.expect("endpoints"));
+    let (served, served_on) = mpsc::channel();
+    endpoints.serve(async move |incoming| {
+        served.send(thread::current().id()).expect("the test looks");
+        echo_each(incoming).await;
+    });
+    let clients = bind(&pollers[1], options, &address, EndpointConfig::default(), None);
+    let mut client = clients.expect("an endpoint").each()[0].clone();
+    client.set_default_client_config(trusts);
+    Several { endpoints, served_on, client, _pollers: pollers }
+}
+
+impl Several {
+    /// Connects often, moves, and says how many threads have served.
+    async fn connect_and_move(&self, setup: Setup) -> usize {
+        let mut connections = Vec::new();
+        for number in 0..80 {
+            let server = self.endpoints.local_addr();
+            let connecting = self.client.connect(server, "localhost").expect("a configuration");
+            let connection = connecting.await.expect("connected");
+            let sent = bytes(10_000, number);
+            assert!(round_trip(&connection, &sent).await == sent);
+            connections.push(connection);
+        }
+        for _ in 0..3 {
+            self.client.rebind(UdpSocket::bind(setup.address()).expect("bound")).expect("moved");
+            for (number, connection) in connections.iter().enumerate() {
+                let sent = bytes(3_000, number);
+                assert!(round_trip(connection, &sent).await == sent);
+            }
+        }
+        let each = self.endpoints.each().iter();
+        assert_eq!(each.map(Endpoint::open_connections).sum::<usize>(), 80);
+        self.endpoints.close(0u8.into(), b"");
+        self.endpoints.wait_idle().await;
+        self.served_on.try_iter().collect::<HashSet<_>>().len()
+    }
+}
+
+fn a_connection_stays_on_its_poller(setup: Setup) {
+    let _others = beside_others();
+    let several = several(setup);
+    let threads = block_on(time::timeout(PATIENCE, several.connect_and_move(setup)));
+    assert_eq!(threads.expect("in time"), 4);
+    assert_eq!(several.endpoints.forwarded_datagrams(), 0, "the kernel has delivered them");
+}
+
+fn what_comes_to_another_endpoint_is_forwarded(setup: Setup) {
+    let _alone = nobody_beside();
+    let several = several(setup);
+    detach_program(bound_to(several.endpoints.local_addr()).as_fd());
+    let threads = block_on(time::timeout(PATIENCE, several.connect_and_move(setup)));
+    assert_eq!(threads.expect("in time"), 4);
+    assert!(several.endpoints.forwarded_datagrams() > 0);
+    assert_eq!(several.endpoints.lost_datagrams(), 0);
+}
+
+/// A duplicate of one of this process's sockets that are bound to an address.
+fn bound_to(address: SocketAddr) -> OwnedFd {
+    let open = fs::read_dir("/proc/self/fd").expect("this process's descriptors");
+    let mut numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let is_one = |fd: &OwnedFd| {
+        let local = SockRef::from(fd).local_addr().ok();
+        local.and_then(|local| local.as_socket()) == Some(address)
+    };
+    // SAFETY: no other thread closes descriptors meanwhile.
+    let duplicate = |fd: RawFd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok();
+    numbers.find_map(|number| duplicate(number).filter(is_one)).expect("one is bound")
+}
+
+/// The kernel chooses among the sockets of the port as if nobody had told it how.
+fn detach_program(socket: BorrowedFd<'_>) {
+    let (nothing, name) = (0_i32, libc::SO_DETACH_REUSEPORT_BPF);
+    // SAFETY: the kernel reads an int.
+    let set = unsafe {
+        let value = (&raw const nothing).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, value, 4)
+    };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
 }
 
 fn nothing_is_left_behind(setup: Setup) {

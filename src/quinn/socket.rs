@@ -1,0 +1,160 @@
+//! A socket of quinn's.
+
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::mem;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use ::quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use ::quinn::{AsyncUdpSocket, UdpPoller};
+use duopoll_core::{Direction, contain};
+
+use super::steering::Steered;
+use crate::async_fd::Watching;
+use crate::poller::{Handle, over};
+use crate::task;
+use crate::udp::Room;
+
+pub(super) struct Socket {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    /// Set once; none if the pollers had ended.
+    watching: OnceLock<Option<Watching>>,
+    /// Who waits for that.
+    beginning: Mutex<Vec<Waker>>,
+    /// Who waits to send.
+    room: Arc<Room>,
+    /// Of one of several endpoints.
+    steered: Option<Steered>,
+}
+
+impl Socket {
+    /// Has a poller watch a socket.
+    pub(super) fn watched(
+        socket: UdpSocket,
+        poller: Arc<Handle>,
+        steered: Option<Steered>,
+    ) -> io::Result<Arc<Socket>> {
+        socket.set_nonblocking(true)?;
+        let state = UdpSocketState::new((&socket).into())?;
+        let watched = socket.as_fd().try_clone_to_owned()?;
+        let shared = Arc::new(Socket {
+            socket,
+            state,
+            watching: OnceLock::new(),
+            beginning: Mutex::default(),
+            room: Arc::default(),
+            steered,
+        });
+        let begins = Arc::downgrade(&shared);
+        drop(task::start(&poller.clone(), move || async move {
+            let watching = Watching::begin(poller, watched).await;
+            if let Some(socket) = begins.upgrade() {
+                socket.begin(watching);
+            }
+        }));
+        Ok(shared)
+    }
+
+    fn begin(&self, watching: io::Result<Watching>) {
+        let _ = self.watching.set(watching.ok());
+        let waiting = mem::take(&mut *self.beginning());
+        for waker in waiting {
+            contain("a waker", || waker.wake());
+        }
+    }
+
+    fn beginning(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.beginning.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn poll_watching(&self, cx: &mut Context<'_>) -> Poll<io::Result<&Watching>> {
+        if self.watching.get().is_none() {
+            let waker = cx.waker().clone();
+            self.beginning().push(waker);
+        }
+        // It may have begun meanwhile.
+        match self.watching.get() {
+            None => Poll::Pending,
+            Some(Some(watching)) => Poll::Ready(Ok(watching)),
+            Some(None) => Poll::Ready(Err(over())),
+        }
+    }
+}
+
+impl AsyncUdpSocket for Socket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable(self))
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let watching = self.watching.get().and_then(Option::as_ref);
+        let told = watching.map(|watching| watching.told(Direction::Write));
+        let sent = self.state.try_send((&self.socket).into(), transmit);
+        let blocked = matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        if let (true, Some((watching, told))) = (blocked, watching.zip(told)) {
+            watching.clear(Direction::Write, told);
+        }
+        sent
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        told: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let watching = ready!(self.poll_watching(cx))?;
+        if let Some(steered) = &self.steered {
+            let strays = steered.take(cx, buffers, told);
+            if strays > 0 {
+                return Poll::Ready(Ok(strays));
+            }
+        }
+        let received = ready!(watching.poll_with(cx, Direction::Read, || {
+            self.state.recv((&self.socket).into(), buffers, told)
+        }))?;
+        if let Some(steered) = &self.steered {
+            steered.forward_strays(&mut buffers[..received], &mut told[..received]);
+        }
+        Poll::Ready(Ok(received))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.state.gro_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Socket").field(&self.socket).finish()
+    }
+}
+
+/// Waits for room to send.
+#[derive(Debug)]
+struct Writable(Arc<Socket>);
+
+impl UdpPoller for Writable {
+    fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let watching = ready!(self.0.poll_watching(cx))?;
+        let all = self.0.room.join(cx);
+        watching.poll_with(&mut Context::from_waker(&all), Direction::Write, || Ok(()))
+    }
+}
