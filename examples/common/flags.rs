@@ -84,6 +84,12 @@ impl Flags {
         self.tls.as_ref().map(|tls| tls.certificate.as_deref())
     }
 
+    /// Whether any port will do.
+    #[allow(dead_code, reason = "not every example needs two of one number")]
+    pub(crate) fn any_port(&self) -> bool {
+        matches!(&self.listen, Address::Tcp(address) if address.port() == 0)
+    }
+
     /// A listener at the given address.
     pub(crate) fn listener(&self) -> io::Result<Listener> {
         Listener::bind(&self.listen)

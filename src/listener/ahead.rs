@@ -236,8 +236,8 @@ impl Acceptor for Ahead {
         } else {
             let coming = Coming::to(&next);
             next.call(move |poller| {
+                poller.arrived(coming);
                 opening.0.open(poller, socket);
-                drop(coming);
             });
         }
     }

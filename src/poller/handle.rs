@@ -149,7 +149,7 @@ impl Handle {
 
     /// How many connections it has, or will have soon.
     pub(crate) fn load(&self) -> usize {
-        self.open.load(Ordering::Relaxed) + self.coming.load(Ordering::Relaxed)
+        self.load.load(Ordering::Relaxed)
     }
 
     /// The time that it lives by.
@@ -192,12 +192,11 @@ impl Handle {
         self.check(&limits)?;
         let coming = Coming::to(&self);
         let open = move |poller: &mut Poller| {
-            let opened = match connecting {
+            poller.arrived(coming);
+            match connecting {
                 true => poller.connect(socket, limits, Group::default()),
                 false => poller.open(socket, limits, Group::default()),
-            };
-            drop(coming);
-            opened
+            }
         };
         // If nobody waits any more, the connection is closed.
         self.ask(open, |_, opened| drop(opened)).await.unwrap_or_else(|_| Err(over()))
@@ -222,19 +221,26 @@ impl Handle {
     }
 }
 
-/// A connection on its way to a poller, counted as one of its until it is open there or comes to nothing.
-pub(crate) struct Coming(Arc<Handle>);
+/// A connection on its way to a poller, counted as one of its unless it comes to nothing.
+pub(crate) struct Coming(Option<Arc<Handle>>);
 
 impl Coming {
     pub(crate) fn to(poller: &Arc<Handle>) -> Coming {
-        poller.coming.fetch_add(1, Ordering::Relaxed);
-        Coming(poller.clone())
+        poller.load.fetch_add(1, Ordering::Relaxed);
+        Coming(Some(poller.clone()))
+    }
+
+    /// It stays counted, and whoever has it now sees to that.
+    pub(crate) fn arrive(mut self) {
+        self.0 = None;
     }
 }
 
 impl Drop for Coming {
     fn drop(&mut self) {
-        self.0.coming.fetch_sub(1, Ordering::Relaxed);
+        if let Some(poller) = &self.0 {
+            poller.load.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

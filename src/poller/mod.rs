@@ -104,10 +104,8 @@ pub(crate) struct Handle {
     /// None once the poller has ended.
     calls: Mutex<Option<Vec<Call>>>,
     report: EngineReport,
-    /// Connections that are open: it writes that itself, as it opens one and at the end of a turn.
-    open: AtomicUsize,
-    /// Those that are on their way to it.
-    coming: AtomicUsize,
+    /// Connections that it has, as of the last turn or the last one that was opened, and those that are on their way to it.
+    load: AtomicUsize,
     /// It takes no connection any more.
     ended: AtomicBool,
     /// As of the end of the last turn.
@@ -127,6 +125,8 @@ pub(crate) struct Poller {
     commands: Vec<Command>,
     accepted: Vec<Accepted>,
     stats: Stats,
+    /// Open connections that its load counts.
+    counted: usize,
     shutdowns: Shutdowns,
     stopping: bool,
     /// It ends when nobody uses the connections any more that keep it.
@@ -197,8 +197,7 @@ impl Poller {
             clock: clock.clone(),
             calls: Mutex::new(Some(Vec::new())),
             report,
-            open: AtomicUsize::new(0),
-            coming: AtomicUsize::new(0),
+            load: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             published: Published::default(),
             thread: Mutex::new(None),
@@ -213,6 +212,7 @@ impl Poller {
             commands: Vec::new(),
             accepted: Vec::new(),
             stats: Stats { pollers: 1, ..Stats::default() },
+            counted: 0,
             shutdowns: Shutdowns::default(),
             stopping: false,
             retiring: false,
@@ -487,8 +487,19 @@ impl Poller {
         Ok(Connection::new(reader, writer))
     }
 
-    fn tell_open(&self) {
-        self.handle.open.store(self.driver.open_connections(), Ordering::Relaxed);
+    /// One that was on its way is here: it is to be opened now.
+    pub(crate) fn arrived(&mut self, coming: Coming) {
+        coming.arrive();
+        self.counted += 1;
+    }
+
+    /// Corrects the load by what was opened and closed.
+    fn tell_open(&mut self) {
+        let open = self.driver.open_connections();
+        let before = mem::replace(&mut self.counted, open);
+        if open != before {
+            self.handle.load.fetch_add(open.wrapping_sub(before), Ordering::Relaxed);
+        }
     }
 
     /// Watches a descriptor.

@@ -166,8 +166,8 @@ impl Admission {
                     if admission.state().refuses {
                         return admission.count_forced(1);
                     }
+                    poller.arrived(coming);
                     (admission.start)(poller, socket, limits, permit);
-                    drop(coming);
                 });
             }
         }

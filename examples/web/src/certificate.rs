@@ -11,9 +11,14 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 /// The names that it is for.
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
+#[allow(dead_code, reason = "not every example has its TLS by itself")]
 /// Offers these protocols, the first one first. The certificate goes to `file`, as PEM, for clients that want to know whom they
 /// trust.
 pub(crate) fn acceptor(protocols: &[&str], file: Option<&Path>) -> io::Result<TlsAcceptor> {
+    Ok(TlsAcceptor::new(Arc::new(config(protocols, file)?)))
+}
+
+pub(crate) fn config(protocols: &[&str], file: Option<&Path>) -> io::Result<ServerConfig> {
     let made = rcgen::generate_simple_self_signed(NAMES.map(str::to_owned));
     let made = made.map_err(io::Error::other)?;
     if let Some(file) = file {
@@ -28,5 +33,5 @@ pub(crate) fn acceptor(protocols: &[&str], file: Option<&Path>) -> io::Result<Tl
     let config = config.with_single_cert(vec![made.cert.der().clone()], key.into());
     let mut config = config.map_err(io::Error::other)?;
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-    Ok(TlsAcceptor::new(Arc::new(config)))
+    Ok(config)
 }

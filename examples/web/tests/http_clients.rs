@@ -87,7 +87,7 @@ fn pages_go_both_ways(site: Site) {
         assert_eq!(site.fetch(version, "/", &[], vec![]), b"hello\n");
         let json = ["-H", "content-type: application/json", "-d", r#"{"numbers": [1, 2, -7]}"#];
         assert_eq!(site.fetch(version, "/sum", &json, vec![]), br#"{"sum":-4}"#);
-        let source = include_bytes!("../src/bin/http/main.rs");
+        let source = include_bytes!("../src/pages.rs");
         assert!(site.fetch(version, "/source", &[], vec![]) == source);
         // A body that is made while it is sent.
         let to = scaled(1_000_000);
