@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Installs the clients of gRPC, HTTP and WebSocket that the tests drive the examples with: grpcurl, and Python's modules.
+# Installs the clients of gRPC, HTTP, WebSocket and QUIC that the tests drive the examples with: grpcurl, Python's modules, and a peer
+# by quic-go.
 # Once, of these versions, to where the tests look for them: DUOPOLL_TEST_CLIENTS, or the user's cache.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 readonly GRPCURL=1.9.3
 readonly MODULES=(grpcio==1.76.0 grpcio-tools==1.76.0 protobuf==6.33.0 requests==2.34.2 websockets==15.0.1
@@ -9,6 +11,8 @@ readonly MODULES=(grpcio==1.76.0 grpcio-tools==1.76.0 protobuf==6.33.0 requests=
 
 readonly clients=${DUOPOLL_TEST_CLIENTS:-${XDG_CACHE_HOME:-$HOME/.cache}/duopoll-clients}
 readonly grpcurl=grpcurl-$GRPCURL
+quicgo=quicgo-$(cat examples/web/tests/quic_go/* | sha256sum | head -c 16)
+readonly quicgo
 python=python-$(tr ' ' - <<<"${MODULES[*]//==/-}")
 readonly python
 
@@ -44,5 +48,11 @@ if ! have "$grpcurl"; then
     GOBIN=$clients/$grpcurl "$clients/$python/bin/go" install "github.com/fullstorydev/grpcurl/cmd/grpcurl@v$GRPCURL"
     complete "$grpcurl"
 fi
+if ! have "$quicgo"; then
+    begin "$quicgo"
+    "$clients/$python/bin/go" -C examples/web/tests/quic_go build -o "$clients/$quicgo/quicgo" .
+    complete "$quicgo"
+fi
 ln --symbolic --force --no-dereference "$grpcurl" "$clients/grpcurl"
+ln --symbolic --force --no-dereference "$quicgo" "$clients/quicgo"
 ln --symbolic --force --no-dereference "$python" "$clients/python"

@@ -1,5 +1,6 @@
 //! QUIC by quinn on the pollers: its endpoints and connections, as they are.
 
+mod common;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 
@@ -13,14 +14,12 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
+use common::quic::{bytes, certificate, client_config, echo, round_trip, server_config};
 use duopoll::quinn::{Endpoints, PollerRuntime};
 use duopoll::udp::UdpSocket as Socket;
 use duopoll::{Pollers, task, time};
 use pollster::block_on;
-use quinn::{
-    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig,
-};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, ServerConfig};
 use socket2::SockRef;
 use support::alone::{beside_others, nobody_beside};
 use support::{PATIENCE, Setup, eventually, open_descriptors};
@@ -48,7 +47,7 @@ where
     let pollers = setup.pollers(1);
     let run = move || async move {
         let peers = Peers::new(setup, &PollerRuntime::here()).expect("endpoints");
-        task::spawn_local(echo(peers.server.clone()));
+        task::spawn_local(accept(peers.server.clone()));
         time::timeout(PATIENCE, test(peers)).await.expect("in time")
     };
     block_on(pollers.spawn(run)).expect("no panic")
@@ -90,51 +89,14 @@ impl Peers {
 
 /// Of a server, and of clients that know its certificate.
 fn configurations() -> (ServerConfig, ClientConfig) {
-    let certificate = rcgen::generate_simple_self_signed(["localhost".into()]);
-    let certificate = certificate.expect("a certificate");
-    let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).expect("a key");
-    let chain: Vec<CertificateDer<'static>> = vec![certificate.cert.der().clone()];
-    let config = ServerConfig::with_single_cert(chain.clone(), key).expect("a configuration");
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(chain[0].clone()).expect("a root");
-    let trusts = ClientConfig::with_root_certificates(Arc::new(roots)).expect("a configuration");
-    (config, trusts)
+    let identity = certificate();
+    (server_config(&identity), client_config(identity.cert.der().clone()))
 }
 
-async fn echo(server: Endpoint) {
+async fn accept(server: Endpoint) {
     while let Some(incoming) = server.accept().await {
-        task::spawn_local(echo_each(incoming));
+        task::spawn_local(echo(incoming));
     }
-}
-
-/// Sends back what comes on each stream.
-async fn echo_each(incoming: Incoming) {
-    let Ok(connection) = incoming.await else { return };
-    while let Ok((mut send, mut receive)) = connection.accept_bi().await {
-        task::spawn_local(async move {
-            while let Ok(Some(chunk)) = receive.read_chunk(1 << 16, true).await {
-                if send.write_chunk(chunk.bytes).await.is_err() {
-                    return;
-                }
-            }
-            let _ = send.finish();
-        });
-    }
-}
-
-/// Sends, and reads what comes back to the end.
-async fn round_trip(connection: &Connection, bytes: &[u8]) -> Vec<u8> {
-    let (mut send, mut receive) = connection.open_bi().await.expect("a stream");
-    let sent = async {
-        send.write_all(bytes).await.expect("sent");
-        send.finish().expect("open");
-    };
-    let (_, received) = futures::join!(sent, receive.read_to_end(usize::MAX));
-    received.expect("all of it")
-}
-
-fn bytes(len: usize, seed: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 31 + at / 251 + seed) as u8).collect()
 }
 
 fn bulk_goes_both_ways(setup: Setup) {
@@ -223,7 +185,7 @@ fn an_endpoint_is_made_anywhere(setup: Setup) {
     let pollers = setup.pollers(1);
     let peers = Peers::new(setup, &PollerRuntime::on(pollers.clone())).expect("endpoints");
     let server = peers.server.clone();
-    drop(pollers.spawn(move || echo(server)));
+    drop(pollers.spawn(move || accept(server)));
     block_on(async {
         let connection = peers.connect().await;
         let sent = bytes(100_000, 1);
@@ -249,7 +211,7 @@ fn several(setup: Setup) -> Several {
     let (served, served_on) = mpsc::channel();
     endpoints.serve(async move |incoming| {
         served.send(thread::current().id()).expect("the test looks");
-        echo_each(incoming).await;
+        echo(incoming).await;
     });
     let clients = bind(&pollers[1], options, &address, EndpointConfig::default(), None);
     let mut client = clients.expect("an endpoint").each()[0].clone();

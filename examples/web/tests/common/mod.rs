@@ -2,5 +2,6 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod quic;
 pub mod site;
 pub mod tls;

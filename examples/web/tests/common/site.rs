@@ -33,12 +33,22 @@ macro_rules! on_every_site {
 /// A server of an example's, and the file that its certificate is in.
 pub struct Site {
     pub process: Process,
-    certificate: Option<Certificate>,
+    certificate: Option<Scratch>,
 }
 
-struct Certificate(PathBuf);
+/// A file of this test's.
+pub struct Scratch(pub PathBuf);
 
-impl Drop for Certificate {
+impl Scratch {
+    pub fn new(name: &str) -> Scratch {
+        static NUMBERS: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let file = format!("duopoll-{name}-{}-{number}.pem", std::process::id());
+        Scratch(std::env::temp_dir().join(file))
+    }
+}
+
+impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
@@ -49,22 +59,18 @@ fn program(name: &str) -> &'static str {
     match name {
         "http" => env!("CARGO_BIN_EXE_http"),
         "grpc" => env!("CARGO_BIN_EXE_grpc"),
+        "h3" => env!("CARGO_BIN_EXE_h3"),
         other => panic!("there is no {other}"),
     }
 }
 
 impl Site {
     pub fn start(name: &str, engine: &str, tls: bool) -> Site {
-        static NUMBERS: AtomicU32 = AtomicU32::new(0);
         let mut command = Command::new(program(name));
         // Nothing ends by force within the patience of a test.
         command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--grace", "1000"]);
-        let certificate = tls.then(|| {
-            let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-            let file = format!("duopoll-{name}-{}-{number}.pem", std::process::id());
-            Certificate(std::env::temp_dir().join(file))
-        });
-        if let Some(Certificate(file)) = &certificate {
+        let certificate = tls.then(|| Scratch::new(name));
+        if let Some(Scratch(file)) = &certificate {
             command.arg("--tls-certificate").arg(file);
         }
         Site { process: Process::start(command), certificate }
