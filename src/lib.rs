@@ -48,7 +48,7 @@
 //! | `futures-io` | no | the same of futures, and accepted connections as a `Stream` |
 //! | `hyper` | no | HTTP/1 and 2: hyper's traits, and servers of hyper and tower services |
 //! | `axum`, `tonic` | no | listeners and connections for the servers of these that run on tokio's runtime |
-//! | `quinn` | no | QUIC: quinn's runtime on the pollers |
+//! | `quinn` | no | QUIC: quinn's runtime on the pollers, and an endpoint of one port on each |
 //! | `rustls` | no | TLS by rustls, with the cryptography that the program's own rustls has |
 //! | `rustls-ring`, `rustls-aws-lc-rs` | no | the same with one of these |
 
