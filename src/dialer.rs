@@ -181,7 +181,8 @@ impl Dialer {
     }
 
     async fn dial_target(&self, target: Target) -> io::Result<Connection> {
-        let dialed = self.dial_within(&target).await;
+        // Boxed: whoever dials would hold its room, a kilobyte, for as long as the connection lives.
+        let dialed = Box::pin(self.dial_within(&target)).await;
         dialed.map_err(|error| named(error, Doing::Dialing, &*target.to_string()))
     }
 

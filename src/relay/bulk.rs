@@ -33,7 +33,7 @@ const STALL: Duration = Duration::from_millis(100);
 const PIECES_MAX: usize = 16;
 
 /// Of what size the pieces are that come.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pieces {
     /// Large ones without as many small ones.
     large: u8,

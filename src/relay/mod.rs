@@ -22,7 +22,7 @@ mod bulk;
 mod pipe;
 mod side;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -117,44 +117,55 @@ impl Relay {
     ///
     /// # Cancellation
     /// Dropping it drops both connections: what was received is sent, and then their FINs.
-    pub async fn run<A: Duplex, B: Duplex>(&self, mut first: A, mut second: B) -> Relayed {
-        for control in [first.control(), second.control()] {
-            if let Some(timeout) = self.idle_timeout {
+    pub fn run<A: Duplex, B: Duplex>(
+        &self,
+        first: A,
+        second: B,
+    ) -> impl Future<Output = Relayed> + use<A, B> {
+        let mut joined = Joined {
+            relay: *self,
+            first,
+            second,
+            there: Direction::of(Side::First),
+            back: Direction::of(Side::Second),
+            pieces: Pieces::default(),
+        };
+        // It owns both in one place: a proxy has thousands of these.
+        async move { joined.run().await }
+    }
+}
+
+/// Two connections that are joined.
+struct Joined<A, B> {
+    relay: Relay,
+    first: A,
+    second: B,
+    there: Direction,
+    back: Direction,
+    pieces: Pieces,
+}
+
+impl<A: Duplex, B: Duplex> Joined<A, B> {
+    async fn run(&mut self) -> Relayed {
+        for control in [self.first.control(), self.second.control()] {
+            if let Some(timeout) = self.relay.idle_timeout {
                 control.set_idle_timeout(Some(timeout));
             }
-            if let Some(timeout) = self.write_timeout {
+            if let Some(timeout) = self.relay.write_timeout {
                 control.set_write_timeout(Some(timeout));
             }
         }
-        let (mut there, mut back) = (Direction::of(Side::First), Direction::of(Side::Second));
-        let both_plain = first.plain().is_some() && second.plain().is_some();
-        let mut pieces = Pieces::new(!self.copies && both_plain);
+        let both_plain = self.first.plain().is_some() && self.second.plain().is_some();
+        self.pieces = Pieces::new(!self.relay.copies && both_plain);
         let result = loop {
-            let step = poll_fn(|cx| {
-                let forth = there.poll(&mut first, &mut second, &back, &mut pieces, cx)?;
-                if let Poll::Ready(Step::Bulk) = forth {
-                    return Poll::Ready(Ok(Step::Bulk));
-                }
-                match back.poll(&mut second, &mut first, &there, &mut pieces, cx)? {
-                    Poll::Ready(Step::Done) if forth.is_pending() => Poll::Pending,
-                    step => step.map(Ok),
-                }
-            });
-            match step.await {
+            match poll_fn(|cx| self.poll(cx)).await {
                 Ok(Step::Done) => break Ok(()),
-                Ok(Step::Bulk) => {}
+                // Seldom, and for long.
+                Ok(Step::Bulk) => match Box::pin(self.relay_bulk()).await {
+                    Ok(()) => {}
+                    Err(broken) => break Err(broken),
+                },
                 Err(broken) => break Err(broken),
-            }
-            let (Some(one), Some(other)) = (first.plain(), second.plain()) else { continue };
-            let bytes = [&mut there.bytes, &mut back.bytes];
-            let over = bulk::relay([one, other], bytes, &mut pieces).await;
-            // What was on its way is handed over, and not more than that.
-            (there.unflushed, back.unflushed) = (true, true);
-            match over {
-                Ok(()) => {}
-                Err(bulk::Broken::Source(side, error)) => break Err(Broken { side, error }),
-                Err(bulk::Broken::Target(Side::First, error)) => back.give_up(error, &mut pieces),
-                Err(bulk::Broken::Target(Side::Second, error)) => there.give_up(error, &mut pieces),
             }
         };
         // What it took nothing for is told, and not what came of that.
@@ -162,22 +173,56 @@ impl Relay {
             let error = direction.broken.take()?;
             Some(Broken { side: direction.from.other(), error })
         };
-        let result = match gave_up(&mut there).or_else(|| gave_up(&mut back)) {
+        let result = match gave_up(&mut self.there).or_else(|| gave_up(&mut self.back)) {
             Some(broken) => Err(broken),
             None => result,
         };
-        match &result {
-            Ok(()) => {}
-            Err(Broken { side: Side::First, error }) => {
-                self.end(&mut first, &mut second, &mut there, error).await;
-            }
-            Err(Broken { side: Side::Second, error }) => {
-                self.end(&mut second, &mut first, &mut back, error).await;
-            }
+        if let Err(Broken { side, error }) = &result {
+            Box::pin(self.end(*side, error)).await;
         }
-        Relayed { there: there.bytes, back: back.bytes, result }
+        Relayed { there: self.there.bytes, back: self.back.bytes, result }
     }
 
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Broken>> {
+        let Joined { first, second, there, back, pieces, .. } = self;
+        let forth = there.poll(first, second, back, pieces, cx)?;
+        if let Poll::Ready(Step::Bulk) = forth {
+            return Poll::Ready(Ok(Step::Bulk));
+        }
+        match back.poll(second, first, there, pieces, cx)? {
+            Poll::Ready(Step::Done) if forth.is_pending() => Poll::Pending,
+            step => step.map(Ok),
+        }
+    }
+
+    /// Has the kernel move what comes, for as long as that is large.
+    async fn relay_bulk(&mut self) -> Result<(), Broken> {
+        let Joined { first, second, there, back, pieces, .. } = self;
+        let (Some(one), Some(other)) = (first.plain(), second.plain()) else { return Ok(()) };
+        let bytes = [&mut there.bytes, &mut back.bytes];
+        let over = bulk::relay([one, other], bytes, pieces).await;
+        // What was on its way is handed over, and not more than that.
+        (there.unflushed, back.unflushed) = (true, true);
+        match over {
+            Ok(()) => {}
+            Err(bulk::Broken::Source(side, error)) => return Err(Broken { side, error }),
+            Err(bulk::Broken::Target(Side::First, error)) => back.give_up(error, pieces),
+            Err(bulk::Broken::Target(Side::Second, error)) => there.give_up(error, pieces),
+        }
+        Ok(())
+    }
+
+    /// Ends both, since one is broken.
+    async fn end(&mut self, side: Side, error: &io::Error) {
+        let Joined { relay, first, second, there, back, .. } = self;
+        match side {
+            Side::First => relay.end(first, second, there, error).await,
+            Side::Second => relay.end(second, first, back, error).await,
+        }
+    }
+}
+
+impl Relay {
     /// Ends both, since one is broken: `on` is the direction from it to the other.
     async fn end(
         &self,

@@ -195,6 +195,12 @@ pub(super) fn live<H: Handler>(
     }
 }
 
+/// What is in a box, which is gone.
+#[expect(clippy::boxed_local, reason = "the box is to be gone when this returns")]
+fn unboxed<T>(boxed: Box<T>) -> T {
+    *boxed
+}
+
 /// The life of a connection that its handler owns. In a box, which is gone when the handler has it: a future keeps the place of what was
 /// moved out of it.
 pub(super) async fn give<F>(
@@ -213,7 +219,7 @@ pub(super) async fn give<F>(
                 connect(&mut connection).await?;
                 flush_staged(&mut connection).await?;
             }
-            (service.handler)(*connection).await
+            (service.handler)(unboxed(connection)).await
         });
         poll_fn(|cx| caught(|| handling.as_mut().poll(cx))).await
     };

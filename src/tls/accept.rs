@@ -69,7 +69,8 @@ impl TlsAcceptor {
     /// # Cancellation
     /// Dropping it drops the connection.
     pub async fn accept(&self, connection: Connection) -> io::Result<TlsConnection> {
-        handshake::within(self.timeout, self.accept_in_time(connection)).await
+        // Boxed: it is larger than all that comes after it, and whoever calls this would hold its room for as long.
+        handshake::within(self.timeout, Box::pin(self.accept_in_time(connection))).await
     }
 
     async fn accept_in_time(&self, mut connection: Connection) -> io::Result<TlsConnection> {

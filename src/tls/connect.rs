@@ -68,6 +68,6 @@ impl TlsConnector {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let mut tls = TlsConnection::new(connection, session, None);
         tls.begin()?;
-        handshake::within(self.timeout, handshake::finish(tls)).await
+        handshake::within(self.timeout, Box::pin(handshake::finish(tls))).await
     }
 }

@@ -75,10 +75,8 @@ fn run(mut config: Config) -> io::Result<()> {
     let mut servers = vec![builder.weak_server()];
     let service = builder.on_connection({
         let proxy = proxy.clone();
-        async move |client: Connection| {
-            proxy.serve(client).await;
-            Ok(())
-        }
+        // No async closure, which would keep the room of its argument.
+        move |client: Connection| proxy.clone().serve(client)
     });
     let server = serve(service, clients)?;
     let mut admin = None;

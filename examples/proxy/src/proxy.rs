@@ -1,7 +1,9 @@
 //! What is done for a client: from its first byte to the line in the log.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,8 +14,8 @@ use duopoll::{Address, Connection, Dialer, Limits, time};
 
 use crate::config::{Config, Listen};
 use crate::header::{self, Ends};
-use crate::sources::Sources;
-use crate::upstream::{Upstream, Upstreams, dialer, is_own_shortage};
+use crate::sources::{self, Sources};
+use crate::upstream::{self, Upstream, Upstreams, dialer, is_own_shortage};
 use crate::{admin, tls};
 
 pub(crate) struct Proxy {
@@ -76,6 +78,16 @@ struct Story<'a> {
     entry: &'a Entry,
 }
 
+/// A client and its upstream.
+struct Met<'a> {
+    relaying: Pin<Box<dyn Future<Output = Relayed>>>,
+    upstream: &'a Upstream,
+    place: upstream::Place<'a>,
+    story: Story<'a>,
+    _admitted: sources::Place<'a>,
+    connected: Duration,
+}
+
 /// After so long it is tried again to connect, if the process had no descriptor for it.
 const SHORTAGE_RETRY: Duration = Duration::from_millis(10);
 
@@ -121,17 +133,35 @@ impl Proxy {
     }
 
     /// Serves a client to its end.
-    pub(crate) async fn serve(&self, mut client: Connection) {
+    pub(crate) fn serve(
+        self: Arc<Self>,
+        client: Connection,
+    ) -> impl Future<Output = io::Result<()>> + use<> {
+        // Thousands of these wait at a time: what they hold then is what is left when client and upstream have met.
+        let client = Box::new(client);
+        async move {
+            let Some(met) = Box::pin(self.meet(client)).await else { return Ok(()) };
+            let relayed = met.relaying.await;
+            drop(met.place);
+            self.ended(met.upstream, &relayed, &met.story, met.connected);
+            Ok(())
+        }
+    }
+
+    /// Finds an upstream for a client, if it is what is expected.
+    async fn meet(&self, mut client: Box<Connection>) -> Option<Met<'_>> {
         self.figures.clients.add(1);
         // One that has reset before it was looked at has no address any more.
         let (Ok(peer), Ok(local)) = (client.peer_addr(), client.local_addr()) else {
             self.figures.gone.add(1);
-            return client.abort();
+            client.abort();
+            return None;
         };
         // What is expected of it is not known otherwise, and may be TLS.
         let Some(entry) = self.entry(&local) else {
             tracing::error!(listener = %local, "a client of no listener");
-            return client.abort();
+            client.abort();
+            return None;
         };
         let client_address = peer.tcp();
         let mut ends = client_address.zip(local.tcp());
@@ -144,31 +174,40 @@ impl Proxy {
                 Err(error) => {
                     self.figures.bad_headers.add(1);
                     self.refused(&story, "no PROXY header", Some(&error));
-                    return client.abort();
+                    client.abort();
+                    return None;
                 }
             }
         }
         story.source = ends.map(|(source, _)| source);
-        let Some(_place) = self.sources.enter(story.source.map(|source| source.ip())) else {
+        let Some(admitted) = self.sources.enter(story.source.map(|source| source.ip())) else {
             self.figures.refused_sources.add(1);
             self.refused(&story, "its address has too many connections", None);
-            return client.abort();
+            client.abort();
+            return None;
         };
         let ends = ends.map(|(source, destination)| Ends { source, destination });
         match &entry.tls {
-            None => self.join(client, ends, &story).await,
-            Some(tls) => match tls.accept(client).await {
-                Ok(client) => self.join(client, ends, &story).await,
+            None => self.join(*client, ends, story, admitted).await,
+            Some(tls) => match tls.accept(*client).await {
+                Ok(client) => self.join(client, ends, story, admitted).await,
                 Err(error) => {
                     self.figures.failed_handshakes.add(1);
                     self.refused(&story, "no TLS", Some(&error));
+                    None
                 }
             },
         }
     }
 
     /// Connects a client to an upstream.
-    async fn join(&self, client: impl Duplex, ends: Option<Ends>, story: &Story<'_>) {
+    async fn join<'a>(
+        &'a self,
+        client: impl Duplex + 'static,
+        ends: Option<Ends>,
+        story: Story<'a>,
+        admitted: sources::Place<'a>,
+    ) -> Option<Met<'a>> {
         let begun = Instant::now();
         let (mut tried, mut last) = (Vec::new(), None);
         loop {
@@ -182,10 +221,17 @@ impl Proxy {
             match self.connect(upstream, ends).await {
                 Ok(connection) => {
                     upstream.connections.fetch_add(1, Ordering::Relaxed);
-                    let connected = begun.elapsed();
-                    let relayed = self.relay.run(client, connection).await;
-                    drop(place);
-                    return self.ended(upstream, &relayed, story, connected);
+                    let (connected, relaying) =
+                        (begun.elapsed(), self.relay.run(client, connection));
+                    let relaying = Box::pin(relaying);
+                    return Some(Met {
+                        relaying,
+                        upstream,
+                        place,
+                        story,
+                        _admitted: admitted,
+                        connected,
+                    });
                 }
                 Err(error) if is_own_shortage(&error) => {
                     // The upstream is not to blame; others may end meanwhile.
@@ -204,8 +250,9 @@ impl Proxy {
             }
         }
         self.figures.refused_upstreams.add(1);
-        self.refused(story, "no upstream", last.as_ref());
+        self.refused(&story, "no upstream", last.as_ref());
         client.control().abort();
+        None
     }
 
     async fn connect(&self, upstream: &Upstream, ends: Option<Ends>) -> io::Result<Connection> {
