@@ -12,4 +12,4 @@ cargo test -p duopoll-uring --lib faults
 DUOPOLL_URING=base cargo test --test faults --test failed_sends
 # Operations that go on by themselves.
 cargo test --test faults storm
-cargo test --test failed_sends
+cargo test --test failed_sends --test udp_faults

@@ -41,6 +41,10 @@ pub enum Call {
     Notify,
     /// `shutdown`.
     Shutdown,
+    /// `recvmmsg`.
+    ReceiveDatagrams,
+    /// `sendmmsg`.
+    SendDatagrams,
     /// A block for a buffer.
     Block,
 }
@@ -122,7 +126,8 @@ impl Faults {
         self
     }
 
-    /// So many of a hundred receives and sends are given less than they could take, half of these a single byte. And so
+    /// So many of a hundred receives and sends are given less than they could take, half of these a single byte, and those of
+    /// datagrams fewer of them. And so
     /// many of a hundred operations that go on by themselves end after each thing they do.
     pub fn short(mut self, percent: u64) -> Faults {
         self.short_percent = percent;
@@ -238,6 +243,18 @@ pub fn shorten_outputs(vectors: &mut [iovec], total: usize) -> (usize, usize) {
         left -= vector.iov_len;
     }
     (vectors.len(), short)
+}
+
+/// For sockets of datagrams: of so many that a call could take, how many it shall.
+pub fn fewer(count: usize) -> usize {
+    let mut state = state();
+    let Some(state) = state.as_mut() else { return count };
+    let percent = state.faults.short_percent;
+    if count < 2 || !state.happens(percent) {
+        return count;
+    }
+    state.injected += 1;
+    1 + state.random() as usize % (count - 1)
 }
 
 /// For engines: whether an operation that would go on by itself shall end after what it has done.

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
+#[cfg(duopoll_faults)]
+use duopoll_core::faults::{self, Call};
 use duopoll_core::syscalls::uninterrupted;
 use libc::{iovec, mmsghdr};
 
@@ -171,8 +173,14 @@ impl<A: Peer> Inbox<A> {
             let places = places.get_or_insert_with(Places::new);
             let large = self.small_since_large.is_some_and(|small| small < SMALL_AGAIN);
             let count = places.lay_out(large)?;
+            #[cfg(duopoll_faults)]
+            let count = faults::fewer(count);
             let flags = libc::MSG_DONTWAIT;
             let received = uninterrupted(|| {
+                #[cfg(duopoll_faults)]
+                if let Some(errno) = faults::errno(Call::ReceiveDatagrams) {
+                    return Err(io::Error::from_raw_os_error(errno));
+                }
                 let headers = places.headers.as_mut_ptr();
                 // SAFETY: each header describes places of its own.
                 let received = unsafe {

@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+#[cfg(duopoll_faults)]
+use duopoll_core::faults::{self, Call};
 use duopoll_core::syscalls::uninterrupted;
 use libc::{iovec, mmsghdr};
 
@@ -175,7 +177,13 @@ pub(super) fn send<A: Peer>(
             let sent = messages.fill(staged, ability, apart).and_then(|count| {
                 let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
                 let headers = messages.headers.as_mut_ptr();
+                #[cfg(duopoll_faults)]
+                let count = faults::fewer(count);
                 uninterrupted(|| {
+                    #[cfg(duopoll_faults)]
+                    if let Some(errno) = faults::errno(Call::SendDatagrams) {
+                        return Err(io::Error::from_raw_os_error(errno));
+                    }
                     // SAFETY: each header describes bytes that are staged.
                     let sent = unsafe {
                         libc::sendmmsg(socket.as_raw_fd(), headers, count as _, flags as _)
