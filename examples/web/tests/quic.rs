@@ -10,8 +10,9 @@ use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::{Arc, mpsc};
-use std::thread::{self, ThreadId};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
 use common::quic::{bytes, certificate, client_config, echo, round_trip, server_config};
@@ -22,7 +23,7 @@ use pollster::block_on;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, ServerConfig};
 use socket2::SockRef;
 use support::alone::{beside_others, nobody_beside};
-use support::{PATIENCE, Setup, eventually, open_descriptors};
+use support::{PATIENCE, Random, Setup, eventually, open_descriptors};
 
 on_every_setup!(
     internet:
@@ -30,6 +31,7 @@ on_every_setup!(
     many_streams_at_once,
     many_connections,
     a_client_that_moves_is_known,
+    what_is_lost_or_overtaken_is_made_good,
     an_end_is_told,
     who_is_not_there_is_found_out,
     an_endpoint_is_made_anywhere,
@@ -150,6 +152,80 @@ fn a_client_that_moves_is_known(setup: Setup) {
         assert_ne!(peers.client.local_addr().expect("bound"), before);
         assert!(round_trip(&connection, b"there").await == b"there");
     });
+}
+
+fn what_is_lost_or_overtaken_is_made_good(setup: Setup) {
+    let _others = beside_others();
+    run(setup, move |peers| async move {
+        let network = BadNetwork::start(setup, peers.address());
+        let connecting = peers.client.connect(network.address, "localhost");
+        let connection = connecting.expect("a configuration").await.expect("connected");
+        let sent = bytes(support::scaled(2 << 20), 1);
+        assert!(round_trip(&connection, &sent).await == sent);
+        assert!(connection.stats().path.lost_packets > 0, "the network is bad");
+    });
+}
+
+/// Between a client and a server: of a hundred datagrams it loses two, and two are overtaken.
+struct BadNetwork {
+    address: SocketAddr,
+    ends: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl BadNetwork {
+    fn start(setup: Setup, server: SocketAddr) -> BadNetwork {
+        let sockets = [(); 2].map(|()| UdpSocket::bind(setup.address()).expect("bound"));
+        let [inside, outside] = sockets.map(Arc::new);
+        for socket in [&inside, &outside] {
+            socket.set_read_timeout(Some(Duration::from_millis(20))).expect("set");
+        }
+        let (address, ends) =
+            (inside.local_addr().expect("bound"), Arc::new(AtomicBool::new(false)));
+        // Where the client is, which nobody knows before it has sent.
+        let client = Arc::new(Mutex::new(None));
+        let carry = |from: Arc<UdpSocket>, to: Arc<UdpSocket>, there: bool| {
+            let (client, ends) = (client.clone(), ends.clone());
+            thread::spawn(move || {
+                let (mut random, mut late, mut buffer) = (Random::new(7), None, [0; 2048]);
+                while !ends.load(Ordering::Relaxed) {
+                    let Ok((len, source)) = from.recv_from(&mut buffer) else { continue };
+                    let mut client = client.lock().expect("no panic");
+                    let target = if there {
+                        *client = Some(source);
+                        Some(server)
+                    } else {
+                        *client
+                    };
+                    let Some(target) = target else { continue };
+                    let luck = random.between(0, 99);
+                    if luck < 2 {
+                        continue;
+                    }
+                    if luck < 4 && late.is_none() {
+                        late = Some(buffer[..len].to_vec());
+                        continue;
+                    }
+                    let _ = to.send_to(&buffer[..len], target);
+                    if let Some(late) = late.take() {
+                        let _ = to.send_to(&late, target);
+                    }
+                }
+            })
+        };
+        let threads =
+            vec![carry(inside.clone(), outside.clone(), true), carry(outside, inside, false)];
+        BadNetwork { address, ends, threads }
+    }
+}
+
+impl Drop for BadNetwork {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("no panic");
+        }
+    }
 }
 
 fn an_end_is_told(setup: Setup) {
