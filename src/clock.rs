@@ -166,4 +166,8 @@ impl Clock for PollerClock {
         let since = instant.saturating_duration_since(self.0.origin);
         Tick::try_from(since.as_nanos().div_ceil(u128::from(NANOS_PER_TICK))).unwrap_or(Tick::MAX)
     }
+
+    fn is_real(&self) -> bool {
+        !self.stands()
+    }
 }

@@ -12,4 +12,9 @@ pub trait Clock: Send + Sync + fmt::Debug {
 
     /// An instant in ticks, rounded up, so that nothing is due too early; 0 if it was before the beginning.
     fn tick_of(&self, instant: Instant) -> Tick;
+
+    /// Whether it goes as the kernel's does: not while a test has it stand.
+    fn is_real(&self) -> bool {
+        true
+    }
 }

@@ -4,6 +4,7 @@
 //! fail: see [`fault!`](crate::fault).
 
 use std::io::{self, IoSlice};
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
@@ -217,6 +218,40 @@ pub fn unacknowledged_bytes(fd: BorrowedFd<'_>) -> usize {
     if told == -1 { 0 } else { usize::try_from(bytes).unwrap_or(0) }
 }
 
+/// What a TCP peer's kernel has acknowledged, and how long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// Bytes, in all.
+    pub bytes: u64,
+    /// Since it has last acknowledged anything, in milliseconds.
+    pub since_ms: u32,
+}
+
+/// What the peer of a TCP socket has acknowledged; none of another socket.
+pub fn acknowledged(fd: BorrowedFd<'_>) -> Option<Acknowledged> {
+    /// What the kernel writes, to the field that is asked for: `tcp_info` of Linux 4.1.
+    #[repr(C)]
+    struct Info {
+        _states: [u8; 8],
+        _before: [u32; 12],
+        last_ack_recv: u32,
+        _between: [u32; 11],
+        _pacing: [u64; 2],
+        bytes_acked: u64,
+    }
+    const { assert!(size_of::<Info>() == 128) };
+    // SAFETY: all of it may be zero.
+    let mut info: Info = unsafe { mem::zeroed() };
+    let mut len = size_of::<Info>() as libc::socklen_t;
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: the kernel writes at most so many bytes.
+    let told = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut info).cast(), &raw mut len)
+    };
+    let whole = told == 0 && len as usize == size_of::<Info>();
+    whole.then_some(Acknowledged { bytes: info.bytes_acked, since_ms: info.last_ack_recv })
+}
+
 /// How a connect(2) that was under way has ended.
 ///
 /// # Errors
@@ -233,6 +268,23 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    #[test]
+    fn what_was_acknowledged_is_told_of_tcp_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let mut one = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let (mut other, _) = listener.accept().expect("accepted");
+        one.write_all(&[7; 5000]).expect("sent");
+        other.read_exact(&mut [0; 5000]).expect("received");
+        while unacknowledged_bytes(one.as_fd()) > 0 {
+            std::thread::yield_now();
+        }
+        let told = acknowledged(one.as_fd()).expect("TCP");
+        assert_eq!(told.bytes, 5001, "with the SYN");
+        assert!(told.since_ms < 60_000, "{told:?}");
+        let (unix, _peer) = UnixStream::pair().expect("a pair");
+        assert_eq!(acknowledged(unix.as_fd()), None);
+    }
 
     #[test]
     fn a_notification_stays_until_it_is_reset() {

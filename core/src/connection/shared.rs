@@ -25,7 +25,7 @@ use crate::errno::{errno, is_of_the_network};
 use crate::mailbox::Mailbox;
 use crate::poll::{Next, Outputs, Pending};
 use crate::sync::{Mutex, MutexGuard, lock};
-use crate::syscalls;
+use crate::syscalls::{self, Acknowledged};
 use crate::timer::Tick;
 use crate::token::Token;
 
@@ -463,9 +463,20 @@ impl Shared {
         (self.life().unsent, socket.map_or(0, syscalls::unacknowledged_bytes))
     }
 
+    /// What a TCP peer has acknowledged.
+    pub(crate) fn acknowledged(&self) -> Option<Acknowledged> {
+        // SAFETY: the poller has not let go.
+        unsafe { self.socket() }.and_then(syscalls::acknowledged)
+    }
+
     /// The peer has taken something past the poller. Gives when to look again.
-    pub(crate) fn peer_has_taken(&self, now: Tick) -> Tick {
-        self.life().peer_has_taken(now)
+    pub(crate) fn peer_has_taken(&self, at: Tick) -> Tick {
+        self.life().peer_has_taken(at)
+    }
+
+    /// How long it may be idle, in ticks.
+    pub(crate) fn idle_timeout(&self) -> Option<Tick> {
+        self.life().idle_timeout()
     }
 
     /// Bytes that wait to be sent, and which connection it is.

@@ -284,6 +284,10 @@ impl Idle {
         self.timeout != NO_TIMEOUT
     }
 
+    pub(super) fn timeout(&self) -> Option<Tick> {
+        self.is_limited().then_some(Tick::from(self.timeout))
+    }
+
     /// A byte has moved.
     pub(super) fn moved(&mut self, now: Tick) {
         self.from = self.from.max(now);

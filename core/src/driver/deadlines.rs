@@ -99,9 +99,10 @@ impl Driver {
         let Expired::Looked { effects, idle, next, held } = expired else {
             return self.look_at_closing(token);
         };
-        let (idle, next) = match idle && self.peer_takes(token) {
-            true => (false, shared.peer_has_taken(now)),
-            false => (idle, next),
+        let taken = if idle { self.peer_took(token, now) } else { None };
+        let (idle, next) = match taken {
+            Some(at) => (false, shared.peer_has_taken(at)),
+            None => (idle, next),
         };
         let Some(stream) = self.stream(token) else { return };
         stream.holds = if held { stream.holds.saturating_add(1) } else { 0 };
@@ -117,17 +118,23 @@ impl Driver {
         effects.perform();
     }
 
-    /// Whether the peer has taken something since it was asked the last time, when the connection was to end as well. The kernel tells of
-    /// room only when there is much of it, which takes a slow reader a while.
+    /// When the peer has taken something, if that was since the connection was to end for the last time. The kernel tells of room only when
+    /// there is much of it, which takes a slow reader a while.
     #[cold]
-    fn peer_takes(&mut self, token: Token) -> bool {
-        let Some(stream) = self.stream(token) else { return false };
-        let outstanding = stream.shared.outstanding();
-        // What the kernel has taken has put off the end already.
+    fn peer_took(&mut self, token: Token, now: Tick) -> Option<Tick> {
+        let shared = self.stream(token)?.shared.clone();
+        let outstanding = shared.outstanding();
         let (_, unacknowledged) = outstanding;
-        if unacknowledged == 0 {
-            return false;
+        if unacknowledged > 0 {
+            let is_less = self.untaken.insert(token, outstanding) != Some(outstanding);
+            return is_less.then_some(now);
         }
-        self.untaken.insert(token, outstanding) != Some(outstanding)
+        // It has all of it. What the kernel was given has put off the end; when it was taken may be later, which is asked for once,
+        // since a peer that is alive goes on to acknowledge. It counts if the end would come much too early.
+        let acknowledged = shared.acknowledged().filter(|_| self.mailbox.clock().is_real())?;
+        let since = Tick::from(acknowledged.since_ms);
+        let all = (usize::MAX, acknowledged.bytes as usize);
+        let is_late = since * 2 <= shared.idle_timeout()?;
+        (is_late && self.untaken.insert(token, all) != Some(all)).then(|| now.saturating_sub(since))
     }
 }

@@ -133,10 +133,15 @@ impl Lifecycle {
     }
 
     /// As [`is_busy`](Lifecycle::is_busy), since the peer takes what the kernel has. Gives when to look again.
-    pub(crate) fn peer_has_taken(&mut self, now: Tick) -> Tick {
-        self.idle.moved(now);
+    pub(crate) fn peer_has_taken(&mut self, at: Tick) -> Tick {
+        self.idle.moved(at);
         self.armed = self.due();
         self.armed
+    }
+
+    /// How long it may be idle, in ticks.
+    pub(crate) fn idle_timeout(&self) -> Option<Tick> {
+        self.idle.timeout()
     }
 
     /// How long a closed connection may take to send what is left, in ticks.
