@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use counting::{allocations, alone, count_this_thread};
 use duopoll::mux::{self, Head, Kind, Plain, Protocol};
+use duopoll::udp::{Datagram, Outgoing, UdpServer, UdpSocket};
 use duopoll::{Connection, Engine, LinkBuffer, Server, Slice, Stats};
 use support::settled::Settled;
-use support::{Family, Peer, Setup};
+use support::{Family, PATIENCE, Peer, Setup};
 
 const ENGINES: [Engine; 2] = [Engine::Epoll, Engine::Uring];
 const CONNECTIONS: usize = 100;
@@ -212,5 +213,38 @@ fn a_call_among_many_costs_no_allocation() {
         // On a busy machine a queue may grow once more. What a call costs it costs every time.
         let fewest = (0..5).map(|_| rounds(ROUNDS)).min();
         assert_eq!(fewest, Some(0), "{engine:?}: allocations in {} calls", ROUNDS * CALLS);
+    }
+}
+
+#[test]
+fn a_datagram_costs_no_allocation() {
+    let _alone = alone();
+    for engine in ENGINES {
+        let setup = Setup { engine, family: Family::V4 };
+        let (pollers, options) = (setup.pollers(1), UdpSocket::options());
+        let echo = async |socket: &mut UdpSocket, datagrams: &mut Vec<Datagram>| {
+            count_this_thread();
+            for datagram in datagrams.drain(..) {
+                socket.stage(Outgoing::reply(datagram.bytes.clone(), &datagram));
+            }
+        };
+        let server = UdpServer::serve(&pollers, options, setup.address(), echo).expect("a server");
+        let peer = std::net::UdpSocket::bind(setup.address()).expect("bound");
+        peer.connect(server.local_addr()).expect("connected");
+        peer.set_read_timeout(Some(PATIENCE)).expect("set");
+        let round = || {
+            for _ in 0..CONNECTIONS {
+                peer.send(&MESSAGE).expect("sent");
+            }
+            let mut reply = [0; MESSAGE.len() + 1];
+            for _ in 0..CONNECTIONS {
+                assert_eq!(peer.recv(&mut reply).expect("a reply"), MESSAGE.len());
+            }
+        };
+        // Long enough for what grows to have grown.
+        (0..100).for_each(|_| round());
+        let counted = allocations();
+        (0..50).for_each(|_| round());
+        assert_eq!(allocations() - counted, 0, "{engine:?}");
     }
 }
