@@ -177,13 +177,13 @@ macro_rules! bodies {
                     }
                 }
                 // A read that was given up is not one that takes too long later.
-                connection.set_read_timeout(Some(Duration::from_millis(20)));
+                connection.set_read_timeout(Some(Duration::from_millis(500)));
                 let _ = timeout(
                     Duration::from_millis(5),
                     AsyncReadExt::read(&mut connection, &mut buffer),
                 )
                 .await;
-                sleep(Duration::from_millis(40)).await;
+                sleep(Duration::from_millis(600)).await;
                 let asked = connection.write_all(b"more").await;
                 let read = AsyncReadExt::read(&mut connection, &mut buffer).await;
                 io::Result::Ok((seen, asked.and(read)?))
