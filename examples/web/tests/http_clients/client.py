@@ -33,7 +33,9 @@ def pages(number):
         numbers = list(range(number))
         reply = client.post(url + "/sum", json={"numbers": numbers}, timeout=PATIENCE)
         assert reply.json() == {"sum": sum(numbers)}
-        assert client.post(url + "/sum", data="{", timeout=PATIENCE).status_code == 415
+        # On one that may be closed: a body that nobody reads, and that is not there yet, hyper does not wait for.
+        with session() as other:
+            assert other.post(url + "/sum", data="{", timeout=PATIENCE).status_code == 415
         assert client.get(url + "/nothing", timeout=PATIENCE).status_code == 404
         # Chunks.
         pieces = [bytes([piece % 256]) * (piece * 100) for piece in range(100)]
