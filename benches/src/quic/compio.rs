@@ -7,7 +7,7 @@ use compio::net::UdpSocket;
 use compio::runtime::{Runtime, spawn};
 use compio_quic::{Endpoint, EndpointConfig, RecvStream, SendStream};
 
-use super::service::{Failure, wanted};
+use super::service::{Failure, chunks, wanted};
 use super::shape::{Ask, Progress};
 use super::{Options, config};
 
@@ -61,7 +61,7 @@ async fn receive((mut send, mut receive): (SendStream, RecvStream)) -> Result<()
 async fn send((mut send, mut receive): (SendStream, RecvStream)) -> Result<(), Failure> {
     let BufResult(result, request) = receive.read_to_end(Vec::new()).await;
     result?;
-    for chunk in wanted(&request)? {
+    for chunk in chunks(wanted(&request)?) {
         send.write_all_chunks(&mut [chunk]).await?;
     }
     Ok(send.finish()?)

@@ -13,7 +13,7 @@ use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 
 use super::config;
-use super::service::{Failure, REQUEST_BYTES_MAX, wanted};
+use super::service::{Failure, REQUEST_BYTES_MAX, chunks};
 use super::shape::{Ask, PIECE_BYTES, Progress};
 use crate::load::{Outcome, Window};
 use crate::process;
@@ -124,7 +124,7 @@ async fn upload(
 ) -> Result<bool, Failure> {
     // If it fails, so does the reading.
     tokio::spawn(async move {
-        for chunk in wanted(&bytes.to_le_bytes())? {
+        for chunk in chunks(bytes) {
             send.write_chunk(chunk).await?;
         }
         Ok::<_, Failure>(send.finish()?)

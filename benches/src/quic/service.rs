@@ -41,20 +41,24 @@ async fn receive((mut send, mut receive): (SendStream, RecvStream)) -> Result<()
 }
 
 async fn send((mut send, mut receive): (SendStream, RecvStream)) -> Result<(), Failure> {
-    for chunk in wanted(&receive.read_to_end(REQUEST_BYTES_MAX).await?)? {
+    for chunk in chunks(wanted(&receive.read_to_end(REQUEST_BYTES_MAX).await?)?) {
         send.write_chunk(chunk).await?;
     }
     Ok(send.finish()?)
 }
 
-/// The bytes that a request wants, in pieces that lie ready.
-pub fn wanted(request: &[u8]) -> Result<impl Iterator<Item = Bytes>, Failure> {
-    let mut left = u64::from_le_bytes(request.try_into()?);
-    Ok(std::iter::from_fn(move || {
-        let len = left.min(CHUNK.len() as u64);
-        left -= len;
+/// How many bytes a request wants.
+pub fn wanted(request: &[u8]) -> Result<u64, Failure> {
+    Ok(u64::from_le_bytes(request.try_into()?))
+}
+
+/// So many bytes, in pieces that lie ready.
+pub fn chunks(mut bytes: u64) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        let len = bytes.min(CHUNK.len() as u64);
+        bytes -= len;
         (len > 0).then(|| Bytes::from_static(&CHUNK[..len as usize]))
-    }))
+    })
 }
 
 #[cfg(test)]
@@ -63,12 +67,12 @@ mod tests {
 
     #[test]
     fn as_many_bytes_are_sent_as_are_wanted() {
-        let sum = |bytes: u64| {
-            let pieces = wanted(&bytes.to_le_bytes()).unwrap();
-            pieces.map(|piece| piece.len() as u64).sum::<u64>()
+        let sent = |bytes: u64| {
+            let wanted = wanted(&bytes.to_le_bytes()).unwrap();
+            chunks(wanted).map(|chunk| chunk.len() as u64).sum::<u64>()
         };
         let long = 3 * CHUNK.len() as u64 + 1;
-        assert_eq!([0, 1, long].map(sum), [0, 1, long]);
+        assert_eq!([0, 1, long].map(sent), [0, 1, long]);
         assert!(wanted(&[0; 7]).is_err());
     }
 }
