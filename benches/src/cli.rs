@@ -11,6 +11,7 @@ use crate::address::Address;
 use crate::load::{self, Outcome};
 use crate::plan::{self, Choice, Profile};
 use crate::proxy;
+use crate::quic;
 use crate::resp::RespServer;
 use crate::rounds::{self, Settings, minutes};
 use crate::scenario;
@@ -21,15 +22,15 @@ use crate::web;
 use crate::web::shape::App;
 
 const HELP: &str = "\
-Compares echo, RESP, HTTP, gRPC and UDP servers, and proxies, each in a process of its own, in interleaved rounds.
+Compares echo, RESP, HTTP, gRPC, UDP and QUIC servers, and proxies, each in a process of its own, in interleaved rounds.
 
 compare [OPTIONS]
   --quick                 about a minute
   --thorough              every scenario on every server at full length: hours
                           (without either: the full run, below twenty minutes)
-  --only A,B              scenarios by name, group or glob (echo-64x100, http, udp, 'echo-64k*'),
+  --only A,B              scenarios by name, group or glob (echo-64x100, http, quic, 'echo-64k*'),
                           at full length on every server unless --quick is given
-  --servers A,B           echo, web, UDP servers and proxies by name
+  --servers A,B           echo, web, UDP, QUIC servers and proxies by name
   --rounds N              rounds instead of the plan's
   --seconds S             measured window instead of the plan's
   --resp-server NAME=CMD  a further RESP server; {port} in CMD becomes its port; may repeat
@@ -52,7 +53,10 @@ compare proxy NAME --listen IP:PORT --upstream IP:PORT [--threads N] [--tls FOLD
 compare udp NAME --listen IP:PORT --ask echo|receive|send|bulk --bytes N
   runs one server of datagrams; N is what a datagram has
 
-compare load SPEC, compare udp-load SPEC
+compare quic NAME --listen IP:PORT --ask echo|receive|send --tls FOLDER [--threads N]
+  runs one server of QUIC; FOLDER has certificate.pem and key.pem
+
+compare load SPEC, compare udp-load SPEC, compare quic-load SPEC
   runs a load generator with a specification in JSON and prints the outcome in JSON
 ";
 
@@ -64,8 +68,11 @@ pub fn main() -> ExitCode {
         Some("web") => serve_web(&words[1..]),
         Some("proxy") => serve_proxy(&words[1..]),
         Some("udp") => serve_udp(&words[1..]),
+        Some("quic") => serve_quic(&words[1..]),
         Some("load") => generate(&words[1..], load::run),
         Some("udp-load") => generate(&words[1..], udp::load::run),
+        #[cfg(feature = "quic")]
+        Some("quic-load") => generate(&words[1..], quic::load::run),
         _ => compare(&words),
     };
     match result {
@@ -198,6 +205,29 @@ fn serve_udp(words: &[String]) -> Result<(), String> {
     }
 }
 
+fn serve_quic(words: &[String]) -> Result<(), String> {
+    let mut words = words.iter();
+    let name = value(&mut words, "quic")?;
+    let (mut listen, mut ask, mut tls, mut threads) = (None, None, None, 1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--listen" => listen = Some(number(value(&mut words, word)?, word)?),
+            "--ask" => ask = quic::shape::Ask::find(value(&mut words, word)?),
+            "--tls" => tls = Some(PathBuf::from(value(&mut words, word)?)),
+            "--threads" => threads = number(value(&mut words, word)?, word)?,
+            other => return Err(format!("unknown option {other:?}")),
+        }
+    }
+    let server = quic::find(name).ok_or_else(|| format!("no QUIC server named {name:?}"))?;
+    let options = quic::Options {
+        listen: listen.ok_or("quic needs --listen IP:PORT")?,
+        ask: ask.ok_or("quic needs --ask echo, receive or send")?,
+        certificate: tls.ok_or("quic needs --tls FOLDER")?,
+        threads,
+    };
+    (server.run)(&options).map_err(|error| format!("{name}: {error}"))
+}
+
 fn sys_limits() -> io::Result<()> {
     crate::sys::raise_descriptor_limit().map(drop)
 }
@@ -278,6 +308,10 @@ fn list() -> String {
     }
     text += "UDP servers:\n";
     for server in udp::all() {
+        text += &format!("  {:<14} {}\n", server.name, server.about);
+    }
+    text += "QUIC servers:\n";
+    for server in quic::all() {
         text += &format!("  {:<14} {}\n", server.name, server.about);
     }
     text += "Scenarios, with the time that a full run takes for them:\n";

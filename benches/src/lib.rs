@@ -9,7 +9,7 @@
 //! - [`servers`]: every server, one file each, behind one table.
 //! - [`load`]: the load generator, a single-threaded epoll loop of its own.
 //! - [`proxy`]: proxies between the load generator and an echo server.
-//! - [`udp`]: servers of datagrams, and their load generator.
+//! - [`udp`]: servers of datagrams, and their load generator. [`quic`]: the same for QUIC.
 //! - [`web`]: servers of HTTP, gRPC and TLS, and the tools that drive them.
 //! - [`scenario`] and [`plan`]: what is measured, for how long, with how many rounds.
 //! - [`rounds`]: runs a plan. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
@@ -24,6 +24,7 @@ pub mod plan;
 pub mod process;
 pub mod provided;
 pub mod proxy;
+pub mod quic;
 pub mod report;
 pub mod resp;
 pub mod rounds;

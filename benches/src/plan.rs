@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::proxy;
+use crate::quic;
 use crate::scenario::{self, Scenario, Work};
 use crate::servers::{self, Role, Server};
 use crate::udp;
@@ -37,6 +38,8 @@ pub struct Step {
     pub proxies: Vec<&'static proxy::Server>,
     /// Servers of datagrams, in the order of a round. Empty for the others.
     pub udp_servers: Vec<&'static udp::Server>,
+    /// Servers of QUIC, in the order of a round. Empty for the others.
+    pub quic_servers: Vec<&'static quic::Server>,
     /// Rounds.
     pub rounds: usize,
     /// Whether peers outside the core sit out every second round.
@@ -62,6 +65,7 @@ impl Step {
             Work::Web(_) => self.web_servers.len() * self.rounds,
             Work::Proxy { .. } => self.proxies.len() * self.rounds,
             Work::Udp(_) => self.udp_servers.len() * self.rounds,
+            Work::Quic(_) => self.quic_servers.len() * self.rounds,
             Work::Load(_) => (0..self.rounds)
                 .map(|round| self.servers.iter().filter(|s| self.takes_part(s, round)).count())
                 .sum(),
@@ -77,11 +81,15 @@ impl Step {
                 if shape.slow > 0 { 2 } else { 1 },
             ),
             Work::Resp { .. } | Work::Udp(_) => (0, 0, 1),
+            Work::Quic(shape) => (shape.connections * HANDSHAKE_FACTOR, 0, 1),
             Work::Web(shape) => return self.estimate_web(shape),
         };
         let run_ms = self.warm_ms + self.measure_ms + settle_ms + 60;
         let cell_ms = run_ms * runs + connections as u64 * 50 / 1000;
-        let traced = self.servers.len() + self.proxies.len() + self.udp_servers.len();
+        let traced = self.servers.len()
+            + self.proxies.len()
+            + self.udp_servers.len()
+            + self.quic_servers.len();
         let trace_ms = if self.trace { traced as u64 * 1300 } else { 0 };
         Duration::from_millis(cell_ms * self.cells(resp_servers) as u64 + trace_ms)
     }
@@ -99,6 +107,9 @@ impl Step {
         Duration::from_millis(cell_ms * self.cells(0) as u64 + trace_ms)
     }
 }
+
+/// How much longer a connection of QUIC takes to begin than one of TCP.
+const HANDSHAKE_FACTOR: usize = 20;
 
 /// How long a server's memory settles after the close, in milliseconds.
 pub const SETTLE_MS: u64 = 200;
@@ -122,7 +133,8 @@ pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
         let is_known = servers::find(name).is_some()
             || web::find(name).is_some()
             || proxy::find(name).is_some()
-            || udp::find(name).is_some();
+            || udp::find(name).is_some()
+            || quic::find(name).is_some();
         if !is_known {
             return Err(format!("no server named {name:?}; see --list"));
         }
@@ -169,6 +181,14 @@ pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
                 step.udp_servers = udp::all().iter().filter(able).collect();
                 step.spare_peers = false;
             }
+            Work::Quic(shape) => {
+                let able = |server: &&quic::Server| {
+                    (shape.threads == 1 || server.on_two_threads) && chosen(server.name)
+                };
+                step.servers.clear();
+                step.quic_servers = quic::all().iter().filter(able).collect();
+                step.spare_peers = false;
+            }
             Work::Load(_) | Work::Resp { .. } if !all => {
                 step.servers = servers::all().iter().filter(|server| chosen(server.name)).collect();
                 step.spare_peers = false;
@@ -199,6 +219,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 web_servers: Vec::new(),
                 proxies: Vec::new(),
                 udp_servers: Vec::new(),
+                quic_servers: Vec::new(),
                 scenario,
                 rounds: 1,
                 spare_peers: false,
@@ -214,7 +235,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 "unix" => matches!(name, "unix-64x100" | "unix-1kx100" | "unix-open-64x100-50"),
                 "resp" => !name.starts_with("resp-ping"),
                 // An hour of their own.
-                "http" | "h2" | "grpc" | "tls" | "proxy" | "udp" => false,
+                "http" | "h2" | "grpc" | "tls" | "proxy" | "udp" | "quic" => false,
                 _ => true,
             };
             let slow = scenario.group == "slow";
@@ -232,6 +253,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 web_servers: Vec::new(),
                 proxies: Vec::new(),
                 udp_servers: Vec::new(),
+                quic_servers: Vec::new(),
                 scenario,
                 rounds: if key { 5 } else { 3 },
                 spare_peers: key,
@@ -247,6 +269,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 Work::Load(shape) | Work::Proxy { shape, .. } => shape.idle + shape.slow < 1000,
                 Work::Web(shape) => !shape.silent && shape.threads == 1,
                 Work::Udp(_) => true,
+                Work::Quic(shape) => shape.connections < 100 && shape.threads == 1,
                 Work::Resp { .. } => false,
             },
             scenario,
@@ -254,6 +277,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
             web_servers: Vec::new(),
             proxies: Vec::new(),
             udp_servers: Vec::new(),
+            quic_servers: Vec::new(),
             rounds: 5,
             spare_peers: false,
             warm_ms: 500,
@@ -326,6 +350,17 @@ mod tests {
             let has = |name| step.udp_servers.iter().any(|server| server.name == name);
             assert!(step.servers.is_empty() && has("floor-mmsg"), "{}", step.scenario.name);
             assert_eq!(has("floor-gro"), step.scenario.name == "udp-bulk");
+        }
+    }
+
+    #[cfg(feature = "compio-quic")]
+    #[test]
+    fn two_threads_of_quic_are_for_servers_that_have_them() {
+        let choice = Choice { only: vec!["quic".into()], ..Choice::default() };
+        for step in steps(Profile::Full, &choice).unwrap() {
+            let has = |name| step.quic_servers.iter().any(|server| server.name == name);
+            assert!(step.servers.is_empty() && has(quic::YARDSTICK), "{}", step.scenario.name);
+            assert_eq!(has("compio-quic"), !step.scenario.name.ends_with("-2t"));
         }
     }
 

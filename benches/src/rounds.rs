@@ -23,6 +23,9 @@ use crate::udp;
 use crate::web;
 use crate::web::shape::Shape as WebShape;
 
+#[cfg(feature = "quic")]
+mod quic;
+
 /// The server that every ratio, and the peak of an open loop, refers to.
 pub const YARDSTICK: &str = "classic";
 
@@ -55,6 +58,7 @@ pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
             Work::Web(ref shape) => runner.web_step(step, shape),
             Work::Proxy { ref shape, threads } => runner.proxy_step(step, shape, threads),
             Work::Udp(ref shape) => runner.udp_step(step, shape),
+            Work::Quic(ref shape) => runner.quic_step(step, shape),
         };
         runner.progress.clear();
         if let Some(table) = table {
@@ -312,14 +316,19 @@ impl<'a> Runner<'a> {
     }
 
     fn load(&self, spec: &Spec) -> io::Result<Outcome> {
-        self.generate("load", spec)
+        self.generate("load", spec, self.settings.client_core)
     }
 
-    /// Runs a load generator, by its name on the command line, in a process of its own.
-    fn generate(&self, name: &str, spec: &impl Serialize) -> io::Result<Outcome> {
+    /// Runs a load generator, by its name on the command line, in a process of its own, on a core or wherever the kernel wants.
+    fn generate(
+        &self,
+        name: &str,
+        spec: &impl Serialize,
+        core: impl Into<Option<usize>>,
+    ) -> io::Result<Outcome> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(name).arg(serde_json::to_string(spec)?).stdin(Stdio::null());
-        process::on_core(&mut command, self.settings.client_core);
+        process::on_core(&mut command, core);
         let output = command.output()?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
@@ -616,7 +625,14 @@ impl<'a> Runner<'a> {
             lost_after_ms,
             verify: false,
         };
-        measure(process.pid(), &|| self.generate("udp-load", &spec))
+        let core = self.settings.client_core;
+        measure(process.pid(), &|| self.generate("udp-load", &spec, core))
+    }
+
+    #[cfg(not(feature = "quic"))]
+    fn quic_step(&mut self, _: &Step, _: &crate::quic::shape::Shape) -> Option<Table> {
+        self.note("built without the feature `quic`: its scenarios are left out".into());
+        None
     }
 
     /// Adds a note to the report, once.

@@ -1,5 +1,6 @@
 //! What is measured: the shape of the load, each under a name.
 
+use crate::quic;
 use crate::udp;
 use crate::web;
 use crate::web::shape::{Ask, Shape as WebShape};
@@ -38,6 +39,8 @@ pub enum Work {
     },
     /// A load generator of datagrams drives a server of them.
     Udp(udp::shape::Shape),
+    /// A load generator of QUIC drives a server of it.
+    Quic(quic::shape::Shape),
     /// `wrk` or `h2load` drives a web server.
     Web(web::shape::Shape),
 }
@@ -229,6 +232,9 @@ pub fn all() -> Vec<Scenario> {
         let title = format!("UDP, {title}; a request is a datagram");
         add("udp", rest, title, Work::Udp(shape));
     }
+    for (rest, title, shape) in quic_shapes() {
+        add("quic", rest.into(), format!("QUIC, {title}"), Work::Quic(shape));
+    }
     for (group, rest, title, shape) in web_shapes() {
         add(group, rest.into(), title.into(), Work::Web(shape));
     }
@@ -298,6 +304,20 @@ fn udp_shapes() -> Vec<(String, String, udp::shape::Shape)> {
     let title = "echo of trains of 51 datagrams of 1200 B, 1 peer".to_owned();
     list.push(("bulk".to_owned(), title, Shape::closed(Ask::Bulk, 1200, 1)));
     list
+}
+
+/// The scenarios of QUIC.
+#[rustfmt::skip]
+fn quic_shapes() -> Vec<(&'static str, &'static str, quic::shape::Shape)> {
+    use quic::shape::{Ask, Shape};
+    let small = Shape::echo(64, 16, 8);
+    vec![
+        ("64x16", "64 B there and back on a stream each, 16 connections with 8 of them", small.clone()),
+        ("64x1000", "the same, 1000 connections with one", Shape::echo(64, 1000, 1)),
+        ("send", "the server sends 64 MiB a stream on 4 connections; a request is 1 MiB", Shape::bulk(Ask::Send)),
+        ("receive", "the server receives 64 MiB a stream on 4 connections; a request is 1 MiB", Shape::bulk(Ask::Receive)),
+        ("64x16-2t", "64 B there and back on a stream each, 16 connections with 8 of them, two threads", small.on_two_threads()),
+    ]
 }
 
 /// The scenarios of web servers.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Crates whose versions the report names.
-const CRATES: [&str; 12] = [
+const CRATES: [&str; 15] = [
     "tokio",
     "monoio",
     "compio",
@@ -18,7 +18,10 @@ const CRATES: [&str; 12] = [
     "tonic",
     "rustls",
     "ring",
+    "quinn",
+    "quinn-proto",
     "quinn-udp",
+    "compio-quic",
 ];
 
 /// Everything that is known, as pairs of a name and a value.

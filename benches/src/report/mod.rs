@@ -181,7 +181,9 @@ impl Table {
         let idle = match &step.scenario.work {
             crate::scenario::Work::Load(shape) => shape.idle,
             crate::scenario::Work::Proxy { shape, .. } => shape.idle,
-            crate::scenario::Work::Resp { .. } | crate::scenario::Work::Udp(_) => 0,
+            crate::scenario::Work::Resp { .. }
+            | crate::scenario::Work::Udp(_)
+            | crate::scenario::Work::Quic(_) => 0,
             crate::scenario::Work::Web(shape) => shape.idle(),
         };
         let summaries = rows.iter().map(|row| summarise(row, &rows, yardstick, idle)).collect();
