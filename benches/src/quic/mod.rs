@@ -1,9 +1,9 @@
 //! Servers of QUIC. The load comes from a generator of our own.
 //!
-//! All but one are quinn's endpoints with one [configuration](config), and do [the same](service) with each stream. What differs
+//! All but one are quinn's endpoints with one configuration, and do the same with each stream. What differs
 //! is what runs them: their sockets, timers and tasks. compio-quic has quinn's protocol, and the rest of its own.
 //!
-//! - [`shape`]: what is asked. [`service`](mod@service): what is done with a stream.
+//! - [`shape`]: what is asked. `service`: what is done with a stream.
 //! - [`load`]: the load generator.
 //! - The servers, one file each.
 
