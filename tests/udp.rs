@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as Std};
@@ -35,6 +36,7 @@ on_every_setup!(
     a_poller_that_ends_says_so,
     a_server_has_a_socket_on_each_poller,
     a_handler_that_panics_ends_nothing,
+    servers_of_several_pollers_have_ports_of_their_own,
     a_shutdown_waits_for_handlers,
     unix_sockets_have_datagrams,
     a_unix_socket_waits_for_room,
@@ -662,4 +664,19 @@ fn a_shutdown_waits_for_handlers(setup: Setup) {
     assert_eq!(server.shutdown(PATIENCE), 0);
     let mut seen = [0; 5];
     assert_eq!(peer.recv(&mut seen).expect("a reply"), 4);
+}
+
+fn servers_of_several_pollers_have_ports_of_their_own(setup: Setup) {
+    let _alone = nobody_beside();
+    let pollers = setup.pollers(2);
+    let serve = |address: String| {
+        let ignore = async |_: &mut UdpSocket, datagrams: &mut Vec<Datagram>| datagrams.clear();
+        UdpServer::serve(&pollers, UdpSocket::options(), address, ignore)
+    };
+    let servers: Vec<_> =
+        (0..support::scaled(400)).map(|_| serve(setup.address()).expect("a server")).collect();
+    let ports: HashSet<_> = servers.iter().map(|server| server.local_addr().port()).collect();
+    assert_eq!(ports.len(), servers.len());
+    let taken = serve(servers[0].local_addr().to_string()).expect_err("somebody is there");
+    assert_eq!(taken.kind(), ErrorKind::AddrInUse);
 }

@@ -118,7 +118,8 @@ impl Endpoints {
         self.address
     }
 
-    /// Each of them, in the order of the pollers.
+    /// Each of them, in the order of the pollers. Those are not to be [rebound](Endpoint::rebind): what the kernel delivers and the others
+    /// forward does not come to another socket.
     pub fn each(&self) -> &[Endpoint] {
         &self.all
     }

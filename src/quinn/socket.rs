@@ -68,6 +68,18 @@ impl Socket {
         }
     }
 
+    fn poll_socket(
+        &self,
+        watching: &Watching,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        told: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        watching.poll_with(cx, Direction::Read, || {
+            self.state.recv((&self.socket).into(), buffers, told)
+        })
+    }
+
     fn beginning(&self) -> MutexGuard<'_, Vec<Waker>> {
         self.beginning.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,19 +121,25 @@ impl AsyncUdpSocket for Socket {
         told: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let watching = ready!(self.poll_watching(cx))?;
-        if let Some(steered) = &self.steered {
-            let strays = steered.take(cx, buffers, told);
-            if strays > 0 {
-                return Poll::Ready(Ok(strays));
+        let Some(steered) = &self.steered else {
+            return self.poll_socket(watching, cx, buffers, told);
+        };
+        // Half of the room at most, so that a flood of them holds up nobody.
+        let most = buffers.len().div_ceil(2);
+        let strays = steered.take(cx, &mut buffers[..most], &mut told[..most]);
+        let (buffers, told) = (&mut buffers[strays..], &mut told[strays..]);
+        if buffers.is_empty() {
+            return Poll::Ready(Ok(strays));
+        }
+        match self.poll_socket(watching, cx, buffers, told) {
+            Poll::Ready(Ok(received)) => {
+                steered.forward_strays(&mut buffers[..received], &mut told[..received]);
+                Poll::Ready(Ok(strays + received))
             }
+            // An error is told again, if it is one that stays.
+            _ if strays > 0 => Poll::Ready(Ok(strays)),
+            nothing => nothing,
         }
-        let received = ready!(watching.poll_with(cx, Direction::Read, || {
-            self.state.recv((&self.socket).into(), buffers, told)
-        }))?;
-        if let Some(steered) = &self.steered {
-            steered.forward_strays(&mut buffers[..received], &mut told[..received]);
-        }
-        Poll::Ready(Ok(received))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -20,8 +20,9 @@ use ::quinn::{ConnectionId, ConnectionIdGenerator};
 use duopoll_core::contain;
 use quinn_proto::{HashedConnectionIdGenerator, InvalidCid};
 
-/// What may wait for an endpoint that is behind; what is beyond is lost, as datagrams are.
+/// What may wait for an endpoint that is behind, in datagrams and in bytes; what is beyond is lost, as datagrams are.
 const STRAYS_MAX: usize = 1024;
+const STRAYS_BYTES_MAX: usize = 2 << 20;
 
 /// In the first byte of a datagram: it has a long header.
 const LONG: u8 = 0x80;
@@ -39,6 +40,7 @@ pub(super) struct Steering {
 #[derive(Default)]
 struct Inbox {
     strays: VecDeque<Stray>,
+    bytes: usize,
     waker: Option<Waker>,
 }
 
@@ -78,11 +80,12 @@ impl Steering {
 
     fn forward(&self, owner: usize, bytes: &[u8], told: &RecvMeta) {
         let mut inbox = self.inbox(owner);
-        if inbox.strays.len() == STRAYS_MAX {
+        if inbox.strays.len() == STRAYS_MAX || inbox.bytes + bytes.len() > STRAYS_BYTES_MAX {
             self.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let told = RecvMeta { len: bytes.len(), stride: bytes.len(), ..*told };
+        inbox.bytes += bytes.len();
         inbox.strays.push_back(Stray { bytes: bytes.into(), told });
         self.forwarded.fetch_add(1, Ordering::Relaxed);
         let waker = inbox.waker.take();
@@ -116,6 +119,7 @@ impl Steered {
         let mut taken = 0;
         for (buffer, told) in buffers.iter_mut().zip(told) {
             let Some(stray) = inbox.strays.pop_front() else { break };
+            inbox.bytes -= stray.bytes.len();
             // One that is larger than what quinn receives is cut, as the kernel would.
             let len = stray.bytes.len().min(buffer.len());
             buffer[..len].copy_from_slice(&stray.bytes[..len]);

@@ -365,7 +365,11 @@ impl<A: Peer> DatagramSender<A> {
             };
             match sent {
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                // The pollers', and not the kernel's `ENOTCONN`.
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotConnected
+                        && error.raw_os_error().is_none() =>
+                {
                     return Poll::Ready(Err(error));
                 }
                 Err(error) => *failed = failed.take().or(Some(error)),

@@ -157,12 +157,15 @@ impl UdpOptions {
         address: impl ToSocketAddrs,
         count: usize,
     ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
-        let options = if count > 1 { self.reuse_port(true) } else { *self };
-        let first = options.bound_at(address)?;
+        // The first is bound as one that does not share: nobody else is there, and a port that the kernel chooses is its own.
+        let first = self.bound_at(address)?;
         let address = super::local_addr(first.as_fd())?;
+        if count > 1 {
+            SockRef::from(&first).set_reuse_port(true)?;
+        }
         let mut sockets = vec![first];
         for _ in 1..count {
-            sockets.push(options.bound_at(address)?);
+            sockets.push(self.reuse_port(true).bound_at(address)?);
         }
         Ok((address, sockets))
     }

@@ -4,9 +4,11 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
 use duopoll_core::{contain, on_poller_thread, report};
@@ -105,6 +107,11 @@ impl Drop for UdpServer {
     }
 }
 
+/// What a function gives, or has panicked with.
+fn called<T>(function: impl FnOnce() -> T) -> thread::Result<T> {
+    catch_unwind(AssertUnwindSafe(function))
+}
+
 /// Serves a socket until the group is to end.
 async fn go_on<H>(mut socket: UdpSocket, handler: &H, group: &TaskGroup)
 where
@@ -129,9 +136,25 @@ where
             }
         }
         {
-            let mut handled = pin!(handler(&mut socket, &mut datagrams));
-            let handled = poll_fn(|cx| caught(|| handled.as_mut().poll(cx)));
-            if let Err(panic) = handled.await {
+            // It may panic as it is called, in its future, and as that is dropped.
+            let (lent, given) = (&mut socket, &mut datagrams);
+            let called = called(move || handler(lent, given));
+            let handled = match called {
+                Ok(handling) => {
+                    let mut handling = pin!(Some(handling));
+                    let handled = poll_fn(|cx| {
+                        caught(|| match handling.as_mut().as_pin_mut() {
+                            Some(handling) => handling.poll(cx),
+                            None => Poll::Ready(()),
+                        })
+                    });
+                    let handled = handled.await;
+                    contain("a handler's future", || handling.set(None));
+                    handled
+                }
+                Err(panic) => Err(panic),
+            };
+            if let Err(panic) = handled {
                 contain("what a handler has panicked with", || drop(panic));
             }
         }

@@ -1,4 +1,5 @@
-//! The pages of `http` by HTTP/3 as well: over QUIC at the UDP port of the same number, of which who comes over TCP is told.
+//! The pages of `http` by HTTP/3 as well: over QUIC at the UDP port of the same number, of which who comes over TCP is told. Limits and timeouts of connections are for those over TCP;
+//! QUIC has quinn's own.
 //!
 //! ```text
 //! cargo run --release -p duopoll-web --bin h3 -- --listen 127.0.0.1:8443 --pollers 2 --tls-certificate /tmp/localhost.pem
