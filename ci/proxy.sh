@@ -7,7 +7,9 @@ cd "$(dirname "$0")/.."
 readonly MEBIBYTES=${1:-64}
 readonly clients=${DUOPOLL_TEST_CLIENTS:-${XDG_CACHE_HOME:-$HOME/.cache}/duopoll-clients}
 pg=$(find /usr/lib/postgresql -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)
-if [ -z "$pg" ] || ! command -v redis-server nginx curl wrk iperf3 >/dev/null; then
+missing=$([ -n "$pg" ] || echo postgresql)
+for tool in redis-server nginx curl wrk iperf3; do command -v "$tool" >/dev/null || missing=yes; done
+if [ -n "$missing" ]; then
     sudo=$([ "$(id -u)" = 0 ] || echo sudo)
     $sudo apt-get update --quiet
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends \
