@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(count("echo-64x100"), 1);
         assert_eq!(count("echo"), 18);
         assert_eq!(count("echo-64k*"), 3);
-        assert_eq!(count("*x1000"), 13);
+        assert_eq!(count("*x1000"), 14);
         assert_eq!(count("nothing"), 0);
     }
 }

@@ -13,10 +13,25 @@ use duopoll_benches::quic::{self, Options, Server};
 use duopoll_benches::scenario::{self, Work};
 use duopoll_benches::web;
 
-/// A certificate in a folder that is named after the test.
-fn certificate(test: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("duopoll-quic-{}-{test}", std::process::id()));
-    web::certified(&folder).unwrap()
+/// A certificate in a folder of its own, until it is dropped.
+struct Certificate {
+    scratch: PathBuf,
+    folder: PathBuf,
+}
+
+impl Certificate {
+    fn new(name: &str) -> Certificate {
+        let scratch = format!("duopoll-quic-{}-{name}", std::process::id());
+        let scratch = std::env::temp_dir().join(scratch);
+        let folder = web::certified(&scratch).unwrap();
+        Certificate { scratch, folder }
+    }
+}
+
+impl Drop for Certificate {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.scratch);
+    }
 }
 
 /// Drives a server for a moment with what the client is told to ask and to trust.
@@ -24,15 +39,15 @@ fn drive(
     server: &Server,
     shape: &Shape,
     asked: Ask,
-    certificates: [&Path; 2],
+    certificates: [&Certificate; 2],
 ) -> io::Result<Outcome> {
     let (listen, ask, threads) = (process::udp_address()?, shape.ask, shape.threads);
-    let options = Options { listen, ask, certificate: certificates[0].into(), threads };
+    let options = Options { listen, ask, certificate: certificates[0].folder.clone(), threads };
     let core = (threads == 1).then_some(0);
     let process = quic::start(Path::new(env!("CARGO_BIN_EXE_compare")), server, &options, core)?;
     load::run(&Spec {
         target: listen,
-        certificate: certificates[1].into(),
+        certificate: certificates[1].folder.clone(),
         server_pid: process.pid(),
         ask: asked,
         // A few streams should end within the time.
@@ -46,12 +61,12 @@ fn drive(
 
 #[test]
 fn every_server_answers_what_every_row_asks() {
-    let folder = certificate("rows");
+    let certificate = Certificate::new("rows");
     for scenario in scenario::all() {
         let Work::Quic(shape) = &scenario.work else { continue };
         let able = |server: &&Server| shape.threads == 1 || server.on_two_threads;
         for server in quic::all().iter().filter(able) {
-            let outcome = drive(server, shape, shape.ask, [&folder, &folder]);
+            let outcome = drive(server, shape, shape.ask, [&certificate, &certificate]);
             let outcome = outcome.unwrap_or_else(|error| {
                 panic!("{}, {}: {error}", scenario.name, server.name);
             });
@@ -64,18 +79,18 @@ fn every_server_answers_what_every_row_asks() {
 
 #[test]
 fn a_wrong_answer_is_an_error() {
-    let folder = certificate("wrong");
+    let certificate = Certificate::new("wrong");
     let server = quic::find(quic::YARDSTICK).unwrap();
     let echo = Shape::echo(64, 1, 1);
     // What comes back to a number of bytes to send is the number.
-    assert!(drive(server, &echo, Ask::Send, [&folder, &folder]).is_err());
+    assert!(drive(server, &echo, Ask::Send, [&certificate, &certificate]).is_err());
     let sink = Shape { ask: Ask::Receive, ..echo };
-    assert!(drive(server, &sink, Ask::Echo, [&folder, &folder]).is_err());
+    assert!(drive(server, &sink, Ask::Echo, [&certificate, &certificate]).is_err());
 }
 
 #[test]
 fn another_certificate_is_not_trusted() {
-    let (its, another) = (certificate("its"), certificate("another"));
+    let (its, another) = (Certificate::new("its"), Certificate::new("another"));
     let server = quic::find(quic::YARDSTICK).unwrap();
     let shape = Shape::echo(64, 1, 1);
     assert!(drive(server, &shape, Ask::Echo, [&its, &another]).is_err());

@@ -18,13 +18,13 @@ use crate::servers::Role;
 #[cfg(feature = "compio-quic")]
 mod compio;
 #[cfg(feature = "quic")]
-mod config;
+pub mod config;
 #[cfg(feature = "quic")]
 mod duopoll;
 #[cfg(feature = "quic")]
 pub mod load;
 #[cfg(feature = "quic")]
-mod service;
+pub mod service;
 pub mod shape;
 #[cfg(feature = "quic")]
 mod tokio;
