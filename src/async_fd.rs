@@ -158,6 +158,11 @@ impl Watching {
         Ok(Watching { poller, token, readiness })
     }
 
+    #[cfg(feature = "quinn")]
+    pub(crate) fn may_be_ready(&self, direction: Direction) -> bool {
+        self.readiness.may_be_ready(direction)
+    }
+
     /// What [`clear`](Watching::clear) is given after a call that would have blocked.
     #[cfg(feature = "quinn")]
     pub(crate) fn told(&self, direction: Direction) -> u32 {

@@ -71,6 +71,11 @@ impl Readiness {
         }
     }
 
+    /// Whether a call may be made at once.
+    pub fn may_be_ready(&self, direction: Direction) -> bool {
+        self.state().side(direction).ready
+    }
+
     /// What was told so far, for a call that is made without waiting.
     pub fn told(&self, direction: Direction) -> u32 {
         self.state().side(direction).told

@@ -172,7 +172,44 @@ struct Writable(Arc<Socket>);
 impl UdpPoller for Writable {
     fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let watching = ready!(self.0.poll_watching(cx))?;
+        // Who waits for nothing leaves no waker behind: they would pile up until the socket is full for once.
+        if watching.may_be_ready(Direction::Write) {
+            return Poll::Ready(Ok(()));
+        }
         let all = self.0.room.join(cx);
         watching.poll_with(&mut Context::from_waker(&all), Direction::Write, || Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Wake;
+
+    use pollster::block_on;
+
+    use super::*;
+    use crate::pollers::Pollers;
+
+    struct Somebody;
+
+    impl Wake for Somebody {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn who_finds_room_leaves_no_waker_behind() {
+        let pollers = Pollers::options().count(1).start().expect("a poller");
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
+        let socket = Socket::watched(socket, pollers.choose(), None).expect("watched");
+        let mut writable = socket.clone().create_io_poller();
+        block_on(poll_fn(|cx| writable.as_mut().poll_writable(cx))).expect("room");
+        let before = socket.room.waiting().len();
+        for _ in 0..100 {
+            let waker = Waker::from(Arc::new(Somebody));
+            let mut other = socket.clone().create_io_poller();
+            assert!(other.as_mut().poll_writable(&mut Context::from_waker(&waker)).is_ready());
+        }
+        assert_eq!(socket.room.waiting().len(), before);
     }
 }

@@ -412,7 +412,7 @@ impl Room {
         self.clone().into()
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
+    pub(crate) fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
