@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 
 readonly MEBIBYTES=${1:-64}
 readonly clients=${DUOPOLL_TEST_CLIENTS:-${XDG_CACHE_HOME:-$HOME/.cache}/duopoll-clients}
+# Where nginx is, which others than root do not look into.
+PATH=$PATH:/usr/sbin
 pg=$(find /usr/lib/postgresql -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)
 missing=$([ -n "$pg" ] || echo postgresql)
 for tool in redis-server nginx curl wrk iperf3; do command -v "$tool" >/dev/null || missing=yes; done
@@ -17,7 +19,6 @@ if [ -n "$missing" ]; then
     pg=$(find /usr/lib/postgresql -maxdepth 2 -name bin | sort -V | tail -n 1)
 fi
 ci/clients.sh
-PATH=$PATH:/usr/sbin
 cargo build --quiet --release --package duopoll-proxy
 readonly proxy=${CARGO_TARGET_DIR:-target}/release/proxy
 

@@ -3,11 +3,12 @@
 mod support;
 
 use std::collections::HashSet;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as Std};
 use std::os::fd::AsRawFd;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use duopoll::udp::{Datagram, Ecn, Outgoing, UdpOptions, UdpServer, UdpSocket, UnixDatagram};
@@ -38,7 +39,9 @@ on_every_setup!(
     a_handler_that_panics_ends_nothing,
     servers_of_several_pollers_have_ports_of_their_own,
     a_shutdown_waits_for_handlers,
+    a_handler_may_panic_as_it_is_called_and_dropped,
     unix_sockets_have_datagrams,
+    one_that_has_no_peer_costs_the_others_nothing,
     a_unix_socket_waits_for_room,
 );
 
@@ -216,7 +219,7 @@ fn segments_are_cut_and_come_together(setup: Setup) {
             datagrams += 1;
         }
         assert!(seen == sent);
-        // As plain sockets have them: before Linux 5.12 or so, those of the loopback device come apart.
+        // As plain sockets have them: on Linux 5.10 those of the loopback device come apart.
         assert_eq!(datagrams < 51, loopback_puts_together(setup));
     });
 }
@@ -470,11 +473,15 @@ fn a_poller_that_ends_says_so(setup: Setup) {
     assert_eq!(error.kind(), ErrorKind::NotConnected);
 }
 
+/// An abstract name of this thread's.
+fn unix_name(of: &str) -> String {
+    format!("unix:@duopoll-udp-{}-{:?}-{of}", std::process::id(), std::thread::current().id())
+}
+
 fn unix_sockets_have_datagrams(setup: Setup) {
     let _others = beside_others();
     run(setup, || async {
-        let name =
-            format!("unix:@duopoll-udp-{}-{:?}", std::process::id(), std::thread::current().id());
+        let name = unix_name("server");
         let mut server = UnixDatagram::bind(&name).await.expect("bound");
         let own = format!("{name}-client");
         let mut client = UnixDatagram::bind(&own).await.expect("bound");
@@ -519,6 +526,27 @@ fn unix_sockets_have_datagrams(setup: Setup) {
         }
         let error = client.send(Outgoing::to(b"x", to)).await.expect_err("nobody is there");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+fn one_that_has_no_peer_costs_the_others_nothing(setup: Setup) {
+    let _others = beside_others();
+    run(setup, || async {
+        let name = unix_name("other");
+        let mut one = UnixDatagram::unbound().await.expect("a socket");
+        let mut other = UnixDatagram::bind(&name).await.expect("bound");
+        let to = other.local_addr().expect("bound");
+        one.stage(Outgoing::connected(b"nowhere".to_vec()));
+        for text in [b"first ", b"second"] {
+            one.stage(Outgoing::to(text.to_vec(), to.clone()));
+        }
+        // The kernel's, which is of that one only.
+        let error = one.flush().await.expect_err("there is no peer");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
+        assert_eq!(one.staged(), 0);
+        for text in [b"first ", b"second"] {
+            assert!(other.recv().await.expect("received").bytes == *text);
+        }
     });
 }
 
@@ -643,6 +671,59 @@ fn a_handler_that_panics_ends_nothing(setup: Setup) {
             let _ = peer.send_to(b"on", server.local_addr());
             peer.recv(&mut [0; 10]).is_ok()
         });
+    }
+}
+
+fn a_handler_may_panic_as_it_is_called_and_dropped(setup: Setup) {
+    struct PanicsAsItIsDropped;
+
+    impl Future for PanicsAsItIsDropped {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Ready(())
+        }
+    }
+
+    impl Drop for PanicsAsItIsDropped {
+        fn drop(&mut self) {
+            panic!("as the test wants it");
+        }
+    }
+
+    fn reply(socket: &mut UdpSocket, datagrams: &mut Vec<Datagram>) {
+        for datagram in datagrams.drain(..) {
+            assert!(datagram.bytes != *b"panic", "as the test wants it");
+            socket.stage(Outgoing::reply(datagram.bytes.clone(), &datagram));
+        }
+    }
+
+    let panics_as_it_is_called = |socket: &mut UdpSocket, datagrams: &mut Vec<Datagram>| {
+        reply(socket, datagrams);
+        ready(())
+    };
+    let panics_as_it_is_dropped = |socket: &mut UdpSocket, datagrams: &mut Vec<Datagram>| {
+        datagrams.retain(|datagram| datagram.bytes != *b"panic");
+        reply(socket, datagrams);
+        PanicsAsItIsDropped
+    };
+    let _others = beside_others();
+    let (pollers, options) = (setup.pollers(1), UdpSocket::options());
+    let at = setup.address();
+    let servers = [
+        UdpServer::serve(&pollers, options, &at, panics_as_it_is_called).expect("a server"),
+        UdpServer::serve(&pollers, options, &at, panics_as_it_is_dropped).expect("a server"),
+    ];
+    for server in servers {
+        let peer = peer(setup);
+        peer.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+        for _ in 0..3 {
+            peer.send_to(b"panic", server.local_addr()).expect("sent");
+            eventually("it is served", || {
+                let _ = peer.send_to(b"on", server.local_addr());
+                peer.recv(&mut [0; 10]).is_ok()
+            });
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::address::Address;
 use crate::load::{self, Outcome};
 use crate::plan::{self, Choice, Profile};
+use crate::process;
 use crate::proxy;
 use crate::quic;
 use crate::resp::RespServer;
@@ -75,13 +76,7 @@ pub fn main() -> ExitCode {
         Some("quic-load") => generate(&words[1..], quic::load::run),
         _ => compare(&words),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("compare: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    process::exit_code("compare", result)
 }
 
 /// The value that follows an option.

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -225,6 +225,17 @@ pub fn build(what: &str, arguments: &[&str]) -> Result<(), String> {
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     Err(format!("{what} does not build and is left out: {}", complaint.trim()))
+}
+
+/// How a program ends: with what went wrong on its standard error, if anything did.
+pub fn exit_code(program: &str, result: Result<(), impl fmt::Display>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Whether a program can be started.

@@ -55,7 +55,7 @@ pub struct Endpoints {
 
 impl Endpoints {
     /// Binds a socket for each of the pollers, at most 256, and makes an endpoint of it; without a `ServerConfig` for clients only. How
-    /// connection ids are made is replaced in `config`.
+    /// connection ids are made is replaced in `config`. Nobody else may be at the address: the kernel would give him what is for one of these.
     ///
     /// # Errors
     /// As for [`UdpOptions::bind`]; [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.

@@ -42,6 +42,8 @@ struct Inbox {
     strays: VecDeque<Stray>,
     bytes: usize,
     waker: Option<Waker>,
+    /// Nobody looks into it any more.
+    closed: bool,
 }
 
 struct Stray {
@@ -80,7 +82,9 @@ impl Steering {
 
     fn forward(&self, owner: usize, bytes: &[u8], told: &RecvMeta) {
         let mut inbox = self.inbox(owner);
-        if inbox.strays.len() == STRAYS_MAX || inbox.bytes + bytes.len() > STRAYS_BYTES_MAX {
+        let is_full =
+            inbox.strays.len() == STRAYS_MAX || inbox.bytes + bytes.len() > STRAYS_BYTES_MAX;
+        if is_full || inbox.closed {
             self.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -160,8 +164,8 @@ impl Steered {
 
 impl Drop for Steered {
     fn drop(&mut self) {
-        // What comes too late is for nobody.
-        let inbox = mem::take(&mut *self.all.inbox(self.index));
+        let closed = Inbox { closed: true, ..Inbox::default() };
+        let inbox = mem::replace(&mut *self.all.inbox(self.index), closed);
         contain("a waker", || drop(inbox));
     }
 }
@@ -281,14 +285,33 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_is_behind_holds_no_more_than_so_many() {
-        let all = Arc::new(Steering::among(2));
-        let zero = Steered::new(&all, 0);
-        for _ in 0..STRAYS_MAX + 3 {
-            let mut bytes = *b"\x00\x01";
-            let mut metas = [told(2, 2)];
-            zero.forward_strays(&mut [IoSliceMut::new(&mut bytes)], &mut metas);
-            assert_eq!(metas[0].len, 0);
+        for (len, most) in [(2, STRAYS_MAX), (60_000, STRAYS_BYTES_MAX / 60_000)] {
+            let all = Arc::new(Steering::among(2));
+            let zero = Steered::new(&all, 0);
+            for _ in 0..most + 3 {
+                forward_to_one(&zero, len);
+            }
+            assert_eq!((all.forwarded(), all.lost()), (most as u64, 3));
         }
-        assert_eq!((all.forwarded(), all.lost()), (STRAYS_MAX as u64, 3));
+    }
+
+    #[test]
+    fn what_is_for_one_that_is_gone_is_lost() {
+        let all = Arc::new(Steering::among(2));
+        let (zero, one) = (Steered::new(&all, 0), Steered::new(&all, 1));
+        forward_to_one(&zero, 2);
+        drop(one);
+        forward_to_one(&zero, 2);
+        assert_eq!((all.forwarded(), all.lost()), (1, 1));
+        assert!(all.inbox(1).strays.is_empty());
+    }
+
+    /// Has the first of two receive a datagram that is for the second.
+    fn forward_to_one(zero: &Steered, len: usize) {
+        let mut bytes = vec![1; len];
+        bytes[0] = 0;
+        let mut metas = [told(len, len)];
+        zero.forward_strays(&mut [IoSliceMut::new(&mut bytes)], &mut metas);
+        assert_eq!(metas[0].len, 0);
     }
 }

@@ -55,6 +55,8 @@ impl UdpServer {
     /// dropped. What it stages is sent when it returns. While it waits for something, its socket does not receive: what takes longer belongs
     /// into a task, with a [`sender`](UdpSocket::sender). A panic of it is contained, and costs the datagrams that it was called with.
     ///
+    /// Nobody else may be at the address, unless both have [`reuse_port`](UdpOptions::reuse_port).
+    ///
     /// # Errors
     /// As for [`UdpOptions::bind`]; [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
     pub fn serve<H>(

@@ -18,9 +18,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use duopoll::udp::{UdpServer, UdpSocket as Socket};
-use duopoll::{Connection, Engine, EventLoop, Listener, Pollers};
+use duopoll::{Engine, EventLoop, Listener, Pollers};
 use duopoll_benches::load::{self, Mode, Outcome, Spec};
 use duopoll_benches::process as processes;
+use duopoll_benches::servers::duopoll::echo;
 use duopoll_benches::sys;
 
 const HELP: &str = "flood [--engine epoll|uring] [--rate N] [--seconds N] [--rounds N]
@@ -47,13 +48,7 @@ fn main() -> ExitCode {
         ["serve", engine] => parse(engine).and_then(serve),
         _ => measure(&words),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    processes::exit_code("flood", result)
 }
 
 fn parse<T: FromStr>(text: &str) -> io::Result<T> {
@@ -78,12 +73,6 @@ fn serve(engine: Engine) -> io::Result<()> {
     io::copy(&mut io::stdin(), &mut io::sink())?;
     println!("{}", taken.load(Ordering::Relaxed));
     Ok(())
-}
-
-async fn echo(connection: &mut Connection) -> io::Result<()> {
-    let (reader, writer) = connection.split();
-    writer.append(reader.buffer());
-    writer.flush().await
 }
 
 /// A server in a process of its own.

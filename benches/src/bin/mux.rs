@@ -21,6 +21,7 @@ use std::time::Duration;
 use duopoll::mux::{self, Client, Head, Kind, Protocol};
 use duopoll::{Connection, Dialer, Engine, EventLoop, LinkBuffer, Listener, Pollers, Slice, task};
 use duopoll_benches::golang;
+use duopoll_benches::process;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, oneshot};
 
@@ -37,13 +38,7 @@ fn main() -> ExitCode {
         ["call", peer, address, calls] => call(peer, address, calls.parse().unwrap_or(0)),
         _ => compare(&args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    process::exit_code("mux", result)
 }
 
 /// Twelve bytes: how many follow, and the number of the call. Whoever reads knows what comes.

@@ -19,9 +19,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use duopoll::{Connection, Engine, EventLoop, Listener};
+use duopoll::{Engine, EventLoop, Listener};
 use duopoll_benches::address::Address;
 use duopoll_benches::process as processes;
+use duopoll_benches::servers::duopoll::echo;
 use duopoll_benches::sys::{self, Epoll, Events};
 use hdrhistogram::Histogram;
 
@@ -64,13 +65,7 @@ fn main() -> ExitCode {
         }
         _ => measure(&words),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    processes::exit_code("pushers", result)
 }
 
 fn parse<T: FromStr>(text: &str) -> io::Result<T> {
@@ -99,12 +94,6 @@ fn serve(engine: Engine, budget_mib: usize) -> io::Result<()> {
         println!("{}", words.join(" "));
     }
     Ok(())
-}
-
-async fn echo(connection: &mut Connection) -> io::Result<()> {
-    let (reader, writer) = connection.split();
-    writer.append(reader.buffer());
-    writer.flush().await
 }
 
 // ---- those who push ------------------------------------------------------------------------------

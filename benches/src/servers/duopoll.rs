@@ -49,7 +49,8 @@ async fn answer(connection: &mut Connection, messages: Echo) -> io::Result<()> {
     writer.flush().await
 }
 
-async fn echo(connection: &mut Connection) -> io::Result<()> {
+/// Gives back what has arrived.
+pub async fn echo(connection: &mut Connection) -> io::Result<()> {
     let (reader, writer) = connection.split();
     writer.append(reader.buffer());
     writer.flush().await
