@@ -7,8 +7,9 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use duopoll::{Connection, Control, Dialer, Server};
+use socket2::SockRef;
 use support::settled::Settled;
-use support::{PATIENCE, Peer, Setup};
+use support::{Family, PATIENCE, Peer, Setup};
 
 on_every_setup!(
     a_read_timeout_ends_the_wait_and_loses_nothing,
@@ -20,6 +21,7 @@ on_every_setup!(
     an_idle_connection_is_ended,
     traffic_puts_the_idle_timeout_off,
     a_slow_reader_is_not_idle,
+    what_was_acknowledged_late_puts_the_idle_timeout_off,
     between_two_requests_no_read_timeout_applies,
     limits_can_be_set_while_somebody_waits,
     limits_without_end_are_none,
@@ -197,6 +199,37 @@ fn traffic_puts_the_idle_timeout_off(setup: Setup) {
         std::thread::sleep(SHORT / 5);
     }
     assert_eq!(server.settled().idle_timeouts, 0);
+}
+
+fn what_was_acknowledged_late_puts_the_idle_timeout_off(setup: Setup) {
+    if matches!(setup.family, Family::Unix) {
+        // Nobody is told when the peer has read.
+        return;
+    }
+    const BYTES: usize = 1 << 20;
+    let service = setup
+        .builder()
+        .idle_timeout(16 * SHORT)
+        // The kernel takes all of it at once.
+        .on_prepare(|socket| SockRef::from(&socket).set_send_buffer_size(2 * BYTES))
+        .on_request(async |connection: &mut Connection| {
+            connection.read_u8().await?;
+            connection.write(&[b'x'; BYTES])?;
+            connection.flush().await
+        });
+    let server = service.serve(setup.listener()).expect("a server");
+    let mut peer = Peer::connect(server.local_addr());
+    if let Peer::Tcp(stream) = &peer {
+        SockRef::from(stream).set_recv_buffer_size(64 << 10).expect("set");
+    }
+    peer.write_all(b".").expect("sent");
+    // Not to wait for something: it takes the last bytes long after they were sent.
+    std::thread::sleep(12 * SHORT);
+    peer.read_exact(&mut vec![0; BYTES]).expect("all of it");
+    let taken = Instant::now();
+    assert_eq!(peer.read_rest().expect("the end"), b"");
+    assert!(taken.elapsed() >= 8 * SHORT, "idle for {:?} only", taken.elapsed());
+    assert_eq!(server.settled().idle_timeouts, 1);
 }
 
 fn a_slow_reader_is_not_idle(setup: Setup) {
