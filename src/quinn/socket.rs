@@ -188,6 +188,7 @@ mod tests {
 
     use pollster::block_on;
 
+    use super::super::steering::Steering;
     use super::*;
     use crate::pollers::Pollers;
 
@@ -195,6 +196,36 @@ mod tests {
 
     impl Wake for Somebody {
         fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn strays_hold_up_nobody() {
+        const PLACES: usize = 8;
+        let pollers = Pollers::options().count(1).start().expect("a poller");
+        let all = Arc::new(Steering::among(2));
+        let (own, other) = (Steered::new(&all, 0), Steered::new(&all, 1));
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
+        let address = socket.local_addr().expect("bound");
+        let socket = Socket::watched(socket, pollers.choose(), Some(own)).expect("watched");
+        let mut writable = socket.clone().create_io_poller();
+        block_on(poll_fn(|cx| writable.as_mut().poll_writable(cx))).expect("room");
+        for _ in 0..100 {
+            let mut stray = *b"\x00\x00stray";
+            let told = RecvMeta { len: stray.len(), stride: stray.len(), ..RecvMeta::default() };
+            other.forward_strays(&mut [IoSliceMut::new(&mut stray)], &mut [told]);
+        }
+        let peer = UdpSocket::bind("127.0.0.1:0").expect("bound");
+        peer.send_to(b"\x00\x02own", address).expect("sent");
+        let watching = socket.watching.get().and_then(Option::as_ref).expect("it has begun");
+        while !watching.may_be_ready(Direction::Read) {
+            std::thread::yield_now();
+        }
+
+        let (mut bytes, mut told) = ([[0; 64]; PLACES], [RecvMeta::default(); PLACES]);
+        let mut buffers = bytes.each_mut().map(|buffer| IoSliceMut::new(buffer));
+        let received = block_on(poll_fn(|cx| socket.poll_recv(cx, &mut buffers, &mut told)));
+        assert_eq!(received.expect("received"), PLACES / 2 + 1);
+        assert_eq!(&bytes[PLACES / 2][..told[PLACES / 2].len], b"\x00\x02own");
     }
 
     #[test]

@@ -13,6 +13,8 @@ use super::tls::{client_builder, server_builder};
 
 /// By which peers know that they mean the same.
 const PROTOCOL: &[u8] = b"echo";
+/// The same for HTTP/3.
+pub const HTTP3: &[u8] = b"h3";
 
 pub fn certificate() -> CertifiedKey<KeyPair> {
     rcgen::generate_simple_self_signed(["localhost".into()]).expect("a certificate")
@@ -30,11 +32,15 @@ pub fn server_config(identity: &CertifiedKey<KeyPair>) -> ServerConfig {
 
 /// The configuration of clients that trust a certificate.
 pub fn client_config(certificate: CertificateDer<'static>) -> ClientConfig {
+    client_config_for(PROTOCOL, certificate)
+}
+
+pub fn client_config_for(protocol: &[u8], certificate: CertificateDer<'static>) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(certificate).expect("a root");
     let config = client_builder(ALL_VERSIONS).with_root_certificates(roots);
     let mut config = config.with_no_client_auth();
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     let config = QuicClientConfig::try_from(config).expect("a configuration");
     ClientConfig::new(Arc::new(config))
 }

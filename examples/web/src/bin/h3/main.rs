@@ -22,7 +22,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::http::header::{ALT_SVC, HeaderValue};
@@ -33,10 +32,9 @@ use duopoll::quinn::Endpoints;
 use duopoll::task::TaskGroup;
 use duopoll::tls::TlsAcceptor;
 use duopoll::udp::UdpSocket;
-use duopoll::{Address, Connection, Server, time};
-use pollster::block_on;
+use duopoll::{Address, Connection, Server};
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{EndpointConfig, ServerConfig, VarInt};
+use quinn::{EndpointConfig, ServerConfig};
 
 const PROGRAM: flags::Program = flags::Program {
     about: "A web server of a few pages by HTTP/1, HTTP/2 and HTTP/3, always with TLS: /, /sum (JSON), /count/N (streamed), /upload, /source.",
@@ -46,10 +44,6 @@ const PROGRAM: flags::Program = flags::Program {
 
 /// What a socket holds of what comes faster than it is read.
 const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
-/// `H3_NO_ERROR`.
-const NO_ERROR: VarInt = VarInt::from_u32(0x100);
-/// How long the kernel is given to send what says that it is over.
-const FAREWELL: Duration = Duration::from_millis(500);
 /// If any port will do, that of the same number may be taken for UDP.
 const PORTS: usize = 20;
 
@@ -77,10 +71,8 @@ fn main() -> ExitCode {
         }
         Err(io::ErrorKind::AddrInUse.into())
     });
-    if let Some(endpoints) = endpoints {
-        endpoints.close(NO_ERROR, b"");
-        let _ = block_on(time::timeout(FAREWELL, endpoints.wait_idle()));
-    }
+    // Its connections have been seen off with the server's.
+    drop(endpoints);
     code
 }
 

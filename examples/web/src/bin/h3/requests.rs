@@ -1,20 +1,29 @@
 //! HTTP/3 on QUIC connections: each request goes to the router as one that came by HTTP/1 or 2 does.
 
 use std::error::Error;
+use std::future::pending;
+use std::mem;
 use std::pin::pin;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::Response;
 use bytes::Buf;
 use duopoll::quinn::Endpoints;
-use duopoll::task::{TaskGroup, spawn_local};
-use futures::future::{Either, FutureExt, poll_fn, select};
+use duopoll::task::{TaskGroup, yield_now};
+use duopoll::time::{now, sleep};
+use futures::future::{Either, poll_fn, select};
 use futures::stream;
 use h3::server::{RequestResolver, RequestStream};
-use quinn::Incoming;
+use quinn::{Incoming, VarInt};
 use tower_service::Service;
 
+/// `H3_NO_ERROR`.
+const NO_ERROR: VarInt = VarInt::from_u32(0x100);
+/// When nothing of an answer was sent for so long, its client has it, or has stopped to read.
+const QUIET: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(50);
 /// The longest head of a request, in bytes.
 const HEAD_BYTES_MAX: u64 = 64 << 10;
 
@@ -32,24 +41,51 @@ pub(crate) fn serve(endpoints: &Endpoints, router: &Router, connections: &TaskGr
 
 /// A connection, until its client is done or the group is to end.
 async fn go_on(incoming: Incoming, router: &Router, group: &TaskGroup) -> Result<(), Failure> {
-    let connection = h3_quinn::Connection::new(incoming.await?);
+    let quic = incoming.await?;
     let mut builder = h3::server::builder();
-    let mut connection =
-        builder.max_field_section_size(HEAD_BYTES_MAX).build::<_, Bytes>(connection).await?;
-    let mut closing = pin!(group.closing().fuse());
-    loop {
-        let next = match select(pin!(connection.accept()), closing.as_mut()).await {
-            Either::Left((next, _)) => Some(next?),
-            Either::Right(_) => None,
-        };
-        let Some(next) = next else {
-            // GOAWAY: what is under way is answered, and nothing more.
-            connection.shutdown(0).await?;
-            continue;
-        };
-        let Some(request) = next else { return Ok(()) };
+    let builder = builder.max_field_section_size(HEAD_BYTES_MAX);
+    let mut connection = builder.build::<_, Bytes>(h3_quinn::Connection::new(quic.clone())).await?;
+    let answers = TaskGroup::new();
+    let begin = |request| {
         let router = router.clone();
-        drop(spawn_local(async move { answer(request, router).await }));
+        drop(answers.spawn_local(async move { answer(request, router).await }));
+    };
+    let mut closing = pin!(group.closing());
+    while let Either::Left((next, _)) = select(pin!(connection.accept()), closing.as_mut()).await {
+        let Some(request) = next? else { return Ok(()) };
+        begin(request);
+    }
+
+    // GOAWAY. What is under way is answered; who asks for more is told that he is too late.
+    connection.shutdown(0).await?;
+    let refuses = async {
+        while let Ok(Some(request)) = connection.accept().await {
+            begin(request);
+        }
+        // It is not dropped here: without it, nothing more is sent.
+        pending::<()>().await;
+    };
+    let seen_off = async {
+        answers.wait().await;
+        see_off(&quic).await;
+    };
+    select(pin!(seen_off), pin!(refuses)).await;
+    quic.close(NO_ERROR, b"");
+    // Its task sends that, before the pollers end.
+    yield_now().await;
+    Ok(())
+}
+
+/// Waits until the last answers have arrived, as far as one can tell: quinn has them, and sends nothing of them any more.
+async fn see_off(quic: &quinn::Connection) {
+    let mut sent = quic.stats().frame_tx.stream;
+    let mut since = now();
+    while since.elapsed() < QUIET && quic.close_reason().is_none() {
+        sleep(LOOK).await;
+        let now_sent = quic.stats().frame_tx.stream;
+        if mem::replace(&mut sent, now_sent) != now_sent {
+            since = now();
+        }
     }
 }
 
