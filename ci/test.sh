@@ -27,7 +27,7 @@ readonly TIMING=(backpressure dial ended_connections ends late_pollers lifecycle
 readonly FEATURES=(duopoll/{epoll,uring,zerocopy,axum,tonic,hyper,quinn,rustls-ring} duopoll-benches/{http,zerocopy} duopoll-web/rustls)
 # They are built with them.
 DUOPOLL_TEST_EXAMPLES=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug/examples \
-    cargo test --workspace --no-default-features "${FEATURES[@]/#/--features=}"
+    cargo test --no-fail-fast --workspace --no-default-features "${FEATURES[@]/#/--features=}"
 # Where the kernel has none of them, they are refused.
 DUOPOLL_URING=base cargo test -p duopoll --features zerocopy --test zerocopy
 cargo test -p duopoll-core --lib --test simulation
