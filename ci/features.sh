@@ -15,18 +15,18 @@ check() {
     }
 }
 
-readonly PROTOCOLS=tokio,futures-io,axum,tonic,hyper,quinn,rustls-ring
+readonly PROTOCOLS=tokio,futures-io,axum,tonic,hyper,metrics,quinn,rustls-ring,tracing
 for features in epoll uring epoll,uring,zerocopy "epoll,$PROTOCOLS" "uring,zerocopy,$PROTOCOLS"; do
     check "$features" --lib --examples
 done
 # By itself, without what the tests and examples bring along.
-for feature in tokio futures-io hyper axum tonic quinn rustls rustls-ring rustls-aws-lc-rs hyper,rustls; do
+for feature in tokio futures-io hyper axum metrics tonic tracing quinn rustls rustls-ring rustls-aws-lc-rs hyper,rustls; do
     check "epoll,$feature" --lib
 done
 
 # What nobody has asked for is not built.
 tree=$(cargo tree --quiet --edges normal --prefix none --package duopoll)
-for crate in tokio hyper axum tonic quinn rustls ring; do
+for crate in tokio hyper axum metrics tonic tracing quinn rustls ring; do
     if grep --quiet "^$crate v" <<<"$tree"; then
         echo "without a feature that needs it, there is $crate" >&2
         exit 1

@@ -12,7 +12,7 @@ cargo clippy --target aarch64-unknown-linux-gnu --all-targets --all-features \
     -p duopoll-core -p duopoll-epoll -p duopoll-uring -- -D warnings
 # Without the cryptography of the tests and examples, which needs a C compiler for it.
 cargo clippy --target aarch64-unknown-linux-gnu --lib \
-    --features zerocopy,axum,tonic,hyper,quinn,rustls -p duopoll -- -D warnings
+    --features zerocopy,axum,tonic,hyper,metrics,quinn,rustls,tracing -p duopoll -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
 
 # Licences, sources and duplicate versions. Advisories need the network, so they are checked elsewhere.

@@ -24,7 +24,7 @@ readonly TIMING=(backpressure dial ended_connections ends late_pollers lifecycle
 
 # All features but the libraries that the benchmarks compare with, which take ten minutes to build; clippy sees those, and
 # `cargo test -p duopoll-benches` runs them.
-readonly FEATURES=(duopoll/{epoll,uring,zerocopy,axum,tonic,hyper,quinn,rustls-ring} duopoll-benches/{http,zerocopy} duopoll-web/rustls)
+readonly FEATURES=(duopoll/{epoll,uring,zerocopy,axum,tonic,hyper,metrics,quinn,rustls-ring,tracing} duopoll-benches/{http,zerocopy} duopoll-web/rustls)
 # They are built with them.
 DUOPOLL_TEST_EXAMPLES=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug/examples \
     cargo test --no-fail-fast --workspace --no-default-features "${FEATURES[@]/#/--features=}"

@@ -22,6 +22,7 @@ use crate::pollers::Pollers;
 use crate::resolver::{Resolve, Resolving, in_turn, resolve};
 use crate::tcp::{self, Keepalive, TcpOptions, not_tcp};
 use crate::time::{Sleep, Timeout};
+use crate::trace;
 
 /// How long an address may take before the next one is tried beside it (RFC 8305, "Connection Attempt Delay").
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -183,7 +184,12 @@ impl Dialer {
     async fn dial_target(&self, target: Target) -> io::Result<Connection> {
         // Boxed: whoever dials would hold its room, a kilobyte, for as long as the connection lives.
         let dialed = Box::pin(self.dial_within(&target)).await;
-        dialed.map_err(|error| named(error, Doing::Dialing, &*target.to_string()))
+        let dialed = dialed.map_err(|error| named(error, Doing::Dialing, &*target.to_string()));
+        match &dialed {
+            Ok(connection) => trace::dialed(&connection.control(), &target),
+            Err(error) => trace::dial_failed(error),
+        }
+        dialed
     }
 
     async fn dial_within(&self, target: &Target) -> io::Result<Connection> {

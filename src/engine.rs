@@ -16,6 +16,8 @@ use duopoll_epoll::Epoll;
 #[cfg(feature = "uring")]
 use duopoll_uring::{Features, Uring};
 
+use crate::trace;
+
 /// The environment variable that decides where the program left it to [`Engine::Auto`]: `auto`, `epoll` or `uring`.
 pub(crate) const ENGINE_VARIABLE: &str = "DUOPOLL_ENGINE";
 
@@ -114,6 +116,7 @@ impl AnyPoll {
                 let reason = refused.to_string();
                 static LOGGED: Once = Once::new();
                 LOGGED.call_once(|| log::warn!("using epoll: {reason}"));
+                trace::falls_back(&reason);
                 AnyPoll::epoll(Some(reason))
             }),
         }

@@ -47,6 +47,8 @@
 //! | `tokio` | no | connections as `AsyncRead`, `AsyncBufRead` and `AsyncWrite` of tokio |
 //! | `futures-io` | no | the same of futures, and accepted connections as a `Stream` |
 //! | `hyper` | no | HTTP/1 and 2: hyper's traits, and servers of hyper and tower services |
+//! | `tracing` | no | spans and events of connections, requests and servers |
+//! | `metrics` | no | the figures for the recorder of the crate `metrics` |
 //! | `axum`, `tonic` | no | listeners and connections for the servers of these that run on tokio's runtime |
 //! | `quinn` | no | QUIC: quinn's runtime on the pollers, and an endpoint of one port on each |
 //! | `rustls` | no | TLS by rustls, with the cryptography that the program's own rustls has |
@@ -76,6 +78,8 @@ pub mod futures_io;
 pub mod hyper;
 mod listener;
 mod memory;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod mux;
 mod named;
 mod poller;
@@ -90,12 +94,14 @@ mod stats;
 pub mod task;
 mod tcp;
 pub mod time;
+mod timings;
 #[cfg(feature = "rustls")]
 pub mod tls;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 #[cfg(feature = "tonic")]
 pub mod tonic;
+mod trace;
 pub mod udp;
 
 /// What io_uring can do on this kernel, and what is used of it.
@@ -122,3 +128,4 @@ pub use server::service::Service;
 pub use server::{RunningServer, Server, WeakServer};
 pub use stats::{Figure, Kind, ServerStats, Stats};
 pub use tcp::Keepalive;
+pub use timings::{Histogram, Timings};

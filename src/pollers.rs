@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::thread;
+use std::time::Duration;
 
 use duopoll_core::{Limits, MemoryLevel, Pool, WhenFull, on_poller_thread};
 #[cfg(feature = "uring")]
@@ -20,6 +21,7 @@ use crate::engine::{Choice, Engine, EngineReport};
 use crate::memory::MemoryOptions;
 use crate::poller::{Handle, Poller, PollerSpec, ThreadStart, over};
 use crate::stats::Stats;
+use crate::timings::{TimingOptions, Timings};
 
 /// Threads that move bytes, each with an engine of its own, and the connections that live on them: those of servers,
 /// those that a [`Dialer`](crate::Dialer) dials, and those that a [`Listener`](crate::Listener) accepts.
@@ -92,6 +94,17 @@ pub enum Balance {
     FewestConnections,
 }
 
+/// Pollers that may be gone.
+#[cfg(feature = "metrics")]
+pub(crate) struct WeakPollers(Weak<Shared>);
+
+#[cfg(feature = "metrics")]
+impl WeakPollers {
+    pub(crate) fn upgrade(&self) -> Option<Pollers> {
+        self.0.upgrade().map(|shared| Pollers { shared })
+    }
+}
+
 /// How pollers are started: see [`Pollers::options`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PollerOptions {
@@ -102,6 +115,7 @@ pub struct PollerOptions {
     name: Option<String>,
     on_thread_start: Option<ThreadStart>,
     memory: MemoryOptions,
+    timing: TimingOptions,
 }
 
 impl PollerOptions {
@@ -224,6 +238,20 @@ impl PollerOptions {
         self
     }
 
+    /// Whether they measure how long turns and handlers take, and how late timers are: see [`Pollers::timings`]. Each then reads the clock
+    /// twice a turn and once for each task that it polls. Default: no.
+    pub fn timings(mut self, measured: bool) -> PollerOptions {
+        self.timing.measures = measured;
+        self
+    }
+
+    /// Has a handler or task that holds its poller for longer, without waiting for anything, be logged as a warning, with the id and the
+    /// peer of its connection: once a second at most. It costs what [`timings`](PollerOptions::timings) cost. Default: none.
+    pub fn slow_handler(mut self, bound: Duration) -> PollerOptions {
+        self.timing.slow = Some(bound);
+        self
+    }
+
     /// Starts them.
     ///
     /// # Errors
@@ -284,11 +312,12 @@ impl Shared {
     }
 
     fn spec(&self) -> PollerSpec {
-        let PollerOptions { choice, on_thread_start, memory, .. } = &self.options;
+        let PollerOptions { choice, on_thread_start, memory, timing, .. } = &self.options;
         PollerSpec {
             choice: *choice,
             on_thread_start: on_thread_start.clone(),
             memory: memory.clone(),
+            timing: *timing,
             pool: self.pool.clone(),
         }
     }
@@ -345,6 +374,11 @@ impl Pollers {
         }
     }
 
+    #[cfg(feature = "metrics")]
+    pub(crate) fn downgrade(&self) -> WeakPollers {
+        WeakPollers(Arc::downgrade(&self.shared))
+    }
+
     /// Whether one of them has ended, or is about to.
     pub(crate) fn have_ended(&self) -> bool {
         self.shared.handles().iter().any(|handle| handle.has_ended())
@@ -387,6 +421,19 @@ impl Pollers {
         stats.set_budget(self.shared.pool.as_ref().unwrap_or_else(|| Pool::global()));
         stats.set_process();
         stats
+    }
+
+    /// How long their turns and tasks take; None unless they were asked to [measure](PollerOptions::timings) it. Waits for nobody.
+    pub fn timings(&self) -> Option<Timings> {
+        let mut all = self.timings_of_each().into_iter();
+        let mut sum = all.next()?;
+        all.for_each(|one| sum += &one);
+        Some(sum)
+    }
+
+    /// The same of each; empty unless they were asked to.
+    pub fn timings_of_each(&self) -> Vec<Timings> {
+        self.shared.handles().iter().filter_map(|handle| handle.timings()).collect()
     }
 
     /// For tests: returns when what each of them had done before is among its figures. Not for a poller's own thread.

@@ -36,6 +36,7 @@ mod timer;
 pub mod timers;
 mod token;
 mod token_table;
+mod trace;
 #[cfg(any(feature = "tokio", feature = "futures-io"))]
 mod traits;
 

@@ -9,6 +9,7 @@ use ::hyper::service::Service;
 use ::hyper::{Request, Response};
 use pin_project_lite::pin_project;
 
+use crate::trace::{self, Spanned};
 use crate::{Control, stats};
 
 /// A request, from its head until the last of its response is handed over, or dropped.
@@ -46,12 +47,13 @@ where
 {
     type Response = Response<CountedBody<B>>;
     type Error = S::Error;
-    type Future = CountedFuture<S::Future>;
+    type Future = CountedFuture<Spanned<S::Future>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let has_body = !request.body().is_end_stream();
         let under_way = Some(UnderWay::new(&self.control, has_body));
-        CountedFuture { future: self.service.call(request), under_way }
+        let span = trace::http_span(&request);
+        CountedFuture { future: trace::handling_http(span, self.service.call(request)), under_way }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::engine::EngineReport;
 use crate::poller::shutdown::{Backlog, GroupShutdown, Outstanding, Token};
 use crate::poller::{CURRENT, Call, Handle, Owner, Poller, PollerSpec, lock};
 use crate::stats::Stats;
+use crate::timings::Timings;
 
 impl Handle {
     /// Starts a poller, and waits until its engine runs.
@@ -121,6 +122,11 @@ impl Handle {
             poller.driver.kept() == 0
         };
         self.ask(retire, |_, _| ())
+    }
+
+    /// What it has measured, if it does.
+    pub(crate) fn timings(&self) -> Option<Timings> {
+        self.measured.as_ref().map(|measured| measured.read())
     }
 
     /// Whether it has ended, or is about to.

@@ -9,6 +9,7 @@ mod thread_start;
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -35,6 +36,8 @@ pub(crate) use crate::poller::spec::PollerSpec;
 pub(crate) use crate::poller::thread_start::ThreadStart;
 use crate::stats::{self, Published, Stats};
 use crate::tcp::unacknowledged_bytes;
+use crate::timings::{Measured, Slow, Stopwatch};
+use crate::trace;
 
 /// How long a poller that ends goes on sending what was flushed before, until the peer's kernel has it. What the kernel has
 /// not taken by then ends with a reset.
@@ -110,6 +113,8 @@ pub(crate) struct Handle {
     ended: AtomicBool,
     /// As of the end of the last turn.
     published: Published,
+    /// If it measures.
+    measured: Option<Arc<Measured>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Whose it is.
     owner: OnceLock<Owner>,
@@ -144,6 +149,7 @@ pub(crate) struct Poller {
     /// Turns in a row in which tasks were ready.
     busy_turns: u32,
     on_memory_level: Option<OnLevel>,
+    stopwatch: Option<Box<Stopwatch>>,
     /// Dropped when it has run.
     guard: Option<Box<dyn Any>>,
 }
@@ -167,7 +173,7 @@ thread_local! {
 impl Poller {
     /// A poller for the calling thread, which is to [`run`](Poller::run) it.
     pub(crate) fn new(spec: &PollerSpec) -> io::Result<Poller> {
-        let PollerSpec { choice, on_thread_start, memory, pool } = spec;
+        let PollerSpec { choice, on_thread_start, memory, timing, pool } = spec;
         let mut guard = None;
         let start = on_thread_start.as_ref();
         if !contain("on_thread_start", || guard = start.map(ThreadStart::call)) {
@@ -191,6 +197,8 @@ impl Poller {
                 driver.limit_pinned(bytes);
             }
         }
+        let stopwatch = Stopwatch::new(*timing);
+        let measures = timing.measures.then_some(&stopwatch);
         let handle = Arc::new(Handle {
             executor: Executor::new(mailbox.clone()),
             mailbox: mailbox.clone(),
@@ -200,6 +208,7 @@ impl Poller {
             load: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             published: Published::default(),
+            measured: measures.and_then(|stopwatch| Some(stopwatch.as_ref()?.measured())),
             thread: Mutex::new(None),
             owner: OnceLock::new(),
         });
@@ -223,6 +232,7 @@ impl Poller {
             quiet_turns: 0,
             busy_turns: 0,
             on_memory_level: memory.on_level.clone(),
+            stopwatch,
             guard,
         })
     }
@@ -235,6 +245,7 @@ impl Poller {
     ) -> io::Result<()> {
         let _entered = self.handle.mailbox.enter();
         self.handle.executor.open();
+        trace::poller_started(self.handle.report.engine, &self.handle.report.tier);
         stats::begin();
         self.publish();
         let previous = CURRENT.replace(Some(self.handle.clone()));
@@ -266,6 +277,7 @@ impl Poller {
         self.tear_down();
         contain("what on_thread_start has left", || drop(guard));
         CURRENT.set(previous);
+        trace::poller_ended();
         result
     }
 
@@ -273,6 +285,9 @@ impl Poller {
     fn turn(&mut self, main: &mut dyn Main) -> io::Result<()> {
         let timeout = self.timeout(main.is_ready());
         self.engine.wait(timeout, &mut self.driver)?;
+        if self.stopwatch.is_some() {
+            self.measure_begin();
+        }
         // Before the timers: somebody may have changed what is due.
         self.take_commands();
         self.driver.begin_turn(&mut self.engine);
@@ -290,7 +305,13 @@ impl Poller {
         self.take_accepted();
 
         let executor = self.handle.executor.clone();
+        if let Some(stopwatch) = &mut self.stopwatch {
+            stopwatch.tasks_begin();
+        }
         let ran = executor.run(|| {
+            if let Some(slow) = self.stopwatch.as_mut().and_then(|watch| watch.polled()) {
+                self.tell_slow(slow);
+            }
             if self.handle.mailbox.is_urgent() {
                 self.take_commands();
             }
@@ -305,7 +326,37 @@ impl Poller {
         self.driver.end_turn(&mut self.engine);
         self.tell_open();
         self.publish();
+        if let Some(stopwatch) = &mut self.stopwatch {
+            stopwatch.turn_ends();
+        }
         Ok(())
+    }
+
+    #[cold]
+    fn measure_begin(&mut self) {
+        let now = self.clock.now();
+        let due = self.driver.next_timer().filter(|due| *due <= now);
+        if let Some(stopwatch) = &mut self.stopwatch {
+            stopwatch.turn_begins();
+            if let Some(due) = due {
+                stopwatch.timer_was_due(Duration::from_millis(now - due));
+            }
+        }
+    }
+
+    #[cold]
+    fn tell_slow(&self, Slow { connection, took, untold }: Slow) {
+        let control = self.driver.control(connection);
+        report(|| {
+            let whose: &dyn fmt::Display = match &control {
+                Some(control) => control,
+                None if connection != 0 => &"a connection that is over",
+                None => &"a task",
+            };
+            log::warn!(
+                "{whose} has held its poller for {took:?}; {untold} others since the last warning"
+            );
+        });
     }
 
     #[cold]
@@ -530,6 +581,11 @@ impl Poller {
     /// Starts a task on this poller, that nobody has a handle on.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
         self.handle.executor.spawn(future);
+    }
+
+    /// Starts the task that serves a connection.
+    pub(crate) fn serve(&self, control: &Control, future: impl Future<Output = ()> + 'static) {
+        self.spawn(trace::serving(control, self.handle.report.engine, future));
     }
 
     pub(crate) fn handle(&self) -> &Arc<Handle> {

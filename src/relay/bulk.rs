@@ -234,7 +234,10 @@ impl Bulk<'_> {
                     self.loans[to].readiness.poll_with(cx, Direction::Write, || way.give(target))
                 ) {
                     None => return Poll::Ready(Over::Leave),
-                    Some(Ok(_)) => continue,
+                    Some(Ok(given)) => {
+                        self.sides[to].control().count_moved(0, given as u64);
+                        continue;
+                    }
                     Some(Err(error)) => {
                         return Poll::Ready(Over::of(error, |error| {
                             Broken::Target(SIDES[to], error)
@@ -281,6 +284,7 @@ impl Bulk<'_> {
                 Some(Ok(0)) => way.ended = Some(Ok(())),
                 Some(Ok(taken)) => {
                     *self.bytes[from] += taken as u64;
+                    self.sides[from].control().count_moved(taken as u64, 0);
                     budget = budget.saturating_sub(taken);
                     pieces.saw(taken);
                     if pieces.large == 0 {

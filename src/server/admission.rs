@@ -15,6 +15,7 @@ use crate::pollers::Pollers;
 use crate::server::figures::Figures;
 use crate::stats::ServerStats;
 use crate::task::TaskGroup;
+use crate::trace;
 
 /// Takes a connection on.
 type Start = dyn Fn(&mut Poller, OwnedFd, Limits, Permit) + Send + Sync;
@@ -126,10 +127,14 @@ impl Admission {
             return self.begin(here, socket, entering);
         }
         state.waiting.push_back(socket);
-        let Some((poller, listener, _)) = here else { return };
-        state.paused.push((poller.handle().clone(), listener));
+        if let Some((poller, listener, _)) = &here {
+            state.paused.push((poller.handle().clone(), *listener));
+        }
         drop(state);
-        poller.pause_listener(listener);
+        trace::awaits_place();
+        if let Some((poller, listener, _)) = here {
+            poller.pause_listener(listener);
+        }
     }
 
     /// Takes a place for somebody who is then on its way to its poller.

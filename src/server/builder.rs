@@ -125,6 +125,18 @@ impl Builder {
         self
     }
 
+    /// Whether its pollers measure how long things take; see [`PollerOptions::timings`].
+    pub fn timings(mut self, measured: bool) -> Builder {
+        self.pollers = self.pollers.timings(measured);
+        self
+    }
+
+    /// Has a handler that holds its poller for longer be logged; see [`PollerOptions::slow_handler`].
+    pub fn slow_handler(mut self, bound: Duration) -> Builder {
+        self.pollers = self.pollers.slow_handler(bound);
+        self
+    }
+
     /// The pollers to run on, with whatever else lives on them. Default: pollers of the server's own, for which the options
     /// above count. They end with the server, shared ones do not.
     pub fn on(mut self, pollers: Pollers) -> Builder {

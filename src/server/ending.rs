@@ -9,16 +9,20 @@ use std::time::Duration;
 use duopoll_core::Group;
 use futures_channel::oneshot;
 
+use crate::address::Address;
 use crate::poller::shutdown::{Backlog, Outstanding};
 use crate::pollers::Pollers;
 use crate::server::admission::Admission;
 use crate::time::now;
+use crate::trace;
 
 /// Longer than any grace, and short enough to be added to the time of day.
 const GRACE_MAX: Duration = Duration::from_secs(1 << 32);
 
 /// What all steps need.
 struct Plan {
+    /// Of the listener that the server was started with.
+    address: Address,
     pollers: Pollers,
     /// They end with the server.
     own: bool,
@@ -43,6 +47,7 @@ struct Stopping(Mutex<Option<Plan>>);
 
 /// Begins the end of a server; what is returned says when it is over.
 pub(super) fn begin(
+    address: Address,
     pollers: Pollers,
     own: bool,
     group: Group,
@@ -54,7 +59,8 @@ pub(super) fn begin(
     // Before anybody is told to accept no more: whoever listens from now on is refused.
     let handles = pollers.handles();
     admission.begin_ending(&handles);
-    let plan = Plan { pollers, own, group, admission, grace, over };
+    trace::shutdown(&address, "unlistening", admission.open());
+    let plan = Plan { address, pollers, own, group, admission, grace, over };
     let step = Arc::new(Unlistening(Mutex::new(Some(plan))));
     for handle in handles {
         handle.unlisten(group, backlog, Box::new(step.clone()));
@@ -71,6 +77,7 @@ impl Drop for Unlistening {
         let Some(plan) = take(&self.0) else { return };
         let deadline = now() + plan.grace.min(GRACE_MAX);
         let (group, admission) = (plan.group, plan.admission.clone());
+        trace::shutdown(&plan.address, "draining", admission.open());
         let handles = admission.ending();
         let step = Arc::new(Draining { plan: Mutex::new(Some(plan)), admission });
         for handle in handles {
@@ -100,6 +107,7 @@ impl Drop for Draining {
         let left = plan.admission.give_up();
         plan.admission.count_forced(left);
         plan.admission.refuse();
+        trace::shutdown(&plan.address, "stopping", plan.admission.open());
         let stopped = if plan.own { plan.pollers.begin_stop() } else { Vec::new() };
         let step = Arc::new(Stopping(Mutex::new(Some(plan))));
         for handle in stopped {
@@ -112,6 +120,7 @@ impl Drop for Stopping {
     fn drop(&mut self) {
         let Some(plan) = take(&self.0) else { return };
         let forced = plan.admission.take_forced();
+        trace::shut_down(&plan.address, forced);
         // Whoever waits is woken by a waker of theirs.
         duopoll_core::contain("a waker", || {
             let _ = plan.over.send(forced);

@@ -14,6 +14,7 @@ use crate::server::life::{
     log_failure,
 };
 use crate::server::service::Service;
+use crate::trace;
 
 impl Builder {
     /// The handler: called when bytes have arrived that it has not seen, for one connection never twice at a time.
@@ -99,7 +100,8 @@ impl Builder {
         let (callbacks, figures) = (self.callbacks.clone(), Arc::<Figures>::default());
         let running = Arc::new(Running { callbacks, handler, figures: figures.clone() });
         Service::new(self, figures, move |poller, connection, permit| {
-            poller.spawn(live(connection, running.clone(), permit));
+            let control = connection.control();
+            poller.serve(&control, live(connection, running.clone(), permit));
         })
     }
 
@@ -151,7 +153,8 @@ impl Builder {
         let (callbacks, figures) = (self.callbacks.clone(), Arc::<Figures>::default());
         let running = Arc::new(Running { callbacks, handler, figures: figures.clone() });
         let service = Service::new(self, figures, move |poller, connection, permit| {
-            poller.spawn(give(Box::new(connection), running.clone(), permit));
+            let control = connection.control();
+            poller.serve(&control, give(Box::new(connection), running.clone(), permit));
         });
         service.refused_if(timed, "request_timeout does not go with on_connection")
     }
@@ -171,17 +174,18 @@ impl Builder {
         let called = self.callbacks.connect.is_some() || self.callbacks.disconnect.is_some();
         let timed = self.callbacks.request_timeout.is_some();
         let figures = Arc::<Figures>::default();
-        let service = Service::new(self, figures.clone(), move |_, connection, permit| {
+        let service = Service::new(self, figures.clone(), move |poller, connection, permit| {
             let control = connection.control();
             let served = handler(connection);
             let panics = PanicCount(figures.clone());
-            spawn(Box::pin(async move {
+            let engine = poller.handle().report().engine;
+            spawn(Box::pin(trace::serving(&control.clone(), engine, async move {
                 if let Err(error) = served.await {
                     panics.0.count_error();
                     log_failure(Some(control), error);
                 }
                 drop(permit);
-            }));
+            })));
         });
         let callbacks = "on_connect and on_disconnect do not go with on_connection_spawned";
         let service = service.refused_if(called, callbacks);

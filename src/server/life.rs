@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
 
-use duopoll_core::{Control, contain};
+use duopoll_core::{Control, contain, report};
 use futures_channel::oneshot;
 use pin_project_lite::pin_project;
 
@@ -22,6 +22,7 @@ use crate::server::callbacks::Callbacks;
 use crate::server::figures::Figures;
 use crate::stats;
 use crate::time::now;
+use crate::trace;
 
 /// Requests of one connection that are handled in a row while others wait.
 const REQUESTS_MAX: u32 = 256;
@@ -252,7 +253,11 @@ impl<H> Running<H> {
             }
             Err(panic) => {
                 self.count_panic();
-                // The panic hook has reported it.
+                // What it was the panic hook has reported.
+                report(|| match control() {
+                    Some(control) => log::error!("a handler of {control} has panicked"),
+                    None => log::error!("a handler has panicked"),
+                });
                 contain("what a handler has panicked with", || drop(panic));
             }
         }
@@ -337,7 +342,7 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
         stats::count_request();
         service.figures.count_request();
         let consumed = reader.consumed();
-        service.handler.handle(slot, &mut state).await?;
+        trace::handling(service.handler.handle(slot, &mut state)).await?;
         let connection = there(slot)?;
         flush_staged(connection).await?;
         let idle = connection.reader().consumed() == consumed;

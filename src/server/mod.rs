@@ -31,6 +31,7 @@ use crate::pollers::Pollers;
 use crate::server::admission::{Admission, Entrance, Placement};
 use crate::server::listening::Beginning;
 use crate::stats::{ServerStats, Stats};
+use crate::trace;
 
 /// A server that runs. Dropping it shuts it down without grace, and waits for that unless it is dropped on a poller's thread,
 /// as in a handler. What can be done with it is what can be done with a [`RunningServer`].
@@ -51,6 +52,13 @@ impl WeakServer {
 
     fn set(&self, server: &Arc<RunningServer>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(server);
+    }
+}
+
+impl Server {
+    #[cfg(feature = "metrics")]
+    pub(crate) fn downgrade(&self) -> Weak<RunningServer> {
+        Arc::downgrade(&self.0)
     }
 }
 
@@ -282,7 +290,8 @@ impl RunningServer {
         let backlog = if listeners.handed_over { Backlog::Left } else { Backlog::Served };
         drop(listeners);
         let (pollers, admission) = (self.pollers.clone(), self.admission.clone());
-        ending::begin(pollers, self.own, self.group, admission, backlog, grace)
+        let address = self.address.clone();
+        ending::begin(address, pollers, self.own, self.group, admission, backlog, grace)
     }
 
     fn listeners(&self) -> MutexGuard<'_, Listeners> {
@@ -314,6 +323,7 @@ impl Opening {
         self.beginning.keep();
         let heir = move |socket| expected.admission().admit(None, socket);
         self.ahead.hand_over(heir, Box::new(()));
+        trace::listens(&self.address);
         Ok(self.address)
     }
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -13,6 +14,7 @@ use std::time::Duration;
 use duopoll_core::{Group, contain};
 use futures_channel::oneshot;
 use pollster::block_on;
+use socket2::SockRef;
 
 use crate::connection::Connection;
 use crate::listener::Listener;
@@ -23,6 +25,7 @@ use crate::server::builder::Builder;
 use crate::server::figures::Figures;
 use crate::server::{RunningServer, Server};
 use crate::stats::count_handler_panic;
+use crate::trace;
 
 /// A server that is ready to be started.
 #[must_use = "a service does nothing until it is served"]
@@ -194,8 +197,10 @@ impl Service {
                         Some(prepare) => prepare(socket.as_fd()),
                         None => Ok(()),
                     };
+                    let peer = prepared.is_err().then(|| peer_of(&socket));
                     match prepared.and_then(|()| poller.open(socket, limits, group)) {
                         Ok(connection) => {
+                            trace::accepted(&connection.control());
                             if callbacks.prepare.is_some() {
                                 connection.control().expose();
                             }
@@ -203,7 +208,12 @@ impl Service {
                         }
                         Err(error) => {
                             figures.count_refusal();
-                            log::debug!("a connection was accepted and is not served: {error}");
+                            trace::refused(&error);
+                            let peer = peer.flatten().map(|peer| format!(" with {peer}"));
+                            let peer = peer.unwrap_or_default();
+                            log::debug!(
+                                "a connection{peer} was accepted and is not served: {error}"
+                            );
                         }
                     }
                 });
@@ -220,6 +230,10 @@ impl Service {
         weak.set(&server);
         Ok(Server(server))
     }
+}
+
+fn peer_of(socket: &OwnedFd) -> Option<SocketAddr> {
+    SockRef::from(socket).peer_addr().ok()?.as_socket()
 }
 
 /// The end of a server that one of its own pollers is to bring about.

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::effects::When;
 use super::lifecycle::Limit;
+#[cfg(feature = "tracing")]
+use super::lifecycle::{Input, Output};
 use super::peer::Peer;
 use super::requests::Requests;
 use super::shared::Shared;
@@ -179,6 +181,42 @@ impl Control {
     /// Bytes that were flushed and that the kernel has not taken.
     pub fn unsent_bytes(&self) -> usize {
         self.shared.unsent().0
+    }
+
+    /// Bytes that were received so far, also when it is over. Of TLS they are those of its records.
+    pub fn received_bytes(&self) -> u64 {
+        self.shared.life().received_bytes
+    }
+
+    /// Bytes that the kernel has taken to send so far, also when it is over. The peer may not have them yet.
+    pub fn sent_bytes(&self) -> u64 {
+        self.shared.life().sent_bytes
+    }
+
+    /// Whether the peer, or the kernel, has ended it before this side did.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn was_ended_by_peer(&self) -> bool {
+        self.shared.life().was_ended_by_peer()
+    }
+
+    /// What has broken it, if something has.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn broken_by(&self) -> Option<std::io::Error> {
+        let life = self.shared.life();
+        match (life.input, life.output) {
+            (Input::Failed(errno), _) | (_, Output::Failed(errno)) => {
+                Some(std::io::Error::from_raw_os_error(errno.get()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Bytes were moved past the poller.
+    #[doc(hidden)]
+    pub fn count_moved(&self, received: u64, sent: u64) {
+        let mut life = self.shared.life();
+        life.received_bytes += received;
+        life.sent_bytes += sent;
     }
 
     /// A number that no other connection of this process has.

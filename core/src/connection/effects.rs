@@ -83,6 +83,11 @@ pub(crate) struct Effects {
 }
 
 impl Effects {
+    /// Whether the reader is woken, and the writer.
+    pub(crate) fn wake(&self) -> (bool, bool) {
+        (self.reader.is_some(), self.writer.is_some())
+    }
+
     pub(crate) fn perform(self) {
         let Effects { reader, writer, callbacks, dropped, unused } = self;
         wake(reader);

@@ -28,6 +28,7 @@ use crate::sync::{Mutex, MutexGuard, lock};
 use crate::syscalls::{self, Acknowledged};
 use crate::timer::Tick;
 use crate::token::Token;
+use crate::trace;
 
 /// Of a connection's number, those that tell it from others of its poller.
 const SERIAL_BITS: u32 = 40;
@@ -120,7 +121,7 @@ impl Shared {
 
     /// The poller's number in the upper 24 bits, and below it a number that no other connection of the poller has. So there may
     /// be 16 million pollers in a process, and a million million connections on each.
-    pub(super) fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         let serial = u64::from(self.serial_high) << Token::GENERATION_BITS;
         u64::from(self.mailbox.number()) << SERIAL_BITS
             | (serial & ((1 << SERIAL_BITS) - 1))
@@ -310,8 +311,8 @@ impl Shared {
     }
 
     /// The kernel has taken something past the poller.
-    pub(super) fn sent_directly(&self) {
-        self.life().sent_directly(self.clock());
+    pub(super) fn sent_directly(&self, bytes: usize) {
+        self.life().sent_directly(bytes, self.clock());
     }
 
     pub(super) fn half_gone(&self, half: Half) {
@@ -336,17 +337,26 @@ impl Shared {
     /// Bytes have arrived: `push` puts them into the inbox, and is told whether others wait there already, or with the
     /// reader for the rest of a message.
     #[inline]
-    pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain, bool)) -> Moved {
+    pub(crate) fn deliver(self: &Arc<Self>, push: impl FnOnce(&mut Chain, bool)) -> Moved {
         let mut life = self.life();
         if life.discards() {
             return self.discard(life, push);
         }
         let high = self.input_high_bytes();
         let moved = life.deliver(high, self.mailbox.clock(), push);
-        if moved.next == Next::Stop && high < self.input_high as usize {
-            self.mailbox.count_stop();
+        if moved.next == Next::Stop {
+            drop(life);
+            self.stopped(high);
         }
         moved
+    }
+
+    #[cold]
+    fn stopped(self: &Arc<Self>, high: usize) {
+        if high < self.input_high as usize {
+            self.mailbox.count_stop();
+        }
+        trace::holds_peer_up(self, true);
     }
 
     #[cold]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use crate::buffer::LinkBuffer;
 use crate::memory::Slice;
 use crate::syscalls;
 use crate::thread::{self, Blocks};
+use crate::trace;
 
 /// The sending half of a connection.
 ///
@@ -229,7 +230,7 @@ impl Writer {
         thread::count_direct(sent, sent < bytes);
         let pages = u16::try_from(sent.div_ceil(DIRECT_PAGE_BYTES)).unwrap_or(u16::MAX);
         self.direct = (turn, before.saturating_add(pages));
-        self.shared.sent_directly();
+        self.shared.sent_directly(sent);
         Ok(Some(sent))
     }
 
@@ -282,7 +283,9 @@ impl Writer {
     ) -> Poll<io::Result<()>> {
         let staged = &mut self.staged;
         if self.shared.flush_at_once(staged, marks.0) {
-            self.waiting = false;
+            if mem::replace(&mut self.waiting, false) && marks.0 > 0 {
+                trace::is_held_up(&self.shared, false);
+            }
             self.put_block();
             return Poll::Ready(Ok(()));
         }
@@ -290,7 +293,10 @@ impl Writer {
         let result = self.shared.poll(cx, false, &mut 0, |life, offer, clock| {
             life.flush(staged, marks, owner, offer, clock)
         });
-        self.waiting = result.is_pending();
+        let waited = mem::replace(&mut self.waiting, result.is_pending());
+        if waited != self.waiting && marks.0 > 0 {
+            trace::is_held_up(&self.shared, self.waiting);
+        }
         self.put_block();
         result.map_err(io::Error::from)
     }

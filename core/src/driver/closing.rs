@@ -8,6 +8,7 @@ use crate::poll::Deregister;
 use crate::poll::Poll;
 use crate::timer::Tick;
 use crate::token::Token;
+use crate::trace;
 
 /// How long a closed connection may take to send what was flushed before, in milliseconds.
 const CLOSE_SEND_MS: Tick = 10_000;
@@ -132,6 +133,7 @@ impl Driver {
         }
         self.wheel.clear(token.index());
         engine.deregister(token, end.how, self);
+        trace::closed(&shared, reason);
         end.effects.perform();
     }
 }

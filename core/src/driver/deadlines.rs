@@ -9,6 +9,7 @@ use crate::poll::Poll;
 use crate::timer::Tick;
 use crate::timers;
 use crate::token::Token;
+use crate::trace;
 
 /// When a receive for which there was no memory is tried again, in milliseconds.
 pub(super) const NO_MEMORY_RETRY_MS: Tick = 10;
@@ -72,6 +73,11 @@ impl Driver {
         timers::fire(now);
     }
 
+    /// When the next timer is due.
+    pub fn next_timer(&mut self) -> Option<Tick> {
+        self.wheel.next_expiry().into_iter().chain(timers::next_expiry()).min()
+    }
+
     /// When [`begin_turn`](Driver::begin_turn) is due next. Asked when the poller is about to sleep.
     pub fn next_expiry(&mut self) -> Option<Tick> {
         self.sleeps = self.timers_held == 0;
@@ -114,6 +120,13 @@ impl Driver {
                 NEVER => self.wheel.clear(token.index()),
                 next => self.wheel.set(token.index(), next),
             }
+        }
+        let (reads, writes) = effects.wake();
+        if reads {
+            trace::timed_out(&shared, true);
+        }
+        if writes {
+            trace::timed_out(&shared, false);
         }
         effects.perform();
     }

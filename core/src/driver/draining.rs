@@ -87,6 +87,16 @@ impl Driver {
         open.map(|shared| Control::new(shared.clone())).collect()
     }
 
+    /// The connection of that number, if there is one.
+    pub fn control(&self, id: u64) -> Option<Control> {
+        self.slots.iter().find_map(|slot| match slot {
+            Slot::Stream(stream) if stream.shared.id() == id => {
+                Some(Control::new(stream.shared.clone()))
+            }
+            _ => None,
+        })
+    }
+
     /// Connections of a group that have not been released since [`drain`](Driver::drain).
     pub fn left(&self, group: Group) -> usize {
         self.draining.left(group)

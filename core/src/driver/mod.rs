@@ -43,6 +43,7 @@ use crate::thread::Blocks;
 use crate::timer::Wheel;
 use crate::timers;
 use crate::token::{Token, TokenSlab};
+use crate::trace;
 use budget::Memory;
 use group::{Draining, Open};
 use slot::Slot;
@@ -204,8 +205,10 @@ impl Driver {
             self.begin_closing(engine, token);
         }
         if todo.has(Todo::RECEIVE) {
-            let receives = |stream: &mut Stream| stream.shared.receives().is_some();
-            if self.stream(token).is_some_and(receives) {
+            if let Some(stream) =
+                self.stream(token).filter(|stream| stream.shared.receives().is_some())
+            {
+                trace::holds_peer_up(&stream.shared, false);
                 engine.receive(token, self);
             }
         }

@@ -157,6 +157,7 @@ impl Lifecycle {
         self.peer_done = true;
         if self.input == Input::Open {
             self.input = how;
+            self.notes.add(Notes::PEER_FIRST);
         }
         effects.reader = self.end_reading(clock);
         effects.callbacks = self.ended_callbacks().or(effects.callbacks.take());

@@ -94,6 +94,11 @@ pub(crate) struct Lifecycle {
     callbacks: Callbacks,
     pub(super) peer: Peer,
 
+    /// Bytes that the kernel has given.
+    pub(in crate::connection) received_bytes: u64,
+    /// Bytes that it has taken.
+    pub(in crate::connection) sent_bytes: u64,
+
     // Time.
     idle: Idle,
     /// When the poller's timer for this connection fires; `NEVER` if it is not set.
@@ -151,6 +156,8 @@ impl Lifecycle {
             detaching: false,
             callbacks: None,
             peer: Peer::Unknown,
+            received_bytes: 0,
+            sent_bytes: 0,
             idle: Idle::new(limits.idle_timeout, now),
             armed: NEVER,
             late: NOT_ASKED,
@@ -216,6 +223,12 @@ impl Lifecycle {
     /// Whether a byte has come.
     pub(crate) fn has_received(&self) -> bool {
         self.notes.has(Notes::HAS_RECEIVED)
+    }
+
+    /// Whether the peer, or the kernel, has ended it before this side did.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn was_ended_by_peer(&self) -> bool {
+        self.notes.has(Notes::PEER_FIRST)
     }
 
     fn is_within_request(&self) -> bool {

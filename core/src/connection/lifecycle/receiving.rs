@@ -199,8 +199,10 @@ impl Lifecycle {
         let lags = self.lags();
         push(&mut self.inbox, lags);
         self.notes.add(Notes::HAS_RECEIVED);
+        let bytes = self.inbox.len() - before;
+        self.received_bytes += bytes as u64;
         if self.expected > 0 || self.late != NOT_ASKED || self.idle.is_limited() {
-            self.arrived(self.inbox.len() - before, clock);
+            self.arrived(bytes, clock);
         }
         let closing = self.phase != Phase::Open;
         let mut waker = None;
@@ -215,6 +217,7 @@ impl Lifecycle {
 
     /// Bytes have arrived that nobody is to have.
     pub(crate) fn discard(&mut self, bytes: usize, clock: &dyn Clock) -> Moved {
+        self.received_bytes += bytes as u64;
         self.arrived(bytes, clock);
         Moved { waker: None, next: Next::More, closing: self.phase != Phase::Open }
     }

@@ -48,3 +48,17 @@ pub(crate) enum Reason {
     Aborted,
     Detached,
 }
+
+impl Reason {
+    #[cfg(feature = "tracing")]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Reason::Closed => "closed",
+            Reason::Unsent => "unsent",
+            Reason::Idle => "idle",
+            Reason::Forced => "forced",
+            Reason::Aborted => "aborted",
+            Reason::Detached => "detached",
+        }
+    }
+}

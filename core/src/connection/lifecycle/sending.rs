@@ -258,6 +258,7 @@ impl Lifecycle {
         at: impl FnOnce() -> Tick,
     ) -> Moved {
         self.unsent = self.unsent.saturating_sub(n);
+        self.sent_bytes += n as u64;
         let rest = !sending.is_empty() || self.output == Output::Finishing;
         sending.append(&mut self.outbox);
         if self.idle.is_limited() {
@@ -288,7 +289,8 @@ impl Lifecycle {
     }
 
     /// Something has gone past the poller.
-    pub(crate) fn sent_directly(&mut self, clock: &dyn Clock) {
+    pub(crate) fn sent_directly(&mut self, bytes: usize, clock: &dyn Clock) {
+        self.sent_bytes += bytes as u64;
         if self.idle.is_limited() {
             self.idle.moved(clock.now());
         }

@@ -96,6 +96,8 @@ impl Notes {
     pub(super) const WOUND_UP: Notes = Notes(8);
     /// A byte has come.
     pub(super) const HAS_RECEIVED: Notes = Notes(16);
+    /// The peer, or the kernel, has ended it before this side did.
+    pub(super) const PEER_FIRST: Notes = Notes(32);
 
     pub(super) fn add(&mut self, what: Notes) {
         self.0 |= what.0;
