@@ -122,21 +122,31 @@ pub(crate) fn serving<F: Future>(control: &Control, engine: &str, future: F) -> 
     Serving { connection: control.id(), future }
 }
 
-/// Has a future be the work at a request.
+/// The span of a request.
 #[cfg(feature = "tracing")]
 #[inline]
-pub(crate) fn handling<F: Future>(future: F) -> Spanned<F> {
-    use ::tracing::Instrument;
-    future.instrument(::tracing::debug_span!(target: "duopoll", "request"))
+pub(crate) fn request() -> ::tracing::Span {
+    ::tracing::debug_span!(target: "duopoll", "request")
+}
+
+/// Polls within a span, if there is one.
+#[cfg(feature = "tracing")]
+#[inline]
+pub(crate) fn within<T>(span: &::tracing::Span, poll: impl FnOnce() -> T) -> T {
+    if span.is_disabled() { poll() } else { span.in_scope(poll) }
 }
 
 #[cfg(not(feature = "tracing"))]
 #[inline]
-pub(crate) fn handling<F: Future>(future: F) -> Spanned<F> {
-    future
+pub(crate) fn request() {}
+
+#[cfg(not(feature = "tracing"))]
+#[inline]
+pub(crate) fn within<T>((): &(), poll: impl FnOnce() -> T) -> T {
+    poll()
 }
 
-/// The same for one of HTTP.
+/// Has a future be the work at a request of HTTP.
 #[cfg(all(feature = "tracing", feature = "hyper"))]
 pub(crate) fn handling_http<F>(span: ::tracing::Span, future: F) -> Spanned<F> {
     use ::tracing::Instrument;

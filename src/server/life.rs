@@ -342,7 +342,11 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
         stats::count_request();
         service.figures.count_request();
         let consumed = reader.consumed();
-        trace::handling(service.handler.handle(slot, &mut state)).await?;
+        let span = trace::request();
+        {
+            let mut handling = pin!(service.handler.handle(slot, &mut state));
+            poll_fn(|cx| trace::within(&span, || handling.as_mut().poll(cx))).await?;
+        }
         let connection = there(slot)?;
         flush_staged(connection).await?;
         let idle = connection.reader().consumed() == consumed;
