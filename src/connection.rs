@@ -505,7 +505,7 @@ impl Connection {
         if let Some(address) = self.reader.peer_addr() {
             return Ok(Address::Tcp(address));
         }
-        Address::from_sock_addr(&SockRef::from(self).peer_addr()?)
+        Address::from_sock_addr(&SockRef::from(&self.own_socket()).peer_addr()?)
     }
 
     /// The address of this end.
@@ -513,7 +513,7 @@ impl Connection {
     /// # Errors
     /// `ENOBUFS` if the kernel has no memory.
     pub fn local_addr(&self) -> io::Result<Address> {
-        Address::from_sock_addr(&SockRef::from(self).local_addr()?)
+        Address::from_sock_addr(&SockRef::from(&self.own_socket()).local_addr()?)
     }
 }
 

@@ -403,7 +403,7 @@ impl Attempts<'_> {
                     index += 1;
                     continue;
                 }
-                Poll::Ready(Ok(())) if is_self_connected(connection) => {
+                Poll::Ready(Ok(())) if is_self_connected(connection, address) => {
                     io::Error::from_raw_os_error(libc::ECONNREFUSED)
                 }
                 Poll::Ready(Ok(())) => {
@@ -423,9 +423,15 @@ impl Attempts<'_> {
 
 /// A TCP socket that dials a local port nobody listens on may be given that very port, and then it is connected to
 /// itself. Nobody listens there.
-fn is_self_connected(connection: &Connection) -> bool {
-    let is_tcp = matches!(connection.peer_addr(), Ok(Address::Tcp(_)));
-    is_tcp && connection.peer_addr().ok() == connection.local_addr().ok()
+fn is_self_connected(connection: &Connection, dialed: &Address) -> bool {
+    let Address::Tcp(dialed) = dialed else { return false };
+    match connection.local_addr() {
+        // The address may be another one, if "any" was dialed.
+        Ok(Address::Tcp(local)) if local.port() == dialed.port() => {
+            connection.peer_addr().ok() == Some(Address::Tcp(local))
+        }
+        _ => false,
+    }
 }
 
 impl Target {

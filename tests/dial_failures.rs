@@ -3,6 +3,7 @@
 mod support;
 
 use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::pin;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -115,5 +116,30 @@ fn dials_that_hardly_have_time_leave_nothing(setup: Setup) {
     eventually("nor on the other side", || {
         let stats = server.settled();
         stats.closed == stats.connections
+    });
+}
+
+#[test]
+fn a_dial_that_reaches_its_own_socket_is_refused() {
+    on_both_engines(|engine| {
+        // "Any" is the same machine, and nobody else.
+        for (own, dialed) in [("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("::1", "::1")]
+        {
+            let pollers = pollers(engine);
+            let [own, dialed] = [own, dialed].map(|ip| ip.parse::<IpAddr>().expect("an address"));
+            // Nobody listens at this port, and it is dialed from there.
+            let free = TcpListener::bind((own, 0)).expect("a free port");
+            let port = free.local_addr().expect("bound").port();
+            drop(free);
+            let dialer = Dialer::new().pollers(pollers.clone());
+            let dialer = dialer.local_addr(SocketAddr::new(own, port)).expect("an address");
+            let dial = dialer.dial_addr(SocketAddr::new(dialed, port));
+            let error = block_on(dial).expect_err("nobody listens");
+            assert_eq!(errno(&error), Some(libc::ECONNREFUSED), "{error}");
+            eventually("nothing is left", || {
+                let stats = pollers.settled();
+                stats.open_connections == 0 && stats.closed == stats.connections
+            });
+        }
     });
 }
