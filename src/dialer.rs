@@ -23,6 +23,7 @@ use crate::resolver::{Resolve, Resolving, in_turn, resolve};
 use crate::tcp::{self, Keepalive, TcpOptions, not_tcp};
 use crate::time::{Sleep, Timeout};
 use crate::trace;
+use duopoll_core::seam::WriterSeam;
 
 /// How long an address may take before the next one is tried beside it (RFC 8305, "Connection Attempt Delay").
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);

@@ -29,6 +29,7 @@ const URING_VARIABLE: &str = "DUOPOLL_URING";
 ///
 /// Which ones there are is a matter of cargo features; which one is used is decided when pollers start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Engine {
     /// io_uring where a self-test proves that it works, else epoll. The environment variable `DUOPOLL_ENGINE`
     /// overrides this choice, and this one only.

@@ -435,6 +435,7 @@ impl From<Elapsed> for io::Error {
 
 /// What an [`Interval`] does when a tick was missed, since nobody waited for it in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum MissedTicks {
     /// Those that were missed follow at once, one after the other, until it is in time again.
     #[default]

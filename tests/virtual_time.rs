@@ -168,6 +168,7 @@ fn ticks_come_in_time(setup: Setup) {
                 // From when the late one came, and in step with the first.
                 MissedTicks::Delay => [PERIOD, PERIOD * 5 / 2, PERIOD],
                 MissedTicks::Skip => [PERIOD, PERIOD * 2, PERIOD],
+                other => panic!("{other:?} is not known here"),
             };
             for (apart, expected) in apart.into_iter().zip(expected) {
                 let late = apart.abs_diff(expected);

@@ -9,6 +9,7 @@ use std::thread;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use duopoll_core::seam::BufferSeam;
 use duopoll_core::{IO_VECTORS_MAX, LinkBuffer, Slice};
 use libc::iovec;
 

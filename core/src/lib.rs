@@ -40,6 +40,12 @@ mod trace;
 #[cfg(any(feature = "tokio", feature = "futures-io"))]
 mod traits;
 
+/// What engines and layers below do with the parts of a connection. It is not among what `duopoll` shows.
+pub mod seam {
+    pub use crate::buffer::BufferSeam;
+    pub use crate::connection::WriterSeam;
+}
+
 pub use buffer::{
     Chain, ChainIter, Chunks, IO_BYTES_MAX, IO_VECTORS_MAX, LinkBuffer, LinkReader, LinkWriter,
     RecvBuffer,

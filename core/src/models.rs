@@ -8,7 +8,7 @@ use std::time::Instant;
 use loom::model::Builder;
 use loom::thread;
 
-use crate::buffer::{Chain, LinkBuffer};
+use crate::buffer::{BufferSeam, Chain, LinkBuffer};
 use crate::clock::Clock;
 use crate::command::Command;
 use crate::connection::{Limits, Reader, Sender, Shared, Todo, Writer, pair};

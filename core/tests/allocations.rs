@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::hint::black_box;
 
 use bytes::Bytes;
+use duopoll_core::seam::BufferSeam;
 use duopoll_core::{LinkBuffer, Pool, PoolConfig};
 use libc::iovec;
 

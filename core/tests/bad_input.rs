@@ -1,6 +1,7 @@
 //! What nobody should ask for: an error that says why, or nothing; the buffer as it was; never a panic.
 
 use bytes::{Buf, BufMut, Bytes};
+use duopoll_core::seam::BufferSeam;
 use duopoll_core::{Chain, Error, LinkBuffer, Pool, PoolConfig, Slice};
 use libc::iovec;
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{self, BufRead, IoSlice, Read, Write};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use duopoll_core::seam::BufferSeam;
 use duopoll_core::{Chain, Error, LinkBuffer, LinkReader, LinkWriter, Pool, PoolConfig, Slice};
 use libc::iovec;
 

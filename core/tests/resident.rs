@@ -5,6 +5,7 @@
 use std::hint::black_box;
 use std::io::Read;
 
+use duopoll_core::seam::BufferSeam;
 use duopoll_core::{LinkBuffer, Slice};
 
 const BUFFERS: usize = 1_000;

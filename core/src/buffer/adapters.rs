@@ -7,6 +7,7 @@ use bytes::buf::UninitSlice;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::link_buffer::LinkBuffer;
+use crate::buffer::BufferSeam;
 use crate::memory::Slice;
 
 /// Room that `BufMut::chunk_mut` gives at least, in bytes.

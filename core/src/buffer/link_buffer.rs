@@ -2,12 +2,9 @@
 
 use std::fmt;
 
-use libc::iovec;
-
 use super::chain::Chain;
 use super::recv::RecvBuffer;
-use crate::error::Error;
-use crate::memory::{Pool, Slice, Tail};
+use crate::memory::{Pool, Tail};
 
 /// A chained, pooled, zero-copy byte queue.
 ///
@@ -133,80 +130,6 @@ impl LinkBuffer {
         *self.recv.tail_mut() = None;
         self.recv.take_unused();
         self.peeked = None;
-    }
-}
-
-/// For engines and adapters: the two ends as vectors.
-impl LinkBuffer {
-    /// Describes where bytes from outside may be written: up to two vectors, sized by what arrived before. They
-    /// stay valid until the next call that changes the buffer.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] if there is no block to be had.
-    pub fn lend_writable(&mut self, vectors: &mut [iovec; 2]) -> Result<usize, Error> {
-        self.promised = 0;
-        self.recv.lend(&mut &self.pool, 0, usize::MAX, vectors)
-    }
-
-    /// Takes the first `n` bytes that were written to the vectors last lent. They are readable at once, and come
-    /// behind reserved bytes if there are any, which are flushed by this.
-    ///
-    /// # Safety
-    /// - `n` is at most the total of the vectors that [`lend_writable`](LinkBuffer::lend_writable) gave last, and
-    ///   the buffer was not changed since.
-    /// - The first `n` bytes of the vectors are initialised, and nobody writes to them any more.
-    pub unsafe fn commit_lent(&mut self, n: usize) {
-        // SAFETY: promised by the caller.
-        unsafe { self.recv.commit(n, &mut self.chain) };
-        self.recv.take_unused();
-        self.flush();
-    }
-
-    /// Describes the first readable bytes: at most `vectors.len()` vectors, at most [`IO_VECTORS_MAX`](crate::IO_VECTORS_MAX), and at most
-    /// [`IO_BYTES_MAX`](crate::IO_BYTES_MAX) bytes in all. Returns how many vectors and how many bytes; no vector is empty. They stay
-    /// valid until the buffer is changed; [`skip`](LinkBuffer::skip) what was used. O(vectors).
-    pub fn lend_readable(&self, vectors: &mut [iovec]) -> (usize, usize) {
-        let (mut count, mut bytes) = self.chain.fill_vectors(vectors);
-        // Reserved bytes lie at the end of the chain, and are not to be read.
-        while bytes > self.len() {
-            let last = &mut vectors[count - 1];
-            let excess = (bytes - self.len()).min(last.iov_len);
-            last.iov_len -= excess;
-            bytes -= excess;
-            if last.iov_len == 0 {
-                count -= 1;
-            }
-        }
-        (count, bytes)
-    }
-
-    /// Takes a slice that was filled elsewhere, readable at once. Reserved bytes come before it, and are flushed
-    /// by this. O(1), no copy.
-    pub fn adopt(&mut self, slice: impl Into<Slice>) {
-        self.promised = 0;
-        self.chain.push(slice.into());
-        self.flush();
-    }
-
-    /// Moves a whole chain to the end, readable at once. O(1).
-    pub fn adopt_chain(&mut self, chain: &mut Chain) {
-        self.promised = 0;
-        self.chain.append(chain);
-        self.flush();
-    }
-
-    /// Moves every byte, readable or reserved, to the end of `chain`. O(1).
-    pub fn drain_into(&mut self, chain: &mut Chain) {
-        self.unflushed = 0;
-        self.promised = 0;
-        self.peeked = None;
-        chain.append(&mut self.chain);
-    }
-
-    /// The block that is being written, to be taken away or put back: connections share one among many.
-    pub fn tail_mut(&mut self) -> &mut Option<Tail> {
-        self.promised = 0;
-        self.recv.tail_mut()
     }
 }
 

@@ -7,6 +7,7 @@ mod nocopy;
 mod node;
 mod read;
 mod recv;
+mod seam;
 mod write;
 
 pub use chain::{Chain, IO_BYTES_MAX, IO_VECTORS_MAX, Iter as ChainIter};
@@ -15,3 +16,4 @@ pub use nocopy::{LinkReader, LinkWriter};
 pub use read::Chunks;
 pub use recv::RecvBuffer;
 pub(crate) use recv::vector;
+pub use seam::BufferSeam;

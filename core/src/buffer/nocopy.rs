@@ -4,6 +4,7 @@ use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 
 use super::link_buffer::LinkBuffer;
+use crate::buffer::BufferSeam;
 use crate::error::Error;
 use crate::memory::{Slice, Tail};
 

@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::link_buffer::LinkBuffer;
+use crate::buffer::BufferSeam;
 use crate::error::Error;
 use crate::memory::{Slice, Tail};
 

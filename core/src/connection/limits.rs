@@ -8,9 +8,10 @@ use std::time::Duration;
 /// # extern crate duopoll_core as duopoll;
 /// use duopoll::Limits;
 ///
-/// let mut limits = Limits::default();
-/// limits.message_bytes_max = 64 << 10;
-/// limits.idle_timeout = Some(std::time::Duration::from_secs(60));
+/// let limits = Limits::default()
+///     .message_bytes_max(64 << 10)
+///     .idle_timeout(std::time::Duration::from_secs(60));
+/// assert_eq!(limits.message_bytes_max, 64 << 10);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -41,6 +42,51 @@ pub struct Limits {
     /// copied. Default: 4 MiB.
     #[cfg(feature = "zerocopy")]
     pub zerocopy_pinned_bytes: usize,
+}
+
+/// Each says what the field of its name is to be.
+impl Limits {
+    /// When to stop receiving, in bytes.
+    pub fn input_high_bytes(self, bytes: usize) -> Limits {
+        Limits { input_high_bytes: bytes, ..self }
+    }
+
+    /// The largest message, in bytes.
+    pub fn message_bytes_max(self, bytes: usize) -> Limits {
+        Limits { message_bytes_max: bytes, ..self }
+    }
+
+    /// When a flush waits, in bytes.
+    pub fn output_high_bytes(self, bytes: usize) -> Limits {
+        Limits { output_high_bytes: bytes, ..self }
+    }
+
+    /// How long a read may wait.
+    pub fn read_timeout(self, timeout: Duration) -> Limits {
+        Limits { read_timeout: Some(timeout), ..self }
+    }
+
+    /// How long a flush may wait.
+    pub fn write_timeout(self, timeout: Duration) -> Limits {
+        Limits { write_timeout: Some(timeout), ..self }
+    }
+
+    /// How long no byte may move.
+    pub fn idle_timeout(self, timeout: Duration) -> Limits {
+        Limits { idle_timeout: Some(timeout), ..self }
+    }
+
+    /// What is sent without a copy, from so many bytes on.
+    #[cfg(feature = "zerocopy")]
+    pub fn zerocopy_bytes(self, bytes: usize) -> Limits {
+        Limits { zerocopy_bytes: Some(bytes), ..self }
+    }
+
+    /// The most bytes that may be with the kernel for that.
+    #[cfg(feature = "zerocopy")]
+    pub fn zerocopy_pinned_bytes(self, bytes: usize) -> Limits {
+        Limits { zerocopy_pinned_bytes: bytes, ..self }
+    }
 }
 
 impl Default for Limits {

@@ -43,7 +43,7 @@ pub use sender::Sender;
 pub(crate) use shared::Shared;
 pub(crate) use wait::NEVER;
 pub use watch::Watch;
-pub use writer::Writer;
+pub use writer::{Writer, WriterSeam};
 
 use crate::mailbox::Mailbox;
 use crate::token::Token;

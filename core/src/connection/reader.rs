@@ -13,6 +13,7 @@ use super::lifecycle::{Half, Wanted};
 use super::shared::Shared;
 use super::wait::Owner;
 use super::writer::Writer;
+use crate::buffer::BufferSeam;
 use crate::buffer::LinkBuffer;
 use crate::memory::Slice;
 

@@ -13,6 +13,7 @@ use super::control::Control;
 use super::effects::wake;
 use super::shared::Shared;
 use super::writer::Writer;
+use crate::buffer::BufferSeam;
 use crate::buffer::LinkBuffer;
 use crate::contain::contain;
 use crate::memory::Slice;

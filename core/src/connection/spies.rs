@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Limits, Moved, Phase, Reader, Reason, Shared, Writer, pair};
+use crate::buffer::BufferSeam;
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
 use crate::mailbox::Mailbox;

@@ -13,6 +13,7 @@ use super::control::Control;
 use super::lifecycle::Half;
 use super::shared::Shared;
 use super::wait::Owner;
+use crate::buffer::BufferSeam;
 use crate::buffer::LinkBuffer;
 use crate::memory::Slice;
 use crate::syscalls;
@@ -256,19 +257,6 @@ impl Writer {
         self.poll_drain(cx)
     }
 
-    /// Waits until the connection is established, where [`Driver::connect`](crate::Driver::connect) has begun one.
-    /// Subject to the deadline for writing, and not to its timeout, which is for what is sent.
-    ///
-    /// # Errors
-    /// The errno of the connect, for instance `ECONNREFUSED`; [`TimedOut`](io::ErrorKind::TimedOut).
-    pub fn poll_connected(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = self.shared.poll(cx, !self.waiting, &mut 0, |life, offer, clock| {
-            life.poll_connected(Owner::Poll, offer, clock)
-        });
-        self.waiting = result.is_pending();
-        result.map_err(io::Error::from)
-    }
-
     fn watermarks(&self) -> (usize, usize) {
         let high = self.shared.output_high_bytes();
         (high, high / 2)
@@ -391,6 +379,26 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.end_wait();
+    }
+}
+
+/// What whoever has begun to connect does with a [`Writer`], before its users have it.
+pub trait WriterSeam {
+    /// Waits until the connection is established, where [`Driver::connect`](crate::Driver::connect) has begun one.
+    /// Subject to the deadline for writing, and not to its timeout, which is for what is sent.
+    ///
+    /// # Errors
+    /// The errno of the connect, for instance `ECONNREFUSED`; [`TimedOut`](io::ErrorKind::TimedOut).
+    fn poll_connected(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl WriterSeam for Writer {
+    fn poll_connected(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = self.shared.poll(cx, !self.waiting, &mut 0, |life, offer, clock| {
+            life.poll_connected(Owner::Poll, offer, clock)
+        });
+        self.waiting = result.is_pending();
+        result.map_err(io::Error::from)
     }
 }
 

@@ -15,6 +15,7 @@ pub(super) struct Budget {
 
 /// How much of a memory budget is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum MemoryLevel {
     /// Less than the first mark, which is seven eighths of the budget.
     #[default]

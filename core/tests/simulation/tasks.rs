@@ -14,6 +14,7 @@ use duopoll_core::{Clock, Control, LinkBuffer, Pool, Reader, Slice, Token, Write
 use crate::clock::{Alarms, Micros, SimClock, Sleeps};
 use crate::link::{CLOSE_PATIENCE, Goal, Link, Wait};
 use crate::rng::Rng;
+use duopoll_core::seam::WriterSeam;
 
 /// Times in a row that a task takes up a wait that has timed out.
 const RETRIES: usize = 5;

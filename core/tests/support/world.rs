@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::io::{self, BufRead, Read, Write as _};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use duopoll_core::seam::BufferSeam;
 use duopoll_core::{
     Chain, Error, LinkBuffer, LinkReader, LinkWriter, Pool, PoolConfig, Slice, Tail,
 };

@@ -7,6 +7,7 @@ use super::outcome::{Closing, End, Polled, Refusal};
 use super::request::{Half, Reason};
 use super::state::{Errno, Input, Notes, Output, Phase, Todo};
 use super::{Lifecycle, few};
+use crate::buffer::BufferSeam;
 use crate::buffer::LinkBuffer;
 use crate::clock::Clock;
 use crate::connection::effects::{Callback, Callbacks, Effects, Offer, When};

@@ -7,6 +7,7 @@ use super::outcome::{Expected, Moved, Polled, Refusal};
 use super::request::Wanted;
 use super::state::{Errno, Input, Notes, Output, Phase, Serving, Todo};
 use super::{Lifecycle, NOT_ASKED, few};
+use crate::buffer::BufferSeam;
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
 use crate::connection::effects::{Effects, Offer};

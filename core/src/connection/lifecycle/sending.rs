@@ -6,6 +6,7 @@ use std::task::{Poll, Waker};
 use super::Lifecycle;
 use super::outcome::{Amount, Moved, Polled, Refusal};
 use super::state::{Notes, Output, Phase};
+use crate::buffer::BufferSeam;
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
 use crate::connection::effects::{Effects, Offer};

@@ -3,6 +3,7 @@
 use std::mem;
 
 use super::world::{INPUT_HIGH, World};
+use crate::buffer::BufferSeam;
 use crate::buffer::{Chain, LinkBuffer};
 use crate::clock::Clock;
 use crate::connection::lifecycle::{Closing, Expired, Moved, Output, Phase, Reason, Todo};
