@@ -21,6 +21,6 @@ fn main() -> ExitCode {
 
 async fn echo(connection: &mut Connection) -> io::Result<()> {
     let (reader, writer) = connection.split();
-    writer.append(reader.buffer());
+    writer.append(reader.buffer_mut());
     writer.flush().await
 }

@@ -102,7 +102,7 @@ async fn answer(
 ) -> io::Result<()> {
     let (reader, writer) = connection.split();
     loop {
-        match run_arrived(session, store, reader.buffer(), writer)? {
+        match run_arrived(session, store, reader.buffer_mut(), writer)? {
             // The event loop flushes.
             Next::Return => return Ok(()),
             Next::Flush => writer.flush().await?,
@@ -116,7 +116,7 @@ async fn answer(
             }
             Next::Close => {
                 writer.flush().await?;
-                reader.buffer().clear();
+                reader.buffer_mut().clear();
                 reader.close();
                 return Ok(());
             }

@@ -34,7 +34,7 @@ impl Connection {
 
 impl Blocking {
     /// The connection, for everything else.
-    pub fn connection(&mut self) -> &mut Connection {
+    pub fn connection_mut(&mut self) -> &mut Connection {
         &mut self.connection
     }
 
@@ -54,14 +54,14 @@ impl io::Read for Blocking {
 impl io::BufRead for Blocking {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         may_block()?;
-        if self.connection.input().is_empty() {
+        if self.connection.input_mut().is_empty() {
             block_on(self.connection.more())?;
         }
-        Ok(self.connection.input().first_chunk())
+        Ok(self.connection.input_mut().first_chunk())
     }
 
     fn consume(&mut self, n: usize) {
-        io::BufRead::consume(self.connection.input(), n);
+        io::BufRead::consume(self.connection.input_mut(), n);
     }
 }
 
@@ -72,7 +72,7 @@ impl io::Write for Blocking {
         block_on(self.connection.flush())?;
         let bytes = &bytes[..bytes.len().min(WRITE_BYTES_MAX)];
         self.connection.write(bytes)?;
-        self.connection.writer().submit()?;
+        self.connection.writer_mut().submit()?;
         Ok(bytes.len())
     }
 

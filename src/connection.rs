@@ -18,8 +18,8 @@ use crate::tcp::{self, Keepalive};
 
 /// A connected stream socket, with a [`Reader`] and a [`Writer`].
 ///
-/// The methods here are those of the halves, for short; [`reader`](Connection::reader) and
-/// [`writer`](Connection::writer) have the others. The halves can be taken apart with
+/// The methods here are those of the halves, for short; [`reader_mut`](Connection::reader_mut) and
+/// [`writer_mut`](Connection::writer_mut) have the others. The halves can be taken apart with
 /// [`into_split`](Connection::into_split), and used on different threads.
 ///
 /// Dropping a connection closes it: what was flushed still goes out, then the FIN, both by its poller. On the poller's own thread
@@ -113,7 +113,7 @@ use crate::tcp::{self, Keepalive};
 /// | the peer's FIN | `more`: false, `read`: 0, others: `UnexpectedEof` | go on |
 /// | a reset, or another error of the kernel | its errno | its errno, mostly `EPIPE` or `ECONNRESET` |
 /// | [`finish`](Connection::finish) by this side | go on | `NotConnected` if something is staged |
-/// | [`close`](Connection::close) by this side | `NotConnected`; what had arrived is gone, but for what is in [`input`](Connection::input) | `NotConnected` if something is staged; a wait that is under way goes on |
+/// | [`close`](Connection::close) by this side | `NotConnected`; what had arrived is gone, but for what is in [`input_mut`](Connection::input_mut) | `NotConnected` if something is staged; a wait that is under way goes on |
 /// | [`abort`](Connection::abort) by this side, the end of the poller, or a server's grace is over | `ECONNABORTED` | `ECONNABORTED` |
 /// | a timeout or a deadline of the wait | `TimedOut` without an errno, once for each wait | the same |
 /// | the idle timeout | `ETIMEDOUT` | `ETIMEDOUT` |
@@ -206,12 +206,12 @@ impl Connection {
     }
 
     /// The receiving half.
-    pub fn reader(&mut self) -> &mut Reader {
+    pub fn reader_mut(&mut self) -> &mut Reader {
         &mut self.reader
     }
 
     /// The sending half.
-    pub fn writer(&mut self) -> &mut Writer {
+    pub fn writer_mut(&mut self) -> &mut Writer {
         &mut self.writer
     }
 
@@ -226,7 +226,7 @@ impl Connection {
     }
 
     /// The value that is kept with the connection, if there is one of this type.
-    pub fn state<T: Any + Send>(&mut self) -> Option<&mut T> {
+    pub fn state_mut<T: Any + Send>(&mut self) -> Option<&mut T> {
         self.extra.get_mut().as_mut()?.state.as_mut()?.downcast_mut()
     }
 
@@ -248,9 +248,9 @@ impl Connection {
         unsafe { (ManuallyDrop::take(&mut self.reader), ManuallyDrop::take(&mut self.writer)) }
     }
 
-    /// What has been received and not been read, as far as it was handed over; see [`Reader::buffer`].
-    pub fn input(&mut self) -> &mut LinkBuffer {
-        self.reader.buffer()
+    /// What has been received and not been read, as far as it was handed over; see [`Reader::buffer_mut`].
+    pub fn input_mut(&mut self) -> &mut LinkBuffer {
+        self.reader.buffer_mut()
     }
 
     /// See [`Reader::fill`].
@@ -393,7 +393,7 @@ impl Connection {
             None => unreachable!("a connection of this crate has a socket"),
         };
         poll_fn(|cx| reader.poll_detach(cx)).await?;
-        Ok((socket, std::mem::take(reader.buffer())))
+        Ok((socket, std::mem::take(reader.buffer_mut())))
     }
 
     /// A handle for timeouts, deadlines, and ending the connection from elsewhere.

@@ -399,7 +399,7 @@ impl Attempts<'_> {
         let mut failed = None;
         let mut index = 0;
         while let Some((address, connection)) = self.under_way.get_mut(index) {
-            let error = match connection.writer().poll_connected(cx) {
+            let error = match connection.writer_mut().poll_connected(cx) {
                 Poll::Pending => {
                     index += 1;
                     continue;

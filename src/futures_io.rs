@@ -65,7 +65,7 @@ macro_rules! implement {
                 {
                     return Poll::Ready(Ok(0));
                 }
-                let input = stream.input();
+                let input = stream.input_mut();
                 Poll::Ready(Ok(targets.iter_mut().map(|target| input.copy_to(target)).sum()))
             }
         }
@@ -77,11 +77,11 @@ macro_rules! implement {
             ) -> Poll<io::Result<&[u8]>> {
                 let stream = self.get_mut();
                 ready!(stream.$reader().poll_buffered(cx))?;
-                Poll::Ready(Ok(stream.input().first_chunk()))
+                Poll::Ready(Ok(stream.input_mut().first_chunk()))
             }
 
             fn consume(self: Pin<&mut Self>, n: usize) {
-                let consumed = self.get_mut().input().skip(n);
+                let consumed = self.get_mut().input_mut().skip(n);
                 debug_assert!(consumed.is_ok(), "more is consumed than there was");
             }
         }
@@ -114,7 +114,7 @@ macro_rules! implement {
     };
 }
 
-implement!(Connection, reader, writer);
+implement!(Connection, reader_mut, writer_mut);
 #[cfg(feature = "rustls")]
 implement!(TlsConnection, reader, writer);
 

@@ -10,7 +10,7 @@
 //!     .timings(true)
 //!     .on_request(async |connection: &mut Connection| {
 //!         let (reader, writer) = connection.split();
-//!         writer.append(reader.buffer());
+//!         writer.append(reader.buffer_mut());
 //!         writer.flush().await
 //!     })
 //!     .serve(Listener::bind("127.0.0.1:8080")?)?;
@@ -28,9 +28,9 @@
 //!
 //! | name | labels | |
 //! |---|---|---|
-//! | `duopoll_` and a field of [`Stats`](crate::Stats) | `poller`, `engine` | a poller's; those of the process and of the budget have no labels |
-//! | `duopoll_server_` and a field of [`ServerStats`](crate::ServerStats) | `server` | a server's |
-//! | `duopoll_turn_seconds`, `duopoll_poll_seconds`, `duopoll_lag_seconds`, `duopoll_batch` | `poller`, `engine` | histograms: the [`Timings`](crate::Timings), if they are [measured](crate::PollerOptions::timings) |
+//! | `duopoll_` and a field of [`Stats`] | `poller`, `engine` | a poller's; those of the process and of the budget have no labels |
+//! | `duopoll_server_` and a field of [`ServerStats`] | `server` | a server's |
+//! | `duopoll_turn_seconds`, `duopoll_poll_seconds`, `duopoll_lag_seconds`, `duopoll_batch` | `poller`, `engine` | histograms: the [`Timings`], if they are [measured](crate::PollerOptions::timings) |
 //!
 //! Counters have no `_total` behind their names; the exporter for Prometheus adds none either.
 

@@ -168,7 +168,7 @@ fn a_handler_may_accept_on_its_own_pollers(setup: Setup) {
         let addresses = said.0;
         let service = EventLoop::builder().on(pollers.clone()).on_request(
             async move |connection: &mut Connection| {
-                let len = connection.input().len();
+                let len = connection.input_mut().len();
                 connection.skip(len).await?;
                 let listener = setup.listener().pollers(on.clone());
                 addresses.send(listener.local_addr()?).expect("the test waits");

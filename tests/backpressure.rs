@@ -66,7 +66,7 @@ fn a_reader_that_takes_nothing_holds_the_peer_back(setup: Setup) {
         let mut pattern = Pattern::new(21);
         let mut taken = 0;
         while block_on(connection.more()).expect("received") {
-            while let Some(chunk) = connection.input().next_chunk(usize::MAX) {
+            while let Some(chunk) = connection.input_mut().next_chunk(usize::MAX) {
                 assert!(pattern.matches(&chunk), "wrong bytes behind {taken}");
                 taken += chunk.len();
             }
@@ -111,9 +111,9 @@ fn a_flush_waits_above_the_watermark(setup: Setup) {
             block_on(flush).expect("sent");
         });
     }
-    assert!(connection.writer().unsent_len() <= HIGH / 2);
+    assert!(connection.writer_mut().unsent_len() <= HIGH / 2);
     block_on(connection.drain()).expect("sent");
-    assert_eq!((connection.writer().unsent_len(), received), (0, BYTES));
+    assert_eq!((connection.writer_mut().unsent_len(), received), (0, BYTES));
 }
 
 fn closing_while_a_flush_waits_keeps_to_the_write_timeout(setup: Setup) {
@@ -207,7 +207,7 @@ fn an_abort_wakes_a_flush_that_waits(setup: Setup) {
         let error = block_on(flush).expect_err("aborted");
         assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
     }
-    assert_eq!(connection.writer().unsent_len(), 0);
+    assert_eq!(connection.writer_mut().unsent_len(), 0);
     eventually("it is over", || pollers.settled().closed == 1);
 }
 
@@ -282,7 +282,7 @@ fn a_flush_of_gigabytes_is_taken_in_turns(setup: Setup) {
     for _ in 0..50 {
         connection.push(piece.clone());
     }
-    assert!(connection.writer().staged_len() > i32::MAX as usize);
+    assert!(connection.writer_mut().staged_len() > i32::MAX as usize);
     assert!(poll_once(pin!(connection.flush())).is_pending());
     let mut received = vec![0; 8 << 20];
     peer.read_exact(&mut received).expect("received");

@@ -108,7 +108,7 @@ fn the_last_callback_waits_for_the_first(setup: Setup) {
             Ok(())
         })
         .on_disconnect(async move |connection: &mut Connection| {
-            assert_eq!(connection.state::<&str>(), Some(&mut "kept"));
+            assert_eq!(connection.state_mut::<&str>(), Some(&mut "kept"));
             last_called.send("disconnect").expect("the test waits");
         })
         .on_request(support::echo);
@@ -193,7 +193,7 @@ fn what_was_left_unread_is_there_in_the_last_callback(setup: Setup) {
     let service = setup
         .builder()
         .on_disconnect(async move |connection: &mut Connection| {
-            let rest = connection.input().len();
+            let rest = connection.input_mut().len();
             let _ = tell.send(connection.next(rest).await.expect("handed over").to_vec());
         })
         .on_request(async |connection: &mut Connection| connection.skip(2).await);
@@ -269,7 +269,7 @@ fn a_handler_is_never_entered_twice_for_one_connection(setup: Setup) {
     let twice = Arc::new(AtomicUsize::new(0));
     let found = twice.clone();
     let here = setup.builder().on_request(async move |connection: &mut Connection| {
-        let entered = connection.state::<Arc<AtomicUsize>>().cloned().unwrap_or_default();
+        let entered = connection.state_mut::<Arc<AtomicUsize>>().cloned().unwrap_or_default();
         connection.set_state(entered.clone());
         found.fetch_add(entered.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         let bytes = connection.next(2).await?;
@@ -282,8 +282,8 @@ fn a_handler_is_never_entered_twice_for_one_connection(setup: Setup) {
     let elsewhere = setup.builder().on_request_blocking(
         |job| drop(thread::spawn(job)),
         move |blocking| {
-            let connection = blocking.connection();
-            let entered = connection.state::<Arc<AtomicUsize>>().cloned().unwrap_or_default();
+            let connection = blocking.connection_mut();
+            let entered = connection.state_mut::<Arc<AtomicUsize>>().cloned().unwrap_or_default();
             connection.set_state(entered.clone());
             found.fetch_add(entered.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
             let mut bytes = [0; 2];

@@ -90,14 +90,14 @@ fn a_close_in_the_tick_of_a_timer_sends_everything(setup: Setup) {
         let (_one_peer, mut one) = accept();
         let (mut other_peer, mut other) = accept();
         other.push(vec![7; BYTES]);
-        other.writer().submit().expect("it is open");
+        other.writer_mut().submit().expect("it is open");
         let closes = Arc::new(Closes(other.control(), AtomicBool::new(false)));
         let waker = Waker::from(closes.clone());
         let at = Instant::now() + age + Duration::from_millis(2);
         one.set_read_deadline(Some(at));
         other.set_read_deadline(Some(at));
-        let begun = one.reader().poll_fill(&mut Context::from_waker(&waker), 1).is_pending()
-            & other.reader().poll_fill(&mut Context::from_waker(Waker::noop()), 1).is_pending();
+        let begun = one.reader_mut().poll_fill(&mut Context::from_waker(&waker), 1).is_pending()
+            & other.reader_mut().poll_fill(&mut Context::from_waker(Waker::noop()), 1).is_pending();
         if !begun {
             // The machine is too slow for this one.
             continue;

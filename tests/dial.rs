@@ -105,7 +105,7 @@ fn halves_work_on_different_threads(setup: Setup) {
         let mut pattern = Pattern::new(4);
         let mut received = 0;
         while block_on(reader.more()).expect("received") {
-            while let Some(chunk) = reader.buffer().next_chunk(usize::MAX) {
+            while let Some(chunk) = reader.buffer_mut().next_chunk(usize::MAX) {
                 assert!(pattern.matches(&chunk));
                 received += chunk.len();
             }

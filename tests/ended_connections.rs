@@ -67,21 +67,21 @@ fn call_everything(mut connection: Connection, reads_fail: bool, writes_fail: bo
         must_fail(connection.until(b'\n', 10).await.map(drop));
         must_fail(connection.read_u8().await.map(drop));
         must_fail(connection.read_u32().await.map(drop));
-        must_fail(connection.reader().split_to(1).await.map(drop));
+        must_fail(connection.reader_mut().split_to(1).await.map(drop));
         assert_eq!(connection.next(0).await.expect("nothing is always there"), b"");
-        assert!(connection.input().is_empty());
+        assert!(connection.input_mut().is_empty());
 
         connection.write(b"x").expect("staged");
         connection.push("y");
         connection.append(&mut LinkBuffer::from(&b"z"[..]));
-        connection.writer().reserve(10).expect("room");
-        assert_eq!(connection.writer().staged_len(), 3);
+        connection.writer_mut().reserve(10).expect("room");
+        assert_eq!(connection.writer_mut().staged_len(), 3);
         for flushed in [connection.flush().await, connection.drain().await] {
             assert_eq!(flushed.is_err(), writes_fail, "{flushed:?}");
         }
         connection.finish();
         connection.finish();
-        assert_eq!(connection.writer().staged_len(), 0);
+        assert_eq!(connection.writer_mut().staged_len(), 0);
     });
     let control = connection.control();
     let soon = Duration::from_millis(1);
@@ -266,7 +266,7 @@ fn a_flush_keeps_its_deadline_while_the_connection_closes(setup: Setup) {
     let (_pollers, mut connection, peer) = connected(setup, Limits::default());
     let soon = Duration::from_millis(50);
     connection.push(vec![1; 64 << 20]);
-    connection.writer().submit().expect("is open");
+    connection.writer_mut().submit().expect("is open");
     connection.control().close();
     let start = Instant::now();
     connection.set_write_deadline(Some(Instant::now() + soon));

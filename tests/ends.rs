@@ -203,7 +203,7 @@ fn a_close_sends_everything_then_a_fin(setup: Setup) {
     receives_unread(&pollers, &mut peer);
     flushes_much(&mut connection);
     connection.close();
-    assert_eq!(connection.writer().staged_len(), 0);
+    assert_eq!(connection.writer_mut().staged_len(), 0);
     assert_eq!(block_on(connection.next(11)).expect("it was here"), b"handed over");
     assert_eq!(kind(block_on(connection.next(1))), ErrorKind::NotConnected);
     gets_all_though_it_sends(&mut peer, LARGE, b"staged");
@@ -348,7 +348,7 @@ fn a_detach_is_told_to_a_writer_that_waits(setup: Setup) {
     block_on(std::future::poll_fn(|cx| reader.poll_detach(cx))).expect("detached");
     is_woken(&woken);
     assert_eq!(kind(block_on(drain)), ErrorKind::NotConnected);
-    assert_eq!(reader.buffer().read_bytes(6).expect("readable"), b"unread");
+    assert_eq!(reader.buffer_mut().read_bytes(6).expect("readable"), b"unread");
 }
 
 fn an_idle_timeout_that_cuts_nothing_is_a_fin(setup: Setup) {
@@ -436,7 +436,7 @@ fn replying(setup: Setup, how: Reply) -> Replying {
         connection.skip(1).await?;
         connection.push(payload(LARGE));
         if how == Reply::Leaves {
-            connection.writer().submit()?;
+            connection.writer_mut().submit()?;
             return begun.send(connection.control()).map_err(io::Error::other);
         }
         assert!(poll_once(pin!(connection.flush())).is_pending());

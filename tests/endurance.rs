@@ -31,7 +31,7 @@ async fn live(dialer: &Dialer, server: &Server, number: u64) {
         connection.flush().await.expect("sent");
         connection.finish();
         check(&mut connection, request).await;
-        assert!(!connection.reader().more().await.expect("no error"), "more than was sent");
+        assert!(!connection.reader_mut().more().await.expect("no error"), "more than was sent");
         return;
     }
     connection.flush().await.expect("sent");

@@ -34,7 +34,7 @@ impl Wake for Panics {
 fn wait_with_a_waker_that_panics(connection: &mut Connection) {
     let waker = Arc::new(Panics).into();
     let mut cx = Context::from_waker(&waker);
-    assert!(connection.reader().poll_fill(&mut cx, 1).is_pending());
+    assert!(connection.reader_mut().poll_fill(&mut cx, 1).is_pending());
 }
 
 async fn round_trip(connection: &mut Connection) {

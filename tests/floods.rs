@@ -96,7 +96,7 @@ fn pausing_under_a_flood_loses_no_byte(setup: Setup) {
             // The cancellation is on its way when receiving goes on.
             connection.pause();
             connection.resume();
-            while let Some(chunk) = connection.input().next_chunk(usize::MAX) {
+            while let Some(chunk) = connection.input_mut().next_chunk(usize::MAX) {
                 assert!(pattern.matches(&chunk), "wrong bytes behind {received}");
                 received += chunk.len();
             }

@@ -131,7 +131,7 @@ fn a_server_is_shut_down_by_its_own_handler(setup: Setup) {
     let itself = Arc::new(OnceLock::<Arc<Server>>::new());
     let known = itself.clone();
     let server = doing(setup, None, async move |connection: &mut Connection| {
-        let len = connection.input().len();
+        let len = connection.input_mut().len();
         connection.skip(len).await?;
         // Begun when it is called; nobody waits for it here.
         drop(known.get().expect("set").shutdown_async(PATIENCE));
@@ -152,7 +152,7 @@ fn two_servers_shut_each_other_down(setup: Setup) {
     let act = |other: usize| {
         let servers = servers.clone();
         doing(setup, None, async move |connection: &mut Connection| {
-            let len = connection.input().len();
+            let len = connection.input_mut().len();
             connection.skip(len).await?;
             let other = servers.lock().expect("no panic")[other].clone();
             let over = other.shutdown_async(Duration::from_millis(50));
@@ -248,7 +248,7 @@ fn a_server_listens_at_more_in_a_handler(setup: Setup) {
     let itself = Arc::new(OnceLock::<Arc<Server>>::new());
     let (known, (tell, told)) = (itself.clone(), mpsc::channel());
     let server = doing(setup, None, async move |connection: &mut Connection| {
-        if connection.input().len() == 1 {
+        if connection.input_mut().len() == 1 {
             let more = known.get().expect("set").listen_async(setup.listener()).await?;
             tell.send(more).expect("the test waits");
         }

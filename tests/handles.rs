@@ -115,7 +115,7 @@ fn callbacks_can_be_taken_back(setup: Setup) {
 fn draining_is_told(setup: Setup) {
     // A handler that streams until it is to come to an end.
     let server = setup.serve(async |connection: &mut Connection| {
-        let len = connection.input().len();
+        let len = connection.input_mut().len();
         connection.skip(len).await?;
         let control = connection.control();
         control.draining().await;

@@ -399,7 +399,7 @@ fn a_close_has_its_timeout_once_more(setup: Setup) {
     in_time(|| {
         let (mut holder, _pollers, mut connection, mut peer) = holdable(setup, write_limits());
         connection.push(vec![7; MUCH_BYTES]);
-        connection.writer().submit().expect("flushed");
+        connection.writer_mut().submit().expect("flushed");
         let closed = Instant::now();
         drop(connection);
         holder.hold();
@@ -542,11 +542,11 @@ fn left_behind(setup: Setup, poll: fn(&mut Connection, &mut Context<'_>) -> bool
 }
 
 fn a_fill_that_was_left_behind_is_forgotten(setup: Setup) {
-    left_behind(setup, |connection, cx| connection.reader().poll_fill(cx, 1).is_pending());
+    left_behind(setup, |connection, cx| connection.reader_mut().poll_fill(cx, 1).is_pending());
 }
 
 fn a_poll_for_more_that_was_left_behind_is_forgotten(setup: Setup) {
-    left_behind(setup, |connection, cx| connection.reader().poll_more(cx).is_pending());
+    left_behind(setup, |connection, cx| connection.reader_mut().poll_more(cx).is_pending());
 }
 
 fn a_paused_connection_is_not_idle(setup: Setup) {

@@ -111,7 +111,7 @@ fn a_refused_connection_is_closed_and_nothing_is_called(setup: Setup) {
 fn state_is_kept_with_the_connection(setup: Setup) {
     let server = setup.serve(async |connection: &mut Connection| {
         connection.skip(1).await?;
-        let count = match connection.state::<u8>() {
+        let count = match connection.state_mut::<u8>() {
             Some(count) => {
                 *count += 1;
                 *count
@@ -136,7 +136,7 @@ fn a_handler_that_takes_nothing_is_called_again_for_more_only(setup: Setup) {
     let count = calls.clone();
     let server = setup.serve(async move |connection: &mut Connection| {
         count.fetch_add(1, Ordering::Relaxed);
-        match connection.input().until(b'\n') {
+        match connection.input_mut().until(b'\n') {
             Some(line) => {
                 connection.push(line);
                 connection.flush().await
@@ -210,7 +210,7 @@ fn everything_before_the_fin_is_handled(setup: Setup) {
     let total = Arc::new(AtomicUsize::new(0));
     let sum = total.clone();
     let server = setup.serve(async move |connection: &mut Connection| {
-        let chunk = connection.input().next_chunk(usize::MAX);
+        let chunk = connection.input_mut().next_chunk(usize::MAX);
         sum.fetch_add(chunk.map_or(0, |chunk| chunk.len()), Ordering::Relaxed);
         Ok(())
     });
@@ -495,7 +495,7 @@ fn a_flooding_connection_does_not_starve_another(setup: Setup) {
     let server = setup.serve(async |connection: &mut Connection| {
         if connection.peek(1).await?[0] == b'f' {
             // The flood is taken and dropped.
-            connection.input().clear();
+            connection.input_mut().clear();
             return Ok(());
         }
         capitals(connection).await
@@ -521,7 +521,7 @@ fn a_flooding_connection_does_not_starve_another(setup: Setup) {
 
 fn pipelined_requests_go_out_together(setup: Setup) {
     let server = setup.serve(async |connection: &mut Connection| {
-        while let Some(line) = connection.input().until(b'\n') {
+        while let Some(line) = connection.input_mut().until(b'\n') {
             connection.push(line.to_ascii_uppercase());
         }
         connection.flush().await

@@ -119,9 +119,9 @@ fn peers_that_do_not_read_are_reset(setup: Setup) {
     let handler = async |connection: &mut Connection| {
         connection.skip(1).await?;
         for _ in 0..16 {
-            connection.writer().write(&[0; 64 << 10])?;
+            connection.writer_mut().write(&[0; 64 << 10])?;
         }
-        connection.writer().submit()
+        connection.writer_mut().submit()
     };
     let service = setup.builder().memory_budget(BUDGET).when_full(WhenFull::Reset);
     let server = service.on_request(handler).serve(setup.listener()).expect("a server");
@@ -154,8 +154,8 @@ fn who_has_not_read_for_a_second_makes_room(setup: Setup) {
     const BUDGET: usize = 64 * MIB;
     let handler = async |connection: &mut Connection| {
         connection.skip(1).await?;
-        connection.writer().write(&vec![0; 4 * MIB])?;
-        connection.writer().submit()
+        connection.writer_mut().write(&vec![0; 4 * MIB])?;
+        connection.writer_mut().submit()
     };
     let service = setup.builder().memory_budget(BUDGET).when_full(WhenFull::Reset);
     let server = service.on_request(handler).serve(setup.listener()).expect("a server");
@@ -217,7 +217,7 @@ fn connections_are_accepted_one_by_one_while_memory_is_short(setup: Setup) {
     let (held_up, holds) = mpsc::channel();
     let handler = async move |connection: &mut Connection| {
         connection.fill(MIB).await?;
-        let _ = held_up.send(connection.input().split_to(MIB)?);
+        let _ = held_up.send(connection.input_mut().split_to(MIB)?);
         connection.write(b"kept")?;
         connection.flush().await
     };
@@ -273,15 +273,15 @@ fn whoever_reads_slowly_is_not_reset(setup: Setup) {
     let handler = async move |mut connection: Connection| {
         if connection.next(1).await?[..] == *b"k" {
             loop {
-                let all = connection.input().len();
-                lock(&keeps).push(connection.input().split_to(all)?);
+                let all = connection.input_mut().len();
+                lock(&keeps).push(connection.input_mut().split_to(all)?);
                 if !connection.more().await? {
                     return Ok(());
                 }
             }
         }
         loop {
-            connection.writer().write(&[7; 32 << 10])?;
+            connection.writer_mut().write(&[7; 32 << 10])?;
             connection.flush().await?;
         }
     };

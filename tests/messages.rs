@@ -43,7 +43,9 @@ fn what_is_larger_than_a_message_may_be_is_refused(setup: Setup) {
             0 => block_on(connection.fill(MAX + 1)).expect_err("too much"),
             1 => block_on(connection.next(MAX + 1)).map(drop).expect_err("too much"),
             2 => block_on(connection.peek(usize::MAX)).map(drop).expect_err("too much"),
-            3 => block_on(connection.reader().split_to(MAX + 1)).map(drop).expect_err("too much"),
+            3 => {
+                block_on(connection.reader_mut().split_to(MAX + 1)).map(drop).expect_err("too much")
+            }
             4 => block_on(connection.until(b'x', 2 * MAX)).map(drop).expect_err("too much"),
             5 => block_on(connection.more()).map(drop).expect_err("too much"),
             6 => block_on(connection.frame(4, |_| Ok(MAX))).map(drop).expect_err("too much"),
@@ -147,7 +149,7 @@ fn frames_are_read_whole(setup: Setup) {
     for byte in [13, 64] {
         eventually("it has come", || {
             poll_once(pin!(connection.frame(4, length))).is_pending()
-                && connection.input().len() >= 2
+                && connection.input_mut().len() >= 2
         });
         peer.write_all(&[byte]).expect("sent");
     }
@@ -215,7 +217,7 @@ fn a_request_has_its_time(setup: Setup) {
     let service = setup.builder().read_timeout(Duration::from_secs(10));
     let service = service.request_timeout(Duration::from_millis(100));
     let service = service.on_request(async |connection: &mut Connection| {
-        while connection.input().find(b'\n', 0).is_none() {
+        while connection.input_mut().find(b'\n', 0).is_none() {
             if !connection.more().await? {
                 return Err(ErrorKind::UnexpectedEof.into());
             }

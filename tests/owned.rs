@@ -66,7 +66,7 @@ fn a_handler_owns_its_connection(setup: Setup) {
 fn it_comes_back_for_its_end_with_its_state(setup: Setup) {
     let (tell, told) = mpsc::channel();
     let builder = setup.builder().on_disconnect(async move |connection: &mut Connection| {
-        let state = connection.state::<String>().cloned();
+        let state = connection.state_mut::<String>().cloned();
         let rest = connection.next(3).await.expect("what had arrived");
         tell.send((connection.id(), state, rest)).expect("the test waits");
     });
@@ -125,7 +125,7 @@ fn an_upgrade_goes_on_and_is_counted(setup: Setup) {
     let (tell, told) = mpsc::channel();
     let builder = setup.builder().max_connections(1);
     let builder = builder.on_disconnect(async move |connection: &mut Connection| {
-        tell.send(connection.state::<u8>().copied()).expect("the test waits");
+        tell.send(connection.state_mut::<u8>().copied()).expect("the test waits");
     });
     let tasks = TaskGroup::new();
     let group = tasks.clone();
@@ -168,7 +168,7 @@ fn halves_that_were_taken_apart_are_counted(setup: Setup) {
             let (mut reader, mut writer) = connection.into_split();
             spawn_local(async move {
                 while reader.more().await? {
-                    writer.append(reader.buffer());
+                    writer.append(reader.buffer_mut());
                     writer.flush().await?;
                 }
                 std::io::Result::Ok(())

@@ -228,7 +228,7 @@ fn bad_server(setup: Setup, pollers: &Pollers, place: Place) -> Server {
         .on_request(async move |connection: &mut Connection| {
             panic_if(place == Place::Request);
             let _bomb = (place == Place::Future).then_some(Bomb);
-            let len = connection.input().len();
+            let len = connection.input_mut().len();
             connection.skip(len).await?;
             if place == Place::Bytes {
                 connection.push(Bytes::from_owner(Bytes1(Bomb)));

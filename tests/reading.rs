@@ -43,7 +43,7 @@ fn a_reader_is_woken_when_all_that_it_waits_for_has_come(setup: Setup) {
     let wakes = Arc::new(Wakes::default());
     let waker = wakes.clone().into();
     let mut cx = Context::from_waker(&waker);
-    assert!(connection.reader().poll_fill(&mut cx, BYTES).is_pending());
+    assert!(connection.reader_mut().poll_fill(&mut cx, BYTES).is_pending());
     let received = |bytes: usize| {
         eventually("it is received", || pollers.settled().received_bytes == bytes as u64);
         wakes.0.load(Ordering::Relaxed)
@@ -54,7 +54,7 @@ fn a_reader_is_woken_when_all_that_it_waits_for_has_come(setup: Setup) {
     }
     peer.write_all(&[7; BYTES / 4]).expect("sent");
     assert_eq!(received(BYTES), 1);
-    assert!(connection.reader().poll_fill(&mut cx, BYTES).is_ready());
+    assert!(connection.reader_mut().poll_fill(&mut cx, BYTES).is_ready());
     // Nobody waits any more.
     peer.write_all(&[7; BYTES]).expect("sent");
     assert_eq!(received(2 * BYTES), 1);
@@ -88,7 +88,7 @@ fn what_is_behind_the_last_line_stays_readable(setup: Setup) {
             }
             let error = connection.until(b'\n', 1000).await.expect_err("no line");
             assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
-            assert_eq!(connection.input().len(), 100);
+            assert_eq!(connection.input_mut().len(), 100);
             assert_eq!(connection.next(100).await.expect("the rest"), [b'y'; 100]);
         });
     });

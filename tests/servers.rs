@@ -147,7 +147,7 @@ fn a_proxy_dials_on_its_own_poller(setup: Setup) {
     let address = upstream.local_addr().clone();
     let proxy = setup.serve(async move |connection: &mut Connection| {
         let mut onward = Dialer::new().dial_addr(address.clone()).await?;
-        onward.append(connection.input());
+        onward.append(connection.input_mut());
         onward.flush().await?;
         let reply = onward.next(5).await?;
         connection.push(reply);

@@ -233,7 +233,7 @@ fn listeners_of_std_have_the_same_options(setup: Setup) {
     let address: SocketAddr = listener.local_addr().expect("bound");
     let service = setup.builder().on_request(async |connection: &mut Connection| {
         let delays = !SockRef::from(&connection.as_fd()).tcp_nodelay()?;
-        connection.input().clear();
+        connection.input_mut().clear();
         connection.write(&[u8::from(delays)])
     });
     let server = service.serve(listener.into()).expect("a server");

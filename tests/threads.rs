@@ -268,12 +268,12 @@ fn read(
         let came = match random.between(0, 2) {
             0 => block_on(reader.next(wanted)),
             1 => block_on(reader.peek(1)).map(<[u8]>::len).and_then(|_| {
-                let chunk = reader.buffer().next_chunk(wanted);
+                let chunk = reader.buffer_mut().next_chunk(wanted);
                 chunk.ok_or_else(|| io::Error::other("a byte was there to peek at"))
             }),
             _ => block_on(reader.more()).and_then(|more| {
-                let len = if more { reader.buffer().len() } else { 0 };
-                let all = reader.buffer().next(len)?;
+                let len = if more { reader.buffer_mut().len() } else { 0 };
+                let all = reader.buffer_mut().next(len)?;
                 if more { Ok(all) } else { Err(ErrorKind::UnexpectedEof.into()) }
             }),
         };
@@ -290,8 +290,8 @@ fn read(
         }
     };
     // What is left was too little for what was asked last.
-    let len = reader.buffer().len();
-    let rest = reader.buffer().next(len).expect("no more than there is");
+    let len = reader.buffer_mut().len();
+    let rest = reader.buffer_mut().next(len).expect("no more than there is");
     assert!(pattern.matches(&rest), "what comes last is wrong");
     read += rest.len() as u64;
     // A writer that has written all is dropped, and the server ends its side when it has sent all of that back.

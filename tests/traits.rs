@@ -100,7 +100,7 @@ macro_rules! bodies {
                     let piece = pattern.next(random.length(longest).min(left)).to_vec();
                     left -= piece.len();
                     if random.next() % 4 == 0 {
-                        connection.writer().write(&piece)?;
+                        connection.writer_mut().write(&piece)?;
                         continue;
                     }
                     let pieces: Vec<_> =
@@ -208,7 +208,7 @@ macro_rules! bodies {
             // Until the kernel has as much as it takes, and the connection as much as it may.
             let mut sent = 0;
             loop {
-                let writer = connection.writer();
+                let writer = connection.writer_mut();
                 let mut cx = Context::from_waker(std::task::Waker::noop());
                 let taken = pin!(AsyncWriteExt::write(writer, &piece)).poll(&mut cx);
                 match taken {

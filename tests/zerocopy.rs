@@ -121,7 +121,7 @@ fn fill(pollers: &Pollers, connection: &mut Connection, seed: u64) -> usize {
     SockRef::from(&*connection).set_send_buffer_size(4 << 20).expect("a size");
     let mut pattern = Pattern::new(seed);
     let mut bytes = 0;
-    while connection.writer().unsent_len() == 0 && bytes < 64 << 20 {
+    while connection.writer_mut().unsent_len() == 0 && bytes < 64 << 20 {
         retry(&connection.control());
         let piece = pattern.next(PIECE);
         connection.push(Slice::copy_from(piece, Pool::global()).expect("memory"));

@@ -99,7 +99,7 @@ fn echo_elsewhere(engine: Engine) -> Server {
     let serve = |mut connection: Connection| async move {
         while connection.next_request().await? {
             let (reader, writer) = connection.split();
-            writer.append(reader.buffer());
+            writer.append(reader.buffer_mut());
             writer.flush().await?;
         }
         Ok(())

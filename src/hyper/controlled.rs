@@ -39,12 +39,12 @@ impl Controlled for Connection {
     }
 
     fn input(&mut self) -> &mut LinkBuffer {
-        Connection::input(self)
+        Connection::input_mut(self)
     }
 
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let seen = self.input().len();
-        self.reader().poll_request(cx, seen)
+        self.reader_mut().poll_request(cx, seen)
     }
 
     fn gives_back(&self) -> bool {
@@ -59,7 +59,7 @@ impl Controlled for TlsConnection {
     }
 
     fn input(&mut self) -> &mut LinkBuffer {
-        TlsConnection::input(self)
+        TlsConnection::input_mut(self)
     }
 
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {

@@ -64,6 +64,6 @@ macro_rules! implement {
     };
 }
 
-implement!(Connection, reader, writer);
+implement!(Connection, reader_mut, writer_mut);
 #[cfg(feature = "rustls")]
 implement!(TlsConnection, reader, writer);

@@ -461,7 +461,7 @@ impl<P: Protocol> Receiving<P> {
                 Some(watch) => match watch.or_over(self.one(reader)).await {
                     Some(received) => received?,
                     None => {
-                        let received = reader.consumed() + reader.buffer().len() as u64;
+                        let received = reader.consumed() + reader.buffer_mut().len() as u64;
                         let Some(shared) = self.0.upgrade() else { return Ok(()) };
                         if watch.asks(received, shared.sender.unsent_len())? {
                             watch.asked = shared.ask();
@@ -482,7 +482,7 @@ impl<P: Protocol> Receiving<P> {
 
     /// Receives a message. False if nobody waits for any.
     async fn one(&self, reader: &mut Reader) -> io::Result<bool> {
-        if reader.buffer().is_empty() && !reader.next_request().await? {
+        if reader.buffer_mut().is_empty() && !reader.next_request().await? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut head = None;

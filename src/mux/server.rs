@@ -150,7 +150,7 @@ async fn next<P: Protocol>(
     match body.await {
         Ok(body) => Ok(head.map(|head| (head, body))),
         Err(error) => match error.kind() {
-            io::ErrorKind::UnexpectedEof if reader.buffer().is_empty() => Ok(None),
+            io::ErrorKind::UnexpectedEof if reader.buffer_mut().is_empty() => Ok(None),
             _ => Err(error),
         },
     }

@@ -97,8 +97,8 @@ pub(super) async fn relay(
     }
     let [first, second] = sides;
     for side in [&mut *first, &mut *second] {
-        side.reader().end_wait();
-        side.writer().end_wait();
+        side.reader_mut().end_wait();
+        side.writer_mut().end_wait();
     }
     let sides = [first, second];
     let Some(loans) = Loan::both(&sides).await else {
@@ -260,9 +260,9 @@ impl Bulk<'_> {
                 }
                 way.begun = true;
                 let side = &mut self.sides[from];
-                side.reader().take_arrived();
-                *self.bytes[from] += side.input().len() as u64;
-                way.rest.append(side.input());
+                side.reader_mut().take_arrived();
+                *self.bytes[from] += side.input_mut().len() as u64;
+                way.rest.append(side.input_mut());
                 way.rest.flush();
                 if !side.is_active() {
                     return Poll::Ready(Over::Leave);
@@ -335,7 +335,7 @@ impl Drop for Bulk<'_> {
             let unloaded = way.pipe.take().map_or(Ok(()), |mut pipe| pipe.unload(&mut way.rest));
             target.append(&mut way.rest);
             // If it is not open any more, it is known why.
-            let _ = target.writer().submit();
+            let _ = target.writer_mut().submit();
             if unloaded.is_err() {
                 // Not a FIN: that would look like the end of a whole message.
                 target.abort();

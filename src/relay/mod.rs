@@ -443,7 +443,7 @@ macro_rules! implement {
             }
 
             fn input(&mut self) -> &mut LinkBuffer {
-                self.input()
+                self.input_mut()
             }
 
             fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
@@ -473,6 +473,6 @@ macro_rules! implement {
     };
 }
 
-implement!(Connection, reader, writer, |self| self, Some(self));
+implement!(Connection, reader_mut, writer_mut, |self| self, Some(self));
 #[cfg(feature = "rustls")]
 implement!(TlsConnection, reader, writer, |self| self.connection(), None);

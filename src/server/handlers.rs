@@ -136,8 +136,8 @@ impl Builder {
     ///         });
     ///         // Until the peer ends it, or the server shuts down.
     ///         while reader.next_request().await? {
-    ///             println!("{} bytes", reader.buffer().len());
-    ///             reader.buffer().clear();
+    ///             println!("{} bytes", reader.buffer_mut().len());
+    ///             reader.buffer_mut().clear();
     ///         }
     ///         ticks.abort();
     ///         ticks.await.unwrap_or(Ok(()))

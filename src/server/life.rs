@@ -215,7 +215,7 @@ pub(super) async fn give<F>(
     let back = service.callbacks.disconnect.is_some().then(|| connection.lend());
     let handled = {
         let mut handling = pin!(async {
-            connection.reader().serve();
+            connection.reader_mut().serve();
             if let Some(connect) = &service.callbacks.connect {
                 connect(&mut connection).await?;
                 flush_staged(&mut connection).await?;
@@ -306,7 +306,7 @@ impl fmt::Display for Whole<'_> {
 
 /// Handles requests until the connection ends.
 async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>) -> io::Result<()> {
-    there(slot)?.reader().serve();
+    there(slot)?.reader_mut().serve();
     if let Some(connect) = &service.callbacks.connect {
         connect(there(slot)?).await?;
         flush_staged(there(slot)?).await?;
@@ -317,7 +317,7 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
     let mut seen = 0;
     let mut in_a_row = 0;
     loop {
-        let reader = there(slot)?.reader();
+        let reader = there(slot)?.reader_mut();
         let more = poll_fn(|cx| {
             if in_a_row == REQUESTS_MAX {
                 // Others had better have their turn.
@@ -349,16 +349,16 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
         }
         let connection = there(slot)?;
         flush_staged(connection).await?;
-        let idle = connection.reader().consumed() == consumed;
-        seen = if idle { connection.input().len() } else { 0 };
+        let idle = connection.reader_mut().consumed() == consumed;
+        seen = if idle { connection.input_mut().len() } else { 0 };
     }
 }
 
 /// Sends what the handler has staged and not flushed.
 fn flush_staged(connection: &mut Connection) -> impl Future<Output = io::Result<()>> {
-    let staged = connection.writer().staged_len() > 0;
+    let staged = connection.writer_mut().staged_len() > 0;
     poll_fn(move |cx| match staged {
-        true => connection.writer().poll_flush(cx),
+        true => connection.writer_mut().poll_flush(cx),
         false => Poll::Ready(Ok(())),
     })
 }

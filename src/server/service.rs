@@ -102,7 +102,7 @@ impl Service {
     ///     .pollers(1)
     ///     .on_request(async |connection: &mut Connection| {
     ///         let (reader, writer) = connection.split();
-    ///         writer.append(reader.buffer());
+    ///         writer.append(reader.buffer_mut());
     ///         writer.flush().await
     ///     })
     ///     .serve_here(Listener::bind("127.0.0.1:8080")?, |server| {

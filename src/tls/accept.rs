@@ -37,7 +37,7 @@ impl TlsAcceptor {
     /// One with the same configuration for all. Certificates by name are its
     /// [resolver's](rustls::server::ResolvesServerCertUsingSni) part.
     ///
-    /// If it allows early data, what came so is in [`input`](TlsConnection::input) already when the handshake is done, in front of the
+    /// If it allows early data, what came so is in [`input_mut`](TlsConnection::input_mut) already when the handshake is done, in front of the
     /// rest, so [`more`](TlsConnection::more) does not wait for it; and it may have been sent before by somebody else.
     pub fn new(config: Arc<ServerConfig>) -> TlsAcceptor {
         TlsAcceptor { choose: Choose::Always(config), timeout: Some(TIMEOUT) }
@@ -109,7 +109,7 @@ async fn hello(connection: &mut Connection) -> io::Result<Accepted> {
     }
     loop {
         connection.fill(seen + 1).await?;
-        let input = connection.input();
+        let input = connection.input_mut();
         let bytes = input.peek(input.len().min(seen + HELLO_BYTES_STEP))?;
         seen += acceptor.read_tls(&mut &bytes[seen..])?;
         match acceptor.accept() {
@@ -125,8 +125,8 @@ async fn hello(connection: &mut Connection) -> io::Result<Accepted> {
 
 /// If it cannot be told, there is nobody to tell it to.
 fn tell(connection: &mut Connection, mut alert: AcceptedAlert) {
-    let _ = alert.write_all(connection.writer().buffer());
-    let _ = connection.writer().submit();
+    let _ = alert.write_all(connection.writer_mut().buffer_mut());
+    let _ = connection.writer_mut().submit();
 }
 
 impl fmt::Debug for TlsAcceptor {

@@ -30,7 +30,7 @@ use crate::connection::Connection;
 /// tls.write(b"GET / HTTP/1.0\r\nhost: example.org\r\n\r\n")?;
 /// tls.flush().await?;
 /// while tls.more().await? {}
-/// println!("{} bytes", tls.input().len());
+/// println!("{} bytes", tls.input_mut().len());
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ const AHEAD_BYTES: usize = 64 << 10;
 /// A [`Connection`] over TLS, after its handshake: [`TlsAcceptor`](super::TlsAcceptor) gives one to servers, and
 /// [`TlsConnector`](super::TlsConnector) to clients.
 ///
-/// It is read and written as a [`Connection`] is: what was received and decrypted is in [`input`](TlsConnection::input), what is written
+/// It is read and written as a [`Connection`] is: what was received and decrypted is in [`input_mut`](TlsConnection::input_mut), what is written
 /// is staged, and goes out encrypted with [`flush`](TlsConnection::flush). Control, timeouts and socket options are those of the
 /// connection that it is on.
 ///
@@ -115,11 +115,11 @@ impl TlsConnection {
     }
 
     /// What was decrypted and not read. More may have arrived.
-    pub fn input(&mut self) -> &mut LinkBuffer {
+    pub fn input_mut(&mut self) -> &mut LinkBuffer {
         &mut self.plain
     }
 
-    /// Waits until [`input`](TlsConnection::input) holds at least `min_bytes`.
+    /// Waits until [`input_mut`](TlsConnection::input_mut) holds at least `min_bytes`.
     ///
     /// Polls that follow each other are one wait, as with [`Reader::poll_fill`](crate::Reader::poll_fill).
     ///
@@ -133,7 +133,7 @@ impl TlsConnection {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, text)))
     }
 
-    /// Waits for at least one byte more than [`input`](TlsConnection::input) holds; false at the end.
+    /// Waits for at least one byte more than [`input_mut`](TlsConnection::input_mut) holds; false at the end.
     ///
     /// # Errors
     /// See [`TlsConnection`].
@@ -141,7 +141,7 @@ impl TlsConnection {
         self.poll_plain(cx, self.plain.len() + 1, Wait::Bytes)
     }
 
-    /// Waits until something is in [`input`](TlsConnection::input); false at the end.
+    /// Waits until something is in [`input_mut`](TlsConnection::input_mut); false at the end.
     ///
     /// # Errors
     /// See [`TlsConnection`].
@@ -162,7 +162,7 @@ impl TlsConnection {
         min_bytes: usize,
         wait: Wait,
     ) -> Poll<io::Result<bool>> {
-        self.connection.reader().check_message(min_bytes)?;
+        self.connection.reader_mut().check_message(min_bytes)?;
         while self.plain.len() < min_bytes {
             match self.poll_record(cx, wait) {
                 Poll::Ready(Ok(Some(record))) => self.open(record, |_| 0)?,
@@ -188,7 +188,7 @@ impl TlsConnection {
 
     /// A record that has come.
     fn next_record(&mut self) -> Option<Slice> {
-        let input = self.connection.reader().buffer();
+        let input = self.connection.reader_mut().buffer_mut();
         let bytes = record_bytes(input);
         if self.session.peer_has_closed() || input.len() < bytes {
             return None;
@@ -202,9 +202,9 @@ impl TlsConnection {
         if self.session.peer_has_closed() {
             return Poll::Ready(Ok(None));
         }
-        let reader = self.connection.reader();
+        let reader = self.connection.reader_mut();
         loop {
-            let input = reader.buffer();
+            let input = reader.buffer_mut();
             let bytes = record_bytes(input);
             if input.len() >= bytes {
                 return Poll::Ready(Ok(Some(input.next(bytes)?)));
@@ -240,7 +240,7 @@ impl TlsConnection {
         });
         if answers.reserved_len() > 0 {
             // Of these there are few: one change of keys waits to be answered until something else is sent.
-            let writer = connection.writer();
+            let writer = connection.writer_mut();
             writer.append(answers);
             answers.release_memory();
             // If it cannot be sent, whoever sends something next is told.
@@ -260,13 +260,13 @@ impl TlsConnection {
                 }
             }
         }
-        self.connection.writer().poll_flush(cx)
+        self.connection.writer_mut().poll_flush(cx)
     }
 
     /// Sends what a client says first.
     pub(super) fn begin(&mut self) -> io::Result<()> {
-        let writer = self.connection.writer();
-        self.session.begin(writer.buffer())?;
+        let writer = self.connection.writer_mut();
+        self.session.begin(writer.buffer_mut())?;
         writer.submit()
     }
 
@@ -370,8 +370,8 @@ impl TlsConnection {
         if staged.is_empty() {
             return Ok(());
         }
-        let writer = connection.writer();
-        let (sent, result) = session.send(staged.chunks(), writer.buffer());
+        let writer = connection.writer_mut();
+        let (sent, result) = session.send(staged.chunks(), writer.buffer_mut());
         staged.skip(sent)?;
         if staged.is_empty() {
             staged.release_memory();
@@ -387,7 +387,7 @@ impl TlsConnection {
     /// See [`TlsConnection`].
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.submit()?;
-        self.connection.writer().poll_flush(cx)
+        self.connection.writer_mut().poll_flush(cx)
     }
 
     /// Hands over what is staged, and waits until the kernel has taken all of it.
@@ -396,7 +396,7 @@ impl TlsConnection {
     /// See [`TlsConnection`].
     pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.submit()?;
-        self.connection.writer().poll_drain(cx)
+        self.connection.writer_mut().poll_drain(cx)
     }
 
     /// Encrypts and hands over of `pieces` what there is room for below the watermark; see
@@ -410,14 +410,14 @@ impl TlsConnection {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_flush(cx))?;
-        let writer = self.connection.writer();
+        let writer = self.connection.writer_mut();
         let mut room = writer.room();
         let fitting = pieces.iter().map(|piece| {
             let n = piece.len().min(room);
             room -= n;
             &piece[..n]
         });
-        let (sent, result) = self.session.send(fitting, writer.buffer());
+        let (sent, result) = self.session.send(fitting, writer.buffer_mut());
         // What was taken is on its way.
         if sent == 0 {
             result?;
@@ -432,7 +432,7 @@ impl TlsConnection {
     /// See [`TlsConnection`].
     pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.finish();
-        self.connection.writer().poll_drain(cx)
+        self.connection.writer_mut().poll_drain(cx)
     }
 
     /// Ends the sending direction: what is staged goes out, `close_notify`, and the FIN. Receiving goes on. Harmless if it has ended
@@ -451,7 +451,7 @@ impl TlsConnection {
     /// If not all can be sent, the peer is not to believe that it was.
     fn say_the_end(&mut self) {
         if !self.session.has_closed() && self.submit().is_ok() {
-            let _ = self.session.close(self.connection.writer().buffer());
+            let _ = self.session.close(self.connection.writer_mut().buffer_mut());
         }
         self.staged.clear();
     }
@@ -497,7 +497,7 @@ impl TlsConnection {
         poll_fn(|cx| waiting.0.poll_drain(cx)).await
     }
 
-    /// Waits until [`input`](TlsConnection::input) holds at least `min_bytes`.
+    /// Waits until [`input_mut`](TlsConnection::input_mut) holds at least `min_bytes`.
     ///
     /// # Errors
     /// See [`TlsConnection`].
@@ -506,7 +506,7 @@ impl TlsConnection {
         poll_fn(|cx| waiting.0.poll_fill(cx, min_bytes)).await
     }
 
-    /// Waits for at least one byte more than [`input`](TlsConnection::input) holds; false at the end.
+    /// Waits for at least one byte more than [`input_mut`](TlsConnection::input_mut) holds; false at the end.
     ///
     /// # Errors
     /// See [`TlsConnection`].
@@ -631,7 +631,7 @@ impl TlsConnection {
 
     #[cfg(feature = "hyper")]
     pub(crate) fn flushed(&mut self) {
-        self.connection.writer().flushed();
+        self.connection.writer_mut().flushed();
     }
 
     pub(crate) fn writer(&mut self) -> &mut TlsConnection {

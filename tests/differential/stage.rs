@@ -184,7 +184,7 @@ fn serve(setup: Setup, current: &Arc<Mutex<Option<Arc<Desk>>>>, tight: bool) -> 
 }
 
 async fn callback(connection: &mut Connection, name: &'static str) -> io::Result<()> {
-    let desk = connection.state::<Arc<Desk>>().expect("set by the first callback").clone();
+    let desk = connection.state_mut::<Arc<Desk>>().expect("set by the first callback").clone();
     let _ = desk.calls.send(name);
     let (reader, writer) = connection.split();
     match desk.follow(reader, writer).await {

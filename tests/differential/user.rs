@@ -205,7 +205,7 @@ impl Desk {
                 self.check(at, &target[..filled])
             }
             ReadOp::More => Outcome::Value(u64::from(reader.more().await?)),
-            ReadOp::Buffered => Outcome::Value(reader.buffer().len() as u64),
+            ReadOp::Buffered => Outcome::Value(reader.buffer_mut().len() as u64),
             ReadOp::Control(op) => {
                 control(&reader.control(), op);
                 Outcome::Done

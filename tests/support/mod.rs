@@ -161,7 +161,7 @@ pub fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
 
 pub async fn echo(connection: &mut Connection) -> io::Result<()> {
     let (reader, writer) = connection.split();
-    writer.append(reader.buffer());
+    writer.append(reader.buffer_mut());
     writer.flush().await
 }
 

@@ -33,7 +33,7 @@ fn service(engine: Engine, messages: Option<Echo>) -> Service {
 /// The whole messages that have arrived.
 async fn answer(connection: &mut Connection, messages: Echo) -> io::Result<()> {
     let (reader, writer) = connection.split();
-    let buffer = reader.buffer();
+    let buffer = reader.buffer_mut();
     loop {
         let mut whole = messages.answerable(buffer.first_chunk());
         if whole == 0 {
@@ -52,6 +52,6 @@ async fn answer(connection: &mut Connection, messages: Echo) -> io::Result<()> {
 /// Gives back what has arrived.
 pub async fn echo(connection: &mut Connection) -> io::Result<()> {
     let (reader, writer) = connection.split();
-    writer.append(reader.buffer());
+    writer.append(reader.buffer_mut());
     writer.flush().await
 }

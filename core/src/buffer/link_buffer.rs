@@ -22,7 +22,7 @@ use crate::memory::{Pool, Tail};
 /// # Ownership
 /// - The buffer is plain data with one owner: every operation takes `&mut self` or `&self`, there is no lock and no
 ///   atomic but the reference count of a block.
-/// - What comes out ([`next`](LinkBuffer::next), [`until`](LinkBuffer::until)) is an owned [`Slice`]. It stays
+/// - What comes out ([`next`](LinkBuffer::next), [`until`](LinkBuffer::until)) is an owned [`Slice`](crate::Slice). It stays
 ///   valid, with the same bytes, whatever happens to the buffer and on whichever thread. There is no release call;
 ///   dropping the last slice of a block recycles it.
 /// - [`peek`](LinkBuffer::peek) borrows from the buffer, so the compiler ends it before the buffer changes.
@@ -56,7 +56,7 @@ use crate::memory::{Pool, Tail};
 /// In steady state none of them allocates: blocks come from the pool, and nodes from a list of the thread.
 ///
 /// # Errors
-/// An operation that fails returns an [`Error`] and leaves the buffer as it was. Only the trait implementations of
+/// An operation that fails returns an [`Error`](crate::Error) and leaves the buffer as it was. Only the trait implementations of
 /// `bytes::Buf` and `bytes::BufMut` panic where their contracts say so.
 ///
 /// ```

@@ -54,7 +54,7 @@ impl Reader {
     }
 
     /// What has been handed over and not been read. More may have arrived.
-    pub fn buffer(&mut self) -> &mut LinkBuffer {
+    pub fn buffer_mut(&mut self) -> &mut LinkBuffer {
         &mut self.buffer
     }
 
@@ -63,12 +63,12 @@ impl Reader {
         Arc::ptr_eq(&self.shared, writer.shared())
     }
 
-    /// Bytes read so far: handed over, and not in [`buffer`](Reader::buffer) any more.
+    /// Bytes read so far: handed over, and not in [`buffer_mut`](Reader::buffer_mut) any more.
     pub fn consumed(&self) -> u64 {
         (self.progress & !WAITING).saturating_sub(self.buffer.len() as u64)
     }
 
-    /// Waits until [`buffer`](Reader::buffer) holds at least `min_bytes`.
+    /// Waits until [`buffer_mut`](Reader::buffer_mut) holds at least `min_bytes`.
     ///
     /// Polls that follow each other are one wait, with one timeout, until there is a result or
     /// [`end_wait`](Reader::end_wait) is called. One that is left behind expires by itself: it is forgotten unless it is
@@ -145,7 +145,7 @@ impl Reader {
         io::Error::new(io::ErrorKind::InvalidData, text)
     }
 
-    /// Waits until [`buffer`](Reader::buffer) holds at least `min_bytes`.
+    /// Waits until [`buffer_mut`](Reader::buffer_mut) holds at least `min_bytes`.
     ///
     /// # Errors
     /// See [`Reader`].
@@ -154,7 +154,7 @@ impl Reader {
         poll_fn(|cx| waiting.0.poll_wanted(cx, min_bytes, OURS)).await
     }
 
-    /// Waits for at least one byte more than [`buffer`](Reader::buffer) holds; false at the end of the stream.
+    /// Waits for at least one byte more than [`buffer_mut`](Reader::buffer_mut) holds; false at the end of the stream.
     ///
     /// See [`poll_fill`](Reader::poll_fill) for what polls are one wait.
     pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
@@ -170,7 +170,7 @@ impl Reader {
         }
     }
 
-    /// Waits for at least one byte more than [`buffer`](Reader::buffer) holds; false at the end of the stream. For
+    /// Waits for at least one byte more than [`buffer_mut`](Reader::buffer_mut) holds; false at the end of the stream. For
     /// a parser that has found its message incomplete.
     ///
     /// # Errors
@@ -423,7 +423,7 @@ impl Reader {
     }
 
     /// Takes the socket away from its poller, and waits until the kernel holds nothing of it on the poller's behalf. What
-    /// has arrived until then is in [`buffer`](Reader::buffer). The connection can not be used any more then, but
+    /// has arrived until then is in [`buffer_mut`](Reader::buffer_mut). The connection can not be used any more then, but
     /// the socket lives on in duplicates that were made of it.
     /// What was flushed and the kernel has not taken is dropped: [`drain`](super::Writer::drain) first.
     ///

@@ -73,7 +73,7 @@ impl Writer {
     /// # Errors
     /// [`OutOfMemory`](io::ErrorKind::OutOfMemory); nothing is staged then.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.buffer().write(bytes)?;
+        self.buffer_mut().write(bytes)?;
         Ok(())
     }
 
@@ -92,7 +92,7 @@ impl Writer {
     /// # Errors
     /// [`OutOfMemory`](io::ErrorKind::OutOfMemory).
     pub fn reserve(&mut self, n: usize) -> io::Result<&mut [MaybeUninit<u8>]> {
-        Ok(self.buffer().reserve(n)?)
+        Ok(self.buffer_mut().reserve(n)?)
     }
 
     /// Stages the first `n` bytes of the room reserved last.
@@ -110,7 +110,7 @@ impl Writer {
 
     /// What is staged: for writing by other means, such as `bytes::BufMut` or `std::fmt::Write`. Whatever is in
     /// it, flushed within the buffer or not, goes out with the next [`flush`](Writer::flush).
-    pub fn buffer(&mut self) -> &mut LinkBuffer {
+    pub fn buffer_mut(&mut self) -> &mut LinkBuffer {
         // The block that the last reply on this thread did not fill is still in the cache.
         if self.staged.tail_mut().is_none() {
             *self.staged.tail_mut() = Blocks::take_written();

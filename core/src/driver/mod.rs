@@ -126,7 +126,7 @@ impl Driver {
     }
 
     /// Registers a socket whose connect(2) is under way and gives its two halves;
-    /// [`Writer::poll_connected`] says when it has succeeded.
+    /// [`WriterSeam::poll_connected`](crate::seam::WriterSeam::poll_connected) says when it has succeeded.
     ///
     /// # Errors
     /// What the engine says; the socket is closed then.

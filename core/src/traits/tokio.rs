@@ -23,11 +23,11 @@ impl AsyncBufRead for Reader {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let reader = self.get_mut();
         ready!(reader.poll_buffered(cx))?;
-        Poll::Ready(Ok(reader.buffer().first_chunk()))
+        Poll::Ready(Ok(reader.buffer_mut().first_chunk()))
     }
 
     fn consume(self: Pin<&mut Self>, n: usize) {
-        let consumed = self.get_mut().buffer().skip(n);
+        let consumed = self.get_mut().buffer_mut().skip(n);
         debug_assert!(consumed.is_ok(), "more is consumed than there was");
     }
 }

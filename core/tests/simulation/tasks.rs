@@ -228,13 +228,13 @@ impl ReadOp {
             }
             ReadOp::Fill => {
                 reader.fill(n).await?;
-                assert!(reader.buffer().len() >= n);
+                assert!(reader.buffer_mut().len() >= n);
                 Got::Filled
             }
             ReadOp::More => {
-                let had = reader.buffer().len();
+                let had = reader.buffer_mut().len();
                 let more = reader.more().await?;
-                assert_eq!(more, reader.buffer().len() > had);
+                assert_eq!(more, reader.buffer_mut().len() > had);
                 if more { Got::Filled } else { Got::End }
             }
             ReadOp::SplitTo => Got::Bytes(reader.split_to(n).await?.read_bytes(n)?),
@@ -247,7 +247,7 @@ impl ReadOp {
                         self.0.end_wait();
                     }
                 }
-                let seen = reader.buffer().len();
+                let seen = reader.buffer_mut().len();
                 let request = Request(reader);
                 let more = poll_fn(|cx| request.0.poll_request(cx, seen)).await?;
                 if more { Got::Filled } else { Got::End }
@@ -287,7 +287,7 @@ impl ReadSide {
 
     /// Takes some of what was handed over.
     fn read_buffer(&mut self, env: &mut Env) {
-        let buffer = self.reader.buffer();
+        let buffer = self.reader.buffer_mut();
         let n = env.rng.below(buffer.len() as u64 + 1) as usize;
         let bytes = match env.rng.below(3) {
             0 => buffer.next(n).expect("buffered").to_vec(),
@@ -307,7 +307,7 @@ impl ReadSide {
 
     /// One call. An error if nothing more will come.
     async fn read(&mut self, env: &mut Env, op: ReadOp) -> Result<(), ()> {
-        let (at, buffered) = (self.at(), self.reader.buffer().len());
+        let (at, buffered) = (self.at(), self.reader.buffer_mut().len());
         let n = match op {
             ReadOp::Number => env.rng.pick(&[1, 4]),
             _ => env.rng.size(),
@@ -336,7 +336,7 @@ impl ReadSide {
         if matches!(op, ReadOp::Request) {
             self.link.state().within = got.is_some();
         }
-        let have = at + self.reader.buffer().len() as u64;
+        let have = at + self.reader.buffer_mut().len() as u64;
         let result = match got {
             None => Ok(()),
             Some(Ok(Got::Bytes(bytes))) => {
@@ -380,8 +380,8 @@ impl ReadSide {
         assert_eq!(self.reader.consumed(), self.at());
         if result.is_err() {
             // What had come before the end is still there.
-            let n = self.reader.buffer().len();
-            let rest = self.reader.buffer().next(n).expect("buffered").to_vec();
+            let n = self.reader.buffer_mut().len();
+            let rest = self.reader.buffer_mut().next(n).expect("buffered").to_vec();
             self.take(&rest);
         }
         result
@@ -452,7 +452,7 @@ impl WriteSide {
                 self.writer.append(&mut buffer);
             }
             4 => {
-                let buffer = self.writer.buffer();
+                let buffer = self.writer.buffer_mut();
                 buffer.write(&bytes).expect("memory");
                 buffer.flush();
             }
@@ -692,7 +692,7 @@ async fn detach(read: &mut ReadSide, write: &mut WriteSide, env: &mut Env) {
     let (result, _) = env.call(&read.link, Half::Reading, Goal::Detached, call).await;
     drop(detaching);
     if let Some(Ok(())) = result {
-        let rest = read.reader.buffer().len() as u64;
+        let rest = read.reader.buffer_mut().len() as u64;
         let state = read.link.state();
         assert!(state.released);
         assert!(state.read + rest == state.delivered || state.closed.is_some(), "lost: {state:?}");

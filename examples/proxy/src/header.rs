@@ -30,7 +30,7 @@ pub(crate) struct Ends {
 /// [`InvalidData`](io::ErrorKind::InvalidData) for what is no header; `UnexpectedEof`.
 pub(crate) async fn read(connection: &mut Connection) -> io::Result<Option<Ends>> {
     loop {
-        let there = connection.input().len().min(BYTES_MAX);
+        let there = connection.input_mut().len().min(BYTES_MAX);
         let bytes = connection.peek(there).await?;
         if let Some(length) = length(bytes)? {
             let ends = parsed(&bytes[..length])?;

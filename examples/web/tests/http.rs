@@ -184,7 +184,7 @@ fn an_upgrade_gives_the_connection(setup: Setup) {
                 connection.flush().await?;
                 while connection.more().await? {
                     let (reader, writer) = connection.split();
-                    writer.append(reader.buffer());
+                    writer.append(reader.buffer_mut());
                     writer.flush().await?;
                 }
                 io::Result::Ok(())

@@ -278,8 +278,8 @@ fn a_message_over_tls_costs_what_rustls_costs() {
             count_this_thread();
             let mut tls = acceptor.accept(connection).await?;
             while tls.more().await? {
-                let n = tls.input().len();
-                let mut front = tls.input().split_to(n)?;
+                let n = tls.input_mut().len();
+                let mut front = tls.input_mut().split_to(n)?;
                 tls.append(&mut front);
                 tls.flush().await?;
             }

@@ -72,8 +72,8 @@ where
 
 async fn echo(mut tls: TlsConnection) -> io::Result<()> {
     while tls.more().await? {
-        let n = tls.input().len();
-        let mut front = tls.input().split_to(n)?;
+        let n = tls.input_mut().len();
+        let mut front = tls.input_mut().split_to(n)?;
         tls.append(&mut front);
         tls.flush().await?;
     }
@@ -115,7 +115,7 @@ fn every_byte_arrives_once(setup: Setup) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(more) => assert!(more, "the end after {}", bytes - unseen),
             }
-            while let Some(chunk) = tls.input().next_chunk(usize::MAX) {
+            while let Some(chunk) = tls.input_mut().next_chunk(usize::MAX) {
                 assert!(seen.matches(&chunk), "other bytes after {}", bytes - unseen);
                 unseen -= chunk.len();
             }
@@ -142,7 +142,7 @@ fn messages_are_read_as_on_a_connection(setup: Setup) {
         assert_eq!(tls.read(&mut target).await?, 5);
         assert_eq!(&target, b"head-");
         tls.fill(5).await?;
-        assert_eq!(tls.input().len(), 5);
+        assert_eq!(tls.input_mut().len(), 5);
         let error = tls.until(b'\n', 3).await.expect_err("there is none");
         assert_eq!(error.kind(), ErrorKind::InvalidData);
         tls.write(b"a")?;
