@@ -1,12 +1,40 @@
-//! The Redis example as a process of its own, and a client that says exactly what goes over the wire.
+//! The server as a process of its own, and a client that says exactly what goes over the wire.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::Command;
 
-use crate::example::example;
 use crate::support::PATIENCE;
 use crate::support::process::Process;
+
+/// Each test is one on each engine, with a server that has as many pollers as it says, or one.
+#[macro_export]
+macro_rules! on_both_engines {
+    ($($name:ident,)*) => {
+        $crate::on_both_engines!(@ epoll $($name)*);
+        $crate::on_both_engines!(@ uring $($name)*);
+    };
+    (@ $engine:ident $($name:ident)*) => {
+        mod $engine {
+            $(
+                #[test]
+                fn $name() {
+                    super::$name($crate::common::Redis::start(stringify!($engine)));
+                }
+            )*
+        }
+    };
+}
+
+/// The program. Where there is no cargo, `DUOPOLL_TEST_EXAMPLES` names the directory it is in.
+fn program() -> PathBuf {
+    let given = std::env::var_os("DUOPOLL_TEST_EXAMPLES");
+    let given = given.map(|directory| PathBuf::from(directory).join("redis"));
+    given.filter(|program| program.exists()).unwrap_or(env!("CARGO_BIN_EXE_redis").into())
+}
 
 /// A running server.
 pub(crate) struct Redis {
@@ -15,9 +43,14 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
+    /// With two pollers, so that two connections are on different ones.
     pub(crate) fn start(engine: &str) -> Redis {
-        let mut command = Command::new(example("redis"));
-        command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--stats"]);
+        Redis::start_with(engine, &["--pollers", "2"])
+    }
+
+    pub(crate) fn start_with(engine: &str, flags: &[&str]) -> Redis {
+        let mut command = Command::new(program());
+        command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--stats"]).args(flags);
         let process = Process::start(command);
         let address = process.address.to_string();
         let port = address.strip_prefix("127.0.0.1:").expect("where it was told to").to_owned();
@@ -57,6 +90,10 @@ impl Redis {
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && complaint.is_empty(), "{name} {args:?}: {complaint}");
         String::from_utf8(output.stdout).expect("text")
+    }
+
+    pub(crate) fn port(&self) -> &str {
+        &self.port
     }
 
     pub(crate) fn resident_bytes(&self) -> usize {
