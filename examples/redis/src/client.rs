@@ -7,7 +7,7 @@ use std::task::Waker;
 use duopoll::{Address, Connection, Control};
 
 use crate::clock::clock;
-use crate::outbox::{Delivered, Message, Outbox};
+use crate::outbox::{Message, Outbox, TooMuch};
 
 /// A client, for those who are not on its connection.
 pub(crate) struct Client {
@@ -25,6 +25,7 @@ pub(crate) struct Client {
     pub(crate) last_command: AtomicU8,
     /// A key that it watches has changed. Written and read under the store's lock, as everything here.
     changed: AtomicBool,
+    ended: AtomicBool,
     facts: Mutex<Facts>,
 }
 
@@ -58,6 +59,7 @@ impl Client {
             last_seen: AtomicI64::new(now),
             last_command: AtomicU8::new(u8::MAX),
             changed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             facts: Mutex::default(),
         }
     }
@@ -72,13 +74,26 @@ impl Client {
         self.changed.swap(false, Ordering::Relaxed)
     }
 
-    /// Gives it a message. Its handler has to be woken, if it waits, and the connection of a client that does not read is ended.
-    pub(crate) fn deliver(&self, message: &Message, wakers: &mut Vec<Waker>) {
-        match self.outbox.deliver(message, self.facts().resp3) {
-            Delivered::Waits(waker) => wakers.extend(waker),
-            Delivered::TooMuch => self.control.abort(),
-            Delivered::Over => {}
+    /// Gives it a message, and says whether it gets any. One that does not read them is ended.
+    pub(crate) fn deliver(&self, message: &Message, wakers: &mut Vec<Waker>) -> bool {
+        if self.is_ended() {
+            return false;
         }
+        match self.outbox.put(message, self.facts().resp3) {
+            Ok(waker) => wakers.extend(waker),
+            Err(TooMuch) => self.end(),
+        }
+        true
+    }
+
+    /// Ends its connection, and with it what the client has waiting. For the others it is gone at once.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.control.abort();
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 
     pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {

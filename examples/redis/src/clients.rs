@@ -25,12 +25,8 @@ impl Clients {
         self.by_id.remove(&client.id);
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.by_id.len()
-    }
-
-    /// The oldest first.
+    /// Those that were not ended, the oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Client>> {
-        self.by_id.values()
+        self.by_id.values().filter(|client| !client.is_ended())
     }
 }

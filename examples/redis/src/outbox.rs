@@ -78,39 +78,30 @@ struct Waiting {
     count: usize,
     /// Of the handler, while it waits.
     waker: Option<Waker>,
-    /// It had too much waiting, and gets no more.
-    over: bool,
 }
 
-/// What comes of a message.
-pub(crate) enum Delivered {
-    /// The handler will take it; it is to be woken, if it waits.
-    Waits(Option<Waker>),
-    /// The client does not read: its connection is to be ended.
-    TooMuch,
-    /// The same was said before.
-    Over,
-}
+/// The client has more waiting than it may.
+pub(crate) struct TooMuch;
 
 impl Outbox {
-    pub(crate) fn deliver(&self, message: &Message, resp3: bool) -> Delivered {
+    /// Puts a message behind the others. Returns the handler's waker, if it waits.
+    ///
+    /// # Errors
+    /// If that is too much, or there is no memory; nothing is left in it then.
+    pub(crate) fn put(&self, message: &Message, resp3: bool) -> Result<Option<Waker>, TooMuch> {
         let mut waiting = self.lock();
-        if waiting.over {
-            return Delivered::Over;
-        }
         let written = message.write(&mut waiting.messages, resp3);
         waiting.messages.flush();
         waiting.count += 1;
-        if written.is_err()
-            || waiting.messages.len() + waiting.count * MESSAGE_BYTES > OUTBOX_BYTES_MAX
-        {
+        let bytes = waiting.messages.len() + waiting.count * MESSAGE_BYTES;
+        if written.is_err() || bytes > OUTBOX_BYTES_MAX {
             let unread = std::mem::take(&mut waiting.messages);
-            waiting.over = true;
+            waiting.count = 0;
             drop(waiting);
             drop(unread);
-            return Delivered::TooMuch;
+            return Err(TooMuch);
         }
-        Delivered::Waits(waiting.waker.take())
+        Ok(waiting.waker.take())
     }
 
     /// Moves what waits behind what is in a buffer.

@@ -32,6 +32,7 @@ pub(crate) struct Reply<'a> {
     /// Why replies are missing: there was no memory for them. Ends the connection.
     failed: Option<io::Error>,
     closing: bool,
+    is_cut: bool,
     /// The newer of the two protocols, which has more types.
     pub(crate) resp3: bool,
     /// The client does not want to hear of what it asks for.
@@ -41,7 +42,7 @@ pub(crate) struct Reply<'a> {
 impl<'a> Reply<'a> {
     /// Replies are collected in `out` and staged in `writer`.
     pub(crate) fn new(out: &'a mut Vec<u8>, writer: &'a mut Writer, resp3: bool) -> Reply<'a> {
-        Reply { out, writer, failed: None, closing: false, resp3, is_muted: false }
+        Reply { out, writer, failed: None, closing: false, is_cut: false, resp3, is_muted: false }
     }
 
     /// `text` with its type and line end, for instance `+OK\r\n`.
@@ -168,6 +169,12 @@ impl<'a> Reply<'a> {
         self.closing = true;
     }
 
+    /// Ends the connection, without the replies that were not flushed.
+    pub(crate) fn cut(&mut self) {
+        self.closing = true;
+        self.is_cut = true;
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
         self.closing || self.failed.is_some()
     }
@@ -190,6 +197,10 @@ impl<'a> Reply<'a> {
     /// # Errors
     /// If there was no memory for any of the replies.
     pub(crate) fn stage(mut self) -> io::Result<()> {
+        if self.is_cut {
+            self.out.clear();
+            self.writer.buffer().clear();
+        }
         self.hand_over();
         self.failed.map_or(Ok(()), Err)
     }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{COMMANDS, Call, NOT_AN_INTEGER, Outcome, SYNTAX, unknown_subcommand, wrong_arity};
+use super::{COMMANDS, Call, Outcome, SYNTAX, unknown_subcommand, wrong_arity};
 use crate::client::Client;
 use crate::clock::clock;
 use crate::numbers::parse_int;
@@ -118,8 +118,8 @@ fn reply(call: &mut Call<'_, '_>) -> Outcome {
     call.session.replies = match () {
         () if call.args.is(2, "ON") => Replies::On,
         () if call.args.is(2, "OFF") => Replies::Off,
-        () if call.args.is(2, "SKIP") && call.session.replies == Replies::On => Replies::SkipNext,
-        () if call.args.is(2, "SKIP") => call.session.replies,
+        () if call.args.is(2, "SKIP") && call.session.replies == Replies::Off => Replies::Off,
+        () if call.args.is(2, "SKIP") => Replies::SkipNext,
         () => return Err(SYNTAX),
     };
     call.reply.is_muted = call.session.replies != Replies::On;
@@ -240,8 +240,7 @@ fn kill(call: &mut Call<'_, '_>) -> Outcome {
             _ if index + 1 == args.len() => return Err(SYNTAX),
             b"id" => match parse_int(value) {
                 Some(id) if id > 0 => filter.id = Some(id),
-                Some(_) => return Err(BAD_ID),
-                None => return Err(NOT_AN_INTEGER),
+                _ => return Err(BAD_ID),
             },
             b"addr" => filter.address = Some(value),
             b"laddr" => filter.local_address = Some(value),
@@ -270,7 +269,7 @@ fn end(call: &mut Call<'_, '_>, filter: &Filter<'_>) -> usize {
         ended += 1;
         match client.id == own {
             true => call.reply.close(),
-            false => client.control.abort(),
+            false => client.end(),
         }
     }
     ended

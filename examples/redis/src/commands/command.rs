@@ -15,7 +15,7 @@ pub(super) fn command(call: &mut Call<'_, '_>) -> Outcome {
         for name in args.from(2) {
             match find(name) {
                 Some(index) => describe(call, &COMMANDS[usize::from(index)]),
-                None => call.reply.null_array(),
+                None => call.reply.null(),
             }
         }
     } else if args.is(1, "DOCS") {

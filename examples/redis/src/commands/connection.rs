@@ -18,7 +18,7 @@ const NO_PASSWORD: Error = error(
 const WRONG_PASSWORD: Error =
     error("WRONGPASS invalid username-password pair or user is disabled.");
 const HELLO_NEEDS_PASSWORD: Error = error(
-    "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time",
+    "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time",
 );
 
 /// The user whom everybody is.

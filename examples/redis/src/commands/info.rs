@@ -63,7 +63,7 @@ fn info_clients(call: &Call<'_, '_>, text: &mut String) {
     let _ = write!(
         text,
         "connected_clients:{}\r\nblocked_clients:0\r\npubsub_clients:{subscribers}\r\n",
-        clients.len(),
+        clients.iter().count(),
     );
 }
 

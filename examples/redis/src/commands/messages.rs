@@ -3,12 +3,16 @@
 use duopoll::Slice;
 
 use super::{Call, Outcome, unknown_subcommand, wrong_arity};
+use crate::client::Client;
 use crate::glob::{Case, matches};
 use crate::outbox::{Message, SHARED_BYTES_MIN};
-use crate::reply::Reply;
+use crate::reply::{Error, Reply, error};
 use crate::session::{Names, Session};
 use crate::store::Store;
 use crate::values::Text;
+
+const MISUSED_CHANNELS: Error =
+    error("unknown subcommand or wrong number of arguments for 'CHANNELS'. Try PUBSUB HELP.");
 
 /// What a client has subscribed to: channels, or patterns of them.
 struct Kind {
@@ -107,29 +111,29 @@ pub(super) fn publish(call: &mut Call<'_, '_>) -> Outcome {
         text => Slice::from(text.to_vec()),
     });
     let Call { store, session, reply, .. } = call;
-    let store = &mut **store;
+    let Store { channels, patterns, wakers, .. } = &mut **store;
+    // Says whether the client gets it.
+    let mut give = |client: &Client, message: &Message| {
+        if client.id == session.client.id && !session.executes {
+            put(reply, message);
+            return true;
+        }
+        client.deliver(message, wakers)
+    };
     let mut receivers = 0;
-    let clients = store.channels.clients(channel);
+    let clients = channels.clients(channel);
     if clients.len() > 0 {
-        receivers += clients.len();
         let message = Message::new(&[b"message", channel], payload, shared.as_ref());
-        for client in clients {
-            let own = client.id == session.client.id && !session.executes;
-            if own { put(reply, &message) } else { client.deliver(&message, &mut store.wakers) }
+        receivers += clients.filter(|client| give(client, &message)).count();
+    }
+    for (pattern, clients) in patterns.iter() {
+        if matches(pattern, channel, Case::Matters) {
+            let parts: [&[u8]; 3] = [b"pmessage", pattern, channel];
+            let message = Message::new(&parts, payload, shared.as_ref());
+            receivers += clients.filter(|client| give(client, &message)).count();
         }
     }
-    for (pattern, clients) in store.patterns.iter() {
-        if !matches(pattern, channel, Case::Matters) {
-            continue;
-        }
-        let message = Message::new(&[b"pmessage", pattern, channel], payload, shared.as_ref());
-        for client in clients {
-            receivers += 1;
-            let own = client.id == session.client.id && !session.executes;
-            if own { put(reply, &message) } else { client.deliver(&message, &mut store.wakers) }
-        }
-    }
-    reply.count(receivers);
+    call.reply.count(receivers);
     Ok(())
 }
 
@@ -159,7 +163,7 @@ pub(super) fn pubsub(call: &mut Call<'_, '_>) -> Outcome {
     } else {
         return Err(match () {
             () if args.is(1, "NUMPAT") => wrong_arity("pubsub|numpat"),
-            () if args.is(1, "CHANNELS") => wrong_arity("pubsub|channels"),
+            () if args.is(1, "CHANNELS") => MISUSED_CHANNELS,
             () => unknown_subcommand(args),
         });
     }

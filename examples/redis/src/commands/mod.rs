@@ -227,10 +227,10 @@ fn may_run(index: u8, session: &Session) -> Result<u8, Error> {
 #[cold]
 fn refuse(call: &mut Call<'_, '_>, error: &Error) {
     if is_http(call.args.get(0)) {
-        return call.reply.close();
+        return call.reply.cut();
     }
     match &mut call.session.transaction {
-        Some(_) if call.args.is(0, "EXEC") => transactions::abort(call, error),
+        _ if call.args.is(0, "EXEC") => transactions::abort(call, error),
         Some(transaction) => {
             transaction.refused = true;
             call.reply.error(error);
