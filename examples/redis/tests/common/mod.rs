@@ -2,7 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
@@ -118,11 +118,23 @@ impl Client {
     /// The next bytes are these.
     pub(crate) fn receive(&mut self, expected: &str) {
         let mut bytes = vec![0; expected.len()];
-        if let Err(error) = self.stream.read_exact(&mut bytes) {
-            panic!("{error} instead of {expected:?}");
+        let (mut got, mut ended) = (0, None);
+        while got < bytes.len() && ended.is_none() {
+            match self.stream.read(&mut bytes[got..]) {
+                Ok(0) => ended = Some(ErrorKind::UnexpectedEof),
+                Ok(n) => got += n,
+                Err(error) => ended = Some(error.kind()),
+            }
         }
-        let (got, expected) = (bytes.escape_ascii(), expected.as_bytes());
-        assert!(bytes == expected, "{got} instead of {}", expected.escape_ascii());
+        let (got, expected) = (&bytes[..got], expected.as_bytes());
+        if got != expected {
+            let same = got.iter().zip(expected).take_while(|(one, other)| one == other).count();
+            let from = |bytes: &[u8]| {
+                bytes[same..].chunks(200).next().map(|n| n.escape_ascii().to_string())
+            };
+            let (got, expected) = (from(got), from(expected));
+            panic!("{got:?} instead of {expected:?}, behind {same} bytes; ended: {ended:?}");
+        }
     }
 
     /// The next bytes are these, and the last.
@@ -130,6 +142,14 @@ impl Client {
         let mut bytes = Vec::new();
         self.stream.read_to_end(&mut bytes).expect("the end");
         assert_eq!(String::from_utf8_lossy(&bytes), expected);
+    }
+
+    /// The other end has ended it, if by a reset.
+    pub(crate) fn ends(&mut self) {
+        match self.stream.read(&mut [0]) {
+            Ok(len) => assert_eq!(len, 0, "the end"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
+        }
     }
 
     pub(crate) fn ask(&mut self, request: &str, reply: &str) {
