@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use ::redis::{Commands, Connection, ProtocolVersion, PubSubCommands};
+use ::redis::{Commands, Connection, ProtocolVersion};
 use common::Redis;
 use support::PATIENCE;
 
@@ -41,6 +41,13 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/redis_clients").join(name)
 }
 
+/// A program that fails if it takes too long: a client that waits for a reply for ever has found an error, too.
+fn patient(program: PathBuf) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg((2 * PATIENCE.as_secs()).to_string()).arg(program);
+    command
+}
+
 /// It ends well. What it prints is shown if it does not.
 fn ends_well(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -50,13 +57,13 @@ fn ends_well(command: &mut Command) {
 }
 
 fn python(name: &str, redis: &Redis) {
-    let mut python = Command::new(installed(name).join("bin/python"));
+    let mut python = patient(installed(name).join("bin/python"));
     ends_well(python.arg(script("client.py")).arg(redis.port()));
 }
 
 fn node(name: &str, redis: &Redis) {
     // With the modules of the newest redis-py comes Node.js.
-    let mut node = Command::new(installed("redis_py").join("bin/node"));
+    let mut node = patient(installed("redis_py").join("bin/node"));
     node.env("NODE_PATH", installed("redis_node").join("node_modules"));
     ends_well(node.arg(script("node").join(name)).arg(redis.port()));
 }
@@ -70,7 +77,7 @@ fn redis_py_5_finds_no_error(redis: Redis) {
 }
 
 fn go_redis_finds_no_error(redis: Redis) {
-    let mut client = Command::new(installed("goredis/goredis"));
+    let mut client = patient(installed("goredis/goredis"));
     ends_well(client.arg(format!("127.0.0.1:{}", redis.port())));
 }
 

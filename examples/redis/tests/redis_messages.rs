@@ -390,11 +390,14 @@ fn an_expired_key_was_changed(redis: Redis) {
     client.ask("MULTI\r\nPING\r\nEXEC\r\n", "+OK\r\n+QUEUED\r\n*-1\r\n");
 }
 
+/// A request about a name.
+type Request = fn(&str) -> String;
+
 /// Whatever is added and removed meanwhile.
 fn a_scan_finds_what_is_there_all_the_time(redis: Redis) {
     let members = scaled(2000);
     let mut random = Random::new(7);
-    let scans: [(&str, fn(&str) -> String, fn(&str) -> String, usize); 4] = [
+    let scans: [(&str, Request, Request, usize); 4] = [
         ("SCAN", |name| format!("SET {name} v\r\n"), |name| format!("DEL {name}\r\n"), 1),
         ("HSCAN h", |name| format!("HSET h {name} v\r\n"), |name| format!("HDEL h {name}\r\n"), 2),
         ("SSCAN s", |name| format!("SADD s {name}\r\n"), |name| format!("SREM s {name}\r\n"), 1),

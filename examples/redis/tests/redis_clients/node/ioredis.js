@@ -58,8 +58,8 @@ async function check(options) {
   (await patterns).forEach((message, n) => assert.deepEqual(message, ["js:*", "js:news", String(n)]));
   if (options.protocol === 2) await assert.rejects(subscriber.get("js:a"), /subscriber mode/);
   else assert.equal(await subscriber.get("js:a"), "3");
-  await subscriber.unsubscribe();
-  await subscriber.punsubscribe();
+  await subscriber.unsubscribe("js:news");
+  await subscriber.punsubscribe("js:*");
   assert.equal(await subscriber.get("js:a"), "3");
 
   for (const one of [client, other, subscriber]) assert.equal(await one.quit(), "OK");
