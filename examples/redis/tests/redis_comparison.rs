@@ -231,9 +231,16 @@ impl Theirs {
             .args(["--port", "0", "--databases", "1", "--save", "", "--unixsocket"])
             .arg(&socket);
         command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().unwrap_or_else(|error| {
+        let said = Command::new("redis-server").arg("--version").output().unwrap_or_else(|error| {
             panic!("redis-server cannot be run: {error}. It is in Debian's package of this name.")
         });
+        // Others word some of their errors in other ways.
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert!(
+            said.contains("v=7.0."),
+            "it is compared with redis-server 7.0, and this is: {said}"
+        );
+        let child = command.spawn().expect("redis-server runs");
         let theirs = Theirs { child, socket };
         eventually("redis-server listens", || UnixStream::connect(&theirs.socket).is_ok());
         theirs

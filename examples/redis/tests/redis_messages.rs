@@ -188,22 +188,26 @@ fn large_messages_are_whole(redis: Redis) {
     }
 }
 
-/// What was published before an UNSUBSCRIBE was run comes before its confirmation, and nothing after it.
+/// What was published before an UNSUBSCRIBE was run comes before its confirmation, and nothing after it: as many messages come as
+/// the publisher was told of.
 fn who_unsubscribes_gets_nothing_more(redis: Redis) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let mut publisher = redis.connect();
         let over = &over;
-        scope.spawn(move || {
+        let publishing = scope.spawn(move || {
+            let mut received = 0;
             while !over.load(Ordering::Relaxed) {
-                publisher.send(b"PUBLISH news x\r\n");
-                publisher.line();
+                publisher.send("PUBLISH news x\r\n".repeat(10).as_bytes());
+                received += (0..10).filter(|_| publisher.line() == ":1").count();
             }
+            received
         });
         let mut client = redis.connect();
+        let mut messages = 0;
         for _ in 0..scaled(1000) {
-            client.send(b"SUBSCRIBE news\r\nUNSUBSCRIBE news\r\nPING\r\n");
-            client.receive("*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n");
+            client.ask("SUBSCRIBE news\r\n", "*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n");
+            let mut unsubscribing = false;
             loop {
                 client.receive("*3\r\n");
                 let kind = (client.line(), client.line()).1;
@@ -213,10 +217,15 @@ fn who_unsubscribes_gets_nothing_more(redis: Redis) {
                 }
                 assert_eq!(kind, "message");
                 client.receive("$1\r\nx\r\n");
+                messages += 1;
+                if !std::mem::replace(&mut unsubscribing, true) {
+                    client.send(b"UNSUBSCRIBE news\r\nPING\r\n");
+                }
             }
             client.receive(":0\r\n+PONG\r\n");
         }
         over.store(true, Ordering::Relaxed);
+        assert_eq!(publishing.join().expect("no panic"), messages);
     });
 }
 
