@@ -103,6 +103,7 @@ impl Drop for Compared {
 
 impl Compared {
     fn note(&mut self, said: &[u8], expected: &[u8], input: impl Fn() -> String) {
+        self.count += 1;
         let (said, expected) = (alike(said), alike(expected));
         if said != expected {
             let input = input();
@@ -125,7 +126,6 @@ impl Compared {
 
     /// On a connection of their own, of an empty server. Their end is the end of what is said.
     fn bytes(&mut self, input: &[u8]) {
-        self.count += 1;
         self.flush();
         let mut ours = self.ours.connect().stream;
         let said = whole(&mut ours, input, |stream| stream.shutdown(Shutdown::Write));
