@@ -19,7 +19,7 @@ readonly AUTO_KERNELS=" 6.12 "
 # What tells the families apart lies above what the kernels differ in: the host runs IPv6, and a machine that is asked for.
 readonly IPV6_KERNELS=" "
 # The tests that run: those of the facade and the unit tests of both engines.
-readonly PACKAGES=(duopoll duopoll-epoll duopoll-uring)
+readonly PACKAGES=(duopoll duopoll-epoll duopoll-uring duopoll-redis)
 readonly TRIPLE=x86_64-unknown-linux-gnu
 # A machine that is not done after so long has failed, and is ended.
 readonly VM_LIMIT_SECONDS=${VM_LIMIT_SECONDS:-900}
@@ -146,8 +146,11 @@ build_tests() {
         [ -e "$target/$TRIPLE/debug/examples/$name" ] || continue
         strip -o "$work/root/tests/examples/$name" "$target/$TRIPLE/debug/examples/$name"
     done
+    strip -o "$work/root/tests/examples/redis" "$target/$TRIPLE/debug/redis"
     # It needs iproute2 and namespaces.
     rm "$work"/plan/veth.*
+    # They need programs that the machine has not.
+    rm "$work"/plan/redis_{clients,comparison}.*
     if [ -n "$only_test" ]; then
         for path in "$work"/plan/*; do
             sed -i "/$only_test/!d" "$path"
@@ -155,7 +158,7 @@ build_tests() {
     fi
     # What is not run, and why: nothing is left out in silence.
     echo "not run: duopoll-core's tests, which make no system call but mmap; doc tests; the benches' tests"
-    echo "not run: veth, which needs more of a machine than there is"
+    echo "not run: veth, redis_clients and redis_comparison, which need more of a machine than there is"
     [ -z "$only_test" ] || echo "not run: tests that have no $only_test in their names"
     for name in "$work"/plan/*.auto; do
         name=$(basename "$name" .auto)

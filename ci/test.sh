@@ -5,11 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 missing=
-for tool in redis-benchmark ip curl openssl wrk h2load dig kdig dnsperf; do command -v "$tool" >/dev/null || missing=yes; done
+for tool in redis-benchmark redis-server ip curl openssl wrk h2load dig kdig dnsperf; do command -v "$tool" >/dev/null || missing=yes; done
 if [ -n "$missing" ]; then
     sudo=$([ "$(id -u)" = 0 ] || echo sudo)
     $sudo apt-get update --quiet
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes redis-tools iproute2 curl openssl wrk nghttp2-client \
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes redis-tools redis-server iproute2 curl openssl wrk nghttp2-client \
         bind9-dnsutils knot-dnsutils dnsperf
 fi
 ci/clients.sh

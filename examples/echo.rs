@@ -12,8 +12,12 @@ use std::process::ExitCode;
 
 use duopoll::Connection;
 
-const PROGRAM: flags::Program =
-    flags::Program { about: "An echo server.", listen: "127.0.0.1:7000", tls: false };
+const PROGRAM: flags::Program = flags::Program {
+    about: "An echo server.",
+    listen: "127.0.0.1:7000",
+    tls: false,
+    password: false,
+};
 
 fn main() -> ExitCode {
     flags::main(&PROGRAM, |flags| flags.builder().on_request(echo).serve(flags.listener()?))

@@ -28,6 +28,7 @@ const PROGRAM: flags::Program = flags::Program {
     about: "A server of calls over few connections; with --connect in place of --listen, its client.",
     listen: "127.0.0.1:7100",
     tls: false,
+    password: false,
 };
 
 fn main() -> ExitCode {

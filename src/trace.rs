@@ -136,13 +136,19 @@ pub(crate) fn within<T>(span: &::tracing::Span, poll: impl FnOnce() -> T) -> T {
     if span.is_disabled() { poll() } else { span.in_scope(poll) }
 }
 
+/// There is none.
 #[cfg(not(feature = "tracing"))]
-#[inline]
-pub(crate) fn request() {}
+pub(crate) struct Span;
 
 #[cfg(not(feature = "tracing"))]
 #[inline]
-pub(crate) fn within<T>((): &(), poll: impl FnOnce() -> T) -> T {
+pub(crate) fn request() -> Span {
+    Span
+}
+
+#[cfg(not(feature = "tracing"))]
+#[inline]
+pub(crate) fn within<T>(_: &Span, poll: impl FnOnce() -> T) -> T {
     poll()
 }
 
@@ -165,12 +171,14 @@ pub(crate) fn http_span<B>(request: &::hyper::Request<B>) -> ::tracing::Span {
 }
 
 #[cfg(all(not(feature = "tracing"), feature = "hyper"))]
-pub(crate) fn handling_http<F>((): (), future: F) -> Spanned<F> {
+pub(crate) fn handling_http<F>(_: Span, future: F) -> Spanned<F> {
     future
 }
 
 #[cfg(all(not(feature = "tracing"), feature = "hyper"))]
-pub(crate) fn http_span<B>(request: &::hyper::Request<B>) {}
+pub(crate) fn http_span<B>(request: &::hyper::Request<B>) -> Span {
+    Span
+}
 
 #[cfg(feature = "tracing")]
 fn peer(control: &Control) -> Option<::tracing::field::DisplayValue<std::net::SocketAddr>> {

@@ -74,12 +74,12 @@ pub fn available() -> Result<(), String> {
 }
 
 fn example() -> PathBuf {
-    process::target_folder().join("release/examples/redis")
+    process::target_folder().join("release/redis")
 }
 
 /// Builds this project's example, or says why there is none.
 pub fn build_example() -> Result<(), String> {
-    let example = ["--release", "--package", "duopoll", "--example", "redis"];
+    let example = ["--release", "--package", "duopoll-redis"];
     process::build("the Redis example", &example)
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Program {
     pub(crate) listen: &'static str,
     /// Whether it has `--tls`.
     pub(crate) tls: bool,
+    /// Whether it has `--password`.
+    pub(crate) password: bool,
 }
 
 /// The flags.
@@ -41,6 +43,7 @@ pub(crate) struct Flags {
     write_timeout: Option<Duration>,
     max_connections: Option<usize>,
     memory_budget: Option<usize>,
+    password: Option<String>,
     #[cfg(feature = "zerocopy")]
     zerocopy: Option<usize>,
     #[cfg(feature = "rustls")]
@@ -82,6 +85,12 @@ impl Flags {
     #[allow(dead_code, reason = "not every example has TLS")]
     pub(crate) fn tls(&self) -> Option<Option<&Path>> {
         self.tls.as_ref().map(|tls| tls.certificate.as_deref())
+    }
+
+    /// What clients have to say before anything else.
+    #[allow(dead_code, reason = "not every example asks for one")]
+    pub(crate) fn password(&self) -> Option<&str> {
+        self.password.as_deref()
     }
 
     /// Whether any port will do.
@@ -164,7 +173,8 @@ fn complain(code: u8, error: &dyn Display) -> ExitCode {
 }
 
 fn help(program: &Program) -> String {
-    let Program { about, listen, tls } = program;
+    let Program { about, listen, tls, password } = program;
+    let password = if *password { HELP_FOR_PASSWORD } else { "" };
     let tls = if *tls { HELP_FOR_TLS } else { "" };
     format!(
         "{about}
@@ -182,7 +192,7 @@ Flags:
                              reset when it is used up (default: half of the memory there is)
   --zerocopy BYTES           send pieces from so many bytes on without a copy (default: none); needs a build with
                              --features zerocopy
-{tls}  --stats                    print the library's counters as one line of JSON at the end
+{tls}{password}  --stats                    print the library's counters as one line of JSON at the end
   --help                     print this
 
 Seconds may have a fraction. Prints one line when it is ready. SIGINT and SIGTERM end it gracefully. Exit code 0 then, 1 if the system refuses something, 2 for a bad flag.
@@ -194,6 +204,10 @@ Seconds may have a fraction. Prints one line when it is ready. SIGINT and SIGTER
 const HELP_FOR_TLS: &str = "  --tls                      TLS, with a certificate for localhost that is made now; needs a build with
                              --features rustls-ring
   --tls-certificate FILE     the same, and put the certificate there
+";
+
+const HELP_FOR_PASSWORD: &str =
+    "  --password PASSWORD        clients have to say it before anything else (default: none)
 ";
 
 /// The flags, or none if help was asked for.
@@ -208,6 +222,7 @@ fn parse(program: &Program) -> Result<Option<Flags>, lexopt::Error> {
         write_timeout: None,
         max_connections: None,
         memory_budget: None,
+        password: None,
         #[cfg(feature = "zerocopy")]
         zerocopy: None,
         #[cfg(feature = "rustls")]
@@ -226,6 +241,7 @@ fn parse(program: &Program) -> Result<Option<Flags>, lexopt::Error> {
             "help" => return Ok(None),
             "stats" => flags.stats = true,
             "tls" | "tls-certificate" if program.tls => set_tls(&mut flags, &name, &mut parser)?,
+            "password" if program.password => flags.password = Some(parser.value()?.string()?),
             _ => set(&mut flags, &name, &mut parser)?,
         }
     }

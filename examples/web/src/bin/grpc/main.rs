@@ -43,6 +43,7 @@ const PROGRAM: flags::Program = flags::Program {
     about: "A gRPC server of a service that echoes, with health and reflection; with call in place of flags, its client.",
     listen: "127.0.0.1:50051",
     tls: true,
+    password: false,
 };
 
 fn main() -> ExitCode {

@@ -40,6 +40,7 @@ const PROGRAM: flags::Program = flags::Program {
     about: "A web server of a few pages by HTTP/1, HTTP/2 and HTTP/3, always with TLS: /, /sum (JSON), /count/N (streamed), /upload, /source.",
     listen: "127.0.0.1:8443",
     tls: true,
+    password: false,
 };
 
 /// What a socket holds of what comes faster than it is read.

@@ -32,6 +32,7 @@ const PROGRAM: flags::Program = flags::Program {
     about: "A web server of a few pages: /, /sum (JSON), /count/N (streamed), /upload, /source, /socket (WebSocket).",
     listen: "127.0.0.1:8080",
     tls: true,
+    password: false,
 };
 
 fn main() -> ExitCode {

@@ -4,11 +4,15 @@ use super::{Call, Outcome, SYNTAX, wrong_arity};
 use crate::values::{Fields, Set, Text};
 
 pub(super) fn sadd(call: &mut Call<'_, '_>) -> Outcome {
-    let set = call.store.find_or_make::<Set>(call.args.get(1))?;
+    let key = call.args.get(1);
+    let set = call.store.find_or_make::<Set>(key)?;
     let mut added = 0;
     for index in 2..call.args.len() {
         let name = || call.args.text(index);
         added += usize::from(set.insert(call.args.get(index), name, ()));
+    }
+    if added > 0 {
+        call.store.touch(key);
     }
     call.reply.count(added);
     Ok(())
@@ -21,6 +25,8 @@ pub(super) fn srem(call: &mut Call<'_, '_>) -> Outcome {
         removed = call.args.from(2).filter(|name| set.remove(name)).count();
         if set.is_empty() {
             call.store.remove(key);
+        } else if removed > 0 {
+            call.store.touch(key);
         }
     }
     call.reply.count(removed);
@@ -42,10 +48,10 @@ pub(super) fn sismember(call: &mut Call<'_, '_>) -> Outcome {
 
 pub(super) fn smembers(call: &mut Call<'_, '_>) -> Outcome {
     let Some(set) = call.store.read_as::<Set>(call.args.get(1))? else {
-        call.reply.array(0);
+        call.reply.set(0);
         return Ok(());
     };
-    call.reply.array(set.len());
+    call.reply.set(set.len());
     for (name, ()) in set.iter() {
         call.reply.text(name);
     }
@@ -62,7 +68,7 @@ pub(super) fn spop(call: &mut Call<'_, '_>) -> Outcome {
     let len = call.store.find::<Set>(key)?.map_or(0, |set| set.len());
     let popped = count.unwrap_or(1).min(len);
     match count {
-        Some(_) => call.reply.array(popped),
+        Some(_) => call.reply.set(popped),
         None if len == 0 => call.reply.null(),
         None => {}
     }
@@ -76,6 +82,8 @@ pub(super) fn spop(call: &mut Call<'_, '_>) -> Outcome {
     }
     if popped == len {
         call.store.remove(key);
+    } else if popped > 0 {
+        call.store.touch(key);
     }
     Ok(())
 }
@@ -97,13 +105,15 @@ fn set_fields(call: &mut Call<'_, '_>, name: &str) -> Result<usize, crate::reply
     if call.args.len() % 2 != 0 {
         return Err(wrong_arity(name));
     }
-    let fields = call.store.find_or_make::<Fields>(call.args.get(1))?;
+    let key = call.args.get(1);
+    let fields = call.store.find_or_make::<Fields>(key)?;
     let mut added = 0;
     for index in (2..call.args.len()).step_by(2) {
         let name = || Text::from(call.args.get(index));
         let value = call.args.text(index + 1);
         added += usize::from(fields.insert(call.args.get(index), name, value));
     }
+    call.store.touch(key);
     Ok(added)
 }
 
@@ -115,10 +125,10 @@ pub(super) fn hget(call: &mut Call<'_, '_>) -> Outcome {
 
 pub(super) fn hgetall(call: &mut Call<'_, '_>) -> Outcome {
     let Some(fields) = call.store.read_as::<Fields>(call.args.get(1))? else {
-        call.reply.array(0);
+        call.reply.map(0);
         return Ok(());
     };
-    call.reply.array(2 * fields.len());
+    call.reply.map(fields.len());
     for (name, value) in fields.iter() {
         call.reply.text(name);
         call.reply.text(value);
@@ -139,6 +149,8 @@ pub(super) fn hdel(call: &mut Call<'_, '_>) -> Outcome {
         removed = call.args.from(2).filter(|name| fields.remove(name)).count();
         if fields.is_empty() {
             call.store.remove(key);
+        } else if removed > 0 {
+            call.store.touch(key);
         }
     }
     call.reply.count(removed);

@@ -1,10 +1,10 @@
 //! Commands on strings.
 
 use super::{Call, NOT_AN_INTEGER, Outcome, SYNTAX, wrong_arity};
+use crate::clock::clock;
 use crate::numbers::{Digits, parse_int};
 use crate::reply::{Error, error};
 use crate::resp::BULK_BYTES_MAX;
-use crate::store::clock;
 use crate::values::Text;
 
 const TOO_LONG: Error = error("string exceeds maximum allowed size (proto-max-bulk-len)");
@@ -195,6 +195,7 @@ fn add(call: &mut Call<'_, '_>, amount: i64) -> Outcome {
             let sum = value.checked_add(amount).ok_or(OVERFLOW)?;
             // In place, because the key keeps its deadline.
             *text = Digits::of(sum).as_bytes().into();
+            call.store.touch(key);
             sum
         }
         None => {
@@ -207,14 +208,15 @@ fn add(call: &mut Call<'_, '_>, amount: i64) -> Outcome {
 }
 
 pub(super) fn append(call: &mut Call<'_, '_>) -> Outcome {
-    let tail = call.args.get(2);
-    let text = call.store.find_or_make::<Text>(call.args.get(1))?;
+    let (key, tail) = (call.args.get(1), call.args.get(2));
+    let text = call.store.find_or_make::<Text>(key)?;
     let len = text.len() + tail.len();
     if len > BULK_BYTES_MAX {
         return Err(TOO_LONG);
     }
     *text = [&**text, tail].concat().into();
     call.reply.count(len);
+    call.store.touch(key);
     Ok(())
 }
 

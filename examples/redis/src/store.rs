@@ -1,4 +1,4 @@
-//! The keys, and when they expire.
+//! The keys, when they expire, and who is to hear of what happens to them.
 //!
 //! An expired key is removed when it is looked up, and by two sweeps: a small one with every batch of requests, and
 //! one by a thread of its own, which sleeps for good while no key has a deadline.
@@ -6,14 +6,17 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use hashbrown::HashMap;
-use hashbrown::hash_map::EntryRef;
-
+use crate::clients::Clients;
+use crate::clock::clock;
+use crate::interest::Interest;
+use crate::keyspace::{Entry, Keyspace, NEVER};
 use crate::reply::{Error, error};
-use crate::values::{Kind, Text, Value};
+use crate::stats::Stats;
+use crate::values::{Cursor, Kind, Text, Value};
 
 /// What a command says that meets a value of another kind.
 pub(crate) const WRONG_TYPE: Error =
@@ -34,13 +37,13 @@ pub(crate) struct SharedStore {
 }
 
 impl SharedStore {
-    /// An empty store, and the thread that sweeps it.
+    /// An empty store, and the thread that sweeps it. Clients have to say the password, if there is one.
     ///
     /// # Errors
     /// If the system has no thread for it.
-    pub(crate) fn start() -> io::Result<Arc<SharedStore>> {
+    pub(crate) fn start(password: Option<&str>) -> io::Result<Arc<SharedStore>> {
         let expiring = Arc::new(Condvar::new());
-        let store = Mutex::new(Store::new(expiring.clone()));
+        let store = Mutex::new(Store::new(expiring.clone(), password));
         let shared = Arc::new(SharedStore { store, expiring });
         let swept = shared.clone();
         // Nobody joins it: it has nothing to finish when the process ends.
@@ -73,81 +76,43 @@ impl SharedStore {
     }
 }
 
-/// Milliseconds since 1970.
-pub(crate) fn clock() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// The deadline of a key that does not expire.
-const NEVER: i64 = i64::MAX;
-
 /// The keys.
 pub(crate) struct Store {
-    keys: HashMap<Text, Entry>,
+    keys: Keyspace,
     /// The keys that expire, the next one first.
     deadlines: BTreeSet<(i64, Text)>,
     expiring: Arc<Condvar>,
     /// The time of the batch; kept only while there are deadlines.
     now: i64,
     random: u64,
+    pub(crate) password: Option<Box<[u8]>>,
+    pub(crate) clients: Clients,
+    /// Keys, by those who watch them.
+    pub(crate) watched: Interest,
+    /// Channels and patterns of them, by those who have subscribed to them.
+    pub(crate) channels: Interest,
+    pub(crate) patterns: Interest,
+    /// Handlers that have messages, to be woken without the lock.
+    pub(crate) wakers: Vec<Waker>,
     /// For INFO.
     pub(crate) stats: Stats,
 }
 
-struct Entry {
-    value: Value,
-    deadline: i64,
-}
-
-/// What INFO tells.
-pub(crate) struct Stats {
-    pub(crate) started: Instant,
-    pub(crate) clients: u64,
-    pub(crate) connections: u64,
-    pub(crate) commands: u64,
-    pub(crate) hits: u64,
-    pub(crate) misses: u64,
-    pub(crate) expired: u64,
-}
-
-impl Stats {
-    fn new() -> Stats {
-        Stats {
-            started: Instant::now(),
-            clients: 0,
-            connections: 0,
-            commands: 0,
-            hits: 0,
-            misses: 0,
-            expired: 0,
-        }
-    }
-
-    pub(crate) fn connect(&mut self) {
-        self.clients += 1;
-        self.connections += 1;
-    }
-
-    pub(crate) fn disconnect(&mut self) {
-        self.clients = self.clients.saturating_sub(1);
-    }
-
-    /// For CONFIG RESETSTAT.
-    pub(crate) fn reset(&mut self) {
-        *self = Stats { started: self.started, clients: self.clients, ..Stats::new() };
-    }
-}
-
 impl Store {
-    fn new(expiring: Arc<Condvar>) -> Store {
+    fn new(expiring: Arc<Condvar>, password: Option<&str>) -> Store {
         let now = clock();
         Store {
-            keys: HashMap::new(),
+            keys: Keyspace::default(),
             deadlines: BTreeSet::new(),
             expiring,
             now,
             random: now.unsigned_abs(),
+            password: password.map(|password| password.as_bytes().into()),
+            clients: Clients::default(),
+            watched: Interest::default(),
+            channels: Interest::default(),
+            patterns: Interest::default(),
+            wakers: Vec::new(),
             stats: Stats::new(),
         }
     }
@@ -171,6 +136,7 @@ impl Store {
             if let Some((_, key)) = self.deadlines.pop_first() {
                 self.keys.remove(&key);
                 self.stats.expired += 1;
+                self.touch(&key);
             }
         }
         true
@@ -225,68 +191,77 @@ impl Store {
             // An expired one is not found.
             self.contains(key);
         }
-        let entry = match self.keys.entry_ref(key) {
-            EntryRef::Occupied(entry) => entry.into_mut(),
-            EntryRef::Vacant(vacant) => {
-                let empty = Entry { value: K::empty(), deadline: NEVER };
-                vacant.insert_with_key(key.into(), empty)
-            }
-        };
-        K::of(&mut entry.value).ok_or(WRONG_TYPE)
+        K::of(self.keys.get_or_insert(key, K::empty)).ok_or(WRONG_TYPE)
     }
 
     #[inline]
     fn entry(&mut self, key: &[u8], reads: bool) -> Option<&mut Entry> {
-        match self.keys.entry_ref(key) {
-            EntryRef::Vacant(_) => {
-                self.stats.misses += u64::from(reads);
-                None
-            }
-            EntryRef::Occupied(entry) if entry.get().deadline > self.now => {
-                self.stats.hits += u64::from(reads);
-                Some(entry.into_mut())
-            }
-            EntryRef::Occupied(entry) => {
-                let (key, entry) = entry.remove_entry();
-                self.deadlines.remove(&(entry.deadline, key));
-                self.stats.expired += 1;
-                self.stats.misses += u64::from(reads);
-                None
-            }
+        let Some(bucket) = self.keys.find(key) else {
+            self.stats.misses += u64::from(reads);
+            return None;
+        };
+        if self.keys.at(bucket).is_none_or(|entry| entry.deadline <= self.now) {
+            self.remove(key);
+            self.stats.expired += 1;
+            self.stats.misses += u64::from(reads);
+            return None;
         }
+        self.stats.hits += u64::from(reads);
+        self.keys.at(bucket)
     }
 
     /// Sets a key, which then does not expire, whatever it held before.
     #[inline]
     pub(crate) fn set(&mut self, key: &[u8], value: Text) {
-        let value = Value::Text(value);
-        match self.keys.entry_ref(key) {
-            EntryRef::Vacant(vacant) => {
-                vacant.insert_with_key(key.into(), Entry { value, deadline: NEVER });
-            }
-            EntryRef::Occupied(mut entry) => {
-                let old = std::mem::replace(entry.get_mut(), Entry { value, deadline: NEVER });
-                if old.deadline != NEVER {
-                    self.deadlines.remove(&(old.deadline, key.into()));
-                }
-            }
+        let deadline = self.keys.set(key, Value::Text(value));
+        if deadline != NEVER {
+            self.deadlines.remove(&(deadline, key.into()));
         }
+        self.touch(key);
     }
 
     /// Removes a key; says whether it was there.
     pub(crate) fn remove(&mut self, key: &[u8]) -> bool {
-        let EntryRef::Occupied(entry) = self.keys.entry_ref(key) else { return false };
-        let (key, entry) = entry.remove_entry();
+        let Some(entry) = self.keys.remove(key) else { return false };
+        self.touch(key);
         if entry.deadline != NEVER {
-            self.deadlines.remove(&(entry.deadline, key));
+            self.deadlines.remove(&(entry.deadline, entry.key));
         }
         entry.deadline > self.now
     }
 
     /// Removes every key.
     pub(crate) fn clear(&mut self) {
-        self.keys = HashMap::new();
+        for (key, clients) in self.watched.iter() {
+            if self.keys.find(key).is_some() {
+                clients.for_each(|client| client.note_change());
+            }
+        }
+        self.keys = Keyspace::default();
         self.deadlines.clear();
+    }
+
+    /// The value at a key has changed in place: those who watch it are to know. What sets or removes a key tells by itself.
+    #[inline]
+    pub(crate) fn touch(&self, key: &[u8]) {
+        if !self.watched.is_empty() {
+            self.watched.clients(key).for_each(|client| client.note_change());
+        }
+    }
+
+    /// The keys that have not expired.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.keys.iter().filter(|entry| entry.deadline > self.now)
+    }
+
+    /// Keys for a scan, and where it goes on; see [`Keyspace::scan`].
+    pub(crate) fn scan(
+        &self,
+        cursor: Cursor,
+        count: usize,
+    ) -> (impl Iterator<Item = &Entry>, Cursor) {
+        let (entries, next) = self.keys.scan(cursor, count);
+        (entries.filter(|entry| entry.deadline > self.now), next)
     }
 
     /// When a key expires: no key, no deadline, or milliseconds since 1970.
@@ -299,7 +274,7 @@ impl Store {
     /// key.
     pub(crate) fn set_deadline(&mut self, key: &[u8], deadline: Option<i64>) {
         let deadline = deadline.unwrap_or(NEVER);
-        let Some(entry) = self.keys.get_mut(key) else { return };
+        let Some(entry) = self.keys.get(key) else { return };
         let old = std::mem::replace(&mut entry.deadline, deadline);
         if old != NEVER {
             self.deadlines.remove(&(old, key.into()));
@@ -312,6 +287,7 @@ impl Store {
             }
             self.deadlines.insert((deadline, key.into()));
         }
+        self.touch(key);
     }
 
     /// A random number below `bound`, or 0 if that is 0. Good enough to pick a member, not for secrets.

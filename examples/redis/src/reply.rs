@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::io;
 
-use duopoll::Writer;
+use duopoll::{LinkBuffer, Writer};
 
 use crate::numbers::{Digits, format_float};
 use crate::values::Text;
@@ -22,6 +22,9 @@ pub(crate) const fn error(text: &'static str) -> Error {
     Cow::Borrowed(text.as_bytes())
 }
 
+/// Redis' codes that are not ERR, which come with the text.
+const CODES: &[&[u8]] = &[b"WRONGTYPE ", b"NOPROTO ", b"NOAUTH ", b"WRONGPASS ", b"EXECABORT "];
+
 /// The replies to a batch of requests.
 pub(crate) struct Reply<'a> {
     out: &'a mut Vec<u8>,
@@ -29,12 +32,17 @@ pub(crate) struct Reply<'a> {
     /// Why replies are missing: there was no memory for them. Ends the connection.
     failed: Option<io::Error>,
     closing: bool,
+    is_cut: bool,
+    /// The newer of the two protocols, which has more types.
+    pub(crate) resp3: bool,
+    /// The client does not want to hear of what it asks for.
+    pub(crate) is_muted: bool,
 }
 
 impl<'a> Reply<'a> {
     /// Replies are collected in `out` and staged in `writer`.
-    pub(crate) fn new(out: &'a mut Vec<u8>, writer: &'a mut Writer) -> Reply<'a> {
-        Reply { out, writer, failed: None, closing: false }
+    pub(crate) fn new(out: &'a mut Vec<u8>, writer: &'a mut Writer, resp3: bool) -> Reply<'a> {
+        Reply { out, writer, failed: None, closing: false, is_cut: false, resp3, is_muted: false }
     }
 
     /// `text` with its type and line end, for instance `+OK\r\n`.
@@ -47,16 +55,18 @@ impl<'a> Reply<'a> {
     }
 
     pub(crate) fn null(&mut self) {
-        self.raw("$-1\r\n");
+        self.raw(if self.resp3 { "_\r\n" } else { "$-1\r\n" });
     }
 
     pub(crate) fn null_array(&mut self) {
-        self.raw("*-1\r\n");
+        self.raw(if self.resp3 { "_\r\n" } else { "*-1\r\n" });
     }
 
     pub(crate) fn error(&mut self, error: &Error) {
-        // Redis' codes that are not ERR come with the text.
-        let coded = [&b"WRONGTYPE "[..], b"NOPROTO "].iter().any(|code| error.starts_with(code));
+        if self.is_muted {
+            return;
+        }
+        let coded = CODES.iter().any(|code| error.starts_with(code));
         self.out.extend_from_slice(if coded { b"-" } else { b"-ERR " });
         let printable = |byte: &u8| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte };
         self.out.extend(error.iter().map(printable));
@@ -77,6 +87,44 @@ impl<'a> Reply<'a> {
         self.number(b'*', len as i64);
     }
 
+    /// The head of a map: so many pairs must follow.
+    pub(crate) fn map(&mut self, len: usize) {
+        match self.resp3 {
+            true => self.number(b'%', len as i64),
+            false => self.array(2 * len),
+        }
+    }
+
+    /// The head of a set: as many replies must follow.
+    pub(crate) fn set(&mut self, len: usize) {
+        self.number(if self.resp3 { b'~' } else { b'*' }, len as i64);
+    }
+
+    /// The head of what the client has not asked for.
+    pub(crate) fn push(&mut self, len: usize) {
+        self.number(if self.resp3 { b'>' } else { b'*' }, len as i64);
+    }
+
+    /// A word, such as the OK of [`ok`](Reply::ok).
+    pub(crate) fn word(&mut self, word: &str) {
+        self.put(b"+");
+        self.put(word.as_bytes());
+        self.put(b"\r\n");
+    }
+
+    /// A text for people.
+    pub(crate) fn verbatim(&mut self, text: &str) {
+        match self.resp3 {
+            true => {
+                self.number(b'=', text.len() as i64 + 4);
+                self.put(b"txt:");
+                self.put(text.as_bytes());
+                self.put(b"\r\n");
+            }
+            false => self.bulk(text.as_bytes()),
+        }
+    }
+
     pub(crate) fn bulk(&mut self, bytes: &[u8]) {
         self.number(b'$', bytes.len() as i64);
         self.put(bytes);
@@ -84,13 +132,21 @@ impl<'a> Reply<'a> {
     }
 
     pub(crate) fn float(&mut self, value: f64) {
-        self.bulk(format_float(value).as_bytes());
+        let digits = format_float(value);
+        match self.resp3 {
+            true => {
+                self.put(b",");
+                self.put(digits.as_bytes());
+                self.put(b"\r\n");
+            }
+            false => self.bulk(digits.as_bytes()),
+        }
     }
 
     /// A stored value.
     pub(crate) fn text(&mut self, text: &Text) {
         match text {
-            Text::Slice(slice) if slice.len() >= PUSH_BYTES_MIN => {
+            Text::Slice(slice) if slice.len() >= PUSH_BYTES_MIN && !self.is_muted => {
                 self.number(b'$', slice.len() as i64);
                 self.hand_over();
                 self.writer.push(slice.clone());
@@ -113,8 +169,22 @@ impl<'a> Reply<'a> {
         self.closing = true;
     }
 
+    /// Ends the connection, without the replies that were not flushed.
+    pub(crate) fn cut(&mut self) {
+        self.closing = true;
+        self.is_cut = true;
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
         self.closing || self.failed.is_some()
+    }
+
+    /// Something that is written as it goes over the wire. Also for clients that want no replies.
+    pub(crate) fn append(&mut self, write: impl FnOnce(&mut LinkBuffer) -> io::Result<()>) {
+        self.hand_over();
+        if self.failed.is_none() {
+            self.failed = write(self.writer.buffer_mut()).err();
+        }
     }
 
     /// Bytes of replies that were not flushed.
@@ -127,12 +197,19 @@ impl<'a> Reply<'a> {
     /// # Errors
     /// If there was no memory for any of the replies.
     pub(crate) fn stage(mut self) -> io::Result<()> {
+        if self.is_cut {
+            self.out.clear();
+            self.writer.buffer_mut().clear();
+        }
         self.hand_over();
         self.failed.map_or(Ok(()), Err)
     }
 
     #[inline]
     fn number(&mut self, kind: u8, value: i64) {
+        if self.is_muted {
+            return;
+        }
         if let Ok(digit @ 0..=9) = u8::try_from(value) {
             self.out.extend_from_slice(&[kind, b'0' + digit, b'\r', b'\n']);
             return;
@@ -144,6 +221,9 @@ impl<'a> Reply<'a> {
 
     #[inline]
     fn put(&mut self, bytes: &[u8]) {
+        if self.is_muted {
+            return;
+        }
         self.out.extend_from_slice(bytes);
         if self.out.len() >= COLLECT_BYTES_MAX {
             self.hand_over();

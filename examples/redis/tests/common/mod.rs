@@ -1,12 +1,40 @@
-//! The Redis example as a process of its own, and a client that says exactly what goes over the wire.
+//! The server as a process of its own, and a client that says exactly what goes over the wire.
 
-use std::io::{Read, Write};
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::Command;
 
-use crate::example::example;
 use crate::support::PATIENCE;
 use crate::support::process::Process;
+
+/// Each test is one on each engine, with a server that has as many pollers as it says, or one.
+#[macro_export]
+macro_rules! on_both_engines {
+    ($($name:ident,)*) => {
+        $crate::on_both_engines!(@ epoll $($name)*);
+        $crate::on_both_engines!(@ uring $($name)*);
+    };
+    (@ $engine:ident $($name:ident)*) => {
+        mod $engine {
+            $(
+                #[test]
+                fn $name() {
+                    super::$name($crate::common::Redis::start(stringify!($engine)));
+                }
+            )*
+        }
+    };
+}
+
+/// The program. Where there is no cargo, `DUOPOLL_TEST_EXAMPLES` names the directory it is in.
+fn program() -> PathBuf {
+    let given = std::env::var_os("DUOPOLL_TEST_EXAMPLES");
+    let given = given.map(|directory| PathBuf::from(directory).join("redis"));
+    given.filter(|program| program.exists()).unwrap_or(env!("CARGO_BIN_EXE_redis").into())
+}
 
 /// A running server.
 pub(crate) struct Redis {
@@ -15,9 +43,14 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
+    /// With two pollers, so that two connections are on different ones.
     pub(crate) fn start(engine: &str) -> Redis {
-        let mut command = Command::new(example("redis"));
-        command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--stats"]);
+        Redis::start_with(engine, &["--pollers", "2"])
+    }
+
+    pub(crate) fn start_with(engine: &str, flags: &[&str]) -> Redis {
+        let mut command = Command::new(program());
+        command.args(["--listen", "127.0.0.1:0", "--engine", engine, "--stats"]).args(flags);
         let process = Process::start(command);
         let address = process.address.to_string();
         let port = address.strip_prefix("127.0.0.1:").expect("where it was told to").to_owned();
@@ -59,6 +92,10 @@ impl Redis {
         String::from_utf8(output.stdout).expect("text")
     }
 
+    pub(crate) fn port(&self) -> &str {
+        &self.port
+    }
+
     pub(crate) fn resident_bytes(&self) -> usize {
         self.process.resident_bytes()
     }
@@ -81,11 +118,23 @@ impl Client {
     /// The next bytes are these.
     pub(crate) fn receive(&mut self, expected: &str) {
         let mut bytes = vec![0; expected.len()];
-        if let Err(error) = self.stream.read_exact(&mut bytes) {
-            panic!("{error} instead of {expected:?}");
+        let (mut got, mut ended) = (0, None);
+        while got < bytes.len() && ended.is_none() {
+            match self.stream.read(&mut bytes[got..]) {
+                Ok(0) => ended = Some(ErrorKind::UnexpectedEof),
+                Ok(n) => got += n,
+                Err(error) => ended = Some(error.kind()),
+            }
         }
-        let (got, expected) = (bytes.escape_ascii(), expected.as_bytes());
-        assert!(bytes == expected, "{got} instead of {}", expected.escape_ascii());
+        let (got, expected) = (&bytes[..got], expected.as_bytes());
+        if got != expected {
+            let same = got.iter().zip(expected).take_while(|(one, other)| one == other).count();
+            let from = |bytes: &[u8]| {
+                bytes[same..].chunks(200).next().map(|n| n.escape_ascii().to_string())
+            };
+            let (got, expected) = (from(got), from(expected));
+            panic!("{got:?} instead of {expected:?}, behind {same} bytes; ended: {ended:?}");
+        }
     }
 
     /// The next bytes are these, and the last.
@@ -93,6 +142,14 @@ impl Client {
         let mut bytes = Vec::new();
         self.stream.read_to_end(&mut bytes).expect("the end");
         assert_eq!(String::from_utf8_lossy(&bytes), expected);
+    }
+
+    /// The other end has ended it, if by a reset.
+    pub(crate) fn ends(&mut self) {
+        match self.stream.read(&mut [0]) {
+            Ok(len) => assert_eq!(len, 0, "the end"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
+        }
     }
 
     pub(crate) fn ask(&mut self, request: &str, reply: &str) {

@@ -1,8 +1,9 @@
 //! Commands on keys, whatever they hold.
 
-use super::{Call, Outcome, SYNTAX};
+use super::{Call, Outcome, SYNTAX, unknown_subcommand, wrong_arity};
+use crate::clock::clock;
+use crate::encoding;
 use crate::reply::{Error, error};
-use crate::store::clock;
 
 const NX_WITH_OTHERS: Error =
     error("NX and XX, GT or LT options at the same time are not compatible");
@@ -22,7 +23,21 @@ pub(super) fn exists(call: &mut Call<'_, '_>) -> Outcome {
 
 pub(super) fn kind(call: &mut Call<'_, '_>) -> Outcome {
     let value = call.store.read(call.args.get(1));
-    call.reply.raw(value.map_or("+none\r\n", |value| value.kind()));
+    call.reply.word(value.map_or("none", |value| value.kind()));
+    Ok(())
+}
+
+pub(super) fn object(call: &mut Call<'_, '_>) -> Outcome {
+    if !call.args.is(1, "ENCODING") {
+        return Err(unknown_subcommand(call.args));
+    }
+    if call.args.len() != 3 {
+        return Err(wrong_arity("object|encoding"));
+    }
+    match call.store.read(call.args.get(2)) {
+        Some(value) => call.reply.bulk(encoding::of(value).as_bytes()),
+        None => call.reply.null(),
+    }
     Ok(())
 }
 

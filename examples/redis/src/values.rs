@@ -4,11 +4,12 @@ use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, VecDeque};
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::ops::Deref;
+use std::num::NonZeroUsize;
+use std::ops::{Deref, Range};
 
 use duopoll::Slice;
 use hashbrown::hash_table::Entry;
-use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 /// Bytes that a text holds without memory of its own.
 const INLINE_BYTES_MAX: usize = 38;
@@ -101,11 +102,11 @@ impl Value {
     /// The kind, as the command TYPE names it.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
-            Value::Text(_) => "+string\r\n",
-            Value::List(_) => "+list\r\n",
-            Value::Set(_) => "+set\r\n",
-            Value::Fields(_) => "+hash\r\n",
-            Value::Sorted(_) => "+zset\r\n",
+            Value::Text(_) => "string",
+            Value::List(_) => "list",
+            Value::Set(_) => "set",
+            Value::Fields(_) => "hash",
+            Value::Sorted(_) => "zset",
         }
     }
 }
@@ -199,10 +200,14 @@ impl<V> Table<V> {
     }
 
     pub(crate) fn remove(&mut self, name: &[u8]) -> bool {
+        self.take(name).is_some()
+    }
+
+    pub(crate) fn take(&mut self, name: &[u8]) -> Option<(Text, V)> {
         let hash = self.hasher.hash_one(name);
         let same = |&index: &usize| *self.items[index].0 == *name;
-        let Some(&index) = self.index.find(hash, same) else { return false };
-        self.remove_at(index).is_some()
+        let index = *self.index.find(hash, same)?;
+        self.remove_at(index)
     }
 
     /// Takes the member at a place out.
@@ -228,12 +233,49 @@ impl<V> Table<V> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Text, V)> {
         self.items.iter()
     }
+
+    /// The names, without the rest.
+    pub(crate) fn into_names(self) -> impl Iterator<Item = Text> {
+        self.items.into_iter().map(|(name, _)| name)
+    }
+
+    /// Up to `count` members for a scan, and where it goes on. It goes from the last place to the first: a member that takes the
+    /// place of one that was removed comes from a higher one, so none that is there all the time is passed by.
+    pub(crate) fn scan(&self, cursor: Cursor, count: usize) -> (&[(Text, V)], Cursor) {
+        let (range, next) = cursor.range(self.items.len(), count);
+        (self.items.get(range).unwrap_or_default(), next)
+    }
 }
+
+/// Where a scan stands: how many places, from the first on, it has not seen. None at its beginning, and at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cursor(Option<NonZeroUsize>);
+
+impl Cursor {
+    pub(crate) fn new(value: u64) -> Cursor {
+        Cursor(NonZeroUsize::new(usize::try_from(value).unwrap_or(usize::MAX)))
+    }
+
+    pub(crate) fn value(self) -> usize {
+        self.0.map_or(0, NonZeroUsize::get)
+    }
+
+    /// The next places of a scan among `len`, and where it goes on. A table that is small is seen at once.
+    pub(crate) fn range(self, len: usize, count: usize) -> (Range<usize>, Cursor) {
+        let end = self.0.map_or(len, |end| end.get().min(len));
+        let at_once = self.0.is_none() && len <= SMALL_LEN_MAX;
+        let start = if at_once { 0 } else { end.saturating_sub(count) };
+        (start..end, Cursor(NonZeroUsize::new(start)))
+    }
+}
+
+/// Members that a scan gives at once, whatever it was asked for.
+const SMALL_LEN_MAX: usize = 128;
 
 /// Members in the order of their scores, then of their names.
 #[derive(Default)]
 pub(crate) struct Sorted {
-    scores: HashMap<Text, f64>,
+    scores: Table<f64>,
     order: BTreeSet<(Score, Text)>,
 }
 
@@ -252,14 +294,15 @@ impl Sorted {
 
     /// Puts a member in, or moves it.
     pub(crate) fn insert(&mut self, name: Text, score: f64) {
-        if let Some(old) = self.scores.insert(name.clone(), score) {
+        if let Some(old) = self.score(&name) {
             self.order.remove(&(Score(old), name.clone()));
         }
+        self.scores.insert(&name, || name.clone(), score);
         self.order.insert((Score(score), name));
     }
 
     pub(crate) fn remove(&mut self, name: &[u8]) -> bool {
-        let Some((name, score)) = self.scores.remove_entry(name) else { return false };
+        let Some((name, score)) = self.scores.take(name) else { return false };
         self.order.remove(&(Score(score), name))
     }
 
@@ -269,6 +312,11 @@ impl Sorted {
         let (Score(score), name) = popped?;
         self.scores.remove(&name);
         Some((name, score))
+    }
+
+    /// See [`Table::scan`].
+    pub(crate) fn scan(&self, cursor: Cursor, count: usize) -> (&[(Text, f64)], Cursor) {
+        self.scores.scan(cursor, count)
     }
 
     /// All members with their scores, in order.

@@ -1,114 +1,92 @@
-//! A server that speaks the Redis protocol: the usual commands on strings, lists, sets, hashes and sorted sets.
+//! The handler of a connection: runs what has arrived, and waits for the rest of what has arrived in part.
 //!
-//! ```text
-//! cargo run --release --example redis
-//! redis-cli -p 6380 set greeting hello
-//! redis-benchmark -p 6380 -q
-//! ```
-//!
-//! The life of a request: [`resp`] finds its arguments where they lie in the connection's input, [`commands`] looks
-//! it up and runs it on the [`store`], [`reply`] stages the answer. All requests that have arrived together are
-//! answered with one flush. Nothing is persisted, and there is one database.
-
-#[path = "redis/commands.rs"]
-mod commands;
-#[path = "common/flags.rs"]
-mod flags;
-#[path = "redis/numbers.rs"]
-mod numbers;
-#[path = "redis/reply.rs"]
-mod reply;
-#[path = "redis/resp.rs"]
-mod resp;
-#[path = "redis/store.rs"]
-mod store;
-#[path = "redis/values.rs"]
-mod values;
+//! A client that has subscribed is another matter: its handler does not return, since messages may come for it at any time. It
+//! waits for requests and messages at once.
 
 use std::cell::Cell;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::process::ExitCode;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
 
-use duopoll::{Connection, LinkBuffer, Writer};
+use duopoll::{Connection, LinkBuffer, Reader, Writer};
 
-use reply::Reply;
-use resp::{BULK_BYTES_MAX, Parser, Step};
-use store::SharedStore;
+use crate::client::Client;
+use crate::clock::clock;
+use crate::commands;
+use crate::reply::Reply;
+use crate::resp::{self, Parser, Step};
+use crate::session::Session;
+use crate::store::SharedStore;
 
 /// Replies staged before they are flushed although more requests wait, in bytes. With the watermark of the
 /// connection this bounds what a client costs that sends and never reads.
 const STAGED_BYTES_MAX: usize = 256 << 10;
 /// A request that is longer than this and not complete moves out of the input piece by piece, so that the input
 /// never has to be copied together as a whole.
-const IN_PLACE_BYTES_MAX: usize = 256 << 10;
+pub(crate) const IN_PLACE_BYTES_MAX: usize = 256 << 10;
 /// Scratch memory that is kept for the next connection, in bytes and in arguments.
 const SCRATCH_MAX: usize = 64 << 10;
 
-const PROGRAM: flags::Program = flags::Program {
-    about: "A server that speaks the Redis protocol (RESP2).",
-    listen: "127.0.0.1:6380",
-    tls: false,
-};
-
-fn main() -> ExitCode {
-    flags::main(&PROGRAM, |flags| {
-        let store = SharedStore::start()?;
-        let (connected, disconnected) = (store.clone(), store.clone());
-        let service = flags
-            .builder()
-            // A value is read as a whole.
-            .message_bytes_max(BULK_BYTES_MAX + IN_PLACE_BYTES_MAX)
-            .on_connect(async move |_: &mut Connection| {
-                connected.lock().stats.connect();
-                Ok(())
-            })
-            .on_disconnect(async move |_: &mut Connection| {
-                disconnected.lock().stats.disconnect();
-            })
-            .on_request(async move |connection: &mut Connection| serve(&store, connection).await);
-        service.serve(flags.listener()?)
-    })
-}
-
-/// What a connection works with. It outlives every wait, so a wait that is dropped loses nothing.
+/// What a handler works with. It outlives every wait, so a wait that is dropped loses nothing.
 #[derive(Default)]
-struct Session {
+struct Scratch {
     parser: Parser,
     /// Replies, before they are staged.
     out: Vec<u8>,
 }
 
 thread_local! {
-    /// Sessions last as long as a call of the handler. The memory of the last one serves the next.
-    static SCRATCH: Cell<Session> = Cell::default();
+    /// It is in use as long as a call of the handler. The memory of the last one serves the next.
+    static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
 /// Answers what has arrived, and the rest of a request that has arrived in part.
-async fn serve(store: &SharedStore, connection: &mut Connection) -> io::Result<()> {
-    let mut session = SCRATCH.take();
-    let result = answer(&mut session, store, connection).await;
-    if session.out.capacity() <= SCRATCH_MAX && session.parser.capacity() <= SCRATCH_MAX {
-        session.parser.reset();
-        session.out.clear();
-        SCRATCH.set(session);
+///
+/// # Errors
+/// Those of the connection.
+pub(crate) async fn serve(
+    store: &SharedStore,
+    session: &mut Session,
+    connection: &mut Connection,
+) -> io::Result<()> {
+    let mut scratch = SCRATCH.take();
+    let result = answer(&mut scratch, session, store, connection).await;
+    if scratch.out.capacity() <= SCRATCH_MAX && scratch.parser.capacity() <= SCRATCH_MAX {
+        scratch.parser.reset();
+        scratch.out.clear();
+        SCRATCH.set(scratch);
     }
     result
 }
 
 async fn answer(
+    scratch: &mut Scratch,
     session: &mut Session,
     store: &SharedStore,
     connection: &mut Connection,
 ) -> io::Result<()> {
     let (reader, writer) = connection.split();
     loop {
-        match run_arrived(session, store, reader.buffer_mut(), writer)? {
+        match run_arrived(scratch, session, store, reader.buffer_mut(), writer)? {
+            Next::Return if session.is_subscriber() => {
+                writer.flush().await?;
+                let mut request = pin!(reader.next_request());
+                if !beside(&session.client, writer, |cx| request.as_mut().poll(cx)).await?? {
+                    return Ok(());
+                }
+            }
             // The event loop flushes.
             Next::Return => return Ok(()),
             Next::Flush => writer.flush().await?,
             Next::Fill(bytes) => {
                 writer.flush().await?;
-                match reader.fill(bytes).await {
+                let filled = match session.is_subscriber() {
+                    true => fill_beside(&session.client, reader, writer, bytes).await,
+                    false => reader.fill(bytes).await,
+                };
+                match filled {
                     // A client that leaves within a request is none of the server's errors.
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                     filled => filled?,
@@ -121,6 +99,35 @@ async fn answer(
                 return Ok(());
             }
         }
+    }
+}
+
+async fn fill_beside(
+    client: &Client,
+    reader: &mut Reader,
+    writer: &mut Writer,
+    bytes: usize,
+) -> io::Result<()> {
+    let mut filling = pin!(reader.fill(bytes));
+    beside(client, writer, |cx| filling.as_mut().poll(cx)).await?
+}
+
+/// Waits for something, and sends the messages that come meanwhile.
+async fn beside<T>(
+    client: &Client,
+    writer: &mut Writer,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+) -> io::Result<T> {
+    loop {
+        let waited = poll_fn(|cx| match poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending => client.outbox.poll(cx).map(|()| None),
+        });
+        if let Some(result) = waited.await {
+            return Ok(result);
+        }
+        client.outbox.take(writer.buffer_mut());
+        writer.flush().await?;
     }
 }
 
@@ -138,23 +145,29 @@ enum Next {
 
 /// Runs every request that is in the input, under one lock of the store.
 fn run_arrived(
+    scratch: &mut Scratch,
     session: &mut Session,
-    store: &SharedStore,
+    shared: &SharedStore,
     input: &mut LinkBuffer,
     writer: &mut Writer,
 ) -> io::Result<Next> {
-    let Session { parser, out } = session;
-    let mut reply = Reply::new(out, writer);
-    let mut store = store.lock();
+    let Scratch { parser, out } = scratch;
+    let mut store = shared.lock();
     store.tick();
+    if session.is_subscriber() {
+        // What was published before these requests are run is told before they are answered.
+        session.client.outbox.take(writer.buffer_mut());
+    }
+    let mut reply = Reply::new(out, writer, session.resp3);
     let next = loop {
         let chunk = input.first_chunk();
         let mut done = 0;
         let step = loop {
             let rest = &chunk[done..];
+            parser.is_stranger = !session.authenticated;
             match parser.parse(rest) {
                 Ok(Step::Request) => {
-                    commands::run(&mut store, &mut reply, parser.args(rest));
+                    commands::run(&mut store, session, &mut reply, parser.args(rest));
                     done += parser.finish();
                     if reply.is_closing() || reply.staged_len() >= STAGED_BYTES_MAX {
                         break Ok(Step::Request);
@@ -192,7 +205,11 @@ fn run_arrived(
             break Next::Fill(wanted);
         }
     };
+    let wakers = std::mem::take(&mut store.wakers);
     drop(store);
+    // Outside of the lock: who is woken wants it next.
+    wakers.into_iter().for_each(Waker::wake);
+    session.client.last_seen.store(clock(), Ordering::Relaxed);
     reply.stage()?;
     Ok(next)
 }

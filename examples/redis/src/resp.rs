@@ -25,6 +25,9 @@ use crate::values::Text;
 pub(crate) const BULK_BYTES_MAX: usize = 512 << 20;
 /// The most arguments of a request.
 const ARGS_MAX: i64 = 1024 * 1024;
+/// The most arguments, and the longest bulk string, of a client that has not said the password.
+const STRANGER_ARGS_MAX: i64 = 10;
+const STRANGER_BULK_BYTES_MAX: usize = 16 << 10;
 /// The longest inline command, and the longest line with a length, in bytes.
 const LINE_BYTES_MAX: usize = 64 << 10;
 /// Bulk strings from this size on become slices of their own, in bytes.
@@ -37,6 +40,8 @@ const INVALID_LEN: Error = error("Protocol error: invalid bulk length");
 const TOO_BIG_COUNT: Error = error("Protocol error: too big mbulk count string");
 const TOO_BIG_LEN: Error = error("Protocol error: too big bulk count string");
 const TOO_BIG_INLINE: Error = error("Protocol error: too big inline request");
+const STRANGER_COUNT: Error = error("Protocol error: unauthenticated multibulk length");
+const STRANGER_LEN: Error = error("Protocol error: unauthenticated bulk length");
 const UNBALANCED: Error = error("Protocol error: unbalanced quotes in request");
 
 /// How far the parser came.
@@ -65,11 +70,13 @@ pub(crate) struct Parser {
     bulk: Option<usize>,
     /// Bytes from the position on that are known to hold no line end.
     searched: usize,
+    /// Whether the client has yet to say the password: it may not send much then.
+    pub(crate) is_stranger: bool,
 }
 
 /// Where an argument is.
 #[derive(Clone, Copy)]
-struct Span {
+pub(crate) struct Span {
     segment: u32,
     start: u32,
     len: u32,
@@ -206,6 +213,9 @@ impl Parser {
     fn count(&mut self, chunk: &[u8]) -> Result<Option<usize>, Error> {
         let Some(line) = self.line(chunk, TOO_BIG_COUNT)? else { return Ok(None) };
         let count = line.get(1..).and_then(parse_int).filter(|count| *count <= ARGS_MAX);
+        if self.is_stranger && count.is_some_and(|count| count > STRANGER_ARGS_MAX) {
+            return Err(STRANGER_COUNT);
+        }
         Ok(Some(usize::try_from(count.ok_or(INVALID_COUNT)?).unwrap_or(0)))
     }
 
@@ -225,7 +235,11 @@ impl Parser {
             }
         };
         let len = parse_int(digits).and_then(|len| usize::try_from(len).ok());
-        len.filter(|len| *len <= BULK_BYTES_MAX).ok_or(INVALID_LEN).map(Some)
+        let len = len.filter(|len| *len <= BULK_BYTES_MAX).ok_or(INVALID_LEN)?;
+        if self.is_stranger && len > STRANGER_BULK_BYTES_MAX {
+            return Err(STRANGER_LEN);
+        }
+        Ok(Some(len))
     }
 
     /// The line at the position, without its end, which is skipped.
@@ -394,6 +408,28 @@ pub(crate) struct Args<'a> {
 }
 
 impl<'a> Args<'a> {
+    /// Arguments that were [kept](Args::keep).
+    pub(crate) fn kept(bytes: &'a [u8], slices: &'a [Slice], spans: &'a [Span]) -> Args<'a> {
+        Args { chunk: bytes, segments: slices, spans }
+    }
+
+    /// Keeps the argument at `index` for later: a large one with the slices, the others with the bytes, of which there must be
+    /// less than 4 GiB.
+    pub(crate) fn keep(&self, index: usize, bytes: &mut Vec<u8>, slices: &mut Vec<Slice>) -> Span {
+        if let Text::Slice(slice) = self.text(index) {
+            if slice.len() >= KEEP_BYTES_MIN {
+                let (segment, len) = (slices.len() as u32, slice.len() as u32);
+                slices.push(slice);
+                return Span { segment, start: 0, len };
+            }
+        }
+        let arg = self.get(index);
+        // No segment has this number, so it is found among the bytes.
+        let span = Span { segment: u32::MAX, start: bytes.len() as u32, len: arg.len() as u32 };
+        bytes.extend_from_slice(arg);
+        span
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.spans.len()
     }

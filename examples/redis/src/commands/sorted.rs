@@ -94,6 +94,9 @@ pub(super) fn zadd(call: &mut Call<'_, '_>) -> Outcome {
             }
         }
     }
+    if changed > 0 {
+        call.store.touch(key);
+    }
     match score {
         Some(score) if options.increment => call.reply.float(score),
         None if options.increment => call.reply.null(),
@@ -124,6 +127,8 @@ pub(super) fn zrem(call: &mut Call<'_, '_>) -> Outcome {
         removed = call.args.from(2).filter(|name| sorted.remove(name)).count();
         if sorted.is_empty() {
             call.store.remove(key);
+        } else if removed > 0 {
+            call.store.touch(key);
         }
     }
     call.reply.count(removed);
@@ -140,9 +145,10 @@ pub(super) fn zpopmax(call: &mut Call<'_, '_>) -> Outcome {
 
 fn pop(call: &mut Call<'_, '_>, highest: bool) -> Outcome {
     let key = call.args.get(1);
-    let count = match call.args.len() {
-        2 => 1,
-        3 => call.count(2)?,
+    // Those of a count are pairs, where the protocol has them.
+    let (count, in_pairs) = match call.args.len() {
+        2 => (1, false),
+        3 => (call.count(2)?, call.reply.resp3),
         _ => return Err(SYNTAX),
     };
     let Some(sorted) = call.store.find::<Sorted>(key)? else {
@@ -150,13 +156,18 @@ fn pop(call: &mut Call<'_, '_>, highest: bool) -> Outcome {
         return Ok(());
     };
     let count = count.min(sorted.len());
-    call.reply.array(2 * count);
+    call.reply.array(if in_pairs { count } else { 2 * count });
     for (name, score) in (0..count).map_while(|_| sorted.pop(highest)) {
+        if in_pairs {
+            call.reply.array(2);
+        }
         call.reply.text(&name);
         call.reply.float(score);
     }
     if sorted.is_empty() {
         call.store.remove(key);
+    } else if count > 0 {
+        call.store.touch(key);
     }
     Ok(())
 }
@@ -189,8 +200,12 @@ pub(super) fn zrange(call: &mut Call<'_, '_>) -> Outcome {
         return Ok(());
     };
     let range = range(start, stop, sorted.len());
-    call.reply.array(range.len() * if with_scores { 2 } else { 1 });
+    let in_pairs = with_scores && call.reply.resp3;
+    call.reply.array(range.len() * if with_scores && !in_pairs { 2 } else { 1 });
     let mut put = |(name, score): (&Text, f64)| {
+        if in_pairs {
+            call.reply.array(2);
+        }
         call.reply.text(name);
         if with_scores {
             call.reply.float(score);

@@ -12,11 +12,13 @@ pub(super) fn rpush(call: &mut Call<'_, '_>) -> Outcome {
 }
 
 fn push(call: &mut Call<'_, '_>, put: fn(&mut List, Text)) -> Outcome {
-    let list = call.store.find_or_make::<List>(call.args.get(1))?;
+    let key = call.args.get(1);
+    let list = call.store.find_or_make::<List>(key)?;
     for index in 2..call.args.len() {
         put(list, call.args.text(index));
     }
     call.reply.count(list.len());
+    call.store.touch(key);
     Ok(())
 }
 
@@ -54,6 +56,8 @@ fn pop(call: &mut Call<'_, '_>, take: fn(&mut List) -> Option<Text>, name: &str)
     }
     if list.is_empty() {
         call.store.remove(key);
+    } else if count != Some(0) {
+        call.store.touch(key);
     }
     Ok(())
 }
