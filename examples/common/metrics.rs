@@ -176,7 +176,7 @@ async fn read_line(connection: &mut Connection, left: &mut usize) -> io::Result<
 
 /// A line without its end; none of what is asked for is anything but ASCII.
 fn text_of(line: &[u8]) -> &str {
-    str::from_utf8(line).unwrap_or("?").trim_end_matches(['\r', '\n'])
+    std::str::from_utf8(line).unwrap_or("?").trim_end_matches(['\r', '\n'])
 }
 
 fn too_long() -> Answer {

@@ -132,7 +132,7 @@ async fn read_answer(connection: &mut Connection) -> io::Result<Answer> {
         return Err(wrong("the answer is too long"));
     }
     let body = connection.next(length).await?;
-    let text = str::from_utf8(&body).map_err(|_| wrong("the answer is no text"))?;
+    let text = std::str::from_utf8(&body).map_err(|_| wrong("the answer is no text"))?;
     Ok(Answer { status, text: text.to_owned(), goes_on })
 }
 
@@ -142,7 +142,7 @@ async fn read_line(connection: &mut Connection, left: &mut usize) -> io::Result<
         _ => error,
     })?;
     *left -= line.len();
-    let line = str::from_utf8(&line).map_err(|_| wrong("the answer's head is no text"))?;
+    let line = std::str::from_utf8(&line).map_err(|_| wrong("the answer's head is no text"))?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 

@@ -141,13 +141,12 @@ fn show(
         }
         terminal.draw(|frame| view::draw(frame, model, Instant::now()))?;
         if event::poll(TICK)? {
-            match event::read()? {
-                Event::Key(key) if key.kind != KeyEventKind::Release => {
-                    if !press(model, key) {
-                        return Ok(());
-                    }
-                }
-                _ => {}
+            let quits = match event::read()? {
+                Event::Key(key) if key.kind != KeyEventKind::Release => !press(model, key),
+                _ => false,
+            };
+            if quits {
+                return Ok(());
             }
         }
     }

@@ -153,7 +153,7 @@ impl Screen {
     fn obey(&mut self, bytes: &[u8]) -> Option<usize> {
         let end = bytes.iter().skip(2).position(|byte| (b'@'..=b'~').contains(byte))? + 2;
         if bytes[end] == b'H' {
-            let text = str::from_utf8(&bytes[2..end]).expect("ASCII");
+            let text = std::str::from_utf8(&bytes[2..end]).expect("ASCII");
             let mut numbers = text.split(';').map(|number| number.parse().expect("a number"));
             let mut next = || numbers.next().unwrap_or(1) - 1;
             (self.row, self.column) = (next(), next());
@@ -163,9 +163,9 @@ impl Screen {
 
     fn write(&mut self, bytes: &[u8]) -> Option<usize> {
         let length = (1..=4).find(|length| {
-            bytes.get(..*length).is_some_and(|bytes| str::from_utf8(bytes).is_ok())
+            bytes.get(..*length).is_some_and(|bytes| std::str::from_utf8(bytes).is_ok())
         })?;
-        let text = str::from_utf8(&bytes[..length]).expect("text");
+        let text = std::str::from_utf8(&bytes[..length]).expect("text");
         for char in text.chars() {
             self.cells[self.row][self.column] = char;
             self.column = (self.column + 1).min(usize::from(COLUMNS) - 1);
