@@ -5,12 +5,14 @@ mod example;
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use duopoll::Address;
 use example::example;
+use socket2::{Domain, Socket, Type};
 use support::process::Process;
 use support::{Peer, eventually};
 
@@ -329,14 +331,22 @@ fn each_family_is_in_one_piece(text: &str) {
 #[test]
 fn who_reads_no_figures_does_not_hold_up_the_end() {
     with_flags("echo", &WITH_METRICS, |server| {
-        let mut reader = Peer::connect(metrics_of(&server));
-        reader.set_timeout(Duration::from_millis(200));
-        // Until it takes no more requests, since nobody reads its answers.
-        let requests = "GET /metrics HTTP/1.1\r\n\r\n".repeat(1000);
-        while reader.write(requests.as_bytes()).is_ok() {}
+        // Of whom the kernel takes a part of an answer, and who does not close.
+        let address = metrics_of(&server).tcp().expect("TCP");
+        let slow = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        slow.set_recv_buffer_size(2048).expect("set");
+        slow.connect(&address.into()).expect("connected");
+        let request = b"GET /metrics HTTP/1.1\r\n\r\n";
+        slow.send(request).expect("sent");
+        slow.peek(&mut [MaybeUninit::uninit()]).expect("an answer begins");
+        // Who asks until no more requests are taken, since nobody reads the answers.
+        let mut busy = Peer::connect(metrics_of(&server));
+        busy.set_timeout(Duration::from_millis(200));
+        let requests = request.repeat(1000);
+        while busy.write(&requests).is_ok() {}
         let start = Instant::now();
         server.end();
-        // A poller waits for a second for what is left to send.
+        // Pollers that end wait for a second for what is left to send.
         assert!(start.elapsed() < Duration::from_millis(900), "after {:?}", start.elapsed());
     });
 }

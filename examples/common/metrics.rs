@@ -108,7 +108,7 @@ async fn answer(connection: &mut Connection, told: &WeakServer) -> io::Result<()
     }
     connection.flush().await?;
     if !request.goes_on {
-        connection.input().clear();
+        connection.input_mut().clear();
         connection.control().close();
     }
     Ok(())

@@ -6,9 +6,8 @@ use ratatui::Frame;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
-use ratatui::symbols;
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{LineGauge, Paragraph, Row, StatefulWidget, Table, TableState, Widget};
+use ratatui::widgets::{Paragraph, Row, StatefulWidget, Table, TableState, Widget};
 
 use crate::model::{ConnectionRow, Link, Model, PollerRow, Scene};
 
@@ -23,6 +22,7 @@ const ROWS_ABOVE: u16 = 5;
 const MEMORY_HIGH: f64 = 0.75;
 const MEMORY_FULL: f64 = 0.875;
 
+const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const KEYS: &str = "q quits   ↑↓ jk select   s sorts by another   p pauses";
 
 /// What is in the terminal.
@@ -70,7 +70,7 @@ fn render(area: Rect, buffer: &mut Buffer, model: &Model, now: Instant, keys: &s
     memory(scene, areas[2], buffer);
     pollers_table(&scene.pollers).render_in(areas[4], buffer, None);
     connections(model, scene, areas[6], buffer);
-    Paragraph::new(keys).style(Style::new().add_modifier(Modifier::DIM)).render(areas[7], buffer);
+    Paragraph::new(keys).style(DIM).render(areas[7], buffer);
 }
 
 fn title(model: &Model, now: Instant, is_printed: bool) -> Line<'static> {
@@ -134,13 +134,15 @@ fn memory(scene: &Scene, area: Rect, buffer: &mut Buffer) {
         _ => Color::Green,
     };
     let label = format!("memory  {} of {}  {:3.0} %", bytes(held), bytes(budget), share * 100.0);
-    LineGauge::default()
-        .label(label)
-        .ratio(share)
-        .line_set(symbols::line::THICK)
-        .filled_style(Style::new().fg(color))
-        .unfilled_style(Style::new().add_modifier(Modifier::DIM))
-        .render(area, buffer);
+    // Filled and empty are other characters, not only other colours: it is printed too.
+    let cells = usize::from(area.width).saturating_sub(label.chars().count() + 1);
+    let filled = (share * cells as f64).round() as usize;
+    Line::from(vec![
+        Span::raw(label + " "),
+        Span::styled("━".repeat(filled), Style::new().fg(color)),
+        Span::styled("─".repeat(cells.saturating_sub(filled)), DIM),
+    ])
+    .render(area, buffer);
 }
 
 /// A table, right-aligned but for some columns.
@@ -163,7 +165,7 @@ impl<const N: usize> Columns<'_, N> {
         };
         let heads = row(self.heads.map(str::to_owned));
         let table = Table::new(self.rows.into_iter().map(row), self.widths)
-            .header(heads.style(Style::new().add_modifier(Modifier::DIM)))
+            .header(heads.style(DIM))
             .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
         let mut state = TableState::new().with_selected(selected);
         StatefulWidget::render(table, area, buffer, &mut state);
@@ -351,7 +353,7 @@ mod tests {
         let mut model = model(start, 3);
         model.select(1);
         model.select(1);
-        let line = "━".repeat(70);
+        let line = "━".repeat(53) + &"─".repeat(17);
         let expected = [
             "duopoll top  192.0.2.9:9101  up",
             "server  open 3  waiting -  accepts/s -  requests/s -  refused -  errors -  panics 3",

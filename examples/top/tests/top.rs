@@ -29,7 +29,7 @@ fn serve(engine: Engine, metrics: &str) -> (Server, Server) {
     let server = builder
         .on_request(async |connection: &mut Connection| {
             let (reader, writer) = connection.split();
-            writer.append(reader.buffer());
+            writer.append(reader.buffer_mut());
             writer.flush().await
         })
         .serve(Listener::bind("127.0.0.1:0").expect("bound"))
