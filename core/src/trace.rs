@@ -27,8 +27,9 @@ pub(crate) struct Ended {
 /// Tells of an event of one connection.
 macro_rules! tell {
     ($level:ident, $subject:ident, $($event:tt)*) => {
+        // Who may be asked whether he listens is a user, too.
         #[cfg(feature = "tracing")]
-        if tracing::enabled!(target: "duopoll", tracing::Level::$level) {
+        if tracing::Level::$level <= tracing::level_filters::LevelFilter::current() {
             crate::contain::report(|| {
                 tracing::event!(
                     target: "duopoll",
@@ -44,7 +45,7 @@ macro_rules! tell {
 
 pub(crate) fn closed(subject: &impl Subject, ended: impl Fn() -> Ended) {
     #[cfg(feature = "tracing")]
-    if tracing::enabled!(target: "duopoll", tracing::Level::DEBUG) {
+    if tracing::Level::DEBUG <= tracing::level_filters::LevelFilter::current() {
         let Ended { reason, by_peer, error, received_bytes, sent_bytes } = ended();
         let error = error.as_ref().map(tracing::field::display);
         tell!(DEBUG, subject, reason, by_peer, error, received_bytes, sent_bytes, "closed");
