@@ -290,6 +290,11 @@ impl Stopwatch {
         Some(Slow { connection, took, untold })
     }
 
+    /// The next task begins now, and not when the last one ended.
+    pub(crate) fn goes_on(&mut self) {
+        self.mark = Instant::now();
+    }
+
     /// It is about to wait again.
     pub(crate) fn turn_ends(&mut self) {
         self.measured.turns.record(nanos(self.turn_began.elapsed()));

@@ -4,13 +4,14 @@ mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
 use duopoll::relay::{Relay, Relayed, Side};
 use duopoll::task::JoinHandle;
-use duopoll::{Connection, Limits, Pollers};
+use duopoll::{Connection, Dialer, Limits, Pollers};
 use pollster::block_on;
 use socket2::SockRef;
 use support::settled::Settled;
@@ -38,6 +39,7 @@ on_every_setup!(
     one_direction_of_bulk_does_not_hide_the_other,
     a_pause_is_one_in_bulk,
     an_urgent_byte_holds_up_nobody,
+    what_the_kernel_has_needs_no_memory_of_a_budget,
 );
 
 /// Two connections on one poller, and their peers.
@@ -225,8 +227,43 @@ fn an_idle_pair_ends(setup: Setup) {
     let broken = ended(handle).result.expect_err("it is over");
     assert_eq!(broken.error.kind(), ErrorKind::TimedOut);
     eventually("both are over", || pollers.settled().open_connections == 0);
-    assert!(matches!(left.read(&mut [0]), Ok(0) | Err(_)));
-    assert!(matches!(right.read(&mut [0]), Ok(0) | Err(_)));
+    assert_eq!(left.read(&mut [0]).expect("a FIN"), 0);
+    assert_eq!(right.read(&mut [0]).expect("a FIN"), 0);
+
+    // Also of a server's connection, that has begun something.
+    let upstream = setup.serve(async |connection: &mut Connection| {
+        connection.read_u8().await?;
+        connection.write(b"y")
+    });
+    let address = upstream.local_addr().to_string();
+    let server = setup.builder().on_connection(async move |client: Connection| {
+        let upstream = Dialer::new().dial(&address).await?;
+        let relayed = relay.run(client, upstream).await;
+        relayed.result.map_err(|broken| broken.error)
+    });
+    let server = server.serve(setup.listener()).expect("a server");
+    let mut client = Peer::connect(server.local_addr());
+    assert_eq!(client.round_trip(b"x"), b"y");
+    assert_eq!(client.read(&mut [0]).expect("a FIN"), 0);
+    // What waits to be sent is cut short.
+    if setup.family != Family::Unix {
+        let mut limits = Limits::default();
+        limits.output_high_bytes = 4 << 10;
+        let server =
+            setup.builder().limits(limits).on_connection(async move |client: Connection| {
+                let (upstream, source) = UnixStream::pair()?;
+                let pollers = Pollers::current().expect("a poller");
+                let upstream = pollers.adopt(upstream).await?;
+                // Until nobody is there any more.
+                thread::spawn(move || (&source).write_all(&[7; 32 << 20]));
+                let relayed = relay.run(client, upstream).await;
+                relayed.result.map_err(|broken| broken.error)
+            });
+        let server = server.serve(setup.listener()).expect("a server");
+        let mut client = Peer::connect(server.local_addr());
+        eventually("it is over", || server.stats().closed == 2);
+        assert!(client.read_rest().is_err());
+    }
 }
 
 fn a_relay_that_is_dropped_sends_what_it_has(setup: Setup) {
@@ -536,4 +573,56 @@ fn an_urgent_byte_holds_up_nobody(setup: Setup) {
     let _ = block_on(handle);
     drop(left);
     busy.into_iter().for_each(|busy| busy.join().expect("no panic"));
+}
+
+/// Both ends of many pairs stop reading for a while, at the same moment: what is in the pipes then comes back to the connections, all of
+/// it at once, and is more than the budget has.
+fn what_the_kernel_has_needs_no_memory_of_a_budget(setup: Setup) {
+    const PAIRS: usize = 12;
+    const BYTES: usize = 8 << 20;
+    // Longer than the kernel goes on by itself.
+    const PAUSE: Duration = Duration::from_millis(300);
+    let options = Pollers::options().engine(setup.engine).count(1).memory_budget(2 << 20);
+    let pollers = options.start().expect("a poller");
+    let connect = |pollers: &Pollers| {
+        let listener = setup.listener().pollers(pollers.clone());
+        let peer = Peer::connect(&listener.local_addr().expect("bound"));
+        (block_on(listener.accept()).expect("accepted"), peer)
+    };
+    let together = Arc::new(Barrier::new(2 * PAIRS));
+    let mut threads = Vec::new();
+    let mut relays = Vec::new();
+    for pair in 0..PAIRS as u64 {
+        let ((first, left), (second, right)) = (connect(&pollers), connect(&pollers));
+        relays.push(pollers.spawn(move || async move { Relay::new().run(first, second).await }));
+        for (peer, sends, receives) in [(left, pair, pair + 100), (right, pair + 100, pair)] {
+            let (to, together) = (peer.try_clone(), together.clone());
+            threads.push(thread::spawn(move || {
+                let sender = thread::spawn(move || send(to, BYTES, sends));
+                let mut pattern = Pattern::new(receives);
+                let (mut peer, mut buffer, mut seen) = (peer, vec![0; 64 << 10], 0);
+                while seen < BYTES / 2 {
+                    let n = peer.read(&mut buffer).expect("read");
+                    assert!(n > 0 && pattern.matches(&buffer[..n]), "after {seen}");
+                    seen += n;
+                }
+                together.wait();
+                thread::sleep(PAUSE);
+                loop {
+                    match peer.read(&mut buffer).expect("read") {
+                        0 => break,
+                        n => assert!(pattern.matches(&buffer[..n]), "after {seen}"),
+                    }
+                }
+                sender.join().expect("no panic");
+            }));
+        }
+    }
+    threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    for relay in relays {
+        let relayed = ended(relay);
+        assert!(relayed.result.is_ok(), "{relayed:?}");
+        assert_eq!((relayed.there, relayed.back), (BYTES as u64, BYTES as u64));
+    }
+    assert_eq!(pollers.settled().memory_resets, 0);
 }

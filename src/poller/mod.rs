@@ -314,6 +314,9 @@ impl Poller {
             }
             if self.handle.mailbox.is_urgent() {
                 self.take_commands();
+                if let Some(stopwatch) = &mut self.stopwatch {
+                    stopwatch.goes_on();
+                }
             }
         });
         self.stats.task_polls += ran.polls;

@@ -178,9 +178,9 @@ impl Way {
     }
 
     /// Takes what the source has, when nothing is left; 0 at its end.
-    fn take(&mut self, source: BorrowedFd<'_>) -> io::Result<usize> {
+    fn take(&mut self, source: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
         let mut pipe = Pipe::take()?;
-        let taken = pipe.fill(source);
+        let taken = pipe.fill(source, most);
         if pipe.is_empty() {
             pipe.put();
         } else {
@@ -277,8 +277,11 @@ impl Bulk<'_> {
                 return Poll::Ready(Over::Leave);
             }
             let source = self.sides[from].own_socket();
+            let most = self.sides[from].control().share_bytes().max(LARGE_BYTES);
             match ready!(
-                self.loans[from].readiness.poll_with(cx, Direction::Read, || way.take(source))
+                self.loans[from]
+                    .readiness
+                    .poll_with(cx, Direction::Read, || way.take(source, most))
             ) {
                 None => return Poll::Ready(Over::Leave),
                 Some(Ok(0)) => way.ended = Some(Ok(())),

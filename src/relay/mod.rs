@@ -106,7 +106,8 @@ impl Relay {
     /// Default: yes. Elsewhere, in a process that has `SIGPIPE` end it, for sends without a copy and for TLS they are received and sent.
     ///
     /// What is moved is held by a pipe of the kernel, up to 256 KiB in a direction whose target takes nothing; after 100 ms without
-    /// a byte it is the connection's, whose timeouts begin then. The pollers' statistics do not count it.
+    /// a byte it is the connection's, whose timeouts begin then. The pollers' statistics do not count it, nor does a memory budget; but where
+    /// that is short, less is moved at once.
     pub fn splice(mut self, splice: bool) -> Relay {
         self.copies = !splice;
         self
@@ -154,6 +155,7 @@ impl<A: Duplex, B: Duplex> Joined<A, B> {
             if let Some(timeout) = self.relay.write_timeout {
                 control.set_write_timeout(Some(timeout));
             }
+            control.ends_when_idle();
         }
         let both_plain = self.first.plain().is_some() && self.second.plain().is_some();
         self.pieces = Pieces::new(!self.relay.copies && both_plain);
@@ -260,7 +262,8 @@ impl Relay {
     /// Waits until all has arrived that was sent, for as long as anything does: a reset has the kernel drop the rest.
     async fn see_off(&self, side: &mut impl Duplex) {
         let patience = self.write_timeout.unwrap_or(LAST_BYTES);
-        let (mut left, mut since) = (usize::MAX, now());
+        let begun = now();
+        let (mut left, mut since) = (usize::MAX, begun);
         loop {
             let before = left;
             left = untaken_bytes(side);
@@ -272,7 +275,8 @@ impl Relay {
             } else if now() >= since + patience {
                 return;
             }
-            sleep(LOOK).await;
+            // The longer it takes, the less it matters when exactly: thousands may be waited for.
+            sleep(((now() - begun) / 8).clamp(LOOK.0, LOOK.1)).await;
         }
     }
 }
@@ -282,8 +286,8 @@ fn untaken_bytes(side: &impl Duplex) -> usize {
     side.control().unsent_bytes() + unacknowledged_bytes(side.connection().own_socket())
 }
 
-/// How often it is looked whether the last bytes have arrived.
-const LOOK: Duration = Duration::from_millis(2);
+/// How often it is looked whether the last bytes have arrived: at first, and later.
+const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(250));
 /// For how long none of the last bytes before a reset may arrive, unless there is a write timeout.
 const LAST_BYTES: Duration = Duration::from_secs(5);
 

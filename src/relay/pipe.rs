@@ -57,9 +57,9 @@ impl Pipe {
         self.held == 0
     }
 
-    /// Moves what the socket has into the pipe, which is empty; 0 at its end.
-    pub(super) fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        self.held = moved(socket, self.write.as_fd(), PIPE_BYTES)?;
+    /// Moves what the socket has into the pipe, which is empty, and not more than so many bytes; 0 at its end.
+    pub(super) fn fill(&mut self, socket: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
+        self.held = moved(socket, self.write.as_fd(), most.min(PIPE_BYTES))?;
         Ok(self.held)
     }
 
@@ -70,13 +70,16 @@ impl Pipe {
         Ok(drained)
     }
 
-    /// Reads what is in it.
+    /// Reads what is in it. Into memory that no budget counts, as the pipe's was none: it is not more for that, and a budget that is used
+    /// up must not cost a connection that only waits.
     pub(super) fn unload(&mut self, to: &mut LinkBuffer) -> io::Result<()> {
         while self.held > 0 {
-            let mut bytes = vec![0; self.held];
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(self.held).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            bytes.resize(self.held, 0);
             let read = uninterrupted(|| Ok(rustix::io::read(&self.read, &mut bytes)?))?;
             bytes.truncate(read);
-            to.write(&bytes)?;
+            to.push(bytes);
             self.held -= read;
         }
         to.flush();

@@ -191,6 +191,18 @@ impl Control {
         self.shared.life().sent_bytes
     }
 
+    /// What it may hold in one direction of its poller's memory budget, in bytes.
+    #[doc(hidden)]
+    pub fn share_bytes(&self) -> usize {
+        self.shared.mailbox().share()
+    }
+
+    /// If it is idle for too long while nothing waits to be sent, that is no end that cuts something short, though a server serves it.
+    #[doc(hidden)]
+    pub fn ends_when_idle(&self) {
+        self.shared.adjust(|life| life.ends_when_idle());
+    }
+
     /// Bytes were moved past the poller.
     #[doc(hidden)]
     pub fn count_moved(&self, received: u64, sent: u64) {

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use duopoll::hyper::Http;
 use duopoll::{Builder, Connection, Kind, Limits, Service, WeakServer};
@@ -35,6 +36,9 @@ macro_rules! figures {
 }
 pub(crate) use figures;
 
+/// How long a client may take until it asks for the first time; later it may have five times that.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// What its connections may hold.
 pub(crate) fn limits() -> Limits {
     let mut limits = Limits::default();
@@ -46,7 +50,8 @@ pub(crate) fn limits() -> Limits {
 
 /// Tells of a proxy, and of the server that it is.
 pub(crate) fn service(builder: Builder, proxy: Arc<Proxy>, server: WeakServer) -> Service {
-    let http = Http::new();
+    // Who says nothing has a place that whoever asks needs.
+    let http = Http::new().begin_timeout(PATIENCE).header_read_timeout(5 * PATIENCE);
     builder.on_connection(async move |connection: Connection| {
         let (proxy, server) = (proxy.clone(), server.clone());
         let answer = service_fn(move |request: Request<Incoming>| {

@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use duopoll::{Dialer, Pollers, task, time};
+use duopoll::time::{self, MissedTicks};
+use duopoll::{Dialer, Pollers, task};
 
 use crate::config::Health;
 use crate::header;
@@ -41,7 +42,8 @@ async fn check(upstream: &Upstream, health: Health) {
     let dialer = dialer(health.timeout.0);
     // In a row, that say otherwise than what holds.
     let mut otherwise = 0;
-    let mut ticks = time::interval(health.interval.0);
+    // One that was held up does not make up for the checks that it has missed.
+    let mut ticks = time::interval(health.interval.0).missed_ticks(MissedTicks::Delay);
     loop {
         ticks.tick().await;
         let checked = connects(upstream, &dialer).await;

@@ -66,7 +66,19 @@ admin::figures! {
         upstream_resets,
         "Connections that were over time"
         timeouts,
+        "Connections that this process has ended, for their memory or at the end of its grace"
+        forced,
     }
+}
+
+/// Whether it was this process that has ended a connection.
+fn is_ours(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::OutOfMemory)
+}
+
+/// Whether it was the other end, and not that nothing has moved.
+fn is_fault(error: &io::Error) -> bool {
+    !is_ours(error) && error.kind() != io::ErrorKind::TimedOut
 }
 
 /// What is told of a client in the log.
@@ -281,6 +293,10 @@ impl Proxy {
                 self.figures.timeouts.add(1);
                 "over time"
             }
+            Err(Broken { error, .. }) if is_ours(error) => {
+                self.figures.forced.add(1);
+                "ended by the proxy"
+            }
             Err(Broken { side: Side::First, .. }) => {
                 self.figures.client_resets.add(1);
                 "reset by the client"
@@ -291,7 +307,11 @@ impl Proxy {
             }
         };
         match result {
-            Err(Broken { side: Side::Second, .. }) if *back == 0 => self.upstreams.failed(upstream),
+            Err(Broken { side: Side::Second, error, .. }) if *back == 0 && is_fault(error) => {
+                self.upstreams.failed(upstream);
+            }
+            // Of one that has said nothing yet nothing is known.
+            Err(_) if *back == 0 => {}
             _ => self.upstreams.succeeded(upstream),
         }
         if self.logs {

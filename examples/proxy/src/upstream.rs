@@ -199,7 +199,8 @@ fn contains(tried: &[&Upstream], upstream: &Upstream) -> bool {
 pub(crate) fn is_own_shortage(error: &io::Error) -> bool {
     let source = error.get_ref().and_then(|inner| inner.source()?.downcast_ref::<io::Error>());
     let errno = error.raw_os_error().or_else(|| source?.raw_os_error());
-    errno.is_some_and(|errno| OWN.contains(&errno))
+    // What the memory budget refuses has no number.
+    errno.map_or(error.kind() == io::ErrorKind::OutOfMemory, |errno| OWN.contains(&errno))
 }
 
 /// EMFILE, ENFILE, ENOMEM, ENOBUFS, EADDRNOTAVAIL.

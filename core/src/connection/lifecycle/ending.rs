@@ -213,11 +213,13 @@ impl Lifecycle {
         if phase.is_over() {
             return None;
         }
+        let rests = self.unsent == 0 && self.notes.has(Notes::ENDS_WHEN_IDLE);
+        let cut = self.is_cut() && !(reason == Reason::Idle && rests);
         let how = match (reason, phase) {
             (Reason::Aborted, _) => Deregister::Abort,
             (Reason::Detached, _) | (Reason::Closed, Phase::Leaving) => Deregister::Leave,
             // The kernel may never come to the end of what the peer does not take.
-            _ if pinned || self.is_cut() || self.is_aborted() => Deregister::Abort,
+            _ if pinned || cut || self.is_aborted() => Deregister::Abort,
             _ if self.reader_gone && self.writer_gone => Deregister::Close,
             // It has users, who hold on to its socket.
             _ => Deregister::Shutdown,

@@ -148,6 +148,11 @@ impl Lifecycle {
         self.serving = Serving::Within;
     }
 
+    /// To be idle is a way to end.
+    pub(crate) fn ends_when_idle(&mut self) {
+        self.notes.add(Notes::ENDS_WHEN_IDLE);
+    }
+
     /// Receives nothing until [`resume`](Lifecycle::resume).
     pub(crate) fn pause(&mut self, clock: &dyn Clock) {
         self.paused = true;

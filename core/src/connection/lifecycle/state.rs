@@ -98,6 +98,8 @@ impl Notes {
     pub(super) const HAS_RECEIVED: Notes = Notes(16);
     /// The peer, or the kernel, has ended it before this side did.
     pub(super) const PEER_FIRST: Notes = Notes(32);
+    /// To be idle is a way to end, also within a request.
+    pub(super) const ENDS_WHEN_IDLE: Notes = Notes(64);
 
     pub(super) fn add(&mut self, what: Notes) {
         self.0 |= what.0;
