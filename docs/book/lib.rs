@@ -5,9 +5,10 @@
 
 macro_rules! chapters {
     ($($name:ident: $file:literal,)*) => {$(
-        #[doc = include_str!($file)]
         pub mod $name {
-            // For the links.
+            #![doc = include_str!($file)]
+
+            // What the links name.
             #[allow(unused_imports)]
             use duopoll::*;
         }
@@ -32,4 +33,5 @@ chapters! {
     operating: "13-operating.md",
     from_tokio: "14-from-tokio.md",
     from_netpoll: "15-from-netpoll.md",
+    features_and_examples: "16-features-and-examples.md",
 }
