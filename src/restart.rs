@@ -95,6 +95,8 @@ const MAGIC: [u8; 8] = *b"duopoll1";
 const CONFIRMED: u8 = b'!';
 /// What the old one says then, before it goes.
 const GOES: u8 = b'.';
+/// What it says to who has come too late, since another process serves.
+const TAKEN: u8 = b'-';
 /// Sockets in one message, at most; the kernel takes 253.
 const BATCH: usize = 64;
 /// No program listens at more.
@@ -112,28 +114,45 @@ pub fn hand_over(servers: &[&RunningServer], to: &UnixStream) -> io::Result<()> 
     if on_poller_thread() {
         return Err(deadlock());
     }
+    let to = &Arc::new(to.try_clone()?);
+    servers.iter().for_each(|server| server.add_rival(to));
     let mut sockets = Vec::new();
     for server in servers {
         sockets.extend(block_on(server.listening())?);
     }
     send(to, &sockets).map_err(gone)?;
     let mut answer = [0];
-    (&*to).read_exact(&mut answer).map_err(gone)?;
+    (&**to).read_exact(&mut answer).map_err(gone)?;
     if answer != [CONFIRMED] {
         return Err(invalid("the other process has not said that it serves"));
     }
     let begun = servers.iter().take_while(|server| server.begin_handing_over()).count();
     let told = if begun < servers.len() {
-        Err(io::Error::new(io::ErrorKind::NotConnected, "another process has taken over"))
+        tell_rival(to);
+        Err(taken())
     } else {
-        (&*to).write_all(&[GOES]).map_err(gone)
+        (&**to).write_all(&[GOES]).map_err(gone)
     };
     if let Err(error) = told {
         servers[..begun].iter().for_each(|server| server.keep());
         return Err(error);
     }
-    servers.iter().for_each(|server| server.handed_over());
+    for rival in servers.iter().flat_map(|server| server.handed_over()) {
+        let rival = rival.upgrade().filter(|rival| !Arc::ptr_eq(rival, to));
+        rival.iter().for_each(|rival| tell_rival(rival));
+    }
     Ok(())
+}
+
+/// Tells a process that wants listeners, and may not have confirmed yet, that another one has them. It reads that when it does, though
+/// nobody is there any more by then.
+fn tell_rival(rival: &UnixStream) {
+    // It is gone, or has read nothing so far: then it has no room for it, and finds the end.
+    let _ = rustix::net::send(rival, &[TAKEN], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+}
+
+fn taken() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "another process has taken over")
 }
 
 /// That the other process has ended is one error, in whatever way it was noticed.
@@ -200,11 +219,13 @@ impl TakenOver {
     /// needs not be told. Blocks for as long as the other takes, unless `set_read_timeout` of the stream bounds it.
     ///
     /// # Errors
-    /// The other process serves on, or may: this one has come too late, or the other does not answer in time. Then this one is to end: both
-    /// would serve, and neither could be replaced.
+    /// [`NotConnected`](io::ErrorKind::NotConnected) if another process has taken over. Others: the other process serves on, or may, since
+    /// this one has come too late, or the other does not answer in time. Then this one is to end: two would serve, and one of them could
+    /// not be replaced.
     pub fn confirm(mut self) -> io::Result<()> {
         if let Err(error) = self.tell() {
-            if !self.other.has_ended() {
+            // Only if it has ended by itself: it may have ended since another process has taken over.
+            if error.kind() == io::ErrorKind::NotConnected || !self.other.has_ended() {
                 return Err(error);
             }
         }
@@ -214,9 +235,14 @@ impl TakenOver {
     }
 
     fn tell(&mut self) -> io::Result<()> {
-        self.stream.write_all(&[CONFIRMED]).map_err(gone)?;
+        let confirmed = self.stream.write_all(&[CONFIRMED]);
         let mut answer = [0];
-        self.stream.read_exact(&mut answer).map_err(gone)?;
+        // Also if nobody is there who could have been told.
+        let answered = self.stream.read_exact(&mut answer);
+        if answered.is_ok() && answer == [TAKEN] {
+            return Err(taken());
+        }
+        confirmed.and(answered).map_err(gone)?;
         if answer == [GOES] {
             Ok(())
         } else {

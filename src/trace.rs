@@ -1,29 +1,45 @@
 //! Spans and events, for whoever listens by `tracing`. Without that feature there is nothing in here.
 //!
-//! Events are told where no lock is held, and a subscriber that panics over one ends nothing.
+//! They are told where no lock is held, and a subscriber that panics over one ends nothing.
 
 #![cfg_attr(not(feature = "tracing"), allow(unused_variables))]
 
 use std::fmt;
 use std::future::Future;
-
-use duopoll_core::Control;
-use pin_project_lite::pin_project;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use duopoll_core::Control;
+use pin_project_lite::pin_project;
+
 use crate::timings;
+use span::Span;
 
 /// Tells of an event.
 macro_rules! tell {
     ($level:ident, $($event:tt)*) => {
         #[cfg(feature = "tracing")]
-        if ::tracing::enabled!(target: "duopoll", ::tracing::Level::$level) {
+        if span::is_heard(::tracing::Level::$level) {
             duopoll_core::report(|| {
                 ::tracing::event!(target: "duopoll", ::tracing::Level::$level, $($event)*);
             });
         }
     };
+}
+
+/// A span, if anybody listens.
+macro_rules! span {
+    ($level:ident, $name:literal, $($fields:tt)*) => {{
+        #[cfg(feature = "tracing")]
+        let span = if span::is_heard(::tracing::Level::$level) {
+            Span::new(|| ::tracing::span!(target: "duopoll", ::tracing::Level::$level, $name, $($fields)*))
+        } else {
+            Span::none()
+        };
+        #[cfg(not(feature = "tracing"))]
+        let span = Span::none();
+        span
+    }};
 }
 
 pub(crate) fn poller_started(engine: &str, tier: &str) {
@@ -76,6 +92,25 @@ pub(crate) fn shut_down(address: &impl fmt::Display, forced: usize) {
 }
 
 pin_project! {
+    /// A future that may have a span around it.
+    pub(crate) struct Spanned<F> {
+        span: Span,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for Spanned<F> {
+    type Output = F::Output;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        this.span.within(|| this.future.poll(cx))
+    }
+}
+
+pin_project! {
     /// What serves a connection.
     pub(crate) struct Serving<F> {
         connection: u64,
@@ -95,89 +130,40 @@ impl<F: Future> Future for Serving<F> {
     }
 }
 
-/// A future that may have a span around it.
-#[cfg(feature = "tracing")]
-pub(crate) type Spanned<F> = ::tracing::instrument::Instrumented<F>;
-#[cfg(not(feature = "tracing"))]
-pub(crate) type Spanned<F> = F;
-
 /// Has a future be what serves a connection, in a span of that.
-#[cfg(feature = "tracing")]
 pub(crate) fn serving<F: Future>(control: &Control, engine: &str, future: F) -> Serving<F> {
-    use ::tracing::Instrument;
-    let span = ::tracing::info_span!(
-        target: "duopoll",
+    let span = span!(
+        INFO,
         "connection",
         id = %Id(control),
         peer = peer(control),
         engine,
         poller = std::thread::current().name(),
     );
-    Serving { connection: control.id(), future: future.instrument(span) }
-}
-
-#[cfg(not(feature = "tracing"))]
-#[inline]
-pub(crate) fn serving<F: Future>(control: &Control, engine: &str, future: F) -> Serving<F> {
-    Serving { connection: control.id(), future }
+    Serving { connection: control.id(), future: Spanned { span, future } }
 }
 
 /// The span of a request.
-#[cfg(feature = "tracing")]
-#[inline]
-pub(crate) fn request() -> ::tracing::Span {
-    ::tracing::debug_span!(target: "duopoll", "request")
-}
-
-/// Polls within a span, if there is one.
-#[cfg(feature = "tracing")]
-#[inline]
-pub(crate) fn within<T>(span: &::tracing::Span, poll: impl FnOnce() -> T) -> T {
-    if span.is_disabled() { poll() } else { span.in_scope(poll) }
-}
-
-/// There is none.
-#[cfg(not(feature = "tracing"))]
-pub(crate) struct Span;
-
-#[cfg(not(feature = "tracing"))]
 #[inline]
 pub(crate) fn request() -> Span {
-    Span
-}
-
-#[cfg(not(feature = "tracing"))]
-#[inline]
-pub(crate) fn within<T>(_: &Span, poll: impl FnOnce() -> T) -> T {
-    poll()
+    span!(DEBUG, "request",)
 }
 
 /// Has a future be the work at a request of HTTP.
-#[cfg(all(feature = "tracing", feature = "hyper"))]
-pub(crate) fn handling_http<F>(span: ::tracing::Span, future: F) -> Spanned<F> {
-    use ::tracing::Instrument;
-    future.instrument(span)
+#[cfg(feature = "hyper")]
+pub(crate) fn handling_http<F>(span: Span, future: F) -> Spanned<F> {
+    Spanned { span, future }
 }
 
-#[cfg(all(feature = "tracing", feature = "hyper"))]
-pub(crate) fn http_span<B>(request: &::hyper::Request<B>) -> ::tracing::Span {
-    ::tracing::debug_span!(
-        target: "duopoll",
+#[cfg(feature = "hyper")]
+pub(crate) fn http_request<B>(request: &::hyper::Request<B>) -> Span {
+    span!(
+        DEBUG,
         "request",
         method = %request.method(),
         path = request.uri().path(),
         version = ?request.version(),
     )
-}
-
-#[cfg(all(not(feature = "tracing"), feature = "hyper"))]
-pub(crate) fn handling_http<F>(_: Span, future: F) -> Spanned<F> {
-    future
-}
-
-#[cfg(all(not(feature = "tracing"), feature = "hyper"))]
-pub(crate) fn http_span<B>(request: &::hyper::Request<B>) -> Span {
-    Span
 }
 
 #[cfg(feature = "tracing")]
@@ -193,5 +179,86 @@ struct Id<'a>(&'a Control);
 impl fmt::Display for Id<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0.id())
+    }
+}
+
+/// Spans of which a subscriber that panics ends nothing.
+#[cfg(feature = "tracing")]
+mod span {
+    use ::tracing::Level;
+    use ::tracing::level_filters::LevelFilter;
+    use duopoll_core::contain;
+
+    /// Whether anybody listens to that. Asks no subscriber, who may panic.
+    #[inline]
+    pub(super) fn is_heard(level: Level) -> bool {
+        level <= LevelFilter::current()
+    }
+
+    /// A span, or none.
+    pub(crate) struct Span(Option<::tracing::Span>);
+
+    impl Span {
+        pub(super) fn none() -> Span {
+            Span(None)
+        }
+
+        #[cold]
+        pub(super) fn new(make: impl FnOnce() -> ::tracing::Span) -> Span {
+            let mut made = None;
+            contain("a subscriber of tracing", || made = Some(make()));
+            Span(made.filter(|span| !span.is_disabled()))
+        }
+
+        /// Polls within it.
+        #[inline]
+        pub(crate) fn within<T>(&self, poll: impl FnOnce() -> T) -> T {
+            let _entered = self.0.as_ref().and_then(Entered::new);
+            poll()
+        }
+    }
+
+    impl Drop for Span {
+        fn drop(&mut self) {
+            if let Some(span) = self.0.take() {
+                contain("a subscriber of tracing", || drop(span));
+            }
+        }
+    }
+
+    struct Entered<'a>(Option<::tracing::span::Entered<'a>>);
+
+    impl Entered<'_> {
+        #[cold]
+        fn new(span: &::tracing::Span) -> Option<Entered<'_>> {
+            let mut entered = None;
+            contain("a subscriber of tracing", || entered = Some(span.enter()));
+            entered.map(|entered| Entered(Some(entered)))
+        }
+    }
+
+    impl Drop for Entered<'_> {
+        fn drop(&mut self) {
+            let entered = self.0.take();
+            contain("a subscriber of tracing", || drop(entered));
+        }
+    }
+}
+
+/// There are none.
+#[cfg(not(feature = "tracing"))]
+mod span {
+    pub(crate) struct Span;
+
+    impl Span {
+        #[inline]
+        pub(super) fn none() -> Span {
+            Span
+        }
+
+        #[inline]
+        pub(crate) fn within<T>(&self, poll: impl FnOnce() -> T) -> T {
+            poll()
+        }
     }
 }

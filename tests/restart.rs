@@ -16,6 +16,7 @@ on_every_setup!(
     a_process_that_does_not_confirm_has_taken_nothing,
     who_confirms_too_late_is_told,
     one_of_two_takes_over,
+    who_comes_second_is_told_though_nobody_is_there_any_more,
     what_is_no_handover_is_refused,
 );
 
@@ -139,6 +140,34 @@ fn one_of_two_takes_over(setup: Setup) {
         });
         assert_eq!(taken, [true, false]);
     });
+}
+
+fn who_comes_second_is_told_though_nobody_is_there_any_more(setup: Setup) {
+    let server = setup.serve_echo();
+    let [first, second] = [(); 2].map(|()| UnixStream::pair().expect("a pair"));
+    let mut listeners = thread::scope(|scope| {
+        let hands = [first.0, second.0].map(|theirs| {
+            let server = &server;
+            theirs.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            scope
+                .spawn(move || restart::hand_over(&[server], &theirs).map_err(|error| error.kind()))
+        });
+        let mut first = restart::take_over(first.1).expect("listeners");
+        let second = restart::take_over(second.1).expect("listeners");
+        let listeners = first.listeners();
+        first.confirm().expect("the first");
+        let [one, other] = hands;
+        assert_eq!(one.join().expect("no panic"), Ok(()));
+        // The other end is closed with what it was told unread.
+        let told = second.confirm().map_err(|error| error.kind());
+        assert_eq!(told, Err(ErrorKind::NotConnected));
+        assert_eq!(other.join().expect("no panic"), Err(ErrorKind::NotConnected));
+        listeners
+    });
+    server.shutdown(PATIENCE);
+    let listener = listeners.remove(0);
+    let server = setup.builder().on_request(support::echo).serve(listener).expect("a server");
+    assert_eq!(Peer::connect(server.local_addr()).round_trip(b"on"), b"on");
 }
 
 fn what_is_no_handover_is_refused(_: Setup) {

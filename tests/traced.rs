@@ -10,11 +10,13 @@ use std::sync::{LazyLock, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use duopoll::task::block_on;
-use duopoll::{Connection, Dialer, Limits};
-use support::{Family, PATIENCE, Peer, Setup, connected};
+use duopoll::{Connection, Dialer, EventLoop, Limits, Pollers};
+use support::settled::Settled;
+use support::{Family, PATIENCE, Peer, Setup, connected, eventually};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
-use tracing::{Event, Subscriber};
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -28,7 +30,7 @@ on_every_setup!(
     a_shutdown_is_told_of_step_by_step,
     who_is_not_let_in_is_told_of,
     who_dials_is_told_of,
-    a_subscriber_that_panics_over_an_event_ends_nothing,
+    a_subscriber_that_panics_ends_nothing,
 );
 
 type Fields = HashMap<&'static str, String>;
@@ -52,10 +54,18 @@ impl Told {
 
 static TOLD: LazyLock<Mutex<Vec<Told>>> = LazyLock::new(Mutex::default);
 
-/// The connection over whose events the subscriber panics.
-static PANICS_OVER: Mutex<Option<String>> = Mutex::new(None);
-
 struct Collector;
+
+/// Where a subscriber may panic.
+const PLACES: [&str; 6] = ["enabled", "new span", "enter", "exit", "close", "event"];
+
+/// Panics on the threads of pollers that are named after the place.
+fn panic_in(place: &str) {
+    let here = std::thread::current();
+    if here.name().is_some_and(|name| name.starts_with(place)) {
+        panic::resume_unwind(Box::new("on purpose"));
+    }
+}
 
 struct Collected<'a>(&'a mut Fields);
 
@@ -70,7 +80,32 @@ impl Visit for Collected<'_> {
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Collector {
+    /// It is asked each time.
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::sometimes()
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        if metadata.target() == "duopoll" {
+            panic_in("enabled");
+        }
+        true
+    }
+
+    fn on_enter(&self, _: &Id, _: Context<'_, S>) {
+        panic_in("enter");
+    }
+
+    fn on_exit(&self, _: &Id, _: Context<'_, S>) {
+        panic_in("exit");
+    }
+
+    fn on_close(&self, _: Id, _: Context<'_, S>) {
+        panic_in("close");
+    }
+
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        panic_in("new span");
         let mut fields = Fields::new();
         attributes.record(&mut Collected(&mut fields));
         let span = context.span(id).expect("a span");
@@ -80,10 +115,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Collector {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::new();
         event.record(&mut Collected(&mut fields));
-        let over = PANICS_OVER.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if over.is_some() && fields.get("id") == over.as_ref() {
-            panic::resume_unwind(Box::new("on purpose"));
-        }
+        panic_in("event");
         let spans = context.event_scope(event).into_iter().flatten();
         let spans = spans.map(|span| {
             (span.name(), span.extensions().get::<Fields>().cloned().unwrap_or_default())
@@ -292,27 +324,22 @@ fn who_dials_is_told_of(setup: Setup) {
     told(|told| told.is("dial failed") && told.has("error", &error.to_string()));
 }
 
-fn a_subscriber_that_panics_over_an_event_ends_nothing(setup: Setup) {
+fn a_subscriber_that_panics_ends_nothing(setup: Setup) {
     listen();
-    let server = setup.serve(tell_id);
-    let mut peer = Peer::connect(server.local_addr());
-    let id = ask_id(&mut peer);
-    let mut other = Peer::connect(server.local_addr());
-    ask_id(&mut other);
-    // One after the other: what is panicked over is the process's.
-    static ONE: Mutex<()> = Mutex::new(());
-    let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let set = |over| *PANICS_OVER.lock().unwrap_or_else(PoisonError::into_inner) = over;
-    set(Some(id));
-    let before = server.stats().contained_panics;
-    drop(peer);
-    let begun = std::time::Instant::now();
-    while server.stats().contained_panics == before {
-        assert!(begun.elapsed() < PATIENCE, "it has not panicked");
-        std::thread::yield_now();
+    for place in PLACES {
+        let options = Pollers::options().engine(setup.engine).count(1);
+        let pollers = options.name(place).start().expect("a poller");
+        let builder = EventLoop::builder().on(pollers.clone());
+        let server = builder.on_request(tell_id).serve(setup.listener()).expect("a server");
+        let mut peers: Vec<_> = (0..3).map(|_| Peer::connect(server.local_addr())).collect();
+        for peer in peers.iter_mut().chain(&mut [Peer::connect(server.local_addr())]) {
+            assert_eq!(ask_id(peer), ask_id(peer));
+        }
+        drop(peers);
+        eventually("all have gone", || server.stats().open_connections == 0);
+        let stats = server.settled();
+        assert_eq!((stats.failed_pollers, stats.handler_panics), (0, 0), "{place}");
+        assert!(pollers.stats().contained_panics > 0, "{place}: it has not panicked");
+        assert_eq!(server.shutdown(PATIENCE), 0);
     }
-    set(None);
-    drop(one);
-    ask_id(&mut other);
-    assert_eq!(server.stats().failed_pollers, 0);
 }

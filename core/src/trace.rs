@@ -2,27 +2,40 @@
 //!
 //! It is told where no lock is held. A subscriber is a user's, and ends nothing by a panic.
 
-#![cfg_attr(not(feature = "tracing"), allow(unused_variables, unused_macros))]
+#![cfg_attr(not(feature = "tracing"), allow(unused_variables, dead_code))]
 
-use std::sync::Arc;
+use std::io;
+use std::net::SocketAddr;
 
-#[cfg(feature = "tracing")]
-use crate::connection::Control;
-use crate::connection::{Reason, Shared};
+/// What is told of.
+pub(crate) trait Subject {
+    fn id(&self) -> u64;
+    fn peer(&self) -> Option<SocketAddr>;
+}
+
+/// How a connection has ended.
+pub(crate) struct Ended {
+    pub(crate) reason: &'static str,
+    /// The peer, or the kernel, has begun with that.
+    pub(crate) by_peer: bool,
+    /// What has broken it, if something has.
+    pub(crate) error: Option<io::Error>,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+}
 
 /// Tells of an event of one connection.
 macro_rules! tell {
-    ($level:ident, $shared:ident as $connection:ident, $($event:tt)*) => {
+    ($level:ident, $subject:ident, $($event:tt)*) => {
+        // Who may be asked whether he listens is a user, too.
         #[cfg(feature = "tracing")]
-        if tracing::enabled!(target: "duopoll", tracing::Level::$level) {
-            let $connection = Control::new($shared.clone());
-            let peer = $connection.peer_addr().map(tracing::field::display);
+        if tracing::Level::$level <= tracing::level_filters::LevelFilter::current() {
             crate::contain::report(|| {
                 tracing::event!(
                     target: "duopoll",
                     tracing::Level::$level,
-                    id = %format_args!("{:#x}", $connection.id()),
-                    peer,
+                    id = %format_args!("{:#x}", $subject.id()),
+                    peer = $subject.peer().map(tracing::field::display),
                     $($event)*
                 );
             });
@@ -30,44 +43,27 @@ macro_rules! tell {
     };
 }
 
-/// It has ended, and why; who has begun with that, and what has broken it, if something has.
-pub(crate) fn closed(shared: &Arc<Shared>, reason: Reason) {
-    tell!(
-        DEBUG,
-        shared as connection,
-        reason = reason.name(),
-        by_peer = reason == Reason::Closed && connection.was_ended_by_peer(),
-        error = broken_by(&connection, reason).map(tracing::field::display),
-        received_bytes = connection.received_bytes(),
-        sent_bytes = connection.sent_bytes(),
-        "closed"
-    );
-}
-
-/// What has broken a connection that this side has not.
-#[cfg(feature = "tracing")]
-fn broken_by(connection: &Control, reason: Reason) -> Option<std::io::Error> {
-    let by_itself = matches!(reason, Reason::Closed | Reason::Unsent);
-    connection.broken_by().filter(|_| by_itself)
+pub(crate) fn closed(subject: &impl Subject, ended: impl Fn() -> Ended) {
+    #[cfg(feature = "tracing")]
+    if tracing::Level::DEBUG <= tracing::level_filters::LevelFilter::current() {
+        let Ended { reason, by_peer, error, received_bytes, sent_bytes } = ended();
+        let error = error.as_ref().map(tracing::field::display);
+        tell!(DEBUG, subject, reason, by_peer, error, received_bytes, sent_bytes, "closed");
+    }
 }
 
 /// A wait has taken too long.
 #[cold]
-pub(crate) fn timed_out(shared: &Arc<Shared>, reads: bool) {
-    tell!(
-        DEBUG,
-        shared as connection,
-        direction = if reads { "read" } else { "write" },
-        "timed out"
-    );
+pub(crate) fn timed_out(subject: &impl Subject, reads: bool) {
+    tell!(DEBUG, subject, direction = if reads { "read" } else { "write" }, "timed out");
 }
 
 /// Nothing more is received, since enough waits to be read; or no more.
-pub(crate) fn holds_peer_up(shared: &Arc<Shared>, holds_up: bool) {
-    tell!(TRACE, shared as connection, direction = "read", on = holds_up, "backpressure");
+pub(crate) fn holds_peer_up(subject: &impl Subject, holds_up: bool) {
+    tell!(TRACE, subject, direction = "read", on = holds_up, "backpressure");
 }
 
 /// A writer waits, since enough is unsent; or no more.
-pub(crate) fn is_held_up(shared: &Arc<Shared>, held_up: bool) {
-    tell!(TRACE, shared as connection, direction = "write", on = held_up, "backpressure");
+pub(crate) fn is_held_up(subject: &impl Subject, held_up: bool) {
+    tell!(TRACE, subject, direction = "write", on = held_up, "backpressure");
 }

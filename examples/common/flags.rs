@@ -1,5 +1,7 @@
 //! What the example servers have in common: their flags, their ready line, and their end.
 
+#[path = "metrics.rs"]
+mod metrics;
 #[path = "values.rs"]
 mod values;
 
@@ -38,6 +40,9 @@ pub(crate) struct Flags {
     engine: Engine,
     pollers: usize,
     stats: bool,
+    metrics: Option<Address>,
+    /// What all builders begin with, so that there is one way to the server that comes of them.
+    base: Builder,
     grace: Duration,
     idle_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
@@ -60,7 +65,8 @@ struct Tls {
 impl Flags {
     /// A server's options.
     pub(crate) fn builder(&self) -> Builder {
-        let mut builder = EventLoop::builder().engine(self.engine).pollers(self.pollers);
+        let mut builder = self.base.clone().engine(self.engine).pollers(self.pollers);
+        builder = builder.timings(self.metrics.is_some());
         if let Some(timeout) = self.idle_timeout {
             builder = builder.idle_timeout(timeout);
         }
@@ -103,6 +109,16 @@ impl Flags {
     pub(crate) fn listener(&self) -> io::Result<Listener> {
         Listener::bind(&self.listen)
     }
+
+    /// A listener for whoever asks for figures, if they are to be told.
+    fn metrics_listener(&self) -> io::Result<Option<Listener>> {
+        self.metrics.as_ref().map(Listener::bind).transpose()
+    }
+
+    /// Tells the figures of this server.
+    fn serve_metrics(&self, listener: Listener, server: &Server) -> io::Result<Server> {
+        metrics::serve(listener, server.pollers(), self.base.weak_server())
+    }
 }
 
 /// Runs a server until SIGINT or SIGTERM. Exits with 2 for a bad flag or address, with 1 for what the system refuses.
@@ -123,8 +139,13 @@ pub(crate) fn main(
         Ok(signals) => signals,
         Err(error) => return complain(1, &error),
     };
-    let server = match serve(&flags) {
-        Ok(server) => server,
+    let begun = flags.metrics_listener().and_then(|listener| {
+        let server = serve(&flags)?;
+        let metrics = listener.map(|listener| flags.serve_metrics(listener, &server));
+        Ok((server, metrics.transpose()?))
+    });
+    let (server, metrics) = match begun {
+        Ok(begun) => begun,
         Err(error) => return complain(1, &error),
     };
     let report = server.engine_report();
@@ -132,10 +153,19 @@ pub(crate) fn main(
         complain(0, reason);
     }
     let (address, pollers) = (server.local_addr(), server.pollers().count());
-    say(&format!("listening on {address} engine={} pollers={pollers}\n", report.engine));
+    let at_metrics = metrics
+        .as_ref()
+        .map_or(String::new(), |metrics| format!(" metrics={}", metrics.local_addr()));
+    say(&format!(
+        "listening on {address}{at_metrics} engine={} pollers={pollers}\n",
+        report.engine
+    ));
 
     signals.forever().next();
+    // First, and not waited for: whoever reads figures and takes his time shall not hold up the end of the pollers.
+    let metrics = metrics.map(|metrics| (metrics.shutdown_async(Duration::ZERO), metrics));
     let forced = end(&server, flags.grace, &mut signals);
+    drop(metrics);
     if forced > 0 {
         complain(0, &format!("{forced} connections were closed by force"));
     }
@@ -192,7 +222,9 @@ Flags:
                              reset when it is used up (default: half of the memory there is)
   --zerocopy BYTES           send pieces from so many bytes on without a copy (default: none); needs a build with
                              --features zerocopy
-{tls}{password}  --stats                    print the library's counters as one line of JSON at the end
+{tls}{password}  --metrics ADDRESS          serve figures there by HTTP: /metrics for Prometheus, /connections as JSON (default: none). For
+                             whoever operates the server: it says who is connected
+  --stats                    print the library's counters as one line of JSON at the end
   --help                     print this
 
 Seconds may have a fraction. Prints one line when it is ready. SIGINT and SIGTERM end it gracefully. Exit code 0 then, 1 if the system refuses something, 2 for a bad flag.
@@ -217,6 +249,8 @@ fn parse(program: &Program) -> Result<Option<Flags>, lexopt::Error> {
         engine: Engine::Auto,
         pollers: 1,
         stats: false,
+        metrics: None,
+        base: EventLoop::builder(),
         grace: GRACE,
         idle_timeout: None,
         write_timeout: None,
@@ -274,6 +308,7 @@ fn set(flags: &mut Flags, name: &str, parser: &mut lexopt::Parser) -> Result<(),
     match name {
         "listen" => flags.listen = value(name, parser)?,
         "engine" => flags.engine = value(name, parser)?,
+        "metrics" => flags.metrics = Some(value(name, parser)?),
         "pollers" => {
             flags.pollers = value(name, parser)?;
             if !(1..=1024).contains(&flags.pollers) {

@@ -52,7 +52,7 @@ where
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let has_body = !request.body().is_end_stream();
         let under_way = Some(UnderWay::new(&self.control, has_body));
-        let span = trace::http_span(&request);
+        let span = trace::http_request(&request);
         CountedFuture { future: trace::handling_http(span, self.service.call(request)), under_way }
     }
 }

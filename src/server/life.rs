@@ -345,7 +345,7 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
         let span = trace::request();
         {
             let mut handling = pin!(service.handler.handle(slot, &mut state));
-            poll_fn(|cx| trace::within(&span, || handling.as_mut().poll(cx))).await?;
+            poll_fn(|cx| span.within(|| handling.as_mut().poll(cx))).await?;
         }
         let connection = there(slot)?;
         flush_staged(connection).await?;

@@ -14,6 +14,7 @@ use std::io;
 use std::mem;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -92,6 +93,8 @@ struct Listeners {
     over: bool,
     /// Another process serves them.
     handed_over: bool,
+    /// Who else may want to, and is to be told then.
+    rivals: Vec<Weak<UnixStream>>,
 }
 
 impl RunningServer {
@@ -274,14 +277,24 @@ impl RunningServer {
         !mem::replace(&mut self.listeners().handed_over, true)
     }
 
+    /// Somebody wants its sockets, and is to be told if another process has them first.
+    pub(crate) fn add_rival(&self, rival: &Arc<UnixStream>) {
+        let rivals = &mut self.listeners().rivals;
+        rivals.retain(|rival| rival.strong_count() > 0);
+        rivals.push(Arc::downgrade(rival));
+    }
+
     /// It has not come to that.
     pub(crate) fn keep(&self) {
         self.listeners().handed_over = false;
     }
 
     /// Another process serves its sockets now: their files are its own, and so is who waits in their queues.
-    pub(crate) fn handed_over(&self) {
-        self.listeners().files.iter().for_each(SocketFile::give_up);
+    /// Gives those who wanted them as well.
+    pub(crate) fn handed_over(&self) -> Vec<Weak<UnixStream>> {
+        let mut listeners = self.listeners();
+        listeners.files.iter().for_each(SocketFile::give_up);
+        mem::take(&mut listeners.rivals)
     }
 
     fn begin_shutdown(&self, grace: Duration) -> oneshot::Receiver<usize> {

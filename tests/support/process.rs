@@ -12,6 +12,8 @@ pub struct Process {
     child: Child,
     stdout: BufReader<ChildStdout>,
     pub address: Address,
+    /// Where it tells its figures, if it does.
+    pub metrics: Option<Address>,
 }
 
 impl Process {
@@ -23,7 +25,9 @@ impl Process {
         let mut ready = String::new();
         stdout.read_line(&mut ready).expect("a line");
         let address = ready.split(' ').nth(2).expect("listening on ADDRESS").parse();
-        Process { child, stdout, address: address.expect("an address") }
+        let metrics = ready.split(' ').find_map(|word| word.strip_prefix("metrics="));
+        let metrics = metrics.map(|address| address.parse().expect("an address"));
+        Process { child, stdout, address: address.expect("an address"), metrics }
     }
 
     fn proc(&self, file: &str) -> String {

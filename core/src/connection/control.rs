@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::effects::When;
 use super::lifecycle::Limit;
-#[cfg(feature = "tracing")]
-use super::lifecycle::{Input, Output};
 use super::peer::Peer;
 use super::requests::Requests;
 use super::shared::Shared;
@@ -191,24 +189,6 @@ impl Control {
     /// Bytes that the kernel has taken to send so far, also when it is over. The peer may not have them yet.
     pub fn sent_bytes(&self) -> u64 {
         self.shared.life().sent_bytes
-    }
-
-    /// Whether the peer, or the kernel, has ended it before this side did.
-    #[cfg(feature = "tracing")]
-    pub(crate) fn was_ended_by_peer(&self) -> bool {
-        self.shared.life().was_ended_by_peer()
-    }
-
-    /// What has broken it, if something has.
-    #[cfg(feature = "tracing")]
-    pub(crate) fn broken_by(&self) -> Option<std::io::Error> {
-        let life = self.shared.life();
-        match (life.input, life.output) {
-            (Input::Failed(errno), _) | (_, Output::Failed(errno)) => {
-                Some(std::io::Error::from_raw_os_error(errno.get()))
-            }
-            _ => None,
-        }
     }
 
     /// Bytes were moved past the poller.

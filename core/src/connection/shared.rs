@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,8 +13,8 @@ use std::task::{Context, Poll};
 
 use super::effects::{Callback, Effects, Offer, When};
 use super::lifecycle::{
-    Amount, Closing, End, Expected, Expired, Half, Lifecycle, Moved, Phase, Polled, Reason,
-    Refusal, Todo,
+    Amount, Closing, End, Expected, Expired, Half, Input, Lifecycle, Moved, Output, Phase, Polled,
+    Reason, Refusal, Todo,
 };
 use super::limits::Limits;
 use super::requests::Requests;
@@ -28,7 +29,7 @@ use crate::sync::{Mutex, MutexGuard, lock};
 use crate::syscalls::{self, Acknowledged};
 use crate::timer::Tick;
 use crate::token::Token;
-use crate::trace;
+use crate::trace::{self, Ended};
 
 /// Of a connection's number, those that tell it from others of its poller.
 const SERIAL_BITS: u32 = 40;
@@ -320,8 +321,37 @@ impl Shared {
     }
 }
 
+impl trace::Subject for Shared {
+    fn id(&self) -> u64 {
+        Shared::id(self)
+    }
+
+    fn peer(&self) -> Option<SocketAddr> {
+        self.life().peer.get()
+    }
+}
+
 /// The poller's side.
 impl Shared {
+    /// How it has ended: what has broken it counts only if this side has not.
+    pub(crate) fn ended(&self, reason: Reason) -> Ended {
+        let life = self.life();
+        let broken = match (life.input, life.output) {
+            (Input::Failed(errno), _) | (_, Output::Failed(errno)) => Some(errno),
+            _ => None,
+        };
+        let by_itself = matches!(reason, Reason::Closed | Reason::Unsent);
+        Ended {
+            reason: reason.name(),
+            by_peer: reason == Reason::Closed && life.was_ended_by_peer(),
+            error: broken
+                .filter(|_| by_itself)
+                .map(|errno| io::Error::from_raw_os_error(errno.get())),
+            received_bytes: life.received_bytes,
+            sent_bytes: life.sent_bytes,
+        }
+    }
+
     /// What is to be received, if anything is.
     #[inline]
     pub(crate) fn receives(&self) -> Option<Expected> {
@@ -337,7 +367,7 @@ impl Shared {
     /// Bytes have arrived: `push` puts them into the inbox, and is told whether others wait there already, or with the
     /// reader for the rest of a message.
     #[inline]
-    pub(crate) fn deliver(self: &Arc<Self>, push: impl FnOnce(&mut Chain, bool)) -> Moved {
+    pub(crate) fn deliver(&self, push: impl FnOnce(&mut Chain, bool)) -> Moved {
         let mut life = self.life();
         if life.discards() {
             return self.discard(life, push);
@@ -352,7 +382,7 @@ impl Shared {
     }
 
     #[cold]
-    fn stopped(self: &Arc<Self>, high: usize) {
+    fn stopped(&self, high: usize) {
         if high < self.input_high as usize {
             self.mailbox.count_stop();
         }

@@ -272,7 +272,7 @@ impl Writer {
         let staged = &mut self.staged;
         if self.shared.flush_at_once(staged, marks.0) {
             if mem::replace(&mut self.waiting, false) && marks.0 > 0 {
-                trace::is_held_up(&self.shared, false);
+                trace::is_held_up(&*self.shared, false);
             }
             self.put_block();
             return Poll::Ready(Ok(()));
@@ -283,7 +283,7 @@ impl Writer {
         });
         let waited = mem::replace(&mut self.waiting, result.is_pending());
         if waited != self.waiting && marks.0 > 0 {
-            trace::is_held_up(&self.shared, self.waiting);
+            trace::is_held_up(&*self.shared, self.waiting);
         }
         self.put_block();
         result.map_err(io::Error::from)

@@ -133,7 +133,7 @@ impl Driver {
         }
         self.wheel.clear(token.index());
         engine.deregister(token, end.how, self);
-        trace::closed(&shared, reason);
+        trace::closed(&*shared, || shared.ended(reason));
         end.effects.perform();
     }
 }

@@ -123,10 +123,10 @@ impl Driver {
         }
         let (reads, writes) = effects.wake();
         if reads {
-            trace::timed_out(&shared, true);
+            trace::timed_out(&*shared, true);
         }
         if writes {
-            trace::timed_out(&shared, false);
+            trace::timed_out(&*shared, false);
         }
         effects.perform();
     }

@@ -208,7 +208,7 @@ impl Driver {
             if let Some(stream) =
                 self.stream(token).filter(|stream| stream.shared.receives().is_some())
             {
-                trace::holds_peer_up(&stream.shared, false);
+                trace::holds_peer_up(&*stream.shared, false);
                 engine.receive(token, self);
             }
         }

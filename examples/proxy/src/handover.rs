@@ -100,6 +100,10 @@ pub(crate) fn begin(
                     others.spawn_local(async move {
                         match to(next, &servers).await {
                             Ok(()) => handed.store(true, Ordering::Relaxed),
+                            // One that has only looked whether anybody is there.
+                            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                                tracing::debug!(%error, "the next process has not taken over");
+                            }
                             Err(error) => {
                                 tracing::warn!(%error, "the next process has not taken over");
                             }

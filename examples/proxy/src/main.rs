@@ -88,12 +88,27 @@ fn run(mut config: Config) -> io::Result<()> {
         admin = Some(service.serve(listener)?);
     }
     // Last of all that can fail: from now on the other one goes, if it has not gone by itself.
+    let took_over = last.is_some();
     last.map_or(Ok(()), TakenOver::confirm)?;
     health::begin(&proxy.upstreams, config.health, server.pollers());
     let next = config.handover.as_ref().and_then(|path| {
-        let next = handover::begin(path, server.pollers(), servers, stop.clone());
-        next.inspect_err(|error| tracing::warn!(%error, "nobody can take over")).ok()
+        match handover::begin(path, server.pollers(), servers, stop.clone()) {
+            Ok(next) => Some(Ok(next)),
+            // Another one has the place, which took over as well: it serves, and can be replaced.
+            Err(error) if took_over && error.kind() == io::ErrorKind::AddrInUse => Some(Err(error)),
+            Err(error) => {
+                tracing::warn!(%error, "nobody can take over");
+                None
+            }
+        }
     });
+    let next = match next.transpose() {
+        Ok(next) => next,
+        Err(error) => {
+            server.shutdown(config.grace.0);
+            return Err(error);
+        }
+    };
     let report = server.engine_report();
     if let Some(reason) = &report.fallback {
         tracing::warn!("{reason}");

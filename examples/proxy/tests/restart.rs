@@ -2,14 +2,16 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use duopoll::restart;
 use support::{
     ENGINES, FAMILIES, Family, PATIENCE, Proxy, Stream, any, echo, eventually, listen, path,
     upstream,
@@ -142,6 +144,30 @@ fn who_ends_hands_nothing_over() {
         drop(new);
         let new = Proxy::start(&line(&old.addresses[0]));
         assert_eq!(new.connect().round_trip(b"x").expect("served"), b"x");
+    }
+}
+
+#[test]
+fn one_of_two_that_want_to_take_over_ends() {
+    for engine in ENGINES {
+        let (serves, handover) = (upstream(Family::V4, echo), path("handover"));
+        let line = |at: &str| {
+            let handover = handover.display();
+            format!("--engine {engine} --listen {at} --upstream {serves} --handover {handover}")
+        };
+        let mut old = Proxy::start(&line(any(Family::V4)));
+        // One has the sockets, and takes its time.
+        let late = UnixStream::connect(&handover).expect("a place");
+        late.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let late = restart::take_over(late).expect("listeners");
+        let new = Proxy::start(&line(&old.addresses[0]));
+        assert!(old.ended().success());
+        // The old one has ended, but not by itself.
+        let error = late.confirm().expect_err("another one serves");
+        assert_eq!(error.kind(), ErrorKind::NotConnected);
+        for _ in 0..20 {
+            assert_eq!(new.connect().round_trip(b"x").expect("served"), b"x");
+        }
     }
 }
 

@@ -226,7 +226,6 @@ impl Lifecycle {
     }
 
     /// Whether the peer, or the kernel, has ended it before this side did.
-    #[cfg(feature = "tracing")]
     pub(crate) fn was_ended_by_peer(&self) -> bool {
         self.notes.has(Notes::PEER_FIRST)
     }

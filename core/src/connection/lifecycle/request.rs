@@ -50,7 +50,6 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    #[cfg(feature = "tracing")]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Reason::Closed => "closed",
