@@ -49,8 +49,8 @@ pub(crate) struct Watching {
 }
 
 impl<T: AsFd> AsyncFd<T> {
-    /// Has it watched by the poller of this thread, or elsewhere by one of the [global ones](Pollers::global). It is made non-blocking,
-    /// and so are its duplicates.
+    /// Has it watched by the poller of this thread, elsewhere by one of those that the thread has [entered](Pollers::enter), or else by a
+    /// [global one](Pollers::global). It is made non-blocking, and so are its duplicates.
     ///
     /// # Errors
     /// [`PermissionDenied`](io::ErrorKind::PermissionDenied) (`EPERM`) for what is always ready: files and directories, whatever the disk

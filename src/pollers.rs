@@ -213,7 +213,7 @@ impl PollerOptions {
     ///
     /// - A connection may hold a share of what is free in each direction, and at most what its [`Limits`] say: so those that hold
     ///   most are received from no longer, and their writers wait, before others notice anything.
-    /// - Above seven eighths no connections are accepted, until it is less than three quarters.
+    /// - Above seven eighths connections are accepted one at a time, until it is less than three quarters.
     /// - What would be more than the budget is refused: [`when_full`](PollerOptions::when_full) says who goes then.
     ///
     /// [`Stats`] count what happens; [`on_memory_level`](PollerOptions::on_memory_level) tells of it.
@@ -356,8 +356,8 @@ impl Pollers {
     }
 
     /// Has whatever needs pollers on this thread, and is not told which, use these and not the [global ones](Pollers::global):
-    /// [timers](crate::time), a [`Dialer`](crate::Dialer), [`Listener::accept`](crate::Listener::accept). Until what is returned
-    /// is dropped; it may be entered more than once.
+    /// [timers](crate::time), a [`Dialer`](crate::Dialer), [`Listener::accept`](crate::Listener::accept), [`AsyncFd`](crate::AsyncFd),
+    /// sockets of [`udp`](crate::udp). Until what is returned is dropped; it may be entered more than once.
     pub fn enter(&self) -> Entered {
         ENTERED.with_borrow_mut(|entered| {
             let number = entered.last().map_or(0, |(number, _)| number + 1);

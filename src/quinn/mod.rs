@@ -67,7 +67,8 @@ enum Place {
 }
 
 impl PollerRuntime {
-    /// For endpoints that are made in tasks of pollers; elsewhere on the [global ones](Pollers::global).
+    /// For endpoints that are made in tasks of pollers; elsewhere they are on the pollers that the thread has [entered](Pollers::enter), or
+    /// else on the [global ones](Pollers::global).
     pub fn here() -> PollerRuntime {
         PollerRuntime(Place::Here)
     }

@@ -159,7 +159,8 @@ impl Builder {
 
     /// How long the bytes of one request may take to arrive, from its first on, however many reads the handler makes of it: it
     /// sets the [read deadline](crate::Control::set_read_deadline) at each call of the handler, unless the call before has taken
-    /// nothing. Default: for ever.
+    /// nothing. With [`on_connection`](Builder::on_connection), where nobody knows when a request begins, it is an error when the service
+    /// is served: set the deadline in the handler. Default: for ever.
     pub fn request_timeout(mut self, timeout: Duration) -> Builder {
         self.callbacks.request_timeout = Some(timeout.min(FAR));
         self

@@ -120,8 +120,8 @@ impl UdpOptions {
         !self.keeps_apart
     }
 
-    /// Binds a socket; port 0 has the kernel choose one. It is on the poller of this thread, or elsewhere on one of the
-    /// [global ones](crate::Pollers::global). Of several addresses of a name the first that can be bound counts.
+    /// Binds a socket; port 0 has the kernel choose one. It is on the poller of this thread, elsewhere on one of those that the thread has
+    /// [entered](crate::Pollers::enter), or else on a [global one](crate::Pollers::global). Of several addresses of a name the first that can be bound counts.
     ///
     /// # Errors
     /// The kernel's, with the address: `EADDRINUSE`, `EACCES` below port 1024; what an option is refused with.
