@@ -101,6 +101,46 @@ fn figures_are_told() {
 }
 
 #[test]
+fn what_the_proxy_ends_is_no_fault_of_an_upstream() {
+    for engine in ENGINES {
+        // It takes all, and says nothing.
+        let silent = upstream(Family::V4, |mut stream| {
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            std::thread::sleep(PATIENCE);
+        });
+        let unread = upstream(Family::V4, |_stream| std::thread::sleep(PATIENCE));
+        for upstream in [silent, unread] {
+            let proxy = Proxy::start(&format!(
+                "--engine {engine} --pollers 1 --listen 127.0.0.1:0 --upstream {upstream} --admin 127.0.0.1:0 \
+                 --health-interval 0 --eject-after 1 --eject-time 3600 --idle-timeout 0.2 --write-timeout 0.2"
+            ));
+            let mut client = proxy.connect();
+            client.write_all(b"x").expect("sent");
+            client.finish();
+            let ended = || Proxy::figure(proxy.admin(), "proxy_timeouts_total") == 1;
+            eventually("it is over time", ended);
+            let of = |figure| {
+                let name = format!("proxy_upstream_{figure}{{upstream=\"{upstream}\"}}");
+                Proxy::figure(proxy.admin(), &name)
+            };
+            assert_eq!((of("failures_total"), of("ejected")), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn who_says_nothing_to_the_admin_has_no_place_for_long() {
+    for engine in ENGINES {
+        let serves = upstream(Family::V4, echo);
+        let proxy = Proxy::start(&format!(
+            "--engine {engine} --listen 127.0.0.1:0 --upstream {serves} --admin 127.0.0.1:0"
+        ));
+        let _silent: Vec<_> = (0..100).map(|_| Stream::connect(proxy.admin())).collect();
+        assert_eq!(Proxy::get(proxy.admin(), "/healthz"), (200, "up\n".into()));
+    }
+}
+
+#[test]
 fn checks_find_who_is_down_and_up_again() {
     let comes_and_goes = nowhere();
     let proxy = Proxy::start(&format!(
