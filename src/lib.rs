@@ -116,8 +116,8 @@ pub use blocking::Blocking;
 pub use connection::Connection;
 pub use dialer::Dialer;
 pub use duopoll_core::{
-    CallbackId, Control, Error, Limits, LinkBuffer, MemoryLevel, Pool, PoolConfig, PoolStats,
-    Reader, Sender, Slice, Watch, WhenFull, Writer,
+    CallbackId, Control, Error, Limits, LinkBuffer, LinkReader, LinkWriter, MemoryLevel, Pool,
+    PoolConfig, PoolStats, Reader, Sender, Slice, Watch, WhenFull, Writer,
 };
 pub use engine::{Engine, EngineReport};
 pub use listener::{Listener, ListenerOptions};

@@ -5,6 +5,8 @@
 //! too, and is called by them alone. Readiness, completions, bytes and the time come in as arguments, so that all of it can
 //! be driven by a test as well as by a kernel.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("duopoll runs on Linux only: it is built on epoll and io_uring");
 

@@ -15,6 +15,8 @@
 //! # Portability
 //! Linux 2.6.28 and later. On kernels without `accept4` an accepted socket is made close-on-exec and non-blocking afterwards.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #![cfg(target_os = "linux")]
 
 mod engine;

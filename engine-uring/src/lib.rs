@@ -17,6 +17,8 @@
 //! it is found by a self-test, not by the version: see [`Uring::new`]. Where it cannot, the error is an
 //! [`Unavailable`], which says why and what would help.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #![cfg(target_os = "linux")]
 
 mod buffers;
