@@ -17,6 +17,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 git archive HEAD | tar -x -C "$work"
 cd "$work"
+# The others are not published, and ask for newer ones.
+sed -i 's/^members = .*/members = ["core", "engine-epoll", "engine-uring"]/' Cargo.toml
 # Those that these crates name; what these ask for in turn is not theirs to say.
 cargo +nightly update -Z direct-minimal-versions --quiet
 CARGO_TARGET_DIR=$work/target cargo check --lib "${CRATES[@]/#/--package=}" --features duopoll/"${FEATURES//,/,duopoll/}"
