@@ -34,10 +34,10 @@ macro_rules! span {
         let span = if span::is_heard(::tracing::Level::$level) {
             Span::new(|| ::tracing::span!(target: "duopoll", ::tracing::Level::$level, $name, $($fields)*))
         } else {
-            Span::none()
+            None
         };
         #[cfg(not(feature = "tracing"))]
-        let span = Span::none();
+        let span = None;
         span
     }};
 }
@@ -94,7 +94,7 @@ pub(crate) fn shut_down(address: &impl fmt::Display, forced: usize) {
 pin_project! {
     /// A future that may have a span around it.
     pub(crate) struct Spanned<F> {
-        span: Span,
+        span: Option<Span>,
         #[pin]
         future: F,
     }
@@ -106,7 +106,10 @@ impl<F: Future> Future for Spanned<F> {
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        this.span.within(|| this.future.poll(cx))
+        match this.span {
+            Some(span) => span.within(|| this.future.poll(cx)),
+            None => this.future.poll(cx),
+        }
     }
 }
 
@@ -145,18 +148,13 @@ pub(crate) fn serving<F: Future>(control: &Control, engine: &str, future: F) -> 
 
 /// The span of a request.
 #[inline]
-pub(crate) fn request() -> Span {
+pub(crate) fn request() -> Option<Span> {
     span!(DEBUG, "request",)
 }
 
-/// Has a future be the work at a request of HTTP.
+/// The same of one of HTTP.
 #[cfg(feature = "hyper")]
-pub(crate) fn handling_http<F>(span: Span, future: F) -> Spanned<F> {
-    Spanned { span, future }
-}
-
-#[cfg(feature = "hyper")]
-pub(crate) fn http_request<B>(request: &::hyper::Request<B>) -> Span {
+pub(crate) fn http_request<B>(request: &::hyper::Request<B>) -> Option<Span> {
     span!(
         DEBUG,
         "request",
@@ -164,6 +162,12 @@ pub(crate) fn http_request<B>(request: &::hyper::Request<B>) -> Span {
         path = request.uri().path(),
         version = ?request.version(),
     )
+}
+
+/// Has a future be in a span.
+#[inline]
+pub(crate) fn within<F>(span: Option<Span>, future: F) -> Spanned<F> {
+    Spanned { span, future }
 }
 
 #[cfg(feature = "tracing")]
@@ -195,34 +199,29 @@ mod span {
         level <= LevelFilter::current()
     }
 
-    /// A span, or none.
-    pub(crate) struct Span(Option<::tracing::Span>);
+    /// In a box: every connection has room for it, whether anybody listens or not.
+    pub(crate) struct Span(Option<Box<::tracing::Span>>);
 
     impl Span {
-        pub(super) fn none() -> Span {
-            Span(None)
-        }
-
         #[cold]
-        pub(super) fn new(make: impl FnOnce() -> ::tracing::Span) -> Span {
+        pub(super) fn new(make: impl FnOnce() -> ::tracing::Span) -> Option<Span> {
             let mut made = None;
             contain("a subscriber of tracing", || made = Some(make()));
-            Span(made.filter(|span| !span.is_disabled()))
+            made.filter(|span| !span.is_disabled()).map(|span| Span(Some(Box::new(span))))
         }
 
         /// Polls within it.
-        #[inline]
-        pub(crate) fn within<T>(&self, poll: impl FnOnce() -> T) -> T {
-            let _entered = self.0.as_ref().and_then(Entered::new);
+        #[cold]
+        pub(super) fn within<T>(&self, poll: impl FnOnce() -> T) -> T {
+            let _entered = self.0.as_deref().and_then(Entered::new);
             poll()
         }
     }
 
     impl Drop for Span {
         fn drop(&mut self) {
-            if let Some(span) = self.0.take() {
-                contain("a subscriber of tracing", || drop(span));
-            }
+            let span = self.0.take();
+            contain("a subscriber of tracing", || drop(span));
         }
     }
 
@@ -248,17 +247,11 @@ mod span {
 /// There are none.
 #[cfg(not(feature = "tracing"))]
 mod span {
-    pub(crate) struct Span;
+    pub(crate) enum Span {}
 
     impl Span {
-        #[inline]
-        pub(super) fn none() -> Span {
-            Span
-        }
-
-        #[inline]
-        pub(crate) fn within<T>(&self, poll: impl FnOnce() -> T) -> T {
-            poll()
+        pub(super) fn within<T>(&self, _: impl FnOnce() -> T) -> T {
+            match *self {}
         }
     }
 }

@@ -16,7 +16,6 @@
 //! Linux 2.6.28 and later. On kernels without `accept4` an accepted socket is made close-on-exec and non-blocking afterwards.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-
 #![cfg(target_os = "linux")]
 
 mod engine;

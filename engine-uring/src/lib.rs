@@ -18,7 +18,6 @@
 //! [`Unavailable`], which says why and what would help.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-
 #![cfg(target_os = "linux")]
 
 mod buffers;

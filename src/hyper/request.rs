@@ -53,7 +53,7 @@ where
         let has_body = !request.body().is_end_stream();
         let under_way = Some(UnderWay::new(&self.control, has_body));
         let span = trace::http_request(&request);
-        CountedFuture { future: trace::handling_http(span, self.service.call(request)), under_way }
+        CountedFuture { future: trace::within(span, self.service.call(request)), under_way }
     }
 }
 

@@ -342,10 +342,13 @@ async fn handle<H: Handler>(slot: &mut Option<Connection>, service: &Running<H>)
         stats::count_request();
         service.figures.count_request();
         let consumed = reader.consumed();
-        let span = trace::request();
-        {
-            let mut handling = pin!(service.handler.handle(slot, &mut state));
-            poll_fn(|cx| span.within(|| handling.as_mut().poll(cx))).await?;
+        // Where nobody listens there is no room for more than the handler's future, which is not moved either.
+        match trace::request() {
+            None => service.handler.handle(slot, &mut state).await?,
+            span => {
+                let handling = service.handler.handle(slot, &mut state);
+                Box::pin(trace::within(span, handling)).await?;
+            }
         }
         let connection = there(slot)?;
         flush_staged(connection).await?;
