@@ -116,10 +116,17 @@ impl<F: Future> Future for Spanned<F> {
 pin_project! {
     /// What serves a connection.
     pub(crate) struct Serving<F> {
-        connection: u64,
+        // In a box: every connection has room for it, whether anybody looks or not.
+        watched: Option<Box<Watched>>,
         #[pin]
-        future: Spanned<F>,
+        future: F,
     }
+}
+
+/// A connection at whose handler somebody looks.
+struct Watched {
+    connection: u64,
+    span: Option<Span>,
 }
 
 impl<F: Future> Future for Serving<F> {
@@ -128,13 +135,22 @@ impl<F: Future> Future for Serving<F> {
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        timings::handles(*this.connection);
-        this.future.poll(cx)
+        let Some(watched) = this.watched else { return this.future.poll(cx) };
+        timings::handles(watched.connection);
+        match &watched.span {
+            Some(span) => span.within(|| this.future.poll(cx)),
+            None => this.future.poll(cx),
+        }
     }
 }
 
-/// Has a future be what serves a connection, in a span of that.
-pub(crate) fn serving<F: Future>(control: &Control, engine: &str, future: F) -> Serving<F> {
+/// Has a future be what serves a connection, in a span of that. `measures`: its poller looks how long its handlers take.
+pub(crate) fn serving<F: Future>(
+    control: &Control,
+    engine: &str,
+    measures: bool,
+    future: F,
+) -> Serving<F> {
     let span = span!(
         INFO,
         "connection",
@@ -143,7 +159,11 @@ pub(crate) fn serving<F: Future>(control: &Control, engine: &str, future: F) -> 
         engine,
         poller = std::thread::current().name(),
     );
-    Serving { connection: control.id(), future: Spanned { span, future } }
+    let watched = (measures || span.is_some()).then(|| {
+        let connection = control.id();
+        Box::new(Watched { connection, span })
+    });
+    Serving { watched, future }
 }
 
 /// The span of a request.

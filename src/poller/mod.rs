@@ -588,7 +588,8 @@ impl Poller {
 
     /// Starts the task that serves a connection.
     pub(crate) fn serve(&self, control: &Control, future: impl Future<Output = ()> + 'static) {
-        self.spawn(trace::serving(control, self.handle.report.engine, future));
+        let (engine, measures) = (self.handle.report.engine, self.stopwatch.is_some());
+        self.spawn(trace::serving(control, engine, measures, future));
     }
 
     pub(crate) fn handle(&self) -> &Arc<Handle> {

@@ -179,7 +179,7 @@ impl Builder {
             let served = handler(connection);
             let panics = PanicCount(figures.clone());
             let engine = poller.handle().report().engine;
-            spawn(Box::pin(trace::serving(&control.clone(), engine, async move {
+            spawn(Box::pin(trace::serving(&control.clone(), engine, false, async move {
                 if let Err(error) = served.await {
                     panics.0.count_error();
                     log_failure(Some(control), error);
