@@ -41,6 +41,9 @@
 //! let place = UnixListener::bind(PLACE)?;
 //! loop {
 //!     let (next, _) = place.accept()?;
+//!     // One that says nothing does not hold up the next.
+//!     next.set_read_timeout(Some(Duration::from_secs(10)))?;
+//!     next.set_write_timeout(Some(Duration::from_secs(10)))?;
 //!     match restart::hand_over(&[server], &next) {
 //!         Ok(()) => break,
 //!         Err(error) => eprintln!("the next process has not taken over: {error}"),

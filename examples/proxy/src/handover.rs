@@ -100,8 +100,13 @@ pub(crate) fn begin(
                     others.spawn_local(async move {
                         match to(next, &servers).await {
                             Ok(()) => handed.store(true, Ordering::Relaxed),
-                            // One that has only looked whether anybody is there.
-                            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                            // One that has only looked whether anybody is there, or has come second.
+                            Err(error)
+                                if matches!(
+                                    error.kind(),
+                                    io::ErrorKind::UnexpectedEof | io::ErrorKind::NotConnected
+                                ) =>
+                            {
                                 tracing::debug!(%error, "the next process has not taken over");
                             }
                             Err(error) => {
