@@ -579,7 +579,7 @@ fn an_urgent_byte_holds_up_nobody(setup: Setup) {
 /// it at once, and is more than the budget has.
 fn what_the_kernel_has_needs_no_memory_of_a_budget(setup: Setup) {
     const PAIRS: usize = 12;
-    const BYTES: usize = 8 << 20;
+    let bytes = scaled(8 << 20);
     // Longer than the kernel goes on by itself.
     const PAUSE: Duration = Duration::from_millis(300);
     let options = Pollers::options().engine(setup.engine).count(1).memory_budget(2 << 20);
@@ -598,10 +598,10 @@ fn what_the_kernel_has_needs_no_memory_of_a_budget(setup: Setup) {
         for (peer, sends, receives) in [(left, pair, pair + 100), (right, pair + 100, pair)] {
             let (to, together) = (peer.try_clone(), together.clone());
             threads.push(thread::spawn(move || {
-                let sender = thread::spawn(move || send(to, BYTES, sends));
+                let sender = thread::spawn(move || send(to, bytes, sends));
                 let mut pattern = Pattern::new(receives);
                 let (mut peer, mut buffer, mut seen) = (peer, vec![0; 64 << 10], 0);
-                while seen < BYTES / 2 {
+                while seen < bytes / 2 {
                     let n = peer.read(&mut buffer).expect("read");
                     assert!(n > 0 && pattern.matches(&buffer[..n]), "after {seen}");
                     seen += n;
@@ -622,7 +622,7 @@ fn what_the_kernel_has_needs_no_memory_of_a_budget(setup: Setup) {
     for relay in relays {
         let relayed = ended(relay);
         assert!(relayed.result.is_ok(), "{relayed:?}");
-        assert_eq!((relayed.there, relayed.back), (BYTES as u64, BYTES as u64));
+        assert_eq!((relayed.there, relayed.back), (bytes as u64, bytes as u64));
     }
     assert_eq!(pollers.settled().memory_resets, 0);
 }

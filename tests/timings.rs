@@ -3,9 +3,9 @@
 mod support;
 
 use std::io::Write;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use duopoll::{Connection, Timings};
 use support::settled::Settled;
@@ -32,7 +32,7 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        LOGGED.lock().expect("no panic").push(record.args().to_string());
+        LOGGED.lock().unwrap_or_else(PoisonError::into_inner).push(record.args().to_string());
     }
 
     fn flush(&self) {}
@@ -100,8 +100,8 @@ fn a_handler_that_holds_its_poller_is_named(setup: Setup) {
     let builder = setup.builder().slow_handler(BOUND);
     let server = builder.on_request(hold).serve(setup.listener()).expect("a server");
     let mut peer = Peer::connect(server.local_addr());
-    let mut id = None;
-    // The second is not told of: they come too fast.
+    let (mut id, begun) = (None, Instant::now());
+    // The second is not told of, if it comes within a second.
     for _ in 0..2 {
         peer.write_all(b"?").expect("sent");
         let mut told = [0; 8];
@@ -109,10 +109,11 @@ fn a_handler_that_holds_its_poller_is_named(setup: Setup) {
         id = Some(u64::from_be_bytes(told));
     }
     server.settled();
-    let name = format!("connection {:#x}", id.expect("a number"));
-    let logged = LOGGED.lock().expect("no panic");
+    let name = format!("connection {:#x} ", id.expect("a number"));
+    let logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
     let ours: Vec<_> = logged.iter().filter(|line| line.contains(&name)).collect();
-    assert_eq!(ours.len(), 1, "{logged:?}");
+    assert!(ours.len() == 1 || begun.elapsed() >= Duration::from_secs(1), "{logged:?}");
+    assert!(!ours.is_empty(), "{logged:?}");
     assert!(ours[0].contains("has held its poller for"), "{}", ours[0]);
     if let Peer::Tcp(stream) = &peer {
         let peer = stream.local_addr().expect("bound").to_string();
