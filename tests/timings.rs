@@ -63,7 +63,9 @@ fn turns_and_handlers_are_measured(setup: Setup) {
     assert_eq!(polls.count(), stats.task_polls);
     assert_eq!(batches.sum(), stats.task_polls);
     assert!(turns.count() >= batches.count());
-    assert_eq!(server.pollers().timings_of_each(), [timings]);
+    // The turn that has told the figures may end meanwhile.
+    let each = server.pollers().timings_of_each();
+    assert_eq!((each.len(), &each[0].polls), (1, polls));
 }
 
 fn nothing_is_measured_unless_it_is_asked_for(setup: Setup) {
