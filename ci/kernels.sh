@@ -127,7 +127,7 @@ build_tests() {
     for name in "${PACKAGES[@]}"; do packages+=(--package "$name"); done
     built=$(CARGO_TARGET_DIR=$target RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
         cargo test --no-run --target "$TRIPLE" "${packages[@]}" --features duopoll/zerocopy --message-format json-render-diagnostics |
-        sed -n 's/.*"name":"\([^"]*\)".*"test":true.*"executable":"\([^"]*\)".*/\1 \2/p')
+        sed -n 's/.*"name":"\([^"]*\)".*"overflow_checks":[a-z]*,"test":true.*"executable":"\([^"]*\)".*/\1 \2/p')
     [ -n "$built" ] || die "no test was built"
 
     rm -rf "$work"
