@@ -53,16 +53,6 @@ use crate::{Pollers, ServerStats, Stats};
 /// Samples that a histogram is given at once: where there were more, each stands for several.
 const SAMPLES_MAX: u64 = 10_000;
 
-/// Figures of the process, which no poller has for itself.
-const OF_THE_PROCESS: [&str; 6] = [
-    "contained_panics",
-    "memory_budget_bytes",
-    "memory_held_bytes",
-    "live_blocks",
-    "live_block_bytes",
-    "pooled_bytes",
-];
-
 const HISTOGRAMS: [(&str, Option<Unit>, &str); 4] = [
     ("duopoll_turn_seconds", Some(Unit::Seconds), "How long a turn of a poller takes."),
     ("duopoll_poll_seconds", Some(Unit::Seconds), "How long a poll of a task takes."),
@@ -104,11 +94,11 @@ impl Metrics {
             vec![Label::new("poller", index.to_string()), Label::new("engine", engine)]
         };
         for (index, stats) in pollers.stats_of_each().into_iter().enumerate() {
-            let own = stats.figures().filter(|figure| !OF_THE_PROCESS.contains(&figure.name));
+            let own = stats.figures().filter(|figure| !figure.is_shared);
             own.for_each(|figure| tell("duopoll_", &figure, labels(index)));
         }
         let all = pollers.stats().figures();
-        let of_the_process = all.filter(|figure| OF_THE_PROCESS.contains(&figure.name));
+        let of_the_process = all.filter(|figure| figure.is_shared);
         of_the_process.for_each(|figure| tell("duopoll_", &figure, Vec::new()));
         let timings = pollers.timings_of_each();
         for (index, now) in timings.iter().enumerate() {

@@ -31,7 +31,19 @@ pub struct Figure {
     pub kind: Kind,
     /// What it is.
     pub value: u64,
+    /// It is the process's, or that of all pollers: none of them has it for itself, as in [`stats_of_each`](crate::Pollers::stats_of_each).
+    pub is_shared: bool,
 }
+
+/// Figures that no poller has for itself: [`Stats::set_budget`] and [`Stats::set_process`] say what they are.
+const SHARED: [&str; 6] = [
+    "contained_panics",
+    "memory_budget_bytes",
+    "memory_held_bytes",
+    "live_blocks",
+    "live_block_bytes",
+    "pooled_bytes",
+];
 
 /// A struct of figures, and one of atomics through which a thread publishes them.
 macro_rules! figures {
@@ -73,6 +85,7 @@ macro_rules! figures {
                     help: concat!($($doc),*).trim_ascii(),
                     kind: Kind::$kind,
                     value: self.$name,
+                    is_shared: SHARED.contains(&stringify!($name)),
                 },)*]
                 .into_iter()
             }

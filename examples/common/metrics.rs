@@ -24,16 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a connection may wait for its next request: longer than scrapers do.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Figures of the process, which no poller has for itself.
-const OF_THE_PROCESS: [&str; 6] = [
-    "contained_panics",
-    "memory_budget_bytes",
-    "memory_held_bytes",
-    "live_blocks",
-    "live_block_bytes",
-    "pooled_bytes",
-];
-
 /// The buckets of times: two a doubling from a microsecond to 17 seconds, which are bounds of the library's own too.
 const TIME_BITS: std::ops::RangeInclusive<u32> = 10..=34;
 /// Those of tasks in a turn: one a doubling.
@@ -200,7 +190,7 @@ fn metrics(told: &WeakServer) -> Answer {
     let each: Vec<Vec<Figure>> =
         pollers.stats_of_each().iter().map(|stats| stats.figures().collect()).collect();
     for (index, figure) in Stats::default().figures().enumerate() {
-        if OF_THE_PROCESS.contains(&figure.name) {
+        if figure.is_shared {
             continue;
         }
         let name = family(&mut text, "duopoll_", &figure);
@@ -209,7 +199,7 @@ fn metrics(told: &WeakServer) -> Answer {
         }
     }
     let all = pollers.stats().figures();
-    for figure in all.filter(|figure| OF_THE_PROCESS.contains(&figure.name)) {
+    for figure in all.filter(|figure| figure.is_shared) {
         let name = family(&mut text, "duopoll_", &figure);
         let _ = writeln!(text, "{name} {}", figure.value);
     }
