@@ -29,7 +29,7 @@ fn what_a_refused_send_cuts_short_is_reset(setup: Setup) {
         let (_pollers, mut connection, mut peer) = connected(setup, Limits::default());
         turn.set(Faults::none().nth(Call::Send, 2, errno));
         connection.push(vec![1; BYTES]);
-        connection.writer().submit().expect("it is open");
+        connection.writer_mut().submit().expect("it is open");
         let peer = thread::spawn(move || {
             let mut received = Vec::new();
             let end = peer.read_to_end(&mut received);

@@ -125,7 +125,7 @@ impl Before {
 async fn echo_to_the_end(connection: &mut Connection) -> io::Result<()> {
     while connection.more().await? {
         let (reader, writer) = connection.split();
-        writer.append(reader.buffer());
+        writer.append(reader.buffer_mut());
         // Waits for the kernel, so that each failure is seen.
         writer.drain().await?;
     }
@@ -325,10 +325,10 @@ async fn dial(dialer: &Dialer, server: &Server) -> io::Result<()> {
     let message = Pattern::new(5).next(10_000);
     connection.push(message);
     connection.flush().await?;
-    connection.writer().finish();
+    connection.writer_mut().finish();
     let (mut pattern, mut received) = (Pattern::new(5), 0);
     while connection.more().await? {
-        while let Some(chunk) = connection.input().next_chunk(usize::MAX) {
+        while let Some(chunk) = connection.input_mut().next_chunk(usize::MAX) {
             assert!(pattern.matches(&chunk), "bytes {received}.. are not those that were sent");
             received += chunk.len();
         }

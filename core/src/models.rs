@@ -393,7 +393,7 @@ fn loom_what_arrives_ends_the_wait_for_it() {
         let (shares, mut reader, _writer) = Shares::new();
         let user = thread::spawn(move || {
             wait(|cx| reader.poll_fill(cx, 2)).unwrap();
-            assert_eq!(reader.buffer().len(), 2);
+            assert_eq!(reader.buffer_mut().len(), 2);
             reader
         });
         for _ in 0..2 {
