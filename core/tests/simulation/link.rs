@@ -189,6 +189,8 @@ pub(crate) struct Wait {
     /// The last poll, and what had been delivered by then.
     polled: Micros,
     seen: u64,
+    /// The first poll since a limit was changed while it waited.
+    polled_since: Option<Micros>,
     /// The earliest time at which any limit that was in force since could have ended it.
     earliest: Micros,
 }
@@ -207,7 +209,9 @@ impl Direction {
     /// When the wait must be over, if that is so.
     fn latest(&self, wait: &Wait, active: Micros, prolonged: Micros, held: Micros) -> Micros {
         // A timeout that is set meanwhile may count from then, and one that a poller looked at too late from that time.
+        // Of one that is set between its wake-up and its poll, a wait without one learns by that.
         let mut from = wait.began.max(self.changed).max(prolonged);
+        from = from.max(wait.polled_since.unwrap_or(0));
         if matches!(wait.goal, Goal::Delimiter(_)) {
             from = from.max(active).max(wait.polled);
         }
@@ -226,9 +230,12 @@ impl Direction {
         let known = self.waits.iter_mut().find(|wait| wait.task == task);
         if let Some(wait) = known {
             (wait.polled, wait.seen) = (now, seen);
+            if wait.began < self.changed {
+                wait.polled_since.get_or_insert(now);
+            }
             return *wait;
         }
-        let wait = Wait { task, goal, began: now, polled: now, seen, earliest };
+        let wait = Wait { task, goal, began: now, polled: now, seen, polled_since: None, earliest };
         self.waits.push(wait);
         wait
     }
@@ -245,6 +252,7 @@ impl Direction {
     pub(crate) fn limit(&mut self, now: Micros) {
         self.changed = now;
         for place in 0..self.waits.len() {
+            self.waits[place].polled_since = None;
             let wait = self.waits[place];
             if !matches!(wait.goal, Goal::Request(_)) {
                 let earliest = self.earliest(&wait.goal, wait.began);
