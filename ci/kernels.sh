@@ -16,8 +16,8 @@ readonly DEVICE_KERNELS=" 6.1 6.12 "
 # is at either end. Without being asked for they are not run elsewhere.
 readonly EPOLL_KERNELS=" 5.10 "
 readonly AUTO_KERNELS=" 6.12 "
-# What tells the families apart lies above what the kernels differ in: the host runs IPv6, and a machine that is asked for.
-readonly IPV6_KERNELS=" "
+# What tells the families apart lies above what the kernels differ in: each has one of them, and all where it is asked for.
+declare -rA FAMILY=([5.10]=unix [6.1]=v6 [6.12]=v4)
 # The tests that run: those of the facade and the unit tests of both engines.
 readonly PACKAGES=(duopoll duopoll-epoll duopoll-uring)
 readonly TRIPLE=x86_64-unknown-linux-gnu
@@ -223,9 +223,9 @@ make_initrd() {
     ln -sf busybox "$work/root/bin/sh"
     rm -rf "$work/root/plan"
     cp -r "$work/plan" "$work/root/plan"
-    if [ -z "$only_kernel" ] && [[ $IPV6_KERNELS != *" $kernel "* ]]; then
-        echo "not run: tests over IPv6 on $kernel, unless it is asked for: ci/kernels.sh $kernel"
-        sed -i '/_v6::/d' "$work"/root/plan/*
+    if [ -z "$only_kernel" ]; then
+        echo "not run: on $kernel, unless it is asked for (ci/kernels.sh $kernel), tests of other families than ${FAMILY[$kernel]}"
+        sed -i --regexp-extended "/_(v4|v6|unix)::/{/_${FAMILY[$kernel]}::/!d}" "$work"/root/plan/*
         find "$work/root/plan" -empty -delete
     fi
     (cd "$work/root" && find . | bin/busybox cpio -o -H newc 2>/dev/null) | gzip -1 >"$work/initrd-$kernel"

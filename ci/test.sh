@@ -20,7 +20,7 @@ ulimit -n "$(ulimit -Hn)"
 # users have, the others are the same.
 readonly SENDING=(backpressure costs differential echo ended_connections ends endurance lifecycle reading reuse teardown threads timeouts)
 # A release build is faster by several times, and overflows wrap.
-readonly TIMING=(backpressure dial ended_connections ends late_pollers lifecycle teardown threads timeouts)
+readonly TIMING=(backpressure dial ended_connections ends lifecycle teardown threads timeouts)
 
 # All features but the libraries that the benchmarks compare with, which take ten minutes to build; clippy sees those, and
 # `cargo test -p duopoll-benches` runs them.
