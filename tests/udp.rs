@@ -136,7 +136,8 @@ fn a_dropped_wait_loses_nothing(setup: Setup) {
         for number in 0..10 {
             // Dropped before its first poll, and then after it.
             drop(other.recv());
-            let datagram = match poll_once(pin!(other.recv())) {
+            let polled = poll_once(pin!(other.recv()));
+            let datagram = match polled {
                 Poll::Ready(datagram) => datagram,
                 Poll::Pending => other.recv().await,
             };
