@@ -38,6 +38,7 @@ compare [OPTIONS]
   --server-core N         core of the servers (0)
   --client-core N         core of the load generator (1)
   --no-trace              do not count system calls
+  --resume                leave out what FOLDER has already, by the same plan
   --out FOLDER            where compare.md, compare.json and svg/ go (target/compare)
   --list                  list servers and scenarios
 
@@ -250,6 +251,7 @@ fn compare(words: &[String]) -> Result<(), String> {
         resp_servers: [RespServer::redis()].into_iter().chain(RespServer::ours()).collect(),
         out: PathBuf::from("target/compare"),
         command: format!("compare {}", words.join(" ")).trim_end().to_owned(),
+        resume: false,
     };
     let names = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
     let mut words = words.iter();
@@ -270,6 +272,7 @@ fn compare(words: &[String]) -> Result<(), String> {
             "--server-core" => settings.server_core = number(value(&mut words, word)?, word)?,
             "--client-core" => settings.client_core = number(value(&mut words, word)?, word)?,
             "--no-trace" => settings.trace = false,
+            "--resume" => settings.resume = true,
             "--out" => settings.out = PathBuf::from(value(&mut words, word)?),
             "--list" => {
                 show(&list());

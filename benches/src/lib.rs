@@ -12,12 +12,13 @@
 //! - [`udp`]: servers of datagrams, and their load generator. [`quic`]: the same for QUIC.
 //! - [`web`]: servers of HTTP, gRPC and TLS, and the tools that drive them.
 //! - [`scenario`] and [`plan`]: what is measured, for how long, with how many rounds.
-//! - [`rounds`]: runs a plan. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
+//! - [`rounds`]: runs a plan, and repeats rounds that saw a [`disturbance`]. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
 //!   may be missing; the report then says so.
 //! - [`report`]: table, Markdown, JSON and SVG.
 
 pub mod address;
 pub mod cli;
+pub mod disturbance;
 pub mod golang;
 pub mod load;
 pub mod plan;

@@ -187,20 +187,6 @@ pub fn rss_kib(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "no resident size in /proc"))
 }
 
-/// CPU time of the whole machine since it booted, in nanoseconds, counted in ticks of 10 ms.
-pub fn machine_cpu_ns() -> io::Result<u64> {
-    const TICK_NS: u64 = 10_000_000;
-    let text = fs::read_to_string("/proc/stat")?;
-    let line = text.lines().next().unwrap_or_default();
-    let ticks: Vec<u64> =
-        line.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
-    // user nice system idle iowait irq softirq
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else {
-        return Err(io::Error::new(ErrorKind::InvalidData, "no CPU times in /proc/stat"));
-    };
-    Ok((user + nice + system + irq + softirq) * TICK_NS)
-}
-
 /// The folder that cargo builds in, two levels above a program of its own, three above a test.
 pub fn target_folder() -> PathBuf {
     let executable = std::env::current_exe().unwrap_or_default();

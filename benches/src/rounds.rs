@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::address::Address;
+use crate::disturbance::Watch;
 use crate::golang;
 use crate::load::{Mode, Outcome, Spec};
 use crate::plan::{SETTLE_MS, Step};
@@ -46,12 +47,17 @@ pub struct Settings {
     pub out: PathBuf,
     /// The command line, for the report.
     pub command: String,
+    /// Whether what the folder has already is not measured again.
+    pub resume: bool,
 }
 
 /// Runs the steps; the results are written after each.
 pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
     let mut runner = Runner::new(steps, settings)?;
     for step in steps {
+        if runner.report.tables.iter().any(|table| table.is_of(step)) {
+            continue;
+        }
         let table = match step.scenario.work {
             Work::Load(ref shape) => runner.load_step(step, shape),
             Work::Resp { command, pipeline } => runner.resp_step(step, command, pipeline),
@@ -64,7 +70,7 @@ pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
         if let Some(table) = table {
             print!("{}", report::text::table(&table));
             runner.report.tables.push(table);
-            runner.report.seconds = runner.progress.started.elapsed().as_secs_f64();
+            runner.report.seconds += runner.progress.lap();
             report::write(&runner.report, &settings.out)?;
         }
     }
@@ -139,9 +145,18 @@ impl<'a> Runner<'a> {
             notes.push(note);
             trace = false;
         }
-        let cells = steps.iter().map(|step| step.cells(resp_servers.len())).sum();
-        let estimate = steps.iter().map(|step| step.estimate(resp_servers.len())).sum();
-        let report = Report::new(settings.command.clone(), notes);
+        let mut report = Report::new(settings.command.clone(), notes);
+        if settings.resume {
+            let earlier = Report::read(&settings.out)?;
+            report.notes.splice(0..0, earlier.notes);
+            report.notes.dedup();
+            report.seconds = earlier.seconds;
+            report.tables = earlier.tables;
+        }
+        let is_done = |step: &Step| report.tables.iter().any(|table| table.is_of(step));
+        let left = || steps.iter().filter(|step| !is_done(step));
+        let cells = left().map(|step| step.cells(resp_servers.len())).sum();
+        let estimate = left().map(|step| step.estimate(resp_servers.len())).sum();
         Ok(Runner {
             settings,
             go,
@@ -154,26 +169,60 @@ impl<'a> Runner<'a> {
         })
     }
 
-    /// Every server that takes part, once a round, round after round.
+    /// Every server that takes part, once a round, round after round. Rounds that were disturbed are run again, as many in all as
+    /// there are, and the calmer run of each is kept.
     fn measure(
         &mut self,
         step: &Step,
+        yardstick: &str,
         rows: &mut [Row],
         takes_part: impl Fn(usize, usize) -> bool,
         mut measure: impl FnMut(&mut Self, usize) -> io::Result<Sample>,
     ) {
-        let name = &step.scenario.name;
         for round in 0..step.rounds {
-            for (index, row) in rows.iter_mut().enumerate() {
-                if !takes_part(index, round) {
-                    continue;
-                }
-                self.progress.cell(name, round, step.rounds, &row.server, index == 0);
-                match measure(self, index) {
-                    Ok(sample) => row.samples[round] = Some(sample),
-                    Err(error) => {
-                        self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
-                    }
+            self.round(step, rows, round, &takes_part, &mut measure);
+        }
+        for _ in 0..step.rounds {
+            let disturbed = report::disturbed(rows, yardstick).into_iter();
+            let Some((round, much)) = disturbed.max_by(|a, b| a.1.total_cmp(&b.1)) else { break };
+            let kept: Vec<Option<Sample>> =
+                rows.iter_mut().map(|row| row.samples[round].take()).collect();
+            self.progress.cells += rows.len();
+            self.round(step, rows, round, &takes_part, &mut measure);
+            let again = report::disturbed(rows, yardstick);
+            let is_calmer = again.iter().all(|(other, as_much)| *other != round || *as_much < much);
+            let complete = rows
+                .iter()
+                .zip(&kept)
+                .all(|(row, kept)| row.samples[round].is_some() || kept.is_none());
+            if !is_calmer || !complete {
+                rows.iter_mut().zip(kept).for_each(|(row, sample)| row.samples[round] = sample);
+            }
+        }
+    }
+
+    fn round(
+        &mut self,
+        step: &Step,
+        rows: &mut [Row],
+        round: usize,
+        takes_part: &impl Fn(usize, usize) -> bool,
+        measure: &mut impl FnMut(&mut Self, usize) -> io::Result<Sample>,
+    ) {
+        let name = &step.scenario.name;
+        for (index, row) in rows.iter_mut().enumerate() {
+            if !takes_part(index, round) {
+                continue;
+            }
+            self.progress.cell(name, round, step.rounds, &row.server, index == 0);
+            let sample = Watch::start().and_then(|watch| {
+                let sample = measure(self, index)?;
+                Ok(Sample { disturbance: watch.stop()?, ..sample })
+            });
+            match sample {
+                Ok(sample) => row.samples[round] = Some(sample),
+                Err(error) => {
+                    self.note(format!("{name}, {}, round {}: {error}", row.server, round + 1));
                 }
             }
         }
@@ -220,7 +269,7 @@ impl<'a> Runner<'a> {
         let mut rows: Vec<Row> =
             servers.iter().map(|server| Row::new(server.name, server.role, step.rounds)).collect();
         let takes_part = |index: usize, round| step.takes_part(servers[index], round);
-        self.measure(step, &mut rows, takes_part, |runner, index| {
+        self.measure(step, YARDSTICK, &mut rows, takes_part, |runner, index| {
             runner.sample(servers[index], shape, mode, step.warm_ms, step.measure_ms)
         });
         self.count_calls(step, &mut rows, |runner, index| {
@@ -391,7 +440,7 @@ impl<'a> Runner<'a> {
         });
         let mut rows: Vec<Row> =
             proxies.iter().map(|proxy| Row::new(proxy.name, proxy.role, step.rounds)).collect();
-        self.measure(step, &mut rows, everyone, |runner, index| {
+        self.measure(step, proxy::YARDSTICK, &mut rows, everyone, |runner, index| {
             let relayed = |runner: &mut Self, process: &ServerProcess, listen: &Address| {
                 let mode = runner.mode(shape, step)?;
                 let (warm, measure) = (step.warm_ms, step.measure_ms);
@@ -459,10 +508,10 @@ impl<'a> Runner<'a> {
             .enumerate()
             .map(|(index, server)| Row::new(&server.name, role(index), step.rounds))
             .collect();
-        self.measure(step, &mut rows, everyone, |runner, index| {
+        let yardstick = rows[0].server.clone();
+        self.measure(step, &yardstick, &mut rows, everyone, |runner, index| {
             Ok(runner.resp_cell(servers[index], command, pipeline, step.measure_ms)?.into())
         });
-        let yardstick = rows[0].server.clone();
         Some(Table::new(step, &yardstick, rows))
     }
 
@@ -513,7 +562,7 @@ impl<'a> Runner<'a> {
             step.web_servers.iter().copied().filter(|server| self.has(server)).collect();
         let row = |server: &&web::Server| Row::new(server.name, server.role, step.rounds);
         let mut rows: Vec<Row> = servers.iter().map(row).collect();
-        self.measure(step, &mut rows, everyone, |_, index| {
+        self.measure(step, web::YARDSTICK, &mut rows, everyone, |_, index| {
             let (warm, measure) = (step.warm_ms, step.measure_ms);
             Ok(web::measure(&place, servers[index], shape, warm, measure)?.into())
         });
@@ -569,7 +618,7 @@ impl<'a> Runner<'a> {
         let row = |server: &&udp::Server| Row::new(server.name, role(server), step.rounds);
         let mut rows: Vec<Row> = servers.iter().map(row).collect();
         let times = (step.warm_ms, step.measure_ms, LOST_AFTER_MS);
-        self.measure(step, &mut rows, everyone, |runner, index| {
+        self.measure(step, yardstick, &mut rows, everyone, |runner, index| {
             Ok(runner.udp_cell(servers[index], shape, rate, times, |_, load| load())?.into())
         });
         self.count_calls(step, &mut rows, |runner, index| {
@@ -653,6 +702,8 @@ fn everyone(_: usize, _: usize) -> bool {
 /// The progress line, on stderr. A terminal gets one line that changes, a log one line a round.
 struct Progress {
     started: Instant,
+    /// When the last step was done.
+    lap: Instant,
     estimate: Duration,
     cells: usize,
     done: usize,
@@ -663,7 +714,8 @@ impl Progress {
     fn new(cells: usize, estimate: Duration) -> Self {
         let terminal = io::stderr().is_terminal();
         eprintln!("{cells} runs, about {}", minutes(estimate));
-        Progress { started: Instant::now(), estimate, cells, done: 0, terminal }
+        let now = Instant::now();
+        Progress { started: now, lap: now, estimate, cells, done: 0, terminal }
     }
 
     fn cell(&mut self, scenario: &str, round: usize, rounds: usize, server: &str, is_first: bool) {
@@ -681,6 +733,11 @@ impl Progress {
         } else if self.done == 1 || is_first {
             eprintln!("{head}");
         }
+    }
+
+    /// Seconds since the last call.
+    fn lap(&mut self) -> f64 {
+        std::mem::replace(&mut self.lap, Instant::now()).elapsed().as_secs_f64()
     }
 
     fn trace(&mut self, scenario: &str, what: &str) {

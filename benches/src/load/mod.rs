@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::address::Address;
 use crate::process;
@@ -101,15 +101,17 @@ pub struct Outcome {
     pub server_cpu_ns: u64,
     /// CPU time of the load generator in the window, in nanoseconds.
     pub client_cpu_ns: u64,
-    /// CPU time of everything else on the machine in the window, in nanoseconds: a disturbance.
-    pub other_cpu_ns: u64,
     /// Latencies in microseconds.
+    #[serde(deserialize_with = "number_or_none")]
     pub p50_us: f64,
     /// The 99th percentile.
+    #[serde(deserialize_with = "number_or_none")]
     pub p99_us: f64,
     /// The 99.9th percentile.
+    #[serde(deserialize_with = "number_or_none")]
     pub p999_us: f64,
     /// The longest.
+    #[serde(deserialize_with = "number_or_none")]
     pub max_us: f64,
     /// Datagrams that were sent and never came, over the whole run; none where there are no datagrams.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,6 +126,11 @@ pub struct Outcome {
     pub rss_busy_kib: u64,
     /// After the close, if the run settled.
     pub rss_settled_kib: Option<u64>,
+}
+
+/// What JSON has no number for is NaN.
+fn number_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// Runs a specification to its end.
@@ -255,7 +262,6 @@ pub(crate) struct Window {
     latencies: Histogram<u64>,
     server_cpu_ns: u64,
     client_cpu_ns: u64,
-    machine_cpu_ns: u64,
     rss_busy_kib: u64,
 }
 
@@ -282,7 +288,6 @@ impl Window {
                 .map_err(io::Error::other)?,
             server_cpu_ns: 0,
             client_cpu_ns: 0,
-            machine_cpu_ns: 0,
             rss_busy_kib: 0,
         })
     }
@@ -297,7 +302,6 @@ impl Window {
     pub(crate) fn tick(&mut self, now_ns: u64) -> io::Result<bool> {
         match self.state {
             State::Warming if now_ns >= self.starts_ns => {
-                self.machine_cpu_ns = process::machine_cpu_ns()?;
                 self.server_cpu_ns = sys::cpu_time_ns(self.server_pid)?;
                 self.client_cpu_ns = sys::own_cpu_time_ns()?;
                 self.starts_ns = sys::now_ns();
@@ -309,7 +313,6 @@ impl Window {
                 self.client_cpu_ns = sys::own_cpu_time_ns()? - self.client_cpu_ns;
                 self.ends_ns = sys::now_ns();
                 self.state = State::Over;
-                self.machine_cpu_ns = process::machine_cpu_ns()? - self.machine_cpu_ns;
                 self.rss_busy_kib = process::rss_kib(self.server_pid)?;
             }
             _ => {}
@@ -340,8 +343,6 @@ impl Window {
         outcome.seconds = (self.ends_ns - self.starts_ns) as f64 / 1e9;
         outcome.server_cpu_ns = self.server_cpu_ns;
         outcome.client_cpu_ns = self.client_cpu_ns;
-        let ours_ns = self.server_cpu_ns + self.client_cpu_ns;
-        outcome.other_cpu_ns = self.machine_cpu_ns.saturating_sub(ours_ns);
         outcome.p50_us = us(0.50);
         outcome.p99_us = us(0.99);
         outcome.p999_us = us(0.999);

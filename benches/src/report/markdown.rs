@@ -44,12 +44,13 @@ fn overview(out: &mut String, report: &Report) {
     }
     let _ = write!(out, "\n|---|{}\n", "---:|".repeat(servers.len()));
     for table in echo {
-        let _ = write!(out, "| {} |", table.scenario);
+        let mark = if table.disturbed.is_empty() { "" } else { " (disturbed)" };
+        let _ = write!(out, "| {}{mark} |", table.scenario);
         for server in &servers {
             let ratio = table
                 .lines()
                 .find(|(row, _)| row.server == *server)
-                .map_or(f64::NAN, |(_, summary)| summary.to_yardstick);
+                .map_or(f64::NAN, |(_, summary)| summary.to_yardstick.median);
             let _ = write!(out, " {} |", figure(ratio, 2));
         }
         out.push('\n');

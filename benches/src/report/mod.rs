@@ -4,13 +4,17 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::disturbance::Disturbance;
 use crate::load::Outcome;
 use crate::plan::Step;
 use crate::servers::Role;
-use crate::stats::{median, minimum};
+use crate::stats::{Estimate, estimate, median, minimum};
 use crate::trace::Calls;
+
+/// By which part a yardstick may be off its usual time before the round counts as disturbed.
+const SPREAD_MAX: f64 = 0.1;
 
 mod environment;
 mod markdown;
@@ -18,7 +22,7 @@ mod svg;
 pub mod text;
 
 /// A whole run.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Report {
     /// The command line.
     pub command: String,
@@ -38,10 +42,19 @@ impl Report {
         let environment = environment::describe();
         Report { command, environment, notes, seconds: 0.0, tables: Vec::new() }
     }
+
+    /// What an earlier run has written to a folder.
+    pub fn read(folder: &Path) -> io::Result<Self> {
+        let mut report: Report = serde_json::from_slice(&fs::read(folder.join("compare.json"))?)?;
+        for table in &mut report.tables {
+            table.summarise();
+        }
+        Ok(report)
+    }
 }
 
 /// The results of a scenario.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Table {
     /// The scenario's name.
     pub scenario: String,
@@ -55,19 +68,21 @@ pub struct Table {
     pub measure_ms: u64,
     /// Silent connections, for the memory of each.
     pub idle: usize,
+    /// Rounds that stayed disturbed, however often they were repeated; the first one is 1.
+    pub disturbed: Vec<usize>,
     /// A row a server.
     pub rows: Vec<Row>,
     /// What the rows say, in the same order.
+    #[serde(skip_deserializing)]
     pub summaries: Vec<Summary>,
 }
 
 /// The samples of a server.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Row {
     /// The server's name.
     pub server: String,
     /// What it stands for.
-    #[serde(skip)]
     pub role: Role,
     /// A sample a round; none where the server sat out or failed.
     pub samples: Vec<Option<Sample>>,
@@ -87,7 +102,8 @@ impl Row {
 }
 
 /// One run of the load generator against one server.
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(from = "Told")]
 pub struct Sample {
     /// CPU time of the server a request, in microseconds.
     pub cpu_us: f64,
@@ -95,10 +111,10 @@ pub struct Sample {
     pub client_load: f64,
     /// Share of its core that the server used.
     pub server_load: f64,
-    /// Share of a core that everything else on the machine used.
-    pub other_load: f64,
     /// Requests a second.
     pub rate: f64,
+    /// What else the machine did.
+    pub disturbance: Disturbance,
     /// What the load generator said.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -107,23 +123,35 @@ pub struct Sample {
     pub alone: Option<Outcome>,
 }
 
+/// What a sample is made of.
+#[derive(Deserialize)]
+struct Told {
+    #[serde(flatten)]
+    outcome: Outcome,
+    alone: Option<Outcome>,
+    disturbance: Disturbance,
+}
+
+impl From<Told> for Sample {
+    fn from(told: Told) -> Self {
+        Sample { alone: told.alone, disturbance: told.disturbance, ..told.outcome.into() }
+    }
+}
+
 impl From<Outcome> for Sample {
     fn from(outcome: Outcome) -> Self {
         let requests = outcome.requests as f64;
-        // A tool that generates the load does not tell of its own time, and so not of that of the others.
-        let told = |cpu_ns: u64| {
-            if outcome.client_cpu_ns == 0 {
-                f64::NAN
-            } else {
-                cpu_ns as f64 / 1e9 / outcome.seconds
-            }
+        // Some tools do not tell of their own time.
+        let client_load = match outcome.client_cpu_ns {
+            0 => f64::NAN,
+            cpu_ns => cpu_ns as f64 / 1e9 / outcome.seconds,
         };
         Sample {
             cpu_us: outcome.server_cpu_ns as f64 / 1e3 / requests,
-            client_load: told(outcome.client_cpu_ns),
+            client_load,
             server_load: outcome.server_cpu_ns as f64 / 1e9 / outcome.seconds,
-            other_load: told(outcome.other_cpu_ns),
             rate: requests / outcome.seconds,
+            disturbance: Disturbance::default(),
             outcome,
             alone: None,
         }
@@ -137,14 +165,10 @@ pub struct Summary {
     pub cpu_us: f64,
     /// The same, minimum of the rounds.
     pub cpu_us_min: f64,
-    /// CPU time relative to the yardstick: the median of the rounds' own ratios.
-    pub to_yardstick: f64,
-    /// The ratio of the minima.
-    pub to_yardstick_min: f64,
+    /// CPU time relative to the yardstick, of the rounds' own ratios.
+    pub to_yardstick: Estimate,
     /// CPU time relative to the better floor, as above.
-    pub to_floor: f64,
-    /// The ratio of the minima.
-    pub to_floor_min: f64,
+    pub to_floor: Estimate,
     /// Requests a second, median, as the following ones.
     pub rate: f64,
     /// Latency in microseconds.
@@ -163,7 +187,7 @@ pub struct Summary {
     pub server_load: f64,
     /// Share of its core that the client used.
     pub client_load: f64,
-    /// Share of a core that everything else on the machine used: a disturbance.
+    /// Share of a core that everything else on the machine used, or its host kept: a disturbance.
     pub other_load: f64,
     /// Resident memory in KiB at the end of the window.
     pub rss_kib: f64,
@@ -186,17 +210,32 @@ impl Table {
             | crate::scenario::Work::Quic(_) => 0,
             crate::scenario::Work::Web(shape) => shape.idle(),
         };
-        let summaries = rows.iter().map(|row| summarise(row, &rows, yardstick, idle)).collect();
-        Table {
+        let mut table = Table {
             scenario: step.scenario.name.clone(),
             title: step.scenario.title.clone(),
             yardstick: yardstick.to_owned(),
             warm_ms: step.warm_ms,
             measure_ms: step.measure_ms,
             idle,
+            disturbed: disturbed(&rows, yardstick).iter().map(|(round, _)| round + 1).collect(),
             rows,
-            summaries,
-        }
+            summaries: Vec::new(),
+        };
+        table.summarise();
+        table
+    }
+
+    fn summarise(&mut self) {
+        let summary = |row| summarise(row, &self.rows, &self.yardstick, self.idle);
+        self.summaries = self.rows.iter().map(summary).collect();
+    }
+
+    /// Whether it has what a step would measure, for as long.
+    pub fn is_of(&self, step: &Step) -> bool {
+        let rounds = self.rows.iter().map(|row| row.samples.len()).max();
+        self.scenario == step.scenario.name
+            && rounds == Some(step.rounds)
+            && (self.warm_ms, self.measure_ms) == (step.warm_ms, step.measure_ms)
     }
 
     /// Whether a figure exists in any row, and so deserves a column.
@@ -212,17 +251,14 @@ impl Table {
 
 fn summarise(row: &Row, rows: &[Row], yardstick: &str, idle: usize) -> Summary {
     let middle = |figure: fn(&Sample) -> f64| median(row.each(figure));
-    let least = minimum(row.each(|sample| sample.cpu_us));
     let is_yardstick = |other: &&Row| other.server == yardstick;
     let is_floor = |other: &&Row| other.role == Role::Floor;
     let kib = |value: u64| value as f64;
     Summary {
         cpu_us: middle(|sample| sample.cpu_us),
-        cpu_us_min: least,
+        cpu_us_min: minimum(row.each(|sample| sample.cpu_us)),
         to_yardstick: paired(row, &rows.iter().filter(is_yardstick).collect::<Vec<_>>()),
-        to_yardstick_min: least / least_of(rows.iter().filter(is_yardstick)),
         to_floor: paired(row, &rows.iter().filter(is_floor).collect::<Vec<_>>()),
-        to_floor_min: least / least_of(rows.iter().filter(is_floor)),
         rate: middle(|sample| sample.rate),
         p50_us: middle(|sample| sample.outcome.p50_us),
         p99_us: middle(|sample| sample.outcome.p99_us),
@@ -235,7 +271,7 @@ fn summarise(row: &Row, rows: &[Row], yardstick: &str, idle: usize) -> Summary {
         p99_to_alone: to_alone(row, |outcome| outcome.p99_us),
         server_load: middle(|sample| sample.server_load),
         client_load: middle(|sample| sample.client_load),
-        other_load: middle(|sample| sample.other_load),
+        other_load: middle(|sample| sample.disturbance.sum()),
         rss_kib: median(row.each(|sample| kib(sample.outcome.rss_busy_kib))),
         rss_start_kib: median(row.each(|sample| kib(sample.outcome.rss_start_kib))),
         rss_settled_kib: median(
@@ -252,9 +288,27 @@ fn summarise(row: &Row, rows: &[Row], yardstick: &str, idle: usize) -> Summary {
     }
 }
 
-/// The median over the rounds of a row's CPU time to the best of `others` in the same round.
-fn paired(row: &Row, others: &[&Row]) -> f64 {
-    median(row.samples.iter().enumerate().map(|(round, sample)| {
+/// Rounds in which somebody was disturbed, or in which the yardstick took another time than usual, and how much: the worst
+/// share of a processor that others had, or the part by which the yardstick was off.
+pub fn disturbed(rows: &[Row], yardstick: &str) -> Vec<(usize, f64)> {
+    let usual = rows
+        .iter()
+        .find(|row| row.server == yardstick)
+        .map_or(f64::NAN, |row| median(row.each(|s| s.cpu_us)));
+    let much = |row: &Row, round: usize| {
+        let sample = row.samples.get(round)?.as_ref()?;
+        let off = if row.server == yardstick { (sample.cpu_us / usual - 1.0).abs() } else { 0.0 };
+        let disturbance = sample.disturbance;
+        (disturbance.is_much() || off > SPREAD_MAX).then(|| disturbance.sum().max(off))
+    };
+    let rounds = rows.iter().map(|row| row.samples.len()).max().unwrap_or(0);
+    let worst = |round| rows.iter().filter_map(|row| much(row, round)).reduce(f64::max);
+    (0..rounds).filter_map(|round| Some((round, worst(round)?))).collect()
+}
+
+/// A row's CPU time to the best of `others` in the same round, over all rounds.
+fn paired(row: &Row, others: &[&Row]) -> Estimate {
+    estimate(row.samples.iter().enumerate().map(|(round, sample)| {
         let best =
             minimum(others.iter().filter_map(|other| {
                 other.samples.get(round)?.as_ref().map(|sample| sample.cpu_us)
@@ -269,10 +323,6 @@ fn to_alone(row: &Row, figure: fn(&Outcome) -> f64) -> f64 {
         let alone = sample.alone.as_ref().map_or(f64::NAN, figure);
         figure(&sample.outcome) / alone
     }))
-}
-
-fn least_of<'a>(rows: impl Iterator<Item = &'a Row>) -> f64 {
-    minimum(rows.flat_map(|row| row.each(|sample| sample.cpu_us)))
 }
 
 /// Writes `compare.md`, `compare.json` and the plots.
@@ -335,18 +385,58 @@ mod tests {
             row("peer", Role::Peer, &[None, Some(10.0)]),
         ];
         let peer = summarise(&rows[2], &rows, "classic", 0);
-        assert_eq!(peer.to_yardstick, 1.25);
-        assert_eq!(peer.to_floor, 2.5);
+        assert_eq!(peer.to_yardstick.median, 1.25);
+        assert_eq!(peer.to_floor.median, 2.5);
         assert_eq!(peer.cpu_us, 10.0);
         assert!(peer.rss_idle_kib_each.is_nan());
         let floor = summarise(&rows[1], &rows, "classic", 0);
-        assert_eq!(floor.to_yardstick, 0.5);
-        assert_eq!(floor.to_yardstick_min, 0.5);
+        assert_eq!(floor.to_yardstick, Estimate { median: 0.5, low: 0.5, high: 0.5 });
+    }
+
+    #[test]
+    fn others_and_an_odd_yardstick_disturb_a_round() {
+        let of = |cpu_us: [f64; 4]| cpu_us.map(Some);
+        let mut rows = [
+            row("classic", Role::Yardstick, &of([4.0, 4.1, 5.0, 4.0])),
+            row("peer", Role::Peer, &of([8.0, 8.0, 8.0, 16.0])),
+        ];
+        assert_eq!(
+            disturbed(&rows, "classic").iter().map(|(round, _)| *round).collect::<Vec<_>>(),
+            [2]
+        );
+        if let Some(sample) = &mut rows[1].samples[3] {
+            sample.disturbance.others = 0.5;
+        }
+        assert_eq!(disturbed(&rows, "classic")[1], (3, 0.5));
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let folder = std::env::temp_dir().join(format!("duopoll-report-{}", std::process::id()));
+        let rows = vec![row("classic", Role::Yardstick, &[Some(4.0), None])];
+        let mut table = Table {
+            scenario: "echo".into(),
+            title: "Echo".into(),
+            yardstick: "classic".into(),
+            warm_ms: 1,
+            measure_ms: 2,
+            idle: 0,
+            disturbed: vec![2],
+            rows,
+            summaries: Vec::new(),
+        };
+        table.summarise();
+        let mut report = Report::new("compare".into(), vec!["a note".into()]);
+        report.tables.push(table);
+        write(&report, &folder).unwrap();
+        let read = Report::read(&folder).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), serde_json::to_string(&report).unwrap());
     }
 
     #[test]
     fn a_missing_yardstick_gives_no_ratio() {
         let rows = [row("peer", Role::Peer, &[Some(1.0)])];
-        assert!(summarise(&rows[0], &rows, "classic", 0).to_yardstick.is_nan());
+        assert!(summarise(&rows[0], &rows, "classic", 0).to_yardstick.median.is_nan());
     }
 }

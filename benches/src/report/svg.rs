@@ -16,7 +16,12 @@ const WIDTH: f64 = NAMES + 2.0 * (BARS + FIGURES) + 20.0;
 /// The plot of a table, best server first.
 pub fn plot(table: &Table) -> String {
     let mut lines: Vec<_> = table.lines().filter(|(_, s)| s.cpu_us.is_finite()).collect();
-    lines.sort_by(|a, b| a.1.cpu_us.total_cmp(&b.1.cpu_us));
+    // By what is printed beside the bars.
+    let order = |s: &Summary| (s.to_yardstick.median, s.cpu_us);
+    lines.sort_by(|a, b| {
+        let (a, b) = (order(a.1), order(b.1));
+        a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
+    });
     let height = TOP + ROW * lines.len() as f64 + 16.0;
     let mut out = String::new();
     let _ = writeln!(
@@ -28,7 +33,14 @@ pub fn plot(table: &Table) -> String {
     label(&mut out, 10.0, 22.0, "start", "15", &format!("{}: {}", table.scenario, table.title));
     let cpu_left = NAMES;
     let p99_left = NAMES + BARS + FIGURES;
-    label(&mut out, cpu_left, 50.0, "start", "12", "CPU µs a request: median, tick at the minimum");
+    label(
+        &mut out,
+        cpu_left,
+        50.0,
+        "start",
+        "12",
+        "CPU µs a request: median, ratio and its interval",
+    );
     label(&mut out, p99_left, 50.0, "start", "12", "99th percentile of latency in µs");
 
     let longest = |of: fn(&Summary) -> f64| lines.iter().map(|(_, s)| of(s)).fold(0.0, f64::max);
@@ -44,20 +56,17 @@ pub fn plot(table: &Table) -> String {
         };
         label(&mut out, NAMES - 8.0, y + 14.0, "end", "12", &row.server);
         bar(&mut out, cpu_left, y, summary.cpu_us * cpu_scale, fill);
-        let tick = cpu_left + summary.cpu_us_min * cpu_scale;
-        let _ = writeln!(
-            out,
-            "<path d=\"M{tick:.1} {:.1}v{:.1}\" stroke=\"#ffffff\" stroke-width=\"2\"/>",
-            y + 2.0,
-            ROW - 8.0
-        );
-        let ratio = if summary.to_yardstick.is_finite() {
-            format!("{} (× {})", micros(summary.cpu_us), figure(summary.to_yardstick, 2))
-        } else {
-            micros(summary.cpu_us)
-        };
-        let end = cpu_left + summary.cpu_us * cpu_scale + 6.0;
-        label(&mut out, end, y + 14.0, "start", "12", &ratio);
+        let ratio = summary.to_yardstick;
+        let (mut end, mut text) = (summary.cpu_us, micros(summary.cpu_us));
+        if ratio.median.is_finite() {
+            text = format!("{text} (× {})", figure(ratio.median, 2));
+            // The interval of the ratio, on the scale of the bar.
+            let at = |value: f64| summary.cpu_us * value / ratio.median;
+            whisker(&mut out, cpu_left, y, at(ratio.low) * cpu_scale, at(ratio.high) * cpu_scale);
+            end = end.max(at(ratio.high));
+        }
+        let end = cpu_left + end * cpu_scale + 6.0;
+        label(&mut out, end, y + 14.0, "start", "12", &text);
         if summary.p99_us.is_finite() {
             bar(&mut out, p99_left, y, summary.p99_us * p99_scale, fill);
             let end = p99_left + summary.p99_us * p99_scale + 6.0;
@@ -73,6 +82,17 @@ fn bar(out: &mut String, x: f64, y: f64, width: f64, fill: &str) {
         out,
         "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{:.1}\" fill=\"{fill}\"/>",
         ROW - 4.0
+    );
+}
+
+/// A line from one end of an interval to the other, in the middle of a bar.
+fn whisker(out: &mut String, x: f64, y: f64, low: f64, high: f64) {
+    let (low, high, middle) = (x + low, x + high, y + (ROW - 4.0) / 2.0);
+    let _ = writeln!(
+        out,
+        "<path d=\"M{low:.1} {middle:.1}H{high:.1}M{low:.1} {0:.1}v8M{high:.1} {0:.1}v8\" \
+         stroke=\"#111111\" stroke-width=\"1.5\"/>",
+        middle - 4.0
     );
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Row, Summary, Table, figure, micros};
+use crate::stats::{Estimate, confidence};
 
 /// A column: its heading, and what a row has in it.
 pub(super) struct Column {
@@ -22,10 +23,11 @@ pub(super) fn columns(table: &Table) -> Vec<Column> {
             columns.push(Column { heading, cell });
         }
     };
-    add(table.has(|s| s.to_yardstick), "× yardstick", |_, s| figure(s.to_yardstick, 3));
-    add(table.has(|s| s.to_yardstick), "× (min)", |_, s| figure(s.to_yardstick_min, 3));
-    add(table.has(|s| s.to_floor), "× floor", |_, s| figure(s.to_floor, 3));
-    add(table.has(|s| s.to_floor), "× (min) ", |_, s| figure(s.to_floor_min, 3));
+    let known = |ratio: fn(&Summary) -> Estimate| table.has(|s| ratio(s).median);
+    add(known(|s| s.to_yardstick), "× yardstick", |_, s| figure(s.to_yardstick.median, 3));
+    add(known(|s| s.to_yardstick), "within", |_, s| interval(s.to_yardstick));
+    add(known(|s| s.to_floor), "× floor", |_, s| figure(s.to_floor.median, 3));
+    add(known(|s| s.to_floor), "within ", |_, s| interval(s.to_floor));
     add(true, "req/s", |_, s| figure(s.rate, 0));
     add(table.has(|s| s.p50_us), "p50 µs", |_, s| micros(s.p50_us));
     add(table.has(|s| s.p99_us), "p99 µs", |_, s| micros(s.p99_us));
@@ -48,15 +50,31 @@ pub(super) fn columns(table: &Table) -> Vec<Column> {
     columns
 }
 
+/// Where a ratio lies, and a sign where that may be 1: no difference was seen.
+fn interval(ratio: Estimate) -> String {
+    if !ratio.median.is_finite() {
+        return figure(f64::NAN, 0);
+    }
+    let sign = if ratio.may_be_one() { " =" } else { "" };
+    format!("{:.2}–{:.2}{sign}", ratio.low, ratio.high)
+}
+
 /// One line on how the table was made.
 pub(super) fn conditions(table: &Table) -> String {
     let rounds = table.rows.iter().map(|row| row.samples.len()).max().unwrap_or(0);
+    let disturbed: Vec<String> = table.disturbed.iter().map(usize::to_string).collect();
     format!(
-        "{rounds} round{} of {:.2} s after {:.2} s; yardstick: {}",
+        "{rounds} round{} of {:.2} s after {:.2} s; yardstick: {}; intervals of {:.0} %{}",
         if rounds == 1 { "" } else { "s" },
         table.measure_ms as f64 / 1e3,
         table.warm_ms as f64 / 1e3,
-        table.yardstick
+        table.yardstick,
+        confidence(rounds) * 100.0,
+        if disturbed.is_empty() {
+            String::new()
+        } else {
+            format!("; DISTURBED: round {}", disturbed.join(", "))
+        }
     )
 }
 

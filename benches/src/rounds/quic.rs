@@ -19,7 +19,7 @@ impl Runner<'_> {
         let row = |server: &&Server| Row::new(server.name, server.role, step.rounds);
         let mut rows: Vec<Row> = servers.iter().map(row).collect();
         let times = (step.warm_ms, step.measure_ms);
-        self.measure(step, &mut rows, everyone, |runner, index| {
+        self.measure(step, YARDSTICK, &mut rows, everyone, |runner, index| {
             Ok(runner.quic_cell(servers[index], shape, times, |_, load| load())?.into())
         });
         self.count_calls(step, &mut rows, |runner, index| {

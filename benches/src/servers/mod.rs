@@ -6,6 +6,8 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use crate::address::Address;
 
 pub mod classic;
@@ -72,7 +74,8 @@ impl Echo {
 }
 
 /// What a server stands for in the report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// The libraries of this project.
     Ours,

@@ -119,18 +119,12 @@ pub fn count_calls(place: &Place, server: &Server, shape: &Shape) -> io::Result<
 struct Clocks {
     server_ns: u64,
     client_ns: u64,
-    machine_ns: u64,
     now_ns: u64,
 }
 
 impl Clocks {
     fn read(server_pid: u32, client_ns: u64) -> io::Result<Clocks> {
-        Ok(Clocks {
-            server_ns: sys::cpu_time_ns(server_pid)?,
-            client_ns,
-            machine_ns: process::machine_cpu_ns()?,
-            now_ns: sys::now_ns(),
-        })
+        Ok(Clocks { server_ns: sys::cpu_time_ns(server_pid)?, client_ns, now_ns: sys::now_ns() })
     }
 
     /// What was used since, in what the load generator took for its measured time.
@@ -141,14 +135,12 @@ impl Clocks {
         let part = |now: u64, then: u64| (now.saturating_sub(then) as f64 * scale) as u64;
         let server_cpu_ns = part(self.server_ns, before.server_ns);
         let client_cpu_ns = part(self.client_ns, before.client_ns);
-        let machine_cpu_ns = part(self.machine_ns, before.machine_ns);
         Outcome {
             requests: said.requests,
             requests_in_all: said.requests,
             seconds: said.seconds,
             server_cpu_ns,
             client_cpu_ns,
-            other_cpu_ns: machine_cpu_ns.saturating_sub(server_cpu_ns + client_cpu_ns),
             p50_us: said.p50_us,
             p99_us: said.p99_us,
             p999_us: said.p999_us,
