@@ -12,7 +12,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{FileType, fstat};
 use rustix::io::ioctl_fionbio;
 
-use crate::poller::{Handle, over};
+use crate::poller::{Handle, Poller, over};
 use crate::pollers::Pollers;
 
 /// A descriptor that a poller watches: a pipe, a timerfd, a pidfd, a socket of a kind that this library does not know. What is done with
@@ -146,16 +146,25 @@ impl Watching {
 
     /// Has a poller watch a duplicate.
     pub(crate) async fn begin(poller: Arc<Handle>, fd: OwnedFd) -> io::Result<Watching> {
-        let asked = poller.ask(
-            move |poller| poller.watch(fd),
-            |poller, watched| {
-                if let Ok((token, _)) = watched {
-                    poller.unwatch(token);
-                }
-            },
-        );
-        let (token, readiness) = asked.await.map_err(|_| over())??;
-        Ok(Watching { poller, token, readiness })
+        let handle = poller.clone();
+        let watch = move |poller: &mut Poller| {
+            let (token, readiness) = poller.watch(fd)?;
+            Ok(Watching { poller: handle, token, readiness })
+        };
+        poller.ask(watch, |_, watched| drop(watched)).await.map_err(|_| over())?
+    }
+
+    /// An error if the poller has ended.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        if self.readiness.is_over() { Err(over()) } else { Ok(()) }
+    }
+
+    /// As dropping it, and returns when the poller has let go of its duplicate.
+    pub(crate) async fn end(self) {
+        let (poller, token) = (self.poller.clone(), self.token);
+        drop(self);
+        // Looked at once a turn; an engine needs few of them.
+        while poller.ask(move |poller| poller.watches(token), |_, _| ()).await == Ok(true) {}
     }
 
     #[cfg(feature = "quinn")]

@@ -13,6 +13,8 @@ use crate::address::Address;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Doing {
     Listening,
+    /// Of a socket for datagrams, at which nobody listens.
+    Binding,
     Dialing,
 }
 
@@ -30,10 +32,13 @@ pub(crate) fn named(error: io::Error, doing: Doing, address: &(impl Where + ?Siz
     }
     let verb = match doing {
         Doing::Listening => "cannot listen at",
+        Doing::Binding => "cannot bind to",
         Doing::Dialing => "cannot connect to",
     };
     let remedy = match doing {
-        Doing::Listening => address.address().map_or("", |address| remedy(&error, address)),
+        Doing::Listening | Doing::Binding => {
+            address.address().map_or("", |address| remedy(&error, address, doing))
+        }
         Doing::Dialing => "",
     };
     let text = format!("{verb} {address}: {error}{remedy}");
@@ -59,10 +64,13 @@ impl Where for str {
     }
 }
 
-/// What helps whoever cannot listen.
-fn remedy(error: &io::Error, address: &Address) -> &'static str {
+/// What helps whoever cannot listen, or bind.
+fn remedy(error: &io::Error, address: &Address, doing: Doing) -> &'static str {
     match (error.raw_os_error(), address) {
-        (Some(libc::EADDRINUSE), Address::Unix(path)) => in_use(path),
+        (Some(libc::EADDRINUSE), Address::Unix(path)) => in_use(path, doing),
+        (Some(libc::EADDRINUSE), Address::Tcp(_)) if doing == Doing::Binding => {
+            "; somebody else is there"
+        }
         (Some(libc::EADDRINUSE), Address::Tcp(_)) => "; somebody else listens there",
         (Some(libc::EADDRNOTAVAIL), Address::Tcp(_)) => "; this machine does not have that address",
         (Some(libc::EACCES), Address::Tcp(tcp)) if tcp.port() < 1024 => {
@@ -74,9 +82,12 @@ fn remedy(error: &io::Error, address: &Address) -> &'static str {
 }
 
 /// Who is at the path of a Unix socket.
-fn in_use(path: &Path) -> &'static str {
+fn in_use(path: &Path, doing: Doing) -> &'static str {
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => "; there is a file that is no socket",
+        _ if doing == Doing::Binding => {
+            "; if nobody is there any more, as a refused connect tells, remove the file"
+        }
         _ => {
             "; if nobody listens there any more, as a refused connection tells, remove the file or see `take_over_stale`"
         }

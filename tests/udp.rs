@@ -4,16 +4,25 @@ mod support;
 
 use std::collections::HashSet;
 use std::future::{Future, ready};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as Std};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net;
 use std::pin::{Pin, pin};
+use std::str::FromStr;
+use std::sync::mpsc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use duopoll::udp::{Datagram, Ecn, Outgoing, UdpOptions, UdpServer, UdpSocket, UnixDatagram};
-use duopoll::{Address, Pollers, task, time};
+use bytes::Bytes;
+use duopoll::udp::{
+    Datagram, Ecn, Outgoing, UdpOptions, UdpSender, UdpServer, UdpSocket, UnixDatagram,
+};
+use duopoll::{Address, AsyncFd, Pollers, task, time};
 use pollster::block_on;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use support::alone::{beside_others, nobody_beside};
 use support::{PATIENCE, Setup, eventually, open_descriptors, poll_once};
 
@@ -35,6 +44,10 @@ on_every_setup!(
     a_flood_starves_nobody,
     nothing_is_left_behind,
     a_poller_that_ends_says_so,
+    a_bind_that_is_dropped_leaves_nothing,
+    an_address_is_free_behind_close_and_shutdown,
+    who_sends_as_a_datagram_is_dropped_sends,
+    descriptors_that_come_along_are_closed,
     a_server_has_a_socket_on_each_poller,
     a_handler_that_panics_ends_nothing,
     servers_of_several_pollers_have_ports_of_their_own,
@@ -43,6 +56,7 @@ on_every_setup!(
     unix_sockets_have_datagrams,
     one_that_has_no_peer_costs_the_others_nothing,
     a_unix_socket_waits_for_room,
+    who_waits_for_a_full_unix_socket_hears_of_the_end,
 );
 
 /// Runs on a poller.
@@ -316,7 +330,10 @@ fn who_is_not_there_is_told_and_no_end(setup: Setup) {
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         let peer = Std::bind(nowhere).expect("bound");
         peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        socket.send(Outgoing::connected(b"hello")).await.expect("sent");
+        // What the kernel tells is of the one before, and this one goes.
+        let error =
+            socket.send(Outgoing::connected(b"hello")).await.expect_err("of the one before");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         let mut seen = [0; 8];
         assert_eq!(peer.recv(&mut seen).expect("received"), 5);
         peer.send_to(b"there", at(&socket)).expect("sent");
@@ -478,6 +495,107 @@ fn a_poller_that_ends_says_so(setup: Setup) {
     assert_eq!(error.kind(), ErrorKind::NotConnected);
 }
 
+fn a_bind_that_is_dropped_leaves_nothing(setup: Setup) {
+    let _alone = nobody_beside();
+    let pollers = setup.pollers(1);
+    let _entered = pollers.enter();
+    let settled = || block_on(pollers.spawn(|| async {})).expect("no panic");
+    settled();
+    let before = open_descriptors();
+    for _ in 0..20 {
+        // The poller is held up, so that it has not answered.
+        let (begins, begun) = mpsc::channel();
+        let (goes_on, until) = mpsc::channel::<()>();
+        let held = pollers.spawn(move || async move {
+            begins.send(()).expect("somebody waits");
+            let _ = until.recv();
+        });
+        begun.recv().expect("it runs");
+        let options = UdpSocket::options();
+        let mut binding = pin!(options.bind(setup.address()));
+        assert!(poll_once(binding.as_mut()).is_pending());
+        let mut pair = pin!(UnixDatagram::pair());
+        assert!(poll_once(pair.as_mut()).is_pending());
+        let mut fd = pin!(AsyncFd::new(Std::bind("127.0.0.1:0").expect("bound")));
+        assert!(poll_once(fd.as_mut()).is_pending());
+        drop(goes_on);
+        block_on(held).expect("no panic");
+        // By then it has answered, and nobody has looked.
+        settled();
+    }
+    eventually("all are closed", || open_descriptors() <= before);
+}
+
+fn an_address_is_free_behind_close_and_shutdown(setup: Setup) {
+    let _others = beside_others();
+    let pollers = setup.pollers(2);
+    for _ in 0..50 {
+        let closed = pollers.spawn(move || async move {
+            let socket = bind(setup, UdpSocket::options()).await;
+            let address = at(&socket);
+            socket.close().await;
+            address
+        });
+        Std::bind(block_on(closed).expect("no panic")).expect("nobody is there");
+        let server = UdpServer::serve(&pollers, UdpSocket::options(), setup.address(), echo);
+        let server = server.expect("a server");
+        assert_eq!(server.shutdown(PATIENCE), 0);
+        Std::bind(server.local_addr()).expect("nobody is there");
+    }
+}
+
+fn who_sends_as_a_datagram_is_dropped_sends(setup: Setup) {
+    /// Bytes whose owner says that they are not needed any more.
+    struct Owned(UdpSender, SocketAddr);
+
+    impl AsRef<[u8]> for Owned {
+        fn as_ref(&self) -> &[u8] {
+            b"sent"
+        }
+    }
+
+    impl Drop for Owned {
+        fn drop(&mut self) {
+            self.0.stage(Outgoing::to(b"dropped", self.1));
+            assert!(poll_once(pin!(self.0.flush())).is_ready());
+        }
+    }
+
+    let _others = beside_others();
+    run(setup, move || async move {
+        let (mut one, mut other) = pair(setup).await;
+        let owned = Bytes::from_owner(Owned(one.sender(), at(&other)));
+        one.send(Outgoing::to(owned, at(&other))).await.expect("sent");
+        assert!(other.recv().await.expect("received").bytes == *b"sent");
+        assert!(other.recv().await.expect("received").bytes == *b"dropped");
+    });
+}
+
+fn descriptors_that_come_along_are_closed(setup: Setup) {
+    let _alone = nobody_beside();
+    let (one, other) = net::UnixDatagram::pair().expect("a pair");
+    let before = open_descriptors();
+    let receive = move || async move {
+        let mut other = UnixDatagram::from_unix(other.into()).await.expect("watched");
+        for _ in 0..20 {
+            assert!(other.recv().await.expect("received").bytes == *b"with some");
+        }
+    };
+    let pollers = setup.pollers(1);
+    let received = pollers.spawn(receive);
+    for _ in 0..20 {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [one.as_fd(); 3];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let bytes = [IoSlice::new(b"with some")];
+        sendmsg(&one, &bytes, &mut control, SendFlags::empty()).expect("sent");
+    }
+    block_on(received).expect("no panic");
+    drop(pollers);
+    eventually("all are closed", || open_descriptors() <= before);
+}
+
 /// An abstract name of this thread's.
 fn unix_name(of: &str) -> String {
     format!("unix:@duopoll-udp-{}-{:?}-{of}", std::process::id(), std::thread::current().id())
@@ -553,6 +671,27 @@ fn one_that_has_no_peer_costs_the_others_nothing(setup: Setup) {
             assert!(other.recv().await.expect("received").bytes == *text);
         }
     });
+}
+
+fn who_waits_for_a_full_unix_socket_hears_of_the_end(setup: Setup) {
+    let _others = beside_others();
+    let full = net::UnixDatagram::bind_addr(
+        &net::SocketAddr::from_abstract_name(&unix_name("full")["unix:@".len()..]).expect("a name"),
+    )
+    .expect("bound");
+    let to = Address::from_str(&unix_name("full")).expect("an address");
+    let pollers = setup.pollers(1);
+    let socket = pollers.spawn(UnixDatagram::unbound);
+    let mut socket = block_on(socket).expect("no panic").expect("a socket");
+    for _ in 0..10_000 {
+        socket.stage(Outgoing::to(b"more than there is room for", to.clone()));
+    }
+    assert!(poll_once(pin!(socket.flush())).is_pending());
+    pollers.stop();
+    let error = block_on(socket.flush()).expect_err("nobody tells of room");
+    assert_eq!(error.kind(), ErrorKind::NotConnected);
+    assert!(socket.staged() > 0);
+    drop(full);
 }
 
 fn a_unix_socket_waits_for_room(setup: Setup) {
@@ -668,6 +807,7 @@ fn a_handler_that_panics_ends_nothing(setup: Setup) {
     let options = UdpSocket::options();
     let server = UdpServer::serve(&pollers, options, setup.address(), echo).expect("a server");
     let peer = peer(setup);
+    let before = pollers.stats().handler_panics;
     for _ in 0..3 {
         peer.send_to(b"panic", server.local_addr()).expect("sent");
         // It may be in one batch with the next, which is lost then.
@@ -677,6 +817,7 @@ fn a_handler_that_panics_ends_nothing(setup: Setup) {
             peer.recv(&mut [0; 10]).is_ok()
         });
     }
+    eventually("they are counted", || pollers.stats().handler_panics == before + 3);
 }
 
 fn a_handler_may_panic_as_it_is_called_and_dropped(setup: Setup) {

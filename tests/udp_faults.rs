@@ -7,6 +7,7 @@
 mod support;
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 
 use duopoll::time;
@@ -19,6 +20,8 @@ on_every_setup!(
     internet:
     what_is_not_refused_arrives_once_and_in_order,
     what_the_kernel_does_not_cut_goes_by_itself,
+    what_icmp_tells_costs_no_other,
+    what_there_is_no_memory_for_costs_no_other,
     a_refused_receive_loses_nothing,
     a_small_batch_or_an_interrupted_one_loses_nothing,
 );
@@ -90,9 +93,7 @@ impl Peers {
 
 fn what_is_not_refused_arrives_once_and_in_order(setup: Setup) {
     run(setup, |mut peers, turn| async move {
-        for (seed, errno) in
-            [libc::EPERM, libc::ENOBUFS, libc::EHOSTUNREACH].into_iter().enumerate()
-        {
+        for (seed, errno) in [libc::EPERM, libc::ENOBUFS, libc::EACCES].into_iter().enumerate() {
             let faults = Faults::none().seed(seed as u64).short(30);
             turn.set(faults.often(Call::SendDatagrams, 20, errno));
             let failures = peers.send_numbered().await;
@@ -119,6 +120,53 @@ fn what_the_kernel_does_not_cut_goes_by_itself(setup: Setup) {
         assert!(calls >= u64::from(DATAGRAMS / 64), "{calls}");
         peers.send_the_last().await;
         assert_eq!(peers.receive_numbers().await, Vec::from_iter(0..DATAGRAMS));
+    });
+}
+
+fn what_icmp_tells_costs_no_other(setup: Setup) {
+    run(setup, |mut peers, turn| async move {
+        // It is told once, and of an earlier one.
+        turn.set(Faults::none().nth(Call::SendDatagrams, 3, libc::ECONNREFUSED));
+        assert_eq!(peers.send_numbered().await, 1);
+        assert_eq!(turn.injected(), 1);
+        peers.send_the_last().await;
+        assert_eq!(peers.receive_numbers().await, Vec::from_iter(0..DATAGRAMS));
+    });
+}
+
+fn what_there_is_no_memory_for_costs_no_other(setup: Setup) {
+    const SIZES: [usize; 3] = [9_000, 30_000, 60_000];
+    run(setup, move |mut peers, turn| async move {
+        let mut large = bound(setup, UdpSocket::options().gro(true)).await;
+        let targets = [peers.target(), large.local_addr().expect("bound")];
+        turn.set(Faults::none().often(Call::Block, 30, libc::ENOMEM));
+        let (mut kept, mut received, mut failures) = (Vec::new(), 0, 0);
+        for number in 0..250usize {
+            let bytes = vec![number as u8; SIZES[number % SIZES.len()]];
+            // Both sockets receive into what is the thread's.
+            let target = targets[number % 2];
+            if peers.one.send(Outgoing::to(bytes, target)).await.is_err() {
+                continue;
+            }
+            let socket = if number % 2 == 0 { &mut peers.other } else { &mut large };
+            match socket.recv().await {
+                Ok(datagram) => {
+                    // This one, or one before it that is there still.
+                    let first = datagram.bytes[0];
+                    assert!(datagram.bytes.iter().all(|byte| *byte == first), "{number}");
+                    assert_eq!(datagram.bytes.len(), SIZES[usize::from(first) % SIZES.len()]);
+                    assert_eq!(usize::from(first) % 2, number % 2, "it is of this socket");
+                    // So that there is a block to be had each time.
+                    kept.push(datagram);
+                    received += 1;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+                    failures += 1;
+                }
+            }
+        }
+        assert!(received > 0 && failures > 0, "{received} and {failures}");
     });
 }
 

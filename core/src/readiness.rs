@@ -71,6 +71,11 @@ impl Readiness {
         }
     }
 
+    /// Whether nobody watches any more.
+    pub fn is_over(&self) -> bool {
+        self.state().over
+    }
+
     /// Whether a call may be made at once.
     pub fn may_be_ready(&self, direction: Direction) -> bool {
         self.state().side(direction).ready

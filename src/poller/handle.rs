@@ -66,7 +66,8 @@ impl Handle {
     }
 
     /// Has the poller do something, and gives its answer when it is there; an error if the poller has ended. Whoever does not
-    /// wait for the answer any more gets it all the same, to `unwanted`.
+    /// wait for the answer any more gets it all the same, to `unwanted`; but one that has been told and not looked at is dropped, and
+    /// has to let go by that of what it stands for.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Poller) -> T + Send + 'static,

@@ -566,6 +566,11 @@ impl Poller {
         self.driver.unwatch(&mut self.engine, token);
     }
 
+    /// Whether it has not let go of the descriptor yet.
+    pub(crate) fn watches(&self, token: Token) -> bool {
+        self.driver.watches(token)
+    }
+
     /// Lends the socket of a connection to whoever moves its bytes past the engine.
     pub(crate) fn lend(&mut self, token: Token) -> Option<Arc<Readiness>> {
         self.driver.lend(&mut self.engine, token)

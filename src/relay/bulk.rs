@@ -142,10 +142,11 @@ impl Loan {
     }
 
     async fn one(poller: &Arc<Handle>, token: Token) -> Option<Loan> {
-        let lend = move |poller: &mut Poller| poller.lend(token);
-        let give_back = move |poller: &mut Poller, _| poller.give_back_lent(token);
-        let readiness = poller.ask(lend, give_back).await.ok()??;
-        Some(Loan { poller: poller.clone(), token, readiness })
+        let handle = poller.clone();
+        let lend = move |poller: &mut Poller| {
+            Some(Loan { readiness: poller.lend(token)?, poller: handle, token })
+        };
+        poller.ask(lend, |_, loan| drop(loan)).await.ok()?
     }
 }
 

@@ -11,6 +11,9 @@ use crate::address::Address;
 
 /// What names the peers of a socket: a [`SocketAddr`] of UDP, an [`Address`] of a Unix socket.
 pub trait Peer: Clone + PartialEq + fmt::Debug + Send + Sync + 'static {
+    /// Whether what is received has control messages. A Unix socket's could be descriptors, which the kernel closes if there is no room.
+    #[doc(hidden)]
+    const HAS_CONTROL: bool;
     /// Writes it for the kernel, and says how long it is.
     #[doc(hidden)]
     fn write(&self, name: &mut Name) -> io::Result<libc::socklen_t>;
@@ -52,6 +55,8 @@ impl fmt::Debug for Name {
 }
 
 impl Peer for SocketAddr {
+    const HAS_CONTROL: bool = true;
+
     fn write(&self, name: &mut Name) -> io::Result<libc::socklen_t> {
         let bytes = match self {
             SocketAddr::V4(address) => {
@@ -98,6 +103,8 @@ impl Peer for SocketAddr {
 }
 
 impl Peer for Address {
+    const HAS_CONTROL: bool = false;
+
     fn write(&self, name: &mut Name) -> io::Result<libc::socklen_t> {
         let address = self.to_sock_addr()?;
         let len = (address.len() as usize).min(size_of::<Name>());

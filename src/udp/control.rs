@@ -6,8 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::datagram::Ecn;
 
-/// Room for all that is asked for, in words: four messages of at most an address and an interface.
-pub(super) type Room = [u64; 16];
+/// Room for all that is asked for, in words: from a socket of IPv6, by which IPv4 comes too, the addresses of both, the class, what
+/// has come together, and what was dropped: 144 bytes.
+pub(super) type Room = [u64; 24];
+
+/// Of a type of service those that tell of congestion; the others are the service (DSCP).
+const ECN_BITS: u8 = 0b11;
 
 /// What came with a datagram.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,13 +91,14 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Writes it to a message's control buffer. `is_ipv6` is of the socket.
+    /// Writes it to a message's control buffer. `is_ipv6` is of the socket, and its type of service but for the two bits of ECN.
     ///
     /// # Errors
     /// `EAFNOSUPPORT` if the local address is of IPv6, and the socket is not.
     pub(super) fn write(
         self,
         is_ipv6: bool,
+        service: u8,
         room: &mut Room,
         message: &mut libc::msghdr,
     ) -> io::Result<()> {
@@ -121,7 +126,7 @@ impl Wanted {
             }
         }
         if let Some(ecn) = self.ecn {
-            let bits = ecn.bits() as libc::c_int;
+            let bits = libc::c_int::from(service & !ECN_BITS) | ecn.bits() as libc::c_int;
             // A socket of IPv6 may send to IPv4: each takes its own, and passes over the other.
             control.push(libc::IPPROTO_IP, libc::IP_TOS, bits);
             if is_ipv6 {
@@ -160,6 +165,39 @@ impl Writer<'_> {
             (cmsg.cmsg_len, cmsg.cmsg_level, cmsg.cmsg_type) = (len as _, level, kind);
             header.write(cmsg);
             libc::CMSG_DATA(header).cast::<T>().write_unaligned(value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_all_that_can_be_told() {
+        // SAFETY: it computes a length.
+        let space = |bytes: usize| unsafe { libc::CMSG_SPACE(bytes as u32) } as usize;
+        let addresses =
+            space(size_of::<libc::in_pktinfo>()) + space(size_of::<libc::in6_pktinfo>());
+        // A class of either family, what has come together, what was dropped.
+        let told = addresses + 2 * space(size_of::<libc::c_int>()) + space(4) + space(4);
+        assert!(told <= size_of::<Room>(), "{told}");
+    }
+
+    #[test]
+    fn congestion_leaves_the_service_alone() {
+        let wanted = Wanted { ecn: Some(Ecn::Ect0), ..Wanted::default() };
+        for is_ipv6 in [false, true] {
+            let mut room = Room::default();
+            // SAFETY: it may be all zero.
+            let mut message: libc::msghdr = unsafe { mem::zeroed() };
+            wanted.write(is_ipv6, 0xb9, &mut room, &mut message).expect("it can be had");
+            // SAFETY: the buffer is filled in, and the header lies in it.
+            let value = unsafe {
+                let header = libc::CMSG_FIRSTHDR(&raw const message);
+                libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned()
+            };
+            assert_eq!(value, 0xba);
         }
     }
 }

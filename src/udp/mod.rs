@@ -27,6 +27,7 @@
 //! # Errors
 //! None of them ends a socket. What a router or a peer says of a datagram (ICMP) the kernel tells a *connected* socket, once, and as the error
 //! of whatever is done next: [`ConnectionRefused`](io::ErrorKind::ConnectionRefused) where nobody listens, as long as that peer does not.
+//! What is being sent is sent all the same.
 //!
 //! | what is sent | what comes of it |
 //! |---|---|
@@ -62,6 +63,7 @@ use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
 use duopoll_core::{Direction, contain};
+use rustix::net::sockopt;
 use socket2::{SockAddr, SockRef};
 
 use crate::async_fd::Watching;
@@ -87,7 +89,7 @@ pub type UdpSocket = DatagramSocket<SocketAddr>;
 /// A half of a [`UdpSocket`] that sends.
 pub type UdpSender = DatagramSender<SocketAddr>;
 
-/// A socket for datagrams, whose peers have such addresses: a [`UdpSocket`], or a [`UnixDatagram`].
+/// A socket for datagrams, on a poller, whose peers have such addresses: a [`UdpSocket`], or a [`UnixDatagram`].
 pub struct DatagramSocket<A: Peer> {
     inbox: Inbox<A>,
     /// Batches since it was waited for one.
@@ -126,9 +128,9 @@ impl UdpSocket {
     /// options; those that go together in sending are found out.
     ///
     /// # Errors
-    /// `EINVAL` if it is no socket of UDP; [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
+    /// `EINVAL` if it is a socket, and none of UDP, `ENOTSOCK` if it is none at all; [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
     pub async fn from_std(socket: std::net::UdpSocket) -> io::Result<UdpSocket> {
-        UdpSocket::watched(socket.into(), &UdpOptions::default()).await
+        UdpSocket::from_fd(socket.into(), &UdpOptions::default()).await
     }
 
     /// As [`from_std`](UdpSocket::from_std), by its descriptor, and with options.
@@ -136,6 +138,9 @@ impl UdpSocket {
     /// # Errors
     /// As there, and what an option is refused with.
     pub async fn from_fd(socket: OwnedFd, options: &UdpOptions) -> io::Result<UdpSocket> {
+        if SockRef::from(&socket).protocol()? != Some(socket2::Protocol::UDP) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         let is_ipv6 = local_addr(socket.as_fd())?.is_ipv6();
         options.apply(socket.as_fd(), is_ipv6)?;
         UdpSocket::watched(socket, options).await
@@ -143,7 +148,11 @@ impl UdpSocket {
 
     async fn watched(socket: OwnedFd, options: &UdpOptions) -> io::Result<UdpSocket> {
         let is_ipv6 = local_addr(socket.as_fd())?.is_ipv6();
-        let ability = Ability::new(is_ipv6, options.coalesces());
+        let service = match is_ipv6 {
+            true => sockopt::ipv6_tclass(&socket)? as u8,
+            false => sockopt::ip_tos(&socket)?,
+        };
+        let ability = Ability::new(is_ipv6, service, options.coalesces());
         DatagramSocket::on_a_poller(socket, ability, options.has_gro()).await
     }
 
@@ -253,8 +262,9 @@ impl<A: Peer> DatagramSocket<A> {
         received
     }
 
-    /// Datagrams that the kernel has dropped, since the socket had no room for them, as the last one that came has told; 0 without
-    /// [`count_drops`](UdpOptions::count_drops).
+    /// Datagrams that the kernel has dropped since the socket was made, for want of room, as the last one that came has told: what was
+    /// dropped behind that one is told by the next. 0 without [`count_drops`](UdpOptions::count_drops). The column `drops` of
+    /// /proc/net/udp has them at once.
     pub fn dropped(&self) -> u32 {
         self.inbox.dropped
     }
@@ -272,8 +282,9 @@ impl<A: Peer> DatagramSocket<A> {
     /// Sends what is staged, in that order, and waits while the kernel has no room.
     ///
     /// # Errors
-    /// That of the first datagram which cannot be sent, when all others are; those that cannot are dropped. If the poller has ended,
-    /// [`NotConnected`](io::ErrorKind::NotConnected), and they stay.
+    /// That of the first datagram which cannot be sent, when all others are; those that cannot are dropped. Of a
+    /// [connected](UdpSocket::connect) socket also what ICMP has told of an earlier one; those that are staged are sent then. Where
+    /// it has to wait, and the poller has ended, [`NotConnected`](io::ErrorKind::NotConnected), and they stay.
     pub async fn flush(&mut self) -> io::Result<()> {
         self.sends.flush().await
     }
@@ -294,7 +305,17 @@ impl<A: Peer> DatagramSocket<A> {
         self.sends.send(datagram).await
     }
 
-    /// Another half that sends, with what it stages itself: for other tasks, on any thread.
+    /// Closes it, and returns when its address is free: the poller has a duplicate of it, and lets go of that a moment after the socket
+    /// is dropped. Where a [`sender`](DatagramSocket::sender) is left, the address is free when that is gone, and this returns at once.
+    pub async fn close(self) {
+        if let Ok(Shared { socket, watching, .. }) = Arc::try_unwrap(self.sends.shared) {
+            drop(socket);
+            watching.end().await;
+        }
+    }
+
+    /// Another half that sends, with what it stages itself: for other tasks, on any thread. It may outlive the socket; what it has staged
+    /// is lost if it is dropped.
     pub fn sender(&self) -> DatagramSender<A> {
         self.sends.clone()
     }
@@ -348,31 +369,21 @@ impl<A: Peer> DatagramSender<A> {
                 return Poll::Ready(failed.take().map_or(Ok(()), Err));
             }
             let named = staged.front().is_some_and(|first| first.to.is_some());
-            let mut send = || sending::send(shared.socket.as_fd(), staged, &shared.ability);
+            let mut send = || sending::send(shared.socket.as_fd(), staged, &shared.ability, failed);
             // Mostly there is room, and nobody need be asked.
-            let sent = match send() {
+            match send() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if shared.is_unix && named {
+                        shared.watching.check()?;
                         // Readiness is of the socket, and not of that peer.
                         ready!(Pin::new(retry.insert(sleep(RETRY))).poll(cx));
                         continue;
                     }
                     let all = shared.room.join(cx);
                     let mut cx = Context::from_waker(&all);
-                    ready!(shared.watching.poll_with(&mut cx, Direction::Write, send))
+                    ready!(shared.watching.poll_with(&mut cx, Direction::Write, send))?;
                 }
-                sent => sent,
-            };
-            match sent {
-                Ok(_) => {}
-                // The pollers', and not the kernel's `ENOTCONN`.
-                Err(error)
-                    if error.kind() == io::ErrorKind::NotConnected
-                        && error.raw_os_error().is_none() =>
-                {
-                    return Poll::Ready(Err(error));
-                }
-                Err(error) => *failed = failed.take().or(Some(error)),
+                sent => sent?,
             }
         }
         cx.waker().wake_by_ref();

@@ -49,7 +49,7 @@ impl UdpOptions {
     }
 
     /// How much may wait in the kernel to be received (`SO_RCVBUF`), in bytes, which a small datagram needs some hundred of beside its
-    /// own. The kernel doubles it, and cuts it to `net.core.rmem_max`.
+    /// own. The kernel doubles it, and cuts what is more than `net.core.rmem_max`.
     pub fn receive_buffer_bytes(mut self, bytes: usize) -> UdpOptions {
         self.receive_buffer_bytes = Some(bytes);
         self
@@ -145,7 +145,7 @@ impl UdpOptions {
         for address in address.to_socket_addrs()? {
             match self.bound(address) {
                 Ok(socket) => return Ok(socket),
-                Err(error) => last = named(error, Doing::Listening, &Address::from(address)),
+                Err(error) => last = named(error, Doing::Binding, &Address::from(address)),
             }
         }
         Err(last)
@@ -173,7 +173,7 @@ impl UdpOptions {
     fn bound(&self, address: SocketAddr) -> io::Result<OwnedFd> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
         if let (Some(only_v6), true) = (self.only_v6, address.is_ipv6()) {
-            socket.set_only_v6(only_v6)?;
+            option("only_v6", socket.set_only_v6(only_v6))?;
         }
         self.apply(socket.as_fd(), address.is_ipv6())?;
         socket.bind(&SockAddr::from(address))?;
@@ -184,45 +184,53 @@ impl UdpOptions {
     pub(super) fn apply(&self, socket: BorrowedFd<'_>, is_ipv6: bool) -> io::Result<()> {
         let known = SockRef::from(&socket);
         if self.reuse_port {
-            known.set_reuse_port(true)?;
+            option("reuse_port", known.set_reuse_port(true))?;
         }
         if self.broadcast {
-            known.set_broadcast(true)?;
+            option("broadcast", known.set_broadcast(true))?;
         }
+        // The kernel takes an int, and cuts it to what it allows.
+        let int = |bytes: usize| bytes.min(libc::c_int::MAX as usize);
         if let Some(bytes) = self.receive_buffer_bytes {
-            known.set_recv_buffer_size(bytes)?;
+            option("receive_buffer_bytes", known.set_recv_buffer_size(int(bytes)))?;
         }
         if let Some(bytes) = self.send_buffer_bytes {
-            known.set_send_buffer_size(bytes)?;
+            option("send_buffer_bytes", known.set_send_buffer_size(int(bytes)))?;
         }
         // A socket of IPv6 may have to do with IPv4, and has the options of both.
-        let both = |v4, v6, value| {
-            set(socket, libc::IPPROTO_IP, v4, value)?;
-            if is_ipv6 { set(socket, libc::IPPROTO_IPV6, v6, value) } else { Ok(()) }
+        let both = |name, v4, v6, value| {
+            option(name, set(socket, libc::IPPROTO_IP, v4, value))?;
+            if is_ipv6 { option(name, set(socket, libc::IPPROTO_IPV6, v6, value)) } else { Ok(()) }
         };
         if let Some(hops) = self.hops {
-            both(libc::IP_TTL, libc::IPV6_UNICAST_HOPS, hops as libc::c_int)?;
+            let hops = libc::c_int::try_from(hops).unwrap_or(libc::c_int::MAX);
+            both("hops", libc::IP_TTL, libc::IPV6_UNICAST_HOPS, hops)?;
         }
         if let Some(tos) = self.tos {
-            both(libc::IP_TOS, libc::IPV6_TCLASS, tos.into())?;
+            both("tos", libc::IP_TOS, libc::IPV6_TCLASS, tos.into())?;
         }
         if self.freebind {
-            set(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, 1)?;
+            option("freebind", set(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, 1))?;
         }
         if self.local_address {
-            both(libc::IP_PKTINFO, libc::IPV6_RECVPKTINFO, 1)?;
+            both("local_address", libc::IP_PKTINFO, libc::IPV6_RECVPKTINFO, 1)?;
         }
         if self.ecn {
-            both(libc::IP_RECVTOS, libc::IPV6_RECVTCLASS, 1)?;
+            both("ecn", libc::IP_RECVTOS, libc::IPV6_RECVTCLASS, 1)?;
         }
         if self.gro {
-            set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)?;
+            option("gro", set(socket, libc::SOL_UDP, libc::UDP_GRO, 1))?;
         }
         if self.counts_drops {
-            set(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
+            option("count_drops", set(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1))?;
         }
         Ok(())
     }
+}
+
+/// What the kernel says of an option, with its name.
+fn option(name: &str, set: io::Result<()>) -> io::Result<()> {
+    set.map_err(|error| io::Error::new(error.kind(), format!("the option {name}: {error}")))
 }
 
 fn set(

@@ -1,6 +1,6 @@
 //! Receiving: as many datagrams as there are with one call.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -35,7 +35,7 @@ const SMALL_AGAIN: u32 = 256;
 
 thread_local! {
     /// What all sockets of a thread receive into. Made when one does for the first time.
-    static PLACES: RefCell<Option<Box<Places>>> = const { RefCell::new(None) };
+    static PLACES: Cell<Option<Box<Places>>> = const { Cell::new(None) };
 }
 
 /// What a socket has received and nobody has taken, and what is known of what comes.
@@ -79,8 +79,8 @@ impl Places {
         })
     }
 
-    /// Describes a batch of places: as small ones, or as large ones.
-    fn lay_out(&mut self, large: bool) -> io::Result<usize> {
+    /// Describes a batch of places: as small ones, or as large ones, with room for control messages or none.
+    fn lay_out(&mut self, large: bool, control: bool) -> io::Result<usize> {
         let count = if large { LARGE_BATCH } else { BATCH };
         for at in 0..count {
             let vectors = &mut self.vectors[at];
@@ -101,8 +101,10 @@ impl Places {
             header.msg_namelen = Name::ROOM;
             header.msg_iov = vectors.as_mut_ptr();
             header.msg_iovlen = used;
-            header.msg_control = self.controls[at].as_mut_ptr().cast();
-            header.msg_controllen = size_of::<Room>() as _;
+            (header.msg_control, header.msg_controllen) = match control {
+                true => (self.controls[at].as_mut_ptr().cast(), size_of::<Room>() as _),
+                false => (ptr::null_mut(), 0),
+            };
         }
         Ok(count)
     }
@@ -116,31 +118,14 @@ impl Places {
         let (name_len, is_cut) = (header.msg_namelen, header.msg_flags & libc::MSG_TRUNC != 0);
         // SAFETY: the kernel has filled it in.
         let told = unsafe { Told::of(header) };
-        let bytes = if len == 0 {
-            Slice::default()
-        } else if large && len > COPIED_BYTES {
-            let buffer = &mut self.large[at];
-            // SAFETY: the kernel has filled in so many bytes of what was reserved.
-            unsafe { buffer.commit(len)? };
-            buffer.flush();
-            buffer.next(len)?
-        } else {
-            let [small, rest] = &self.vectors[at];
-            let head = len.min(small.iov_len);
-            // SAFETY: the kernel has filled in so many bytes, in this order.
-            let (head, tail) = unsafe {
-                let head = std::slice::from_raw_parts(small.iov_base.cast::<u8>(), head);
-                let tail = if len > head.len() {
-                    rest.iov_base.cast()
-                } else {
-                    ptr::NonNull::dangling().as_ptr()
-                };
-                (head, std::slice::from_raw_parts(tail, len - head.len()))
-            };
-            self.copied.write(head)?;
-            self.copied.write(tail)?;
-            self.copied.flush();
-            self.copied.next(len)?
+        // SAFETY: as the caller promises.
+        let bytes = match unsafe { self.bytes(at, large, len) } {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                // All sockets of the thread share these: what is left of one datagram must not become another's.
+                (self.copied, self.large[at]) = (LinkBuffer::new(), LinkBuffer::new());
+                return Err(error);
+            }
         };
         let datagram = Datagram {
             bytes,
@@ -157,6 +142,44 @@ impl Places {
     }
 }
 
+impl Places {
+    /// The bytes at a place.
+    ///
+    /// # Errors
+    /// Without memory for them; part of them may be left in a buffer then.
+    ///
+    /// # Safety
+    /// The kernel has filled in so many.
+    unsafe fn bytes(&mut self, at: usize, large: bool, len: usize) -> io::Result<Slice> {
+        if len == 0 {
+            return Ok(Slice::default());
+        }
+        if large && len > COPIED_BYTES {
+            let buffer = &mut self.large[at];
+            // SAFETY: the kernel has filled in so many bytes of what was reserved.
+            unsafe { buffer.commit(len)? };
+            buffer.flush();
+            return Ok(buffer.next(len)?);
+        }
+        let [small, rest] = &self.vectors[at];
+        let head = len.min(small.iov_len);
+        // SAFETY: the kernel has filled in so many bytes, in this order.
+        let (head, tail) = unsafe {
+            let head = std::slice::from_raw_parts(small.iov_base.cast::<u8>(), head);
+            let tail = if len > head.len() {
+                rest.iov_base.cast()
+            } else {
+                ptr::NonNull::dangling().as_ptr()
+            };
+            (head, std::slice::from_raw_parts(tail, len - head.len()))
+        };
+        self.copied.write(head)?;
+        self.copied.write(tail)?;
+        self.copied.flush();
+        Ok(self.copied.next(len)?)
+    }
+}
+
 impl<A: Peer> Inbox<A> {
     /// `large`: datagrams are expected to be, or to come together.
     pub(super) fn new(large: bool) -> Inbox<A> {
@@ -168,55 +191,54 @@ impl<A: Peer> Inbox<A> {
     /// # Errors
     /// `WouldBlock` if there is none; what ICMP has told of an earlier one of a connected socket.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        PLACES.with(|places| {
-            let mut places = places.borrow_mut();
-            let places = places.get_or_insert_with(Places::new);
-            let large = self.small_since_large.is_some_and(|small| small < SMALL_AGAIN);
-            let count = places.lay_out(large)?;
+        // Nobody has them meanwhile; where the thread ends they are gone.
+        let kept = PLACES.try_with(Cell::take).ok().flatten();
+        let mut places = kept.unwrap_or_else(Places::new);
+        let received = self.receive_into(&mut places, socket);
+        let _ = PLACES.try_with(|kept| kept.set(Some(places)));
+        received
+    }
+
+    fn receive_into(&mut self, places: &mut Places, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let large = self.small_since_large.is_some_and(|small| small < SMALL_AGAIN);
+        let count = places.lay_out(large, A::HAS_CONTROL)?;
+        #[cfg(duopoll_faults)]
+        let count = faults::fewer(count);
+        let flags = libc::MSG_DONTWAIT;
+        let received = uninterrupted(|| {
             #[cfg(duopoll_faults)]
-            let count = faults::fewer(count);
-            let flags = libc::MSG_DONTWAIT;
-            let received = uninterrupted(|| {
-                #[cfg(duopoll_faults)]
-                if let Some(errno) = faults::errno(Call::ReceiveDatagrams) {
-                    return Err(io::Error::from_raw_os_error(errno));
-                }
-                let headers = places.headers.as_mut_ptr();
-                // SAFETY: each header describes places of its own.
-                let received = unsafe {
-                    libc::recvmmsg(
-                        socket.as_raw_fd(),
-                        headers,
-                        count as _,
-                        flags as _,
-                        ptr::null_mut(),
-                    )
-                };
-                usize::try_from(received).map_err(|_| io::Error::last_os_error())
-            })?;
-            let mut failed = None;
-            for at in 0..received {
-                // SAFETY: the kernel has filled in as many.
-                let (datagram, told) = match unsafe { places.take(at, large) } {
-                    Ok(taken) => taken,
-                    Err(error) => {
-                        // Without memory for it, it is as if the network had lost it.
-                        failed = Some(error);
-                        continue;
-                    }
-                };
-                if datagram.bytes.len() > COPIED_BYTES {
-                    self.small_since_large = Some(0);
-                } else if let Some(small) = &mut self.small_since_large {
-                    *small = small.saturating_add(1);
-                }
-                self.dropped = told.dropped.unwrap_or(self.dropped);
-                self.waiting.push_back(datagram);
+            if let Some(errno) = faults::errno(Call::ReceiveDatagrams) {
+                return Err(io::Error::from_raw_os_error(errno));
             }
-            match failed {
-                Some(error) if self.waiting.is_empty() => Err(error),
-                _ => Ok(received),
+            let headers = places.headers.as_mut_ptr();
+            // SAFETY: each header describes places of its own.
+            let received = unsafe {
+                libc::recvmmsg(socket.as_raw_fd(), headers, count as _, flags as _, ptr::null_mut())
+            };
+            usize::try_from(received).map_err(|_| io::Error::last_os_error())
+        })?;
+        let mut failed = None;
+        for at in 0..received {
+            // SAFETY: the kernel has filled in as many.
+            let (datagram, told) = match unsafe { places.take(at, large) } {
+                Ok(taken) => taken,
+                Err(error) => {
+                    // Without memory for it, it is as if the network had lost it.
+                    failed = Some(error);
+                    continue;
+                }
+            };
+            if datagram.bytes.len() > COPIED_BYTES {
+                self.small_since_large = Some(0);
+            } else if let Some(small) = &mut self.small_since_large {
+                *small = small.saturating_add(1);
             }
-        })
+            self.dropped = told.dropped.unwrap_or(self.dropped);
+            self.waiting.push_back(datagram);
+        }
+        match failed {
+            Some(error) if self.waiting.is_empty() => Err(error),
+            _ => Ok(received),
+        }
     }
 }

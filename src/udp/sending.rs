@@ -1,6 +1,6 @@
 //! Sending: what is staged goes with one call, and what goes to one peer in pieces of one size as one datagram that the kernel cuts.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -29,21 +29,23 @@ const SEGMENTED_BYTES_MAX: usize = 65_487;
 
 thread_local! {
     /// What describes the datagrams of a call. Made when one is sent for the first time.
-    static MESSAGES: RefCell<Option<Box<Messages>>> = const { RefCell::new(None) };
+    static MESSAGES: Cell<Option<Box<Messages>>> = const { Cell::new(None) };
 }
 
 /// What a socket can do.
 #[derive(Debug)]
 pub(super) struct Ability {
     pub(super) is_ipv6: bool,
+    /// Its type of service.
+    service: u8,
     /// Pieces of fewer bytes than so many are cut apart by the kernel; 0 if none are.
     segments_below: AtomicU16,
 }
 
 impl Ability {
-    pub(super) fn new(is_ipv6: bool, coalesces: bool) -> Ability {
+    pub(super) fn new(is_ipv6: bool, service: u8, coalesces: bool) -> Ability {
         let below = if coalesces { u16::MAX } else { 0 };
-        Ability { is_ipv6, segments_below: AtomicU16::new(below) }
+        Ability { is_ipv6, service, segments_below: AtomicU16::new(below) }
     }
 
     /// Relaxed, here and below: a number by itself.
@@ -116,7 +118,8 @@ impl Messages {
             };
             let described = named.and_then(|named| {
                 (header.msg_name, header.msg_namelen) = named;
-                wanted.write(ability.is_ipv6, &mut self.controls[messages], header)
+                let room = &mut self.controls[messages];
+                wanted.write(ability.is_ipv6, ability.service, room, header)
             });
             match described {
                 Err(error) if messages == 0 => return Err(error),
@@ -160,63 +163,109 @@ fn together<'a, A: Peer>(
     count
 }
 
-/// Sends what comes first of the staged, and takes it out. How many datagrams that was; at least one.
+/// Sends what comes first of the staged, and takes it out. What an error says is told in `failed`, if nothing is there yet: of the
+/// first of them, which is taken out, too, or of one that was sent earlier.
 ///
 /// # Errors
-/// `WouldBlock` if there is no room. Any other is of the first of them, which is taken out, too.
+/// `WouldBlock` if there is no room.
 pub(super) fn send<A: Peer>(
     socket: BorrowedFd<'_>,
     staged: &mut VecDeque<Outgoing<A>>,
     ability: &Ability,
-) -> io::Result<usize> {
-    MESSAGES.with(|messages| {
-        let mut messages = messages.borrow_mut();
-        let messages = messages.get_or_insert_with(Messages::new);
-        let mut apart = false;
+    failed: &mut Option<io::Error>,
+) -> io::Result<()> {
+    // Nobody has them meanwhile, for what is dropped here may send, too; where the thread ends they are gone.
+    let kept = MESSAGES.try_with(Cell::take).ok().flatten();
+    let mut messages = kept.unwrap_or_else(Messages::new);
+    let sent = messages.send(socket, staged, ability, failed);
+    let _ = MESSAGES.try_with(|kept| kept.set(Some(messages)));
+    sent
+}
+
+impl Messages {
+    fn send<A: Peer>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        staged: &mut VecDeque<Outgoing<A>>,
+        ability: &Ability,
+        failed: &mut Option<io::Error>,
+    ) -> io::Result<()> {
+        let (mut apart, mut again) = (false, false);
         loop {
-            let sent = messages.fill(staged, ability, apart).and_then(|count| {
-                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-                let headers = messages.headers.as_mut_ptr();
-                #[cfg(duopoll_faults)]
-                let count = faults::fewer(count);
-                uninterrupted(|| {
-                    #[cfg(duopoll_faults)]
-                    if let Some(errno) = faults::errno(Call::SendDatagrams) {
-                        return Err(io::Error::from_raw_os_error(errno));
-                    }
-                    // SAFETY: each header describes bytes that are staged.
-                    let sent = unsafe {
-                        libc::sendmmsg(socket.as_raw_fd(), headers, count as _, flags as _)
-                    };
-                    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
-                })
-            });
-            match sent {
+            let count = match self.fill(staged, ability, apart) {
+                Ok(count) => count,
+                Err(error) => {
+                    drop(staged.pop_front());
+                    *failed = failed.take().or(Some(error));
+                    return Ok(());
+                }
+            };
+            let error = match self.hand_over(socket, count) {
                 Ok(sent) => {
                     if apart {
                         // It was for the cutting: each by itself, from now on.
                         ability.cuts_less_than(staged[0].bytes.len() as u16);
                     }
-                    let sent = messages.counts[..sent].iter().sum();
+                    let sent = self.counts[..sent].iter().sum::<usize>();
                     staged.drain(..sent);
-                    return Ok(sent);
+                    return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-                Err(error) => {
-                    if !apart && messages.counts[0] > 1 && refuses_to_cut(&error) {
-                        apart = true;
-                        continue;
-                    }
-                    let first = staged.pop_front();
-                    if let Some(cut) = cut_apart(&error, first.as_ref()) {
-                        cut.into_iter().rev().for_each(|piece| staged.push_front(piece));
-                        continue;
-                    }
-                    return Err(error);
-                }
+                Err(error) => error,
+            };
+            if !apart && self.counts[0] > 1 && refuses_to_cut(&error) {
+                apart = true;
+                continue;
             }
+            if !again && may_be_of_another(&error) {
+                // The kernel tells it before it tries: this one may go.
+                *failed = failed.take().or(Some(error));
+                again = true;
+                continue;
+            }
+            let first = staged.pop_front();
+            if let Some(cut) = cut_apart(&error, first.as_ref()) {
+                cut.into_iter().rev().for_each(|piece| staged.push_front(piece));
+                continue;
+            }
+            *failed = failed.take().or(Some(error));
+            return Ok(());
         }
-    })
+    }
+
+    /// How many of the messages the kernel has taken.
+    fn hand_over(&mut self, socket: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let headers = self.headers.as_mut_ptr();
+        #[cfg(duopoll_faults)]
+        let count = faults::fewer(count);
+        uninterrupted(|| {
+            #[cfg(duopoll_faults)]
+            if let Some(errno) = faults::errno(Call::SendDatagrams) {
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            // SAFETY: each header describes bytes that are staged.
+            let sent =
+                unsafe { libc::sendmmsg(socket.as_raw_fd(), headers, count as _, flags as _) };
+            usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        })
+    }
+}
+
+/// What ICMP tells, which is the error of whatever is done next.
+fn may_be_of_another(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNREFUSED
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::ENOPROTOOPT
+                | libc::EPROTO
+        )
+    )
 }
 
 /// `EIO`: the device cannot make checksums; `EINVAL` and `EMSGSIZE`: the pieces are larger than the path takes, or an old kernel.
@@ -255,7 +304,7 @@ mod tests {
     }
 
     fn go_together(sizes: &[usize]) -> usize {
-        together(staged(sizes).iter(), &Ability::new(false, true))
+        together(staged(sizes).iter(), &Ability::new(false, 0, true))
     }
 
     #[test]
@@ -270,8 +319,8 @@ mod tests {
         assert_eq!(go_together(&[65_000, 65_000]), 1);
         let mut others = staged(&[10; 4]);
         others[2].to = Some(SocketAddr::from(([127, 0, 0, 1], 10)));
-        assert_eq!(together(others.iter(), &Ability::new(false, true)), 2);
-        assert_eq!(together(others.iter(), &Ability::new(false, false)), 1);
+        assert_eq!(together(others.iter(), &Ability::new(false, 0, true)), 2);
+        assert_eq!(together(others.iter(), &Ability::new(false, 0, false)), 1);
     }
 
     #[test]
@@ -289,7 +338,7 @@ mod tests {
 
     #[test]
     fn what_was_refused_once_is_not_asked_again() {
-        let ability = Ability::new(false, true);
+        let ability = Ability::new(false, 0, true);
         ability.cuts_less_than(1400);
         assert!(ability.cuts(1399) && !ability.cuts(1400));
         ability.cuts_less_than(9000);

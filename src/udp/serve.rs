@@ -18,6 +18,7 @@ use super::{Datagram, UdpOptions, UdpSocket};
 use crate::caught::caught;
 use crate::poller::over;
 use crate::pollers::Pollers;
+use crate::stats::count_handler_panic;
 use crate::task::TaskGroup;
 use crate::time::{sleep, timeout};
 
@@ -43,19 +44,25 @@ const RETRY: Duration = Duration::from_millis(10);
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// Dropping it ends it: the handlers that wait for something are dropped.
+/// Dropping it ends it: the handlers that wait for something are dropped, and the address is free a moment later.
 #[must_use = "a server that is dropped does not serve"]
 pub struct UdpServer {
     address: SocketAddr,
+    pollers: Pollers,
     tasks: TaskGroup,
 }
 
 impl UdpServer {
     /// Binds a socket for each of the pollers, and calls the handler with all datagrams that one call brings, up to 32; what it leaves is
     /// dropped. What it stages is sent when it returns. While it waits for something, its socket does not receive: what takes longer belongs
-    /// into a task, with a [`sender`](UdpSocket::sender). A panic of it is contained, and costs the datagrams that it was called with.
+    /// into a task, with a [`sender`](UdpSocket::sender). A panic of it is contained and logged, counts among
+    /// [`handler_panics`](crate::Stats::handler_panics), and costs the datagrams that it was called with.
     ///
-    /// Nobody else may be at the address, unless both have [`reuse_port`](UdpOptions::reuse_port).
+    /// What belongs to one of the sockets may be in a `thread_local!`: each poller has one of them. A poller that comes later
+    /// ([`Pollers::grow`]) has none.
+    ///
+    /// Nobody else may be at the address when it begins, unless both have [`reuse_port`](UdpOptions::reuse_port). Of several pollers the
+    /// sockets have that option themselves: a program of the same user that has it, too, may join them.
     ///
     /// # Errors
     /// As for [`UdpOptions::bind`]; [`NotConnected`](io::ErrorKind::NotConnected) if the pollers have ended.
@@ -83,7 +90,7 @@ impl UdpServer {
             };
             drop(tasks.spawn_on(pollers, index, serve));
         }
-        Ok(UdpServer { address, tasks })
+        Ok(UdpServer { address, pollers: pollers.clone(), tasks })
     }
 
     /// Where it is bound.
@@ -91,15 +98,17 @@ impl UdpServer {
         self.address
     }
 
-    /// Receives nothing more, and waits until the handlers are done with what they have, for at most so long: gives how many were not. On
-    /// a poller's thread it is begun, and 0 is returned at once.
+    /// Receives nothing more, and waits until the handlers are done with what they have, for at most so long: gives how many were not. The
+    /// address is free then, but for those. On a poller's thread it is begun, and 0 is returned at once.
     pub fn shutdown(&self, grace: Duration) -> usize {
         self.tasks.close();
         if on_poller_thread() {
             return 0;
         }
-        let over = block_on(timeout(grace, self.tasks.wait()));
-        if over.is_ok() { 0 } else { self.tasks.abort_all() }
+        let tasks = self.tasks.clone();
+        let over = move || async move { timeout(grace, tasks.wait()).await.is_ok() };
+        // Where the pollers have ended, the tasks have.
+        if block_on(self.pollers.spawn(over)).unwrap_or(true) { 0 } else { self.tasks.abort_all() }
     }
 }
 
@@ -128,7 +137,7 @@ where
             Poll::Pending => socket.poll_recv_many(cx, &mut datagrams).map(Some),
         });
         match received.await {
-            None => return,
+            None => return socket.close().await,
             Some(Ok(_)) => {}
             Some(Err(error)) if error.kind() == io::ErrorKind::NotConnected => return,
             Some(Err(error)) => {
@@ -137,11 +146,10 @@ where
                 continue;
             }
         }
-        {
-            // It may panic as it is called, in its future, and as that is dropped.
+        // It may panic as it is called, in its future, and as that is dropped.
+        let handled = {
             let (lent, given) = (&mut socket, &mut datagrams);
-            let called = called(move || handler(lent, given));
-            let handled = match called {
+            match called(move || handler(lent, given)) {
                 Ok(handling) => {
                     let mut handling = pin!(Some(handling));
                     let handled = poll_fn(|cx| {
@@ -155,10 +163,17 @@ where
                     handled
                 }
                 Err(panic) => Err(panic),
-            };
-            if let Err(panic) = handled {
-                contain("what a handler has panicked with", || drop(panic));
             }
+        };
+        if let Err(panic) = handled {
+            count_handler_panic();
+            let address = socket.local_addr();
+            // What it was the panic hook has reported.
+            report(|| match address {
+                Ok(address) => log::error!("a handler of datagrams at {address} has panicked"),
+                Err(_) => log::error!("a handler of datagrams has panicked"),
+            });
+            contain("what a handler has panicked with", || drop(panic));
         }
         match socket.flush().await {
             Ok(()) => {}

@@ -38,7 +38,7 @@ impl UnixDatagram {
             Ok(socket)
         };
         let socket = Socket::new(Domain::UNIX, Type::DGRAM, None).and_then(bound);
-        let socket = socket.map_err(|error| named(error, Doing::Listening, &address))?;
+        let socket = socket.map_err(|error| named(error, Doing::Binding, &address))?;
         UnixDatagram::from_unix(socket.into()).await
     }
 
@@ -65,12 +65,12 @@ impl UnixDatagram {
     /// A socket that is there already, which is made non-blocking.
     ///
     /// # Errors
-    /// `EINVAL` if it is none for datagrams, `EAFNOSUPPORT` if it is no Unix socket.
+    /// `EINVAL` if it is none for datagrams, `EAFNOSUPPORT` if it is no Unix socket, `ENOTSOCK` if it is none at all.
     pub async fn from_unix(socket: OwnedFd) -> io::Result<UnixDatagram> {
         if SockRef::from(&socket).domain()? != Domain::UNIX {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
         }
-        DatagramSocket::on_a_poller(socket, Ability::new(false, false), false).await
+        DatagramSocket::on_a_poller(socket, Ability::new(false, 0, false), false).await
     }
 
     /// From now on [`Outgoing::connected`](super::Outgoing::connected) goes there.

@@ -42,6 +42,11 @@ impl Driver {
         }
     }
 
+    /// Whether the descriptor is there still: an engine may be slow to let go of it.
+    pub fn watches(&self, token: Token) -> bool {
+        matches!(self.slots.get(token), Some(Slot::Watched(_)))
+    }
+
     pub(super) fn tell_ready(&mut self, token: Token, ready: Ready) {
         if let Some(Slot::Watched(watched)) = self.slots.get_mut(token) {
             watched.readiness.tell(ready);
