@@ -31,6 +31,8 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) enum Malformed {
     Parse,
+    /// It says so itself, and there is no way to ask for the rest.
+    Cut,
     TooLong,
 }
 
@@ -53,6 +55,9 @@ impl Answer {
     /// them point to what is there.
     pub(crate) fn new(query: &Query, answer: &[u8], now: Instant) -> Result<Answer, Malformed> {
         let answer = Message::from_octets(answer).map_err(|_| Malformed::Parse)?;
+        if answer.header().tc() {
+            return Err(Malformed::Cut);
+        }
         let life = life(query, &answer)?.unwrap_or(0);
         let target = HashCompressor::new(Vec::with_capacity(answer.as_slice().len()));
         let Ok(mut builder) = MessageBuilder::from_target(target);
@@ -245,6 +250,14 @@ mod tests {
             assert_eq!(record.expect("in order").ttl().as_secs(), 60);
         }
         assert_eq!(reply.opt().map(|opt| opt.dnssec_ok()), Some(true));
+    }
+
+    #[test]
+    fn what_was_cut_is_no_answer() {
+        let (query, mut bytes) = exchange();
+        Header::for_message_slice_mut(&mut bytes).set_tc(true);
+        let refused = Answer::new(&query, &bytes, Instant::now());
+        assert!(matches!(refused, Err(Malformed::Cut)));
     }
 
     #[test]

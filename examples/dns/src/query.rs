@@ -12,6 +12,9 @@ const UDP_BYTES_MIN: u16 = 512;
 pub(crate) const HEADER_BYTES: usize = size_of::<HeaderSection>();
 /// Of an OPT record without options.
 pub(crate) const OPT_BYTES: usize = 11;
+/// A query has its question, OPT, and perhaps a signature. Each further record may have a name that goes through all of the message, pointer by
+/// pointer, and there is room for thousands.
+const RECORDS_MAX: u16 = 4;
 /// Extended errors are in EDNS only. This one: a version that we do not know.
 const BAD_VERSION: u8 = 1;
 
@@ -81,6 +84,11 @@ fn parsed(message: &Message<[u8]>) -> Option<(Query, u8)> {
     if question.qname().is_compressed() {
         return None;
     }
+    let counts = message.header_counts();
+    let records = [counts.ancount(), counts.nscount(), counts.arcount()];
+    if records.into_iter().map(u32::from).sum::<u32>() > RECORDS_MAX.into() {
+        return None;
+    }
     // All of it has to be in order, and OPT to be there once at most.
     let mut opt = None;
     for record in message {
@@ -100,6 +108,10 @@ fn parsed(message: &Message<[u8]>) -> Option<(Query, u8)> {
     let name: Name<Vec<u8>> = question.qname().try_flatten_into().ok()?;
     let question_bytes = name.len() + 4;
     let wire = message.as_slice().get(HEADER_BYTES..HEADER_BYTES + question_bytes)?;
+    // Not to the header either.
+    if !wire.starts_with(name.as_slice()) {
+        return None;
+    }
     let mut key = wire.to_ascii_lowercase();
     // Letters apart, a type is not to be lowered.
     key[question_bytes - 4..].copy_from_slice(&wire[question_bytes - 4..]);

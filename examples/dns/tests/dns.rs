@@ -304,9 +304,26 @@ fn what_is_no_query_is_told_so_or_nothing() {
         let twice = with_edns(with_edns(www.clone(), 1232, 0, false), 1232, 0, false);
         let mut none = www[..12].to_vec();
         none[5] = 0;
-        for malformed in
-            [&www[..12], &www[..20], &www[..www.len() - 1], &two, &pointing, &twice, &none]
-        {
+        // Its name is in the header, and its class says IN.
+        let header = [1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 10, 0, 1, 0, 1u8];
+        // A chain of pointers through all of it, and records whose names are at its end.
+        let mut chain = www.clone();
+        chain.extend((0..500u16).flat_map(|at| (0xc000 + 12 + 2 * at).to_be_bytes()));
+        for _ in 0..100 {
+            chain.extend([0xc0 | 3, 0xf0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0]);
+        }
+        chain[7] = 100;
+        for malformed in [
+            &www[..12],
+            &www[..20],
+            &www[..www.len() - 1],
+            &two,
+            &pointing,
+            &twice,
+            &none,
+            &header,
+            &chain,
+        ] {
             let reply = client.ask(malformed);
             assert_eq!(reply.rcode(), Rcode::FORMERR, "{malformed:?}");
             assert_eq!(reply.0.as_slice().len(), 12);
