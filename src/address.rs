@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use socket2::SockAddr;
 
-/// The address of a stream socket: TCP over IPv4 or IPv6, or a Unix socket.
+/// The address of a socket: TCP over IPv4 or IPv6, or a Unix socket, which may be one for datagrams.
 ///
 /// As text: `127.0.0.1:6380`, `[::1]:6380`, `[fe80::1%eth0]:6380`, `localhost:6380`, `unix:/run/server.sock`, and `unix:@name`
 /// for Linux's abstract names. In names and paths, `%XX` is the byte with that hexadecimal number; a path that begins with `@`

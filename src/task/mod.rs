@@ -147,6 +147,9 @@ impl PollerOptions {
     /// Of more than one [poller](PollerOptions::count), the others have threads of their own. Default here: one. Within it,
     /// they are [`Pollers::current`].
     ///
+    /// On io_uring the kernel takes its ring down behind it, and may interrupt one blocking call of the thread meanwhile, as a
+    /// signal does: it fails with [`Interrupted`](io::ErrorKind::Interrupted).
+    ///
     /// # Errors
     /// As for [`start`](PollerOptions::start); [`Deadlock`](io::ErrorKind::Deadlock) if the thread runs a poller already; what
     /// has broken the engine before the future was ready.

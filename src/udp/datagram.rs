@@ -99,7 +99,8 @@ impl<A> Outgoing<A> {
 
 /// For UDP.
 impl Outgoing {
-    /// From that address of this machine, where the socket is bound to all of them.
+    /// From that address of this machine, where the socket is bound to all of them. One that cannot be is an error of the send: `EINVAL`,
+    /// `ENETUNREACH`, or `EAFNOSUPPORT` for IPv6 from a socket of IPv4.
     pub fn source(mut self, local: IpAddr) -> Outgoing {
         self.local = Some(local);
         self
@@ -112,7 +113,7 @@ impl Outgoing {
     }
 
     /// Several of so many bytes each, the last perhaps shorter: up to 64, and 65,487 bytes altogether. The kernel or the device cuts them
-    /// apart where it can (`UDP_SEGMENT`).
+    /// apart where it can (`UDP_SEGMENT`). Newer kernels take more segments.
     pub fn segments(mut self, bytes: u16) -> Outgoing {
         self.segment_bytes = Some(bytes);
         self

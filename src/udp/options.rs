@@ -249,7 +249,8 @@ fn set(
 
 /// Membership of a group of multicast.
 impl UdpSocket {
-    /// Joins a group of IPv4, by the interface that has this address; 0.0.0.0 has the kernel choose one.
+    /// Joins a group of IPv4, by the interface that has this address; 0.0.0.0 has the kernel choose one. By which interface it *sends*, with
+    /// how many hops, and whether that comes back, is another matter: `socket2::SockRef::from(&socket)` sets it.
     ///
     /// # Errors
     /// The kernel's: `ENODEV` if no interface fits, `EADDRINUSE` if it is a member already.
