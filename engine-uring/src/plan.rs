@@ -1,8 +1,6 @@
 //! What is used of io_uring here: the best that passes its self-test and may be used.
 
-use std::panic;
 use std::sync::OnceLock;
-use std::thread;
 
 use crate::features::{Feature, FeatureReport, Features, Report};
 use crate::ring::Setup;
@@ -58,18 +56,6 @@ fn feature_report(
     FeatureReport { feature, supported, used, reason }
 }
 
-/// The test on a thread of its own: as the kernel takes the rings down it interrupts a system call of whoever has used them.
-fn test_elsewhere(setup: Setup) -> Result<Evidence, Unavailable> {
-    thread::scope(|scope| {
-        let elsewhere = thread::Builder::new().spawn_scoped(scope, || test(setup));
-        match elsewhere {
-            Ok(tester) => tester.join().unwrap_or_else(|panic| panic::resume_unwind(panic)),
-            // There may be no more threads.
-            Err(_) => test(setup),
-        }
-    })
-}
-
 impl Evidence {
     /// Of the best way to set a ring up.
     fn best(allowed: Features) -> Result<Evidence, Unavailable> {
@@ -102,7 +88,7 @@ impl Evidence {
         if let Some(known) = known.get() {
             return known.clone();
         }
-        let found = test_elsewhere(setup);
+        let found = test(setup);
         match &found {
             Err(unavailable) if unavailable.may_pass() => found,
             _ => known.get_or_init(|| found).clone(),
