@@ -9,12 +9,15 @@ mod support;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::Poll;
 
-use duopoll::time;
+use bytes::Bytes;
 use duopoll::udp::{Outgoing, UdpOptions, UdpSocket};
+use duopoll::{task, time};
 use duopoll_core::faults::{Call, Faults, Turn, alone};
 use pollster::block_on;
-use support::{PATIENCE, Setup};
+use support::{PATIENCE, Setup, poll_once};
 
 on_every_setup!(
     internet:
@@ -22,6 +25,7 @@ on_every_setup!(
     what_the_kernel_does_not_cut_goes_by_itself,
     what_icmp_tells_costs_no_other,
     what_there_is_no_memory_for_costs_no_other,
+    a_batch_without_memory_costs_no_other,
     a_refused_receive_loses_nothing,
     a_small_batch_or_an_interrupted_one_loses_nothing,
 );
@@ -167,6 +171,38 @@ fn what_there_is_no_memory_for_costs_no_other(setup: Setup) {
             }
         }
         assert!(received > 0 && failures > 0, "{received} and {failures}");
+    });
+}
+
+fn a_batch_without_memory_costs_no_other(setup: Setup) {
+    run(setup, |mut peers, turn| async move {
+        let (target, mut seen) = (peers.target(), [0; 2]);
+        turn.set(Faults::none().often(Call::Block, 30, libc::ENOMEM));
+        for round in 0..50u8 {
+            for number in 0..32 {
+                // What is sent is there already.
+                let bytes = Bytes::from(vec![round.wrapping_mul(5) ^ number; 5_000]);
+                peers.one.stage(Outgoing::to(bytes, target));
+            }
+            peers.one.flush().await.expect("sent");
+            let mut turns = 0;
+            while turns < 5 {
+                let mut received = Vec::new();
+                match poll_once(pin!(peers.other.recv_many(&mut received))) {
+                    Poll::Pending => {
+                        turns += 1;
+                        task::yield_now().await;
+                    }
+                    Poll::Ready(received) => seen[usize::from(received.is_ok())] += 1,
+                }
+                for datagram in received {
+                    assert_eq!(datagram.bytes.len(), 5_000);
+                    let first = datagram.bytes[0];
+                    assert!(datagram.bytes.iter().all(|byte| *byte == first), "{round}");
+                }
+            }
+        }
+        assert!(seen[1] > 0 && turn.injected() > 0, "{seen:?}");
     });
 }
 

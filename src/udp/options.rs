@@ -124,7 +124,8 @@ impl UdpOptions {
     /// [entered](crate::Pollers::enter), or else on a [global one](crate::Pollers::global). Of several addresses of a name the first that can be bound counts.
     ///
     /// # Errors
-    /// The kernel's, with the address: `EADDRINUSE`, `EACCES` below port 1024; what an option is refused with.
+    /// The kernel's, with the address: `EADDRINUSE`, `EACCES` below port 1024; what an option is refused with, and its name; what there is to be said
+    /// of a name.
     pub async fn bind(&self, address: impl ToSocketAddrs) -> io::Result<UdpSocket> {
         UdpSocket::watched(self.bound_at(address)?, self).await
     }

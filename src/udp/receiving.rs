@@ -123,7 +123,10 @@ impl Places {
             Ok(bytes) => bytes,
             Err(error) => {
                 // All sockets of the thread share these: what is left of one datagram must not become another's.
-                (self.copied, self.large[at]) = (LinkBuffer::new(), LinkBuffer::new());
+                self.copied = LinkBuffer::new();
+                if let Some(large) = self.large.get_mut(at) {
+                    *large = LinkBuffer::new();
+                }
                 return Err(error);
             }
         };
