@@ -128,4 +128,4 @@ pub use server::service::Service;
 pub use server::{RunningServer, Server, WeakServer};
 pub use stats::{Figure, Kind, ServerStats, Stats};
 pub use tcp::Keepalive;
-pub use timings::{Histogram, Timings};
+pub use timings::{Histogram, Timing, Timings};

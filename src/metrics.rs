@@ -47,18 +47,11 @@ use crate::pollers::WeakPollers;
 use crate::server::{RunningServer, Server};
 use crate::stats::{Figure, Kind};
 use crate::time::{MissedTicks, interval};
-use crate::timings::{Histogram, Timings};
+use crate::timings::{Histogram, Timing, Timings};
 use crate::{Pollers, ServerStats, Stats};
 
 /// Samples that a histogram is given at once: where there were more, each stands for several.
 const SAMPLES_MAX: u64 = 10_000;
-
-const HISTOGRAMS: [(&str, Option<Unit>, &str); 4] = [
-    ("duopoll_turn_seconds", Some(Unit::Seconds), "How long a turn of a poller takes."),
-    ("duopoll_poll_seconds", Some(Unit::Seconds), "How long a poll of a task takes."),
-    ("duopoll_lag_seconds", Some(Unit::Seconds), "How late timers are looked at."),
-    ("duopoll_batch", None, "Tasks that are polled in a turn."),
-];
 
 /// Brings figures to the recorder: see the [module](self). It keeps neither pollers nor servers alive.
 pub struct Metrics {
@@ -102,15 +95,11 @@ impl Metrics {
         of_the_process.for_each(|figure| tell("duopoll_", &figure, Vec::new()));
         let timings = pollers.timings_of_each();
         for (index, now) in timings.iter().enumerate() {
-            let before = self.recorded.get(index);
-            let pairs = [
-                (&now.turns, before.map(|before| &before.turns), 1e-9),
-                (&now.polls, before.map(|before| &before.polls), 1e-9),
-                (&now.lags, before.map(|before| &before.lags), 1e-9),
-                (&now.batches, before.map(|before| &before.batches), 1.0),
-            ];
-            for ((name, ..), (now, before, unit)) in HISTOGRAMS.into_iter().zip(pairs) {
-                tell_histogram(name, &now.since(before), unit, labels(index));
+            let before = self.recorded.get(index).map(Timings::each);
+            for (place, measured) in now.each().into_iter().enumerate() {
+                let before = before.map(|before| before[place].values);
+                let new = measured.values.since(before);
+                tell_histogram(histogram_name(&measured), &new, measured.scale, labels(index));
             }
         }
         self.recorded = timings;
@@ -141,13 +130,17 @@ fn tell(prefix: &'static str, figure: &Figure, labels: Vec<Label>) {
     }
 }
 
-fn tell_histogram(name: &'static str, values: &Histogram, unit: f64, labels: Vec<Label>) {
+fn histogram_name(measured: &Timing<'_>) -> String {
+    format!("duopoll_{}", measured.name)
+}
+
+fn tell_histogram(name: String, values: &Histogram, scale: f64, labels: Vec<Label>) {
     let histogram = histogram!(name, labels);
     let each = values.count().div_ceil(SAMPLES_MAX).max(1);
     for (bound, count) in values.buckets() {
         // What is rare is not lost.
         let samples = usize::try_from(count.div_ceil(each)).unwrap_or(usize::MAX);
-        histogram.record_many(bound as f64 * unit, samples);
+        histogram.record_many(bound as f64 * scale, samples);
     }
 }
 
@@ -161,10 +154,11 @@ fn describe() {
             Kind::Gauge => describe_gauge!(name, figure.help),
         }
     }
-    for (name, unit, help) in HISTOGRAMS {
-        match unit {
-            Some(unit) => describe_histogram!(name, unit, help),
-            None => describe_histogram!(name, help),
+    for measured in Timings::default().each() {
+        let name = KeyName::from(histogram_name(&measured));
+        match measured.name.ends_with("_seconds") {
+            true => describe_histogram!(name, Unit::Seconds, measured.help),
+            false => describe_histogram!(name, measured.help),
         }
     }
 }

@@ -140,6 +140,38 @@ pub struct Timings {
     pub lags: Histogram,
 }
 
+/// One of the histograms of [`Timings`], for whoever tells them elsewhere.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Timing<'a> {
+    /// The name, with its unit, as Prometheus has them: `turn_seconds`.
+    pub name: &'static str,
+    /// What it says, in a few words.
+    pub help: &'static str,
+    /// Of its unit so much is one of the histogram's: 1e-9 where that counts nanoseconds.
+    pub scale: f64,
+    /// What was measured.
+    pub values: &'a Histogram,
+}
+
+impl Timings {
+    /// All of them.
+    pub fn each(&self) -> [Timing<'_>; 4] {
+        let seconds = |name, help, values| Timing { name, help, scale: 1e-9, values };
+        [
+            seconds("turn_seconds", "How long a turn of a poller takes.", &self.turns),
+            seconds("poll_seconds", "How long a poll of a task takes.", &self.polls),
+            seconds("lag_seconds", "How late timers are looked at.", &self.lags),
+            Timing {
+                name: "batch",
+                help: "Tasks that are polled in a turn.",
+                scale: 1.0,
+                values: &self.batches,
+            },
+        ]
+    }
+}
+
 impl AddAssign<&Timings> for Timings {
     fn add_assign(&mut self, other: &Timings) {
         self.turns += &other.turns;

@@ -238,21 +238,14 @@ fn histograms(text: &mut String, labels: &[String], timings: &[Timings]) {
     let halves = |bits: u32| [(1u64 << bits) - 1, (3u64 << (bits - 1)) - 1];
     let times: Vec<u64> = TIME_BITS.flat_map(halves).collect();
     let batches: Vec<u64> = BATCH_BITS.map(|bits| (1 << bits) - 1).collect();
-    let families = [
-        ("duopoll_turn_seconds", "How long a turn of a poller takes.", 1e-9),
-        ("duopoll_poll_seconds", "How long a poll of a task takes.", 1e-9),
-        ("duopoll_lag_seconds", "How late timers are looked at.", 1e-9),
-        ("duopoll_batch", "Tasks that are polled in a turn.", 1.0),
-    ];
-    for (index, (name, help, unit)) in families.into_iter().enumerate() {
-        if timings.is_empty() {
-            continue;
-        }
+    let each: Vec<_> = timings.iter().map(Timings::each).collect();
+    for index in 0..each.first().map_or(0, |measured| measured.len()) {
+        let (name, help) = (each[0][index].name, each[0][index].help);
+        let name = format!("duopoll_{name}");
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} histogram");
-        let (bounds, digits) = if unit == 1.0 { (&batches, 0) } else { (&times, 9) };
-        for (labels, timings) in labels.iter().zip(timings) {
-            let Timings { turns, polls, lags, batches, .. } = timings;
-            let histogram = [turns, polls, lags, batches][index];
+        for (labels, measured) in labels.iter().zip(&each) {
+            let (histogram, unit) = (measured[index].values, measured[index].scale);
+            let (bounds, digits) = if unit == 1.0 { (&batches, 0) } else { (&times, 9) };
             let mut values = histogram.buckets().peekable();
             let mut count = 0;
             for bound in bounds {
