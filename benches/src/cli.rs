@@ -14,6 +14,7 @@ use crate::process;
 use crate::proxy;
 use crate::quic;
 use crate::resp::RespServer;
+use crate::revision::Revision;
 use crate::rounds::{self, Settings, minutes};
 use crate::scenario;
 use crate::servers::{self, Options, Start};
@@ -34,9 +35,11 @@ compare [OPTIONS]
   --servers A,B           echo, web, UDP, QUIC servers and proxies by name
   --rounds N              rounds instead of the plan's
   --seconds S             measured window instead of the plan's
+  --against REV           this project's servers beside those of that revision, which is built first; not of RESP
   --resp-server NAME=CMD  a further RESP server; {port} in CMD becomes its port; may repeat
   --server-core N         core of the servers (0)
   --client-core N         core of the load generator (1)
+  --instructions          count instructions by callgrind, but on io_uring, which valgrind does not know
   --no-trace              do not count system calls
   --resume                leave out what FOLDER has already, by the same plan
   --out FOLDER            where compare.md, compare.json and svg/ go (target/compare)
@@ -252,8 +255,11 @@ fn compare(words: &[String]) -> Result<(), String> {
         out: PathBuf::from("target/compare"),
         command: format!("compare {}", words.join(" ")).trim_end().to_owned(),
         resume: false,
+        against: None,
+        instructions: false,
     };
     let names = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+    let mut against = None;
     let mut words = words.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -273,6 +279,8 @@ fn compare(words: &[String]) -> Result<(), String> {
             "--client-core" => settings.client_core = number(value(&mut words, word)?, word)?,
             "--no-trace" => settings.trace = false,
             "--resume" => settings.resume = true,
+            "--instructions" => settings.instructions = true,
+            "--against" => against = Some(value(&mut words, word)?),
             "--out" => settings.out = PathBuf::from(value(&mut words, word)?),
             "--list" => {
                 show(&list());
@@ -288,6 +296,10 @@ fn compare(words: &[String]) -> Result<(), String> {
         }
     }
     let steps = plan::steps(profile, &choice)?;
+    if let Some(revision) = against {
+        let with_proxy = steps.iter().any(|step| !step.proxies.is_empty());
+        settings.against = Some(Revision::build(revision, with_proxy)?);
+    }
     rounds::run(&steps, &settings).map_err(|error| error.to_string())
 }
 

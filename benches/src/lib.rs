@@ -12,6 +12,7 @@
 //! - [`udp`]: servers of datagrams, and their load generator. [`quic`]: the same for QUIC.
 //! - [`web`]: servers of HTTP, gRPC and TLS, and the tools that drive them.
 //! - [`scenario`] and [`plan`]: what is measured, for how long, with how many rounds.
+//! - [`revision`]: the same servers of another revision. [`instructions`]: what a request takes, exactly.
 //! - [`rounds`]: runs a plan, and repeats rounds that saw a [`disturbance`]. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
 //!   may be missing; the report then says so.
 //! - [`report`]: table, Markdown, JSON and SVG.
@@ -20,6 +21,7 @@ pub mod address;
 pub mod cli;
 pub mod disturbance;
 pub mod golang;
+pub mod instructions;
 pub mod load;
 pub mod plan;
 pub mod process;
@@ -28,6 +30,7 @@ pub mod proxy;
 pub mod quic;
 pub mod report;
 pub mod resp;
+pub mod revision;
 pub mod rounds;
 pub mod scenario;
 pub mod servers;

@@ -81,6 +81,12 @@ impl ServerProcess {
         self.child.id()
     }
 
+    /// Asks it to end, and waits until it has.
+    pub fn terminate(mut self) -> io::Result<()> {
+        sys::kill(self.pid(), libc::SIGTERM)?;
+        self.child.wait().map(drop)
+    }
+
     fn wait_ready(
         &mut self,
         listen: impl fmt::Display,

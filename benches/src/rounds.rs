@@ -11,12 +11,14 @@ use serde::Serialize;
 use crate::address::Address;
 use crate::disturbance::Watch;
 use crate::golang;
+use crate::instructions;
 use crate::load::{Mode, Outcome, Spec};
 use crate::plan::{SETTLE_MS, Step};
 use crate::process::{self, ServerProcess};
 use crate::proxy;
 use crate::report::{self, Report, Row, Sample, Table};
 use crate::resp::{self, RespServer};
+use crate::revision::Revision;
 use crate::scenario::{Pace, Shape, Work};
 use crate::servers::{self, Options, Role, Server, Start};
 use crate::trace::{self, Calls};
@@ -29,6 +31,9 @@ mod quic;
 
 /// The server that every ratio, and the peak of an open loop, refers to.
 pub const YARDSTICK: &str = "classic";
+
+/// The warm-up of a run whose instructions are counted, in milliseconds.
+const WARM_MS: u64 = 300;
 
 /// How long a datagram may be under way.
 const LOST_AFTER_MS: u64 = 500;
@@ -49,6 +54,10 @@ pub struct Settings {
     pub command: String,
     /// Whether what the folder has already is not measured again.
     pub resume: bool,
+    /// Whether instructions are counted.
+    pub instructions: bool,
+    /// The revision that this project's servers are compared with.
+    pub against: Option<Revision>,
 }
 
 /// Runs the steps; the results are written after each.
@@ -92,6 +101,10 @@ struct Runner<'a> {
     peaks: HashMap<String, f64>,
     /// The folder of the certificate, made when the first server needs it.
     certificate: Option<PathBuf>,
+    /// The server that is started now is that of the other revision.
+    older: bool,
+    /// Where callgrind writes to, if the server that is started now runs under it.
+    callgrind: Option<PathBuf>,
 }
 
 impl<'a> Runner<'a> {
@@ -140,6 +153,9 @@ impl<'a> Runner<'a> {
                 process::build("the proxy", &["--release", "--package", "duopoll-proxy"]).err(),
             );
         }
+        if settings.instructions {
+            notes.extend(instructions::available().err());
+        }
         let mut trace = settings.trace && steps.iter().any(|step| step.trace);
         if trace && let Err(note) = trace::available() {
             notes.push(note);
@@ -166,6 +182,8 @@ impl<'a> Runner<'a> {
             progress: Progress::new(cells, estimate),
             peaks: HashMap::new(),
             certificate: None,
+            older: false,
+            callgrind: None,
         })
     }
 
@@ -201,6 +219,26 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// Who takes part, with a row for each, and this project's servers of the other revision beside them.
+    fn entrants<S: Copy>(&self, servers: &[S], row: impl Fn(S) -> Row) -> (Vec<S>, Vec<Row>) {
+        let mut entrants = Vec::new();
+        for server in servers {
+            let own = row(*server);
+            let older = self.settings.against.as_ref().filter(|_| own.role == Role::Ours);
+            let older = older.map(|revision| (*server, own.of_revision(&revision.name)));
+            entrants.extend([Some((*server, own)), older].into_iter().flatten());
+        }
+        entrants.into_iter().unzip()
+    }
+
+    /// The program that servers are started as.
+    fn program(&self) -> io::Result<PathBuf> {
+        match &self.settings.against {
+            Some(revision) if self.older => Ok(revision.program("compare")),
+            _ => std::env::current_exe(),
+        }
+    }
+
     fn round(
         &mut self,
         step: &Step,
@@ -215,6 +253,7 @@ impl<'a> Runner<'a> {
                 continue;
             }
             self.progress.cell(name, round, step.rounds, &row.server, index == 0);
+            self.older = row.older.is_some();
             let sample = Watch::start().and_then(|watch| {
                 let sample = measure(self, index)?;
                 Ok(Sample { disturbance: watch.stop()?, ..sample })
@@ -241,10 +280,46 @@ impl<'a> Runner<'a> {
         let name = &step.scenario.name;
         for (index, row) in rows.iter_mut().enumerate() {
             self.progress.trace(name, &row.server);
+            self.older = row.older.is_some();
             match count(self, index) {
                 Ok(calls) => row.calls = Some(calls),
                 Err(error) => {
                     self.note(format!("{name}, {}, system calls: {error}", row.server));
+                }
+            }
+        }
+    }
+
+    /// Counts the instructions of this project's servers and of the yardstick, if that is wanted. `run` ends the server, too.
+    fn count_instructions(
+        &mut self,
+        step: &Step,
+        rows: &mut [Row],
+        mut run: impl FnMut(&mut Self, usize, u64) -> io::Result<u64>,
+    ) {
+        if !self.settings.instructions {
+            return;
+        }
+        let name = &step.scenario.name;
+        let ours = |row: &&mut Row| matches!(row.role, Role::Ours | Role::Yardstick);
+        for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| ours(row)) {
+            self.progress.trace(name, &row.server);
+            self.older = row.older.is_some();
+            let counted = (|| {
+                let file = resp::scratch_folder()?.join("callgrind.out");
+                self.callgrind = Some(file.clone());
+                let mut runs = [(0, 0); 2];
+                for (counted, run_ms) in runs.iter_mut().zip(instructions::RUNS_MS) {
+                    let requests = run(self, index, run_ms)?;
+                    *counted = (instructions::counted(&file)?, requests);
+                }
+                io::Result::Ok(instructions::per_request(runs))
+            })();
+            self.callgrind = None;
+            match counted {
+                Ok(counted) => row.instructions = Some(counted),
+                Err(error) => {
+                    self.note(format!("{name}, {}, instructions: {error}", row.server));
                 }
             }
         }
@@ -260,20 +335,27 @@ impl<'a> Runner<'a> {
                 return None;
             }
         };
-        let servers: Vec<&Server> = step
+        let servers: Vec<&'static Server> = step
             .servers
             .iter()
             .copied()
             .filter(|server| self.go.is_some() || !matches!(server.start, Start::Go(_)))
             .collect();
-        let mut rows: Vec<Row> =
-            servers.iter().map(|server| Row::new(server.name, server.role, step.rounds)).collect();
+        let row = |server: &'static Server| Row::new(server.name, server.role, step.rounds);
+        let (servers, mut rows) = self.entrants(&servers, row);
         let takes_part = |index: usize, round| step.takes_part(servers[index], round);
         self.measure(step, YARDSTICK, &mut rows, takes_part, |runner, index| {
             runner.sample(servers[index], shape, mode, step.warm_ms, step.measure_ms)
         });
         self.count_calls(step, &mut rows, |runner, index| {
             runner.traced(servers[index], shape, mode)
+        });
+        self.count_instructions(step, &mut rows, |runner, index, run_ms| {
+            let (process, listen) = runner.start(servers[index], shape)?;
+            let spec = runner.spec(&process, &listen, shape, mode, WARM_MS, run_ms);
+            let requests = runner.load(&spec)?.requests_in_all;
+            process.terminate()?;
+            Ok(requests)
         });
         Some(Table::new(step, YARDSTICK, rows))
     }
@@ -353,7 +435,7 @@ impl<'a> Runner<'a> {
             }
             (Start::Go(_), None) => return Err(io::Error::other("the Go servers are not built")),
             (Start::Function(_), _) => {
-                let mut command = Command::new(std::env::current_exe()?);
+                let mut command = Command::new(self.program()?);
                 command
                     .args(["serve", server.name, "--listen", &listen.to_string()])
                     .args(["--burst", &options.burst_bytes.to_string()])
@@ -361,6 +443,7 @@ impl<'a> Runner<'a> {
                 command
             }
         };
+        let command = instructions::under(command, self.callgrind.as_deref());
         Ok((ServerProcess::start(command, self.settings.server_core, &listen)?, listen))
     }
 
@@ -438,8 +521,8 @@ impl<'a> Runner<'a> {
                 false
             }
         });
-        let mut rows: Vec<Row> =
-            proxies.iter().map(|proxy| Row::new(proxy.name, proxy.role, step.rounds)).collect();
+        let row = |proxy: &'static proxy::Server| Row::new(proxy.name, proxy.role, step.rounds);
+        let (proxies, mut rows) = self.entrants(&proxies, row);
         self.measure(step, proxy::YARDSTICK, &mut rows, everyone, |runner, index| {
             let relayed = |runner: &mut Self, process: &ServerProcess, listen: &Address| {
                 let mode = runner.mode(shape, step)?;
@@ -485,7 +568,10 @@ impl<'a> Runner<'a> {
         };
         let programs = proxy::Programs {
             compare: std::env::current_exe()?,
-            ours: process::target_folder().join("release/proxy"),
+            ours: match &self.settings.against {
+                Some(revision) if self.older => revision.program("proxy"),
+                _ => process::target_folder().join("release/proxy"),
+            },
         };
         let command = proxy::command(proxy, &options, &programs, &resp::scratch_folder()?)?;
         let core = (threads == 1).then_some(self.settings.server_core);
@@ -553,21 +639,29 @@ impl<'a> Runner<'a> {
         }
         let place = web::measure::Place {
             folder: self.certify()?,
-            program: std::env::current_exe().ok()?,
+            program: PathBuf::new(),
             server_core: self.settings.server_core,
             client_core: self.settings.client_core,
             go: self.go.clone(),
+            callgrind: None,
         };
-        let servers: Vec<&web::Server> =
+        let servers: Vec<&'static web::Server> =
             step.web_servers.iter().copied().filter(|server| self.has(server)).collect();
-        let row = |server: &&web::Server| Row::new(server.name, server.role, step.rounds);
-        let mut rows: Vec<Row> = servers.iter().map(row).collect();
-        self.measure(step, web::YARDSTICK, &mut rows, everyone, |_, index| {
+        let row = |server: &'static web::Server| Row::new(server.name, server.role, step.rounds);
+        let (servers, mut rows) = self.entrants(&servers, row);
+        let at = |runner: &Self| -> io::Result<web::measure::Place> {
+            let callgrind = runner.callgrind.clone();
+            Ok(web::measure::Place { program: runner.program()?, callgrind, ..place.clone() })
+        };
+        self.measure(step, web::YARDSTICK, &mut rows, everyone, |runner, index| {
             let (warm, measure) = (step.warm_ms, step.measure_ms);
-            Ok(web::measure(&place, servers[index], shape, warm, measure)?.into())
+            Ok(web::measure(&at(runner)?, servers[index], shape, warm, measure)?.into())
         });
-        self.count_calls(step, &mut rows, |_, index| {
-            web::measure::count_calls(&place, servers[index], shape)
+        self.count_calls(step, &mut rows, |runner, index| {
+            web::measure::count_calls(&at(runner)?, servers[index], shape)
+        });
+        self.count_instructions(step, &mut rows, |runner, index, run_ms| {
+            web::measure::requests(&at(runner)?, servers[index], shape, run_ms)
         });
         Some(Table::new(step, web::YARDSTICK, rows))
     }
@@ -615,8 +709,8 @@ impl<'a> Runner<'a> {
         let role = |server: &udp::Server| {
             if server.name == yardstick { Role::Yardstick } else { server.role }
         };
-        let row = |server: &&udp::Server| Row::new(server.name, role(server), step.rounds);
-        let mut rows: Vec<Row> = servers.iter().map(row).collect();
+        let row = |server: &'static udp::Server| Row::new(server.name, role(server), step.rounds);
+        let (servers, mut rows) = self.entrants(&servers, row);
         let times = (step.warm_ms, step.measure_ms, LOST_AFTER_MS);
         self.measure(step, yardstick, &mut rows, everyone, |runner, index| {
             Ok(runner.udp_cell(servers[index], shape, rate, times, |_, load| load())?.into())
@@ -659,7 +753,7 @@ impl<'a> Runner<'a> {
     ) -> io::Result<T> {
         let options =
             udp::Options { listen: process::udp_address()?, ask: shape.ask, bytes: shape.bytes };
-        let program = std::env::current_exe()?;
+        let program = self.program()?;
         let core = self.settings.server_core;
         let process = udp::start(&program, self.go.as_deref(), server, &options, core)?;
         let spec = udp::load::Spec {

@@ -21,7 +21,7 @@ fn place(test: &str) -> Place {
     std::fs::create_dir_all(&folder).unwrap();
     certificate::make(&folder).unwrap();
     let program = env!("CARGO_BIN_EXE_compare").into();
-    Place { program, server_core: 0, client_core: 1, folder, go: None }
+    Place { program, server_core: 0, client_core: 1, folder, go: None, callgrind: None }
 }
 
 fn answers_are_right(place: &Place, shape: &Shape) {

@@ -21,6 +21,9 @@ fail() {
 # run USER MEMLOCK_KIB ENGINE POLLERS: starts the server, and waits until it is ready or over. Who is not root cannot be
 # somebody else.
 run() {
+    # What the one before has said is no answer, and the shell below may begin late.
+    : >"$work/out"
+    : >"$work/err"
     command="ulimit -l $2 && exec $work/echo --listen 127.0.0.1:0 --engine $3 --pollers $4"
     if [ "$1" = root ] || [ "$(id -u)" != 0 ]; then
         sh -c "$command" >"$work/out" 2>"$work/err" &

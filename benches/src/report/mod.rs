@@ -84,16 +84,29 @@ pub struct Row {
     pub server: String,
     /// What it stands for.
     pub role: Role,
+    /// It is the server of this name, of another revision.
+    pub older: Option<String>,
     /// A sample a round; none where the server sat out or failed.
     pub samples: Vec<Option<Sample>>,
     /// System calls, if they were counted.
     pub calls: Option<Calls>,
+    /// Instructions a request, if they were counted.
+    pub instructions: Option<f64>,
 }
 
 impl Row {
     /// A row without samples.
     pub fn new(server: &str, role: Role, rounds: usize) -> Self {
-        Row { server: server.to_owned(), role, samples: vec![None; rounds], calls: None }
+        let samples = vec![None; rounds];
+        let (server, older, calls, instructions) = (server.to_owned(), None, None, None);
+        Row { server, role, older, samples, calls, instructions }
+    }
+
+    /// The same server of another revision.
+    pub fn of_revision(&self, revision: &str) -> Self {
+        let server = format!("{}@{revision}", self.server);
+        let row = Row::new(&server, self.role, self.samples.len());
+        Row { older: Some(self.server.clone()), ..row }
     }
 
     fn each(&self, figure: impl Fn(&Sample) -> f64) -> impl Iterator<Item = f64> {
@@ -169,6 +182,8 @@ pub struct Summary {
     pub to_yardstick: Estimate,
     /// CPU time relative to the better floor, as above.
     pub to_floor: Estimate,
+    /// CPU time relative to the same server of another revision, as above.
+    pub to_older: Estimate,
     /// Requests a second, median, as the following ones.
     pub rate: f64,
     /// Latency in microseconds.
@@ -253,12 +268,14 @@ fn summarise(row: &Row, rows: &[Row], yardstick: &str, idle: usize) -> Summary {
     let middle = |figure: fn(&Sample) -> f64| median(row.each(figure));
     let is_yardstick = |other: &&Row| other.server == yardstick;
     let is_floor = |other: &&Row| other.role == Role::Floor;
+    let is_older = |other: &&Row| other.older.as_ref() == Some(&row.server);
     let kib = |value: u64| value as f64;
     Summary {
         cpu_us: middle(|sample| sample.cpu_us),
         cpu_us_min: minimum(row.each(|sample| sample.cpu_us)),
         to_yardstick: paired(row, &rows.iter().filter(is_yardstick).collect::<Vec<_>>()),
         to_floor: paired(row, &rows.iter().filter(is_floor).collect::<Vec<_>>()),
+        to_older: paired(row, &rows.iter().filter(is_older).collect::<Vec<_>>()),
         rate: middle(|sample| sample.rate),
         p50_us: middle(|sample| sample.outcome.p50_us),
         p99_us: middle(|sample| sample.outcome.p99_us),

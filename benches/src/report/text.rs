@@ -28,6 +28,8 @@ pub(super) fn columns(table: &Table) -> Vec<Column> {
     add(known(|s| s.to_yardstick), "within", |_, s| interval(s.to_yardstick));
     add(known(|s| s.to_floor), "× floor", |_, s| figure(s.to_floor.median, 3));
     add(known(|s| s.to_floor), "within ", |_, s| interval(s.to_floor));
+    add(known(|s| s.to_older), "× older", |_, s| figure(s.to_older.median, 3));
+    add(known(|s| s.to_older), " within", |_, s| interval(s.to_older));
     add(true, "req/s", |_, s| figure(s.rate, 0));
     add(table.has(|s| s.p50_us), "p50 µs", |_, s| micros(s.p50_us));
     add(table.has(|s| s.p99_us), "p99 µs", |_, s| micros(s.p99_us));
@@ -39,6 +41,8 @@ pub(super) fn columns(table: &Table) -> Vec<Column> {
     add(calls, "calls/req", |row, _| {
         row.calls.as_ref().map_or("–".into(), |calls| figure(calls.per_request, 2))
     });
+    let instructions = table.rows.iter().any(|row| row.instructions.is_some());
+    add(instructions, "instr/req", |row, _| figure(row.instructions.unwrap_or(f64::NAN), 0));
     add(true, "busy %", |_, s| figure(s.server_load * 100.0, 0));
     add(table.has(|s| s.other_load), "other %", |_, s| figure(s.other_load * 100.0, 0));
     add(true, "RSS MiB", |_, s| figure(s.rss_kib / 1024.0, 1));

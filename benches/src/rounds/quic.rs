@@ -15,9 +15,8 @@ use crate::trace;
 impl Runner<'_> {
     pub(super) fn quic_step(&mut self, step: &Step, shape: &Shape) -> Option<Table> {
         self.certify()?;
-        let servers = &step.quic_servers;
-        let row = |server: &&Server| Row::new(server.name, server.role, step.rounds);
-        let mut rows: Vec<Row> = servers.iter().map(row).collect();
+        let row = |server: &'static Server| Row::new(server.name, server.role, step.rounds);
+        let (servers, mut rows) = self.entrants(&step.quic_servers, row);
         let times = (step.warm_ms, step.measure_ms);
         self.measure(step, YARDSTICK, &mut rows, everyone, |runner, index| {
             Ok(runner.quic_cell(servers[index], shape, times, |_, load| load())?.into())
@@ -42,7 +41,7 @@ impl Runner<'_> {
         let certificate = self.certify().ok_or_else(|| io::Error::other("no certificate"))?;
         let (listen, ask, threads) = (process::udp_address()?, shape.ask, shape.threads);
         let options = Options { listen, ask, certificate: certificate.clone(), threads };
-        let program = std::env::current_exe()?;
+        let program = self.program()?;
         let pinned = |core| (threads == 1).then_some(core);
         let core = pinned(self.settings.server_core);
         let process = quic::start(&program, server, &options, core)?;

@@ -10,6 +10,7 @@ use super::generator::{Moment, Run, Said};
 use super::shape::Shape;
 use super::{Options, Server, Start, nginx};
 use crate::golang;
+use crate::instructions;
 use crate::load::Outcome;
 use crate::plan::SETTLE_MS;
 use crate::process::{self, ServerProcess};
@@ -17,6 +18,7 @@ use crate::sys;
 use crate::trace::{self, Calls};
 
 /// Where everything is.
+#[derive(Clone)]
 pub struct Place {
     /// This program, which servers are started as.
     pub program: PathBuf,
@@ -28,6 +30,8 @@ pub struct Place {
     pub folder: PathBuf,
     /// The Go servers, if they are built.
     pub go: Option<PathBuf>,
+    /// Where callgrind writes to, if a server runs under it.
+    pub callgrind: Option<PathBuf>,
 }
 
 impl Place {
@@ -59,6 +63,7 @@ impl Place {
             Start::Nginx => nginx::command(&self.folder, &options)?,
         };
         let core = self.core(shape, self.server_core);
+        let command = instructions::under(command, self.callgrind.as_deref());
         Ok((ServerProcess::start(command, core, &listen)?, options))
     }
 
@@ -113,6 +118,18 @@ pub fn count_calls(place: &Place, server: &Server, shape: &Shape) -> io::Result<
         let said = if shape.http2 { run.h2load(0, 1000, |_, _| Ok(()))? } else { run.wrk(1)? };
         Ok(said.requests * shape.ask.counts())
     })
+}
+
+/// Drives a server for some time, ends it, and says how many requests it has answered.
+pub fn requests(place: &Place, server: &Server, shape: &Shape, run_ms: u64) -> io::Result<u64> {
+    let (process, options) = place.start(server, shape)?;
+    let run = place.run(shape, &options);
+    let said = match shape.http2 {
+        true => run.h2load(0, run_ms, |_, _| Ok(()))?,
+        false => run.wrk(run_ms.div_ceil(1000))?,
+    };
+    process.terminate()?;
+    Ok(said.requests * shape.ask.counts())
 }
 
 /// The CPU clocks of a server, of the load generator and of the machine, in nanoseconds.
