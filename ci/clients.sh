@@ -80,7 +80,7 @@ fi
 if ! have "$redis_node"; then
     begin "$redis_node"
     cp $REDIS_TESTS/node/package*.json "$clients/$redis_node"
-    PATH=$clients/$redis_py/bin:$PATH npm clean-install --silent --ignore-scripts --prefix "$clients/$redis_node"
+    PATH=$clients/$redis_py/bin:$PATH npm clean-install --loglevel error --no-fund --no-audit --ignore-scripts --prefix "$clients/$redis_node"
     complete "$redis_node"
 fi
 ln --symbolic --force --no-dereference "$grpcurl" "$clients/grpcurl"

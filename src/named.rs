@@ -71,7 +71,9 @@ fn remedy(error: &io::Error, address: &Address, doing: Doing) -> &'static str {
         (Some(libc::EADDRINUSE), Address::Tcp(_)) if doing == Doing::Binding => {
             "; somebody else is there"
         }
-        (Some(libc::EADDRINUSE), Address::Tcp(_)) => "; somebody else listens there",
+        (Some(libc::EADDRINUSE), Address::Tcp(_)) => {
+            "; somebody else listens there, or has until a moment ago: the kernel may take some milliseconds to end what was on io_uring"
+        }
         (Some(libc::EADDRNOTAVAIL), Address::Tcp(_)) => "; this machine does not have that address",
         (Some(libc::EACCES), Address::Tcp(tcp)) if tcp.port() < 1024 => {
             "; a port below 1024 needs CAP_NET_BIND_SERVICE, or a lower net.ipv4.ip_unprivileged_port_start"
