@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 readonly CRATES=(duopoll-core duopoll-epoll duopoll-uring duopoll)
 
 # Not what is not committed; tests are not in the packages, which cargo says of each.
+# Cargo keeps what it has unpacked by name and version, and these change within one.
+rm -rf "${CARGO_HOME:-$HOME/.cargo}"/registry/{src,cache}/-*/duopoll*
 cargo publish --dry-run "${CRATES[@]/#/--package=}" 2>&1 | grep --invert-match "^warning: ignoring test"
 
 for crate in "${CRATES[@]}"; do
