@@ -5,10 +5,11 @@ cd "$(dirname "$0")/.."
 
 readonly CRATES=(duopoll-core duopoll-epoll duopoll-uring duopoll)
 
+# Cargo keeps what it has unpacked and built by name and version, and these change within one.
+target=${CARGO_TARGET_DIR:-target}/publish
+rm -rf "${CARGO_HOME:-$HOME/.cargo}"/registry/{src,cache}/-*/duopoll* "$target"/debug/.fingerprint/duopoll*
 # Not what is not committed; tests are not in the packages, which cargo says of each.
-# Cargo keeps what it has unpacked by name and version, and these change within one.
-rm -rf "${CARGO_HOME:-$HOME/.cargo}"/registry/{src,cache}/-*/duopoll*
-cargo publish --dry-run "${CRATES[@]/#/--package=}" 2>&1 | grep --invert-match "^warning: ignoring test"
+CARGO_TARGET_DIR=$target cargo publish --dry-run "${CRATES[@]/#/--package=}" 2>&1 | grep --invert-match "^warning: ignoring test"
 
 for crate in "${CRATES[@]}"; do
     listed=$(cargo package --package "$crate" --list)
