@@ -12,7 +12,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net;
 use std::pin::{Pin, pin};
 use std::str::FromStr;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -52,6 +52,7 @@ on_every_setup!(
     a_handler_that_panics_ends_nothing,
     servers_of_several_pollers_have_ports_of_their_own,
     a_shutdown_waits_for_handlers,
+    a_handler_that_blocks_its_poller_holds_up_no_shutdown,
     a_handler_may_panic_as_it_is_called_and_dropped,
     unix_sockets_have_datagrams,
     one_that_has_no_peer_costs_the_others_nothing,
@@ -818,6 +819,25 @@ fn a_handler_that_panics_ends_nothing(setup: Setup) {
         });
     }
     eventually("they are counted", || pollers.stats().handler_panics == before + 3);
+}
+
+fn a_handler_that_blocks_its_poller_holds_up_no_shutdown(setup: Setup) {
+    let _others = beside_others();
+    let pollers = setup.pollers(1);
+    let (begins, begun) = mpsc::channel();
+    let (goes_on, until) = mpsc::channel::<()>();
+    let until = Mutex::new(until);
+    let block = async move |_: &mut UdpSocket, _: &mut Vec<Datagram>| {
+        begins.send(()).expect("somebody waits");
+        let _ = until.lock().expect("no panic").recv();
+    };
+    let server = UdpServer::serve(&pollers, UdpSocket::options(), setup.address(), block);
+    let server = server.expect("a server");
+    peer(setup).send_to(b"block", server.local_addr()).expect("sent");
+    begun.recv_timeout(PATIENCE).expect("it is called");
+    // It would wait for ever if it waited for the poller.
+    assert_eq!(server.shutdown(Duration::from_millis(20)), 1);
+    drop(goes_on);
 }
 
 fn a_handler_may_panic_as_it_is_called_and_dropped(setup: Setup) {

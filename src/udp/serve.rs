@@ -7,12 +7,11 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
-use std::thread;
-use std::time::Duration;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use duopoll_core::{contain, on_poller_thread, report};
-use pollster::block_on;
 
 use super::{Datagram, UdpOptions, UdpSocket};
 use crate::caught::caught;
@@ -20,7 +19,7 @@ use crate::poller::over;
 use crate::pollers::Pollers;
 use crate::stats::count_handler_panic;
 use crate::task::TaskGroup;
-use crate::time::{sleep, timeout};
+use crate::time::sleep;
 
 /// Before receiving is tried again that has failed for another reason than what a peer did.
 const RETRY: Duration = Duration::from_millis(10);
@@ -48,7 +47,8 @@ const RETRY: Duration = Duration::from_millis(10);
 #[must_use = "a server that is dropped does not serve"]
 pub struct UdpServer {
     address: SocketAddr,
-    pollers: Pollers,
+    /// They stay for it.
+    _pollers: Pollers,
     tasks: TaskGroup,
 }
 
@@ -90,7 +90,7 @@ impl UdpServer {
             };
             drop(tasks.spawn_on(pollers, index, serve));
         }
-        Ok(UdpServer { address, pollers: pollers.clone(), tasks })
+        Ok(UdpServer { address, _pollers: pollers.clone(), tasks })
     }
 
     /// Where it is bound.
@@ -105,16 +105,36 @@ impl UdpServer {
         if on_poller_thread() {
             return 0;
         }
-        let tasks = self.tasks.clone();
-        let over = move || async move { timeout(grace, tasks.wait()).await.is_ok() };
-        // Where the pollers have ended, the tasks have.
-        if block_on(self.pollers.spawn(over)).unwrap_or(true) { 0 } else { self.tasks.abort_all() }
+        if wait_for(self.tasks.wait(), grace) { 0 } else { self.tasks.abort_all() }
     }
 }
 
 impl Drop for UdpServer {
     fn drop(&mut self) {
         self.tasks.abort_all();
+    }
+}
+
+/// Waits on a thread that has no poller, for at most so long. By none of the pollers' timers: a handler may hold them up.
+fn wait_for(future: impl Future<Output = ()>, most: Duration) -> bool {
+    let waker = Waker::from(Arc::new(Unparks(thread::current())));
+    let (mut future, until) = (pin!(future), Instant::now().checked_add(most));
+    while future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        match until.map(|until| until.saturating_duration_since(Instant::now())) {
+            None => thread::park(),
+            Some(Duration::ZERO) => return false,
+            Some(left) => thread::park_timeout(left),
+        }
+    }
+    true
+}
+
+/// Wakes a thread.
+struct Unparks(Thread);
+
+impl Wake for Unparks {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 
