@@ -74,7 +74,7 @@ fn the_peer_is_remembered_after_a_reset(setup: Setup) {
 }
 
 fn the_end_is_told(setup: Setup) {
-    let (_pollers, connection, peer) = connected(setup, Limits::default());
+    let (_pollers, mut connection, peer) = connected(setup, Limits::default());
     let control = connection.control();
     let mut closed = pin!(control.closed());
     assert!(poll_once(closed.as_mut()).is_pending());
@@ -84,6 +84,11 @@ fn the_end_is_told(setup: Setup) {
     });
     // It has been found out already.
     block_on(control.closed());
+    // The peer could wait for a reply.
+    let mut draining = pin!(control.draining());
+    assert!(poll_once(draining.as_mut()).is_pending());
+    connection.close();
+    block_on(draining);
     block_on(control.draining());
     assert!(!control.is_draining());
 }

@@ -116,8 +116,9 @@ impl Control {
         Watch::new(self.shared.clone(), When::Closed)
     }
 
-    /// Waits until the server begins to shut down that the connection belongs to, or until it ends: for whoever streams, or keeps
-    /// connections alive, and is to come to an end then.
+    /// Waits until the server begins to shut down that the connection belongs to, or until both directions have ended: for whoever
+    /// streams, or keeps connections alive, and is to come to an end then. A peer that has only sent its FIN may wait for a reply, and does
+    /// not end the wait.
     pub fn draining(&self) -> Watch {
         Watch::new(self.shared.clone(), When::Draining)
     }

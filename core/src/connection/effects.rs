@@ -17,10 +17,21 @@ pub(super) type Callbacks = Option<Box<CallbackList>>;
 pub(super) enum When {
     /// At the end.
     Closed,
-    /// When its server begins to shut down, and at the end.
+    /// When its server begins to shut down, and at the end of both directions: a peer that has only sent its FIN may wait for a reply.
     Draining,
     /// When its poller and its engine hold nothing of it any more.
     Released,
+}
+
+impl When {
+    /// Whether it comes behind the end of both directions, or only of the peer's.
+    pub(super) fn outlasts_the_end(self, peers: bool) -> bool {
+        match self {
+            When::Closed => false,
+            When::Draining => peers,
+            When::Released => true,
+        }
+    }
 }
 
 /// Callbacks in the order in which they were set, each with a number of its own.
@@ -42,14 +53,14 @@ impl CallbackList {
         Some(self.all.remove(at).2)
     }
 
-    /// Whether there are some that wait for more than the end.
-    pub(super) fn outlast_the_end(&self) -> bool {
-        self.all.iter().any(|(_, when, _)| *when == When::Released)
+    /// Whether there are some that wait for more than the end, or for more than the peer's.
+    pub(super) fn outlast_the_end(&self, peers: bool) -> bool {
+        self.all.iter().any(|(_, when, _)| when.outlasts_the_end(peers))
     }
 
-    /// Those that wait for the end, or for less.
-    pub(super) fn take_ended(&mut self) -> Callbacks {
-        let waits = |(_, when, _): &(u64, When, Callback)| *when == When::Released;
+    /// Those that wait for the end, or the peer's, or for less.
+    pub(super) fn take_ended(&mut self, peers: bool) -> Callbacks {
+        let waits = |(_, when, _): &(u64, When, Callback)| when.outlasts_the_end(peers);
         let (waiting, ended) = mem::take(&mut self.all).into_iter().partition::<Vec<_>, _>(waits);
         self.all = waiting;
         (!ended.is_empty()).then(|| Box::new(CallbackList { numbers: 0, all: ended }))

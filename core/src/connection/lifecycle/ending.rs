@@ -129,16 +129,23 @@ impl Lifecycle {
         let over = matches!(self.phase, Phase::Released { .. });
         let drains = when == When::Draining && self.draining;
         let ended = self.input != Input::Open || failed;
-        if over || drains || (ended && when != When::Released) {
+        if over || drains || (ended && !when.outlasts_the_end(self.only_peer_ended())) {
             return Err(callback);
         }
         Ok(self.callbacks.get_or_insert_default().add(when, callback))
     }
 
+    /// Whether the peer has sent its FIN, and that is all: it may wait for a reply.
+    fn only_peer_ended(&self) -> bool {
+        let failed = matches!(self.output, Output::Failed(_));
+        self.input == Input::Ended && self.phase == Phase::Open && !failed
+    }
+
     /// Those that are to be called now that it has ended.
     fn ended_callbacks(&mut self) -> Callbacks {
+        let peers = self.only_peer_ended();
         match &mut self.callbacks {
-            Some(callbacks) if callbacks.outlast_the_end() => callbacks.take_ended(),
+            Some(callbacks) if callbacks.outlast_the_end(peers) => callbacks.take_ended(peers),
             _ => self.callbacks.take(),
         }
     }
