@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Instructions of an echo, of a request by HTTP/1.1 and of a call by gRPC, on epoll, beside those in ci/figures.txt: exact figures that no
+# Instructions of an echo, of a request by HTTP/1.1 and of a call by gRPC, on epoll, beside those in ci/figures.txt: figures that no
 # other load on the machine changes. `ci/figures.sh --update` writes what it counts there. System calls and allocations are counted by
 # tests/costs.rs, the memory of an idle connection by tests/idle.rs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# In per cent. Runs differ by less than two, compilers by more.
+# In per cent. Runs differ by half a per cent for echoes and HTTP, by up to three for gRPC, compilers by more.
 readonly TOLERANCE=5
 
 missing=
