@@ -135,6 +135,9 @@ impl Mailbox {
         let entered = self.entered.swap(true, Ordering::Acquire);
         assert!(!entered, "a poller has one thread at a time");
         thread::enter(self.address(), self.pool.clone());
+        // A model has no global pool.
+        #[cfg(not(loom))]
+        self.pool().keep();
         Entered { mailbox: self.clone(), stays: PhantomData }
     }
 
@@ -216,6 +219,8 @@ pub struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         thread::leave();
+        #[cfg(not(loom))]
+        self.mailbox.pool().let_go();
         // Release: see `enter`.
         self.mailbox.entered.store(false, Ordering::Release);
     }

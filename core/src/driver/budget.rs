@@ -40,6 +40,9 @@ pub(super) struct Memory {
     pub(super) suspects: Vec<(Token, (usize, usize), u8)>,
     /// When they are looked at again, and whether it is still so.
     pub(super) look_at: Tick,
+    /// In which period of the pool it was looked at last, and when it is looked at again.
+    pub(super) period: usize,
+    pub(super) period_at: Tick,
     /// A level that nobody has told of.
     pub(super) untold: Option<MemoryLevel>,
 }

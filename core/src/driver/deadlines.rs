@@ -86,7 +86,7 @@ impl Driver {
             return Some(0);
         }
         let next = self.wheel.next_expiry().into_iter().chain(timers::next_expiry());
-        let next = next.chain(self.draining.next_due()).chain(self.memory.look_at()).min();
+        let next = next.chain(self.draining.next_due()).chain(self.memory_due()).min();
         #[cfg(feature = "zerocopy")]
         let next = next.into_iter().chain(self.pinned.due()).min();
         next

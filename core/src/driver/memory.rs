@@ -16,6 +16,8 @@ const FULL_MS: Tick = 1_000;
 /// How often it is looked again while memory is short, and after how many looks at which nothing has moved those go that do not read.
 const LOOK_MS: Tick = 250;
 const SUSPICIONS: u8 = 4;
+/// What was in use may wait for its next use for as long as this, and for twice as long at most.
+const PERIOD_MS: Tick = 500;
 /// So many of them, those with the most unsent bytes.
 const SUSPECTS_MAX: usize = 64;
 /// Of the connections that hold most for their peers, so many are asked whether these read.
@@ -40,6 +42,10 @@ impl Driver {
         if connections != self.memory.counted {
             pool.count_connections(self.memory.counted, connections);
             self.memory.counted = connections;
+        }
+        if now >= self.memory.period_at {
+            self.memory.period_at = now + PERIOD_MS;
+            self.memory.period = pool.begin_period(self.memory.period);
         }
         let usage = pool.usage();
         // Who was told that there is none needs nobody to go.
@@ -73,6 +79,12 @@ impl Driver {
                 self.reset_who_does_not_read(engine);
             }
         }
+    }
+
+    /// When memory is looked at next, if nothing else happens.
+    pub(super) fn memory_due(&self) -> Option<Tick> {
+        let waits = self.mailbox.pool().lets_more_wait().then_some(self.memory.period_at);
+        waits.into_iter().chain(self.memory.look_at()).min()
     }
 
     /// Whether the budget has come to another level since it was looked at.

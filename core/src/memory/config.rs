@@ -19,7 +19,7 @@ pub struct PoolConfig {
     /// The largest block that waits in the pool, in bytes; at most 1 GiB. Default: 1 MiB. Larger ones are mapped
     /// and unmapped each time.
     pub max_pooled_block_bytes: usize,
-    /// The most bytes that wait in the pool. Default: 8 MiB.
+    /// The most bytes that wait in the pool for longer than a second. Default: 8 MiB.
     pub max_pooled_bytes: usize,
     /// The most bytes in blocks that are in use: what would be more is refused. Default: no limit. The
     /// [global pool](crate::Pool::global) may have half of the memory that the process may have.

@@ -181,6 +181,32 @@ impl Mapping {
         this.discarded += u16::from(discarded);
     }
 
+    /// Gives the memory of its free blocks back, as [`discard`](Mapping::discard) does of one, and says of how many bytes; None for small ones.
+    ///
+    /// # Safety
+    /// The caller owns the mapping.
+    pub(super) unsafe fn discard_free(mapping: NonNull<Mapping>) -> Option<usize> {
+        // SAFETY: promised by the caller.
+        let this = unsafe { &mut *mapping.as_ptr() };
+        let (mut discarded, mut at) = (0, this.free);
+        while let Some(memory) = at {
+            // SAFETY: a free block begins with its link: see `put`.
+            let link = unsafe { memory.cast::<Link>().as_mut() };
+            at = link.next;
+            if link.discarded {
+                continue;
+            }
+            // SAFETY: it is free, and of this capacity.
+            if !unsafe { Mapping::discard(&FreeBlock { memory, mapping }, this.capacity) } {
+                return None;
+            }
+            link.discarded = true;
+            discarded += 1;
+        }
+        this.discarded += discarded;
+        Some(usize::from(discarded) * this.capacity)
+    }
+
     /// Gives the memory of a large block back to the kernel, but for its ends, and not its addresses. False for a small one.
     ///
     /// # Safety

@@ -17,6 +17,8 @@ mod block;
 mod budget;
 mod config;
 mod foreign;
+mod keeper;
+mod lately;
 #[cfg(not(loom))]
 mod machine;
 mod mapping;

@@ -43,7 +43,8 @@ use crate::sync::{Arc, Ordering};
 /// What waits is bounded. When a mapping becomes vacant and more than [`PoolConfig::max_pooled_bytes`] wait, a
 /// vacant one is unmapped, of the size class that has most of them; and a block above 32 KiB that would be more than that gives its
 /// memory back at once. So memory comes back down after a burst by itself, and a size that is no longer used makes room for one that
-/// is. Only the free small blocks of a mapping that has another block in use can exceed the limit: compact a slice that is to be kept for
+/// is. On the thread of the pool's poller, where what was in use is likely to be in use again, as much more may wait as was in
+/// use at most in the last half second to second, and is not now. Only the free small blocks of a mapping that has another block in use can exceed the limit: compact a slice that is to be kept for
 /// long ([`Slice::compact`](crate::Slice::compact)).
 ///
 /// Blocks outlive the pool's handles: dropping every `Pool` leaves the blocks in use as they are, and all memory is
@@ -131,6 +132,27 @@ impl Pool {
     #[doc(hidden)]
     pub fn share_bytes(&self) -> usize {
         self.usage().share().min(1 << 30)
+    }
+
+    /// The thread of a poller looks after the pool from now on: what was in use lately may wait, while somebody
+    /// [begins periods](Pool::begin_period).
+    pub(crate) fn keep(&self) {
+        self.store().keep();
+    }
+
+    /// It does so no longer.
+    pub(crate) fn let_go(&self) {
+        self.store().let_go();
+    }
+
+    /// Whether more waits than may wait for good, and will be given back in a period or two.
+    pub(crate) fn lets_more_wait(&self) -> bool {
+        self.store().lets_more_wait()
+    }
+
+    /// Begins a period, unless somebody else has since `known` was; says which one it is now.
+    pub(crate) fn begin_period(&self, known: usize) -> usize {
+        self.store().begin_period(known)
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -221,6 +243,97 @@ mod tests {
         assert_eq!(stats.live_bytes, 0);
         assert!(stats.pooled_bytes <= 8192);
         assert_eq!(stats.peak_bytes, 40960);
+    }
+
+    /// So many blocks of 64 KiB, all in use at once; gives what waits when they are not any more.
+    fn burst(pool: &Pool, blocks: usize) -> usize {
+        let blocks: Vec<_> = (0..blocks).map(|_| pool.allocate(64 << 10).unwrap()).collect();
+        drop(blocks);
+        pool.stats().pooled_bytes
+    }
+
+    const MIB: usize = 1 << 20;
+
+    fn of_two_mib() -> Pool {
+        Pool::new(PoolConfig { max_pooled_bytes: 2 * MIB, ..PoolConfig::default() })
+    }
+
+    #[test]
+    fn where_somebody_looks_what_was_in_use_waits_for_two_periods() {
+        let pool = of_two_mib();
+        assert!(burst(&pool, 160) <= 2 * MIB);
+        pool.keep();
+        assert_eq!(burst(&pool, 160), 10 * MIB);
+        assert!(pool.lets_more_wait());
+        let first = pool.begin_period(0);
+        assert_eq!(pool.stats().pooled_bytes, 10 * MIB);
+        // As long as it is used, it stays.
+        assert_eq!(burst(&pool, 160), 10 * MIB);
+        let second = pool.begin_period(first);
+        let third = pool.begin_period(second);
+        assert!(pool.stats().pooled_bytes <= 2 * MIB);
+        assert!(!pool.lets_more_wait());
+        // Less is used than before.
+        assert_eq!(burst(&pool, 160), 10 * MIB);
+        let fourth = pool.begin_period(third);
+        burst(&pool, 64);
+        pool.begin_period(fourth);
+        assert_eq!(pool.stats().pooled_bytes, 6 * MIB);
+        assert!(pool.lets_more_wait());
+        pool.let_go();
+        assert!(pool.stats().pooled_bytes <= 2 * MIB);
+    }
+
+    #[test]
+    fn elsewhere_nothing_waits_longer() {
+        let pool = of_two_mib();
+        pool.keep();
+        let blocks: Vec<_> = (0..160).map(|_| pool.allocate(64 << 10).unwrap()).collect();
+        std::thread::scope(|scope| scope.spawn(|| drop(blocks)).join().unwrap());
+        assert!(pool.stats().pooled_bytes <= 2 * MIB);
+        // Nor of another pool.
+        assert!(burst(&of_two_mib(), 160) <= 2 * MIB);
+        pool.let_go();
+    }
+
+    #[test]
+    fn what_waits_of_other_sizes_makes_room() {
+        let pool = of_two_mib();
+        pool.keep();
+        assert_eq!(burst(&pool, 160), 10 * MIB);
+        let others: Vec<_> = (0..10 * 256).map(|_| pool.allocate(4 << 10).unwrap()).collect();
+        let stats = pool.stats();
+        assert!(stats.live_bytes + stats.pooled_bytes <= 12 * MIB, "{stats:?}");
+        drop(others);
+        pool.let_go();
+    }
+
+    #[test]
+    #[cfg(not(fuzzing))]
+    fn large_blocks_are_given_back_beside_those_in_use() {
+        let pool = of_two_mib();
+        pool.keep();
+        // One of each mapping stays.
+        let mut blocks: Vec<_> = (0..160).map(|_| pool.allocate(64 << 10).unwrap()).collect();
+        let mut nth = 0;
+        blocks.retain(|_| {
+            nth += 1;
+            nth % 16 == 1
+        });
+        assert_eq!(pool.stats().pooled_bytes, 150 * (64 << 10));
+        let period = pool.begin_period(0);
+        pool.begin_period(period);
+        let stats = pool.stats();
+        assert_eq!((stats.live_blocks, stats.pooled_bytes <= 2 * MIB), (10, true), "{stats:?}");
+        // They can be had again.
+        blocks.extend((0..150).map(|_| pool.allocate(64 << 10).unwrap()));
+        for block in &mut blocks {
+            assert_eq!(block.write(&[7; 64 << 10]), [7; 64 << 10]);
+        }
+        drop(blocks);
+        pool.let_go();
+        let stats = pool.stats();
+        assert!((stats.live_bytes, stats.pooled_bytes <= 2 * MIB) == (0, true), "{stats:?}");
     }
 
     #[test]

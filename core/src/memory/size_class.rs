@@ -70,6 +70,24 @@ impl SizeClass {
         }
     }
 
+    /// Gives the memory of free large blocks back whose neighbours are in use, `wanted` bytes or a little more if there are as many.
+    /// Returns how many. The mappings that were not used for longest come first.
+    pub(super) fn discard(&mut self, wanted: usize) -> usize {
+        let (mut discarded, mut at) = (0, self.partial.last);
+        while let Some(mapping) = at.filter(|_| discarded < wanted) {
+            // SAFETY: the size class owns the mappings in its lists.
+            unsafe {
+                match Mapping::discard_free(mapping) {
+                    Some(bytes) => discarded += bytes,
+                    // Small ones, all of this class.
+                    None => break,
+                }
+                at = (*mapping.as_ptr()).previous;
+            }
+        }
+        discarded
+    }
+
     /// Bytes in mappings that could be unmapped.
     pub(super) fn vacant_bytes(&self) -> usize {
         self.vacant_bytes

@@ -4,6 +4,8 @@ use std::ptr::NonNull;
 
 use super::budget::Budget;
 use super::config::{CLASSES, PoolConfig};
+use super::keeper;
+use super::lately::Lately;
 use super::mapping::{FreeBlock, Kept, Mapping};
 use super::size_class::SizeClass;
 use crate::error::Error;
@@ -32,6 +34,7 @@ pub(super) struct Store {
     live_bytes: AtomicUsize,
     peak_bytes: AtomicUsize,
     pooled_bytes: AtomicUsize,
+    lately: Lately,
     /// Memory that the kernel would not take back.
     kept: Mutex<Vec<Kept>>,
     kept_count: AtomicUsize,
@@ -47,6 +50,7 @@ impl Store {
             live_bytes: AtomicUsize::new(0),
             peak_bytes: AtomicUsize::new(0),
             pooled_bytes: AtomicUsize::new(0),
+            lately: Lately::new(),
             kept: Mutex::new(Vec::new()),
             kept_count: AtomicUsize::new(0),
             budget: Budget::new(config.max_live_bytes),
@@ -103,7 +107,7 @@ impl Store {
             self.live_bytes.fetch_add(beyond, Ordering::Relaxed);
         }
         self.live_blocks.fetch_add(1, Ordering::Relaxed);
-        if live + beyond > self.peak_bytes.load(Ordering::Relaxed) {
+        if self.lately.saw(live + beyond) {
             self.peak_bytes.fetch_max(live + beyond, Ordering::Relaxed);
         }
         Some((block, capacity))
@@ -122,6 +126,8 @@ impl Store {
         let (block, waited) = match taken {
             Some(taken) => taken,
             None => {
+                // What waits of other sizes makes room for it.
+                self.shrink();
                 // Mapped without the lock: it is a system call.
                 let mapping = Mapping::of_class(capacity).ok()?;
                 let mut class = lock(&self.classes[class]);
@@ -148,10 +154,10 @@ impl Store {
         };
         // Counted before it is visible, so that an allocation that finds it never subtracts first.
         let pooled = self.pooled_bytes.fetch_add(capacity, Ordering::Relaxed) + capacity;
+        let too_much = self.waits_too_much(pooled);
         // A large one that is too much gives its memory back by itself: others of its mapping may be in use for long.
         // SAFETY: nobody uses the block.
-        let discarded =
-            pooled > self.config.max_pooled_bytes && unsafe { Mapping::discard(&block, capacity) };
+        let discarded = too_much && unsafe { Mapping::discard(&block, capacity) };
         if discarded {
             self.pooled_bytes.fetch_sub(capacity, Ordering::Relaxed);
         }
@@ -177,11 +183,67 @@ impl Store {
         }
     }
 
-    /// Unmaps vacant mappings until the limit holds, or none is left.
+    /// How much may wait. Where somebody looks after the pool, what was in use lately may be in use again.
+    fn waiting_max(&self) -> usize {
+        let max = self.config.max_pooled_bytes;
+        if !keeper::keeps(self) {
+            return max;
+        }
+        // Sizes have their peaks at different times, so not as much as was in use and no more.
+        max.saturating_add(self.lately.peak().saturating_sub(self.live_bytes()))
+    }
+
+    fn waits_too_much(&self, pooled: usize) -> bool {
+        pooled > self.config.max_pooled_bytes && pooled > self.waiting_max()
+    }
+
+    fn pooled_bytes(&self) -> usize {
+        self.pooled_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The calling thread looks after the pool from now on: it [begins periods](Store::begin_period).
+    pub(super) fn keep(&self) {
+        keeper::keep(self);
+    }
+
+    /// It does so no longer.
+    pub(super) fn let_go(&self) {
+        keeper::let_go();
+        self.cut();
+    }
+
+    /// Whether more waits than may wait for good, and will be given back in a period or two.
+    pub(super) fn lets_more_wait(&self) -> bool {
+        self.pooled_bytes() > self.config.max_pooled_bytes
+            && self.waiting_max() > self.config.max_pooled_bytes
+    }
+
+    /// What was in use at most before the last period is forgotten, and what waited for it is given back. See
+    /// [`Lately::begin_period`].
+    pub(super) fn begin_period(&self, known: usize) -> usize {
+        let period = self.lately.begin_period(known, self.live_bytes());
+        self.cut();
+        period
+    }
+
+    /// Gives back what waits and is too much: mappings, and then large blocks of those that others use.
+    fn cut(&self) {
+        self.shrink();
+        for class in &self.classes {
+            let pooled = self.pooled_bytes();
+            if !self.waits_too_much(pooled) {
+                return;
+            }
+            let discarded = lock(class).discard(pooled - self.waiting_max());
+            self.pooled_bytes.fetch_sub(discarded, Ordering::Relaxed);
+        }
+    }
+
+    /// Unmaps vacant mappings until what waits is not too much, or none is left.
     fn shrink(&self) {
         // Looked at after the block was put: whoever makes the mapping vacant sees, through the lock, what the
         // others have counted who put theirs before.
-        while self.pooled_bytes.load(Ordering::Relaxed) > self.config.max_pooled_bytes {
+        while self.waits_too_much(self.pooled_bytes()) {
             let fattest = self.classes.iter().max_by_key(|class| lock(class).vacant_bytes());
             let Some(mapping) = fattest.and_then(|class| lock(class).pop_vacant()) else { return };
             self.unmap(mapping);
