@@ -7,7 +7,7 @@ mod support;
 use std::io::Write;
 use std::thread;
 
-use duopoll::{Engine, Limits, Pool};
+use duopoll::{Connection, Engine, Limits, Pool};
 use pollster::block_on;
 use support::settled::Settled;
 use support::{Family, Pattern, Peer, Setup, connected, eventually};
@@ -33,6 +33,7 @@ fn memory_follows_what_is_held() {
         let setup = Setup { engine, family: Family::V4 };
         a_message_in_small_pieces_costs_little_more_than_its_bytes(setup);
         idle_connections_give_back_what_a_burst_took(setup);
+        what_waits_after_large_replies_is_given_back(setup);
     }
 }
 
@@ -73,4 +74,41 @@ fn idle_connections_give_back_what_a_burst_took(setup: Setup) {
     drop(peers);
     drop(server);
     eventually("everything is given back", || live_bytes() <= before);
+}
+
+/// By the poller itself, which has nothing else to do.
+fn what_waits_after_large_replies_is_given_back(setup: Setup) {
+    const CONNECTIONS: usize = 4;
+    // More than sockets hold.
+    const PIECES: usize = 16;
+    let service = setup.builder().on_request(async |connection: &mut Connection| {
+        connection.skip(1).await?;
+        let message = message();
+        for _ in 0..PIECES {
+            connection.write(&message)?;
+        }
+        connection.flush().await
+    });
+    let server = service.serve(setup.listener()).expect("a server");
+    let mut peers: Vec<_> = (0..CONNECTIONS).map(|_| Peer::connect(server.local_addr())).collect();
+    let message = &message();
+    let before = live_bytes();
+    for round in 0..3 {
+        for peer in &mut peers {
+            peer.write_all(b"x").expect("sent");
+        }
+        if round == 0 {
+            let most = CONNECTIONS * PIECES / 4 * MIB;
+            eventually("they wait together", || live_bytes() - before >= most);
+        }
+        for peer in &mut peers {
+            let mut piece = vec![0; MIB];
+            for _ in 0..PIECES {
+                std::io::Read::read_exact(peer, &mut piece).expect("a reply");
+                assert_eq!(piece, *message);
+            }
+        }
+    }
+    // Free small blocks beside others that are in use may be more than the limit.
+    eventually("what waits is given back", || Pool::global().stats().pooled_bytes <= 9 * MIB);
 }
