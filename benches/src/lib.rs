@@ -13,11 +13,12 @@
 //! - [`web`]: servers of HTTP, gRPC and TLS, and the tools that drive them.
 //! - [`scenario`] and [`plan`]: what is measured, for how long, with how many rounds.
 //! - [`revision`]: the same servers of another revision. [`instructions`]: what a request takes, exactly.
-//! - [`rounds`]: runs a plan, and repeats rounds that saw a [`disturbance`]. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
+//! - [`rounds`]: runs a plan on cores that are kept [`awake`], and repeats rounds that saw a [`disturbance`]. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
 //!   may be missing; the report then says so.
 //! - [`report`]: table, Markdown, JSON and SVG.
 
 pub mod address;
+pub mod awake;
 pub mod cli;
 pub mod disturbance;
 pub mod golang;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::address::Address;
+use crate::awake::Awake;
 use crate::disturbance::Watch;
 use crate::golang;
 use crate::instructions;
@@ -63,6 +64,7 @@ pub struct Settings {
 /// Runs the steps; the results are written after each.
 pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
     let mut runner = Runner::new(steps, settings)?;
+    let awake = Awake::new([settings.server_core, settings.client_core]);
     for step in steps {
         if runner.report.tables.iter().any(|table| table.is_of(step)) {
             continue;
@@ -82,6 +84,9 @@ pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
             runner.report.seconds += runner.progress.lap();
             report::write(&runner.report, &settings.out)?;
         }
+    }
+    if let Err(error) = awake.end() {
+        runner.note(format!("cores could not be kept awake: {error}"));
     }
     for note in &runner.report.notes {
         println!("note: {note}");
