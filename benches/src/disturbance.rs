@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys;
+use crate::{interrupts, sys};
 
 /// The kernel counts in ticks of 10 ms.
 const TICK_NS: u64 = 10_000_000;
@@ -49,6 +49,7 @@ impl Watch {
         let (busy_ns, stolen_ns) = machine_ns()?;
         // Children count when they have ended.
         let ours_ns = sys::own_cpu_time_ns()? + sys::children_cpu_time_ns()?;
+        let ours_ns = ours_ns + interrupts::cpu_time_ns();
         Ok(Watch { busy_ns, stolen_ns, ours_ns, now_ns: sys::now_ns() })
     }
 

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::interrupts;
 use crate::load::Outcome;
 use crate::process::{self, ServerProcess};
-use crate::sys;
 
 /// Connections of `redis-benchmark`, its default.
 const CLIENTS: usize = 50;
@@ -100,9 +100,9 @@ pub fn run(
     let warm = benchmark(addr, core, command, pipeline, 10_000 * (pipeline as u64).min(16))?;
     let count = (warm.rate * measure_ms as f64 / 1e3).max(1000.0) as u64;
 
-    let cpu_ns = sys::cpu_time_ns(server.pid())?;
+    let cpu_ns = interrupts::server_cpu_time_ns(server.pid())?;
     let result = benchmark(addr, core, command, pipeline, count)?;
-    let cpu_ns = sys::cpu_time_ns(server.pid())? - cpu_ns;
+    let cpu_ns = interrupts::server_cpu_time_ns(server.pid())? - cpu_ns;
     Ok(Outcome {
         requests: count,
         requests_in_all: count,

@@ -313,6 +313,20 @@ pub fn pin_to_core(core: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// The one core that a process may use, if it is one.
+pub fn only_core(pid: u32) -> io::Result<Option<usize>> {
+    // SAFETY: all-zero bytes are an empty CPU set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the set, whose size is passed with it.
+    check(unsafe {
+        libc::sched_getaffinity(pid as libc::pid_t, size_of::<libc::cpu_set_t>(), &mut set)
+    })?;
+    // SAFETY: CPU_ISSET reads inside the set.
+    let has = |core: &usize| unsafe { libc::CPU_ISSET(*core, &set) };
+    let mut cores = (0..libc::CPU_SETSIZE as usize).filter(has);
+    Ok(cores.next().filter(|_| cores.next().is_none()))
+}
+
 /// Has the calling thread run only while nobody else wants its core.
 pub fn give_way_to_all() -> io::Result<()> {
     // SAFETY: all-zero bytes are the one priority that there is in this class.

@@ -18,6 +18,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::address::Address;
+use crate::interrupts;
 use crate::process;
 use crate::sys;
 
@@ -302,14 +303,15 @@ impl Window {
     pub(crate) fn tick(&mut self, now_ns: u64) -> io::Result<bool> {
         match self.state {
             State::Warming if now_ns >= self.starts_ns => {
-                self.server_cpu_ns = sys::cpu_time_ns(self.server_pid)?;
+                self.server_cpu_ns = interrupts::server_cpu_time_ns(self.server_pid)?;
                 self.client_cpu_ns = sys::own_cpu_time_ns()?;
                 self.starts_ns = sys::now_ns();
                 self.ends_ns = self.starts_ns + self.measure_ns;
                 self.state = State::Measuring;
             }
             State::Measuring if now_ns >= self.ends_ns => {
-                self.server_cpu_ns = sys::cpu_time_ns(self.server_pid)? - self.server_cpu_ns;
+                self.server_cpu_ns =
+                    interrupts::server_cpu_time_ns(self.server_pid)? - self.server_cpu_ns;
                 self.client_cpu_ns = sys::own_cpu_time_ns()? - self.client_cpu_ns;
                 self.ends_ns = sys::now_ns();
                 self.state = State::Over;

@@ -11,6 +11,7 @@ use super::shape::Shape;
 use super::{Options, Server, Start, nginx};
 use crate::golang;
 use crate::instructions;
+use crate::interrupts;
 use crate::load::Outcome;
 use crate::plan::SETTLE_MS;
 use crate::process::{self, ServerProcess};
@@ -141,7 +142,11 @@ struct Clocks {
 
 impl Clocks {
     fn read(server_pid: u32, client_ns: u64) -> io::Result<Clocks> {
-        Ok(Clocks { server_ns: sys::cpu_time_ns(server_pid)?, client_ns, now_ns: sys::now_ns() })
+        Ok(Clocks {
+            server_ns: interrupts::server_cpu_time_ns(server_pid)?,
+            client_ns,
+            now_ns: sys::now_ns(),
+        })
     }
 
     /// What was used since, in what the load generator took for its measured time.
