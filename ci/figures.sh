@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Instructions of an echo, of a request by HTTP/1.1 and of a call by gRPC, on epoll, beside those in ci/figures.txt: figures that no
 # other load on the machine changes. `ci/figures.sh --update` writes what it counts there. System calls and allocations are counted by
-# tests/costs.rs, the memory of an idle connection by tests/idle.rs.
+# tests/costs.rs, bytes copied by tests/copies.rs, the memory of an idle connection by tests/idle.rs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
