@@ -100,6 +100,9 @@ impl Main for () {
 }
 
 /// The way to a poller, from any thread.
+///
+/// In cache lines of its own, two at a time, as processors fetch them: it is written each turn, and no other poller is to wait for that.
+#[repr(align(128))]
 pub(crate) struct Handle {
     mailbox: Arc<Mailbox>,
     executor: Arc<Executor>,

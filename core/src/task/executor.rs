@@ -54,6 +54,7 @@ thread_local! {
 }
 
 /// The way to the tasks of a poller, from any thread.
+#[repr(align(128))]
 pub struct Executor {
     mailbox: Arc<Mailbox>,
     others: Mutex<FromOthers>,
