@@ -1,0 +1,177 @@
+//! What pollers of one process cost each other: two in one process beside two processes that have one each.
+//!
+//! ```text
+//! cargo run --release -p duopoll-benches --no-default-features --bin pollers
+//! ```
+//!
+//! Each poller has a core, and shares it with a client, half of whose connections are with either poller. So all differs
+//! by no more than what the pollers of one process share: the pool of blocks, the server's figures, the kernel's table of
+//! descriptors and its address space.
+
+use std::env;
+use std::io;
+use std::process::{Command, ExitCode, Stdio};
+use std::str::FromStr;
+use std::thread;
+
+use duopoll::{Engine, EventLoop, Listener};
+use duopoll_benches::address::Address;
+use duopoll_benches::load::{self, Mode, Outcome, Spec};
+use duopoll_benches::process::{self, ServerProcess};
+use duopoll_benches::servers::duopoll::echo;
+use duopoll_benches::stats::estimate;
+
+const HELP: &str = "pollers [--bytes N] [--connections N] [--rounds N] [--seconds S]
+
+CPU time of an echo on two pollers of one process, and on two processes with one each.
+
+  --bytes        of a message (default: 64)
+  --connections  on each poller (default: 50)
+  --rounds       how often (default: 9)
+  --seconds      that are measured of each (default: 1)";
+
+const CORES: [usize; 2] = [0, 1];
+const ENGINES: [(&str, Engine); 2] = [("epoll", Engine::Epoll), ("uring", Engine::Uring)];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["serve", engine, address, pollers] => serve(engine, address, pollers),
+        ["load", spec] => generate(spec),
+        _ => measure(&words),
+    };
+    process::exit_code("pollers", result)
+}
+
+fn parse<T: FromStr>(text: &str) -> io::Result<T> {
+    text.parse().map_err(|_| io::Error::other(format!("{text:?} is not understood\n\n{HELP}")))
+}
+
+/// Where one of them is asked for, its core is that of the process; two have one each.
+fn serve(engine: &str, address: &str, pollers: &str) -> io::Result<()> {
+    let engine = ENGINES.iter().find(|(name, _)| *name == engine).map_or(Engine::Auto, |it| it.1);
+    let pollers: usize = parse(pollers)?;
+    let builder = EventLoop::builder().engine(engine).pollers(pollers).pinned(pollers > 1);
+    let _server = builder.on_request(echo).serve(Listener::bind(address)?)?;
+    loop {
+        thread::park();
+    }
+}
+
+fn generate(spec: &str) -> io::Result<()> {
+    let outcome = load::run(&serde_json::from_str(spec)?)?;
+    println!("{}", serde_json::to_string(&outcome)?);
+    Ok(())
+}
+
+struct Plan {
+    bytes: usize,
+    connections: usize,
+    rounds: usize,
+    seconds: f64,
+}
+
+fn measure(words: &[&str]) -> io::Result<()> {
+    let mut plan = Plan { bytes: 64, connections: 50, rounds: 9, seconds: 1.0 };
+    for option in words.chunks(2) {
+        match *option {
+            ["--bytes", bytes] => plan.bytes = parse(bytes)?,
+            ["--connections", connections] => plan.connections = parse(connections)?,
+            ["--rounds", rounds] => plan.rounds = parse(rounds)?,
+            ["--seconds", seconds] => plan.seconds = parse(seconds)?,
+            _ => return parse::<usize>(option[0]).map(drop),
+        }
+    }
+    println!(
+        "{:8} {:>12} {:>12} {:>24}",
+        "", "apart, µs", "together, µs", "together / apart, within"
+    );
+    for (engine, _) in ENGINES {
+        let (mut apart, mut together) = (Vec::new(), Vec::new());
+        for _ in 0..plan.rounds {
+            apart.push(plan.of_two(engine)?);
+            together.push(plan.of_one(engine)?);
+        }
+        let ratio = estimate(together.iter().zip(&apart).map(|(one, other)| one / other));
+        let (apart, together) = (estimate(apart).median, estimate(together).median);
+        let (median, low, high) = (ratio.median, ratio.low, ratio.high);
+        println!("{engine:8} {apart:12.2} {together:12.2} {median:10.3} {low:6.3}–{high:.3}");
+    }
+    Ok(())
+}
+
+impl Plan {
+    /// Two processes with a poller each: CPU time of a request, in microseconds.
+    fn of_two(&self, engine: &str) -> io::Result<f64> {
+        let servers = CORES.map(|core| start(engine, 1, Some(core)));
+        let [one, other] = servers;
+        let (one, other) = (one?, other?);
+        let outcomes = self.load([&one, &other])?;
+        let cpu_ns = mean_cpu_ns(&outcomes[..2]) + mean_cpu_ns(&outcomes[2..]);
+        Ok(cpu_ns / requests(&outcomes) / 1000.0)
+    }
+
+    /// One process with two pollers.
+    fn of_one(&self, engine: &str) -> io::Result<f64> {
+        let server = start(engine, CORES.len(), None)?;
+        let outcomes = self.load([&server, &server])?;
+        Ok(mean_cpu_ns(&outcomes) / requests(&outcomes) / 1000.0)
+    }
+
+    /// A client on each core for each of the servers, all at once. Those of the first server come first.
+    fn load(&self, servers: [&(ServerProcess, Address); 2]) -> io::Result<Vec<Outcome>> {
+        let mut clients = Vec::new();
+        for (server, address) in servers {
+            for core in CORES {
+                let spec = Spec {
+                    target: address.to_string(),
+                    tls: None,
+                    server_pid: server.pid(),
+                    mode: Mode::Closed { depth: 1 },
+                    connections: self.connections / CORES.len(),
+                    idle: 0,
+                    slow: 0,
+                    message: self.bytes,
+                    framed: false,
+                    warm_ms: 500,
+                    measure_ms: (self.seconds * 1000.0) as u64,
+                    settle_ms: 0,
+                    verify: false,
+                };
+                let mut command = Command::new(env::current_exe()?);
+                command.arg("load").arg(serde_json::to_string(&spec)?).stdout(Stdio::piped());
+                process::on_core(&mut command, core);
+                clients.push(command.spawn()?);
+            }
+        }
+        let outcome = |client: std::process::Child| {
+            let output = client.wait_with_output()?;
+            Ok(serde_json::from_slice(&output.stdout)?)
+        };
+        // All of them are waited for, whatever becomes of one.
+        let outcomes: Vec<io::Result<Outcome>> = clients.into_iter().map(outcome).collect();
+        outcomes.into_iter().collect()
+    }
+}
+
+fn start(
+    engine: &str,
+    pollers: usize,
+    core: Option<usize>,
+) -> io::Result<(ServerProcess, Address)> {
+    let address = process::tcp_address()?;
+    let mut command = Command::new(env::current_exe()?);
+    command.args(["serve", engine, &address.to_string(), &pollers.to_string()]);
+    Ok((ServerProcess::start(command, core, &address)?, address))
+}
+
+/// Clients of one server read the same clock, at moments that differ a little.
+fn mean_cpu_ns(outcomes: &[Outcome]) -> f64 {
+    let sum: u64 = outcomes.iter().map(|outcome| outcome.server_cpu_ns).sum();
+    sum as f64 / outcomes.len() as f64
+}
+
+fn requests(outcomes: &[Outcome]) -> f64 {
+    outcomes.iter().map(|outcome| outcome.requests).sum::<u64>() as f64
+}
