@@ -164,7 +164,8 @@ impl Clock for PollerClock {
 
     fn tick_of(&self, instant: Instant) -> Tick {
         let since = instant.saturating_duration_since(self.0.origin);
-        Tick::try_from(since.as_nanos().div_ceil(u128::from(NANOS_PER_TICK))).unwrap_or(Tick::MAX)
+        let part = since.subsec_nanos().div_ceil(NANOS_PER_TICK as u32);
+        since.as_secs().saturating_mul(1000).saturating_add(u64::from(part))
     }
 
     fn is_real(&self) -> bool {

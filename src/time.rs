@@ -35,7 +35,7 @@ pub(crate) const FAR: Duration = Duration::from_secs(1 << 32);
 
 /// The time that the poller of this thread lives by: that of the machine, unless it is [paused](pause).
 pub fn now() -> Instant {
-    Handle::current().map_or_else(Instant::now, |poller| poller.clock().instant())
+    Handle::with_current(|poller| poller.clock().instant()).unwrap_or_else(Instant::now)
 }
 
 /// Has the time of this thread's poller stand still, for tests: all timers and timeouts of its tasks and connections live by
@@ -159,6 +159,8 @@ pub struct Sleep {
     due: Instant,
     /// Its poller is not that of the thread which waits, and may live by another time.
     elsewhere: bool,
+    /// It lay ahead when its timer was set: it has come when that has gone off.
+    ahead: bool,
     poller: Option<Arc<Handle>>,
     timer: Timer,
 }
@@ -194,7 +196,8 @@ impl Sleep {
     }
 
     fn new(poller: Option<Arc<Handle>>, deadline: Instant) -> Sleep {
-        Sleep { deadline, due: deadline, elsewhere: false, poller, timer: Timer::None }
+        let timer = Timer::None;
+        Sleep { deadline, due: deadline, elsewhere: false, ahead: false, poller, timer }
     }
 
     /// When it ends.
@@ -204,7 +207,7 @@ impl Sleep {
 
     /// Has it end at another time, also if it has ended already. It must be polled for whoever waits to be woken.
     pub fn reset(&mut self, deadline: Instant) {
-        (self.deadline, self.due) = (deadline, deadline);
+        (self.deadline, self.due, self.ahead) = (deadline, deadline, false);
         let Some(poller) = &self.poller else { return };
         if self.elsewhere {
             self.due = poller.clock().translate(deadline);
@@ -223,11 +226,20 @@ impl Sleep {
         clock.map_or(now() >= self.deadline, |clock| clock.now() >= clock.tick_of(self.due))
     }
 
-    /// The poller on which it waits: the one of this thread, if it has none yet.
-    fn poller(&mut self) -> Arc<Handle> {
-        if let Some(poller) = self.poller.as_ref().filter(|poller| !poller.has_ended()) {
-            return poller.clone();
+    /// The poller on which it waits, the one of this thread if it has none yet, and when it ends by that one's clock.
+    fn poller(&mut self) -> (&Arc<Handle>, Instant) {
+        if self.poller.as_ref().is_none_or(|poller| poller.has_ended()) {
+            let poller = self.find_poller();
+            self.poller = Some(poller);
         }
+        match &self.poller {
+            Some(poller) => (poller, self.due),
+            None => unreachable!("it was found"),
+        }
+    }
+
+    #[inline]
+    fn find_poller(&mut self) -> Arc<Handle> {
         self.forget();
         let poller = Handle::current().filter(|poller| !poller.has_ended());
         self.elsewhere = poller.is_none();
@@ -240,7 +252,7 @@ impl Sleep {
             true => poller.clock().translate(self.deadline),
             false => self.deadline,
         };
-        self.poller.insert(poller).clone()
+        poller
     }
 
     fn forget(&mut self) {
@@ -259,20 +271,26 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let (Timer::Here(timer), true, Some(poller)) = (&self.timer, self.ahead, &self.poller) {
+            // Most polls are somebody else's wake-ups.
+            if poller.is_local() && timers::wake_by(*timer, cx.waker()) {
+                return Poll::Pending;
+            }
+        }
         if let Timer::Elsewhere(remote) = &self.timer {
             // First: whether it has gone off since is asked behind it.
             if !remote.wake_by(cx.waker()) {
                 self.timer = Timer::None;
             }
         }
-        let poller = self.poller();
-        let clock = poller.clock();
-        let (now, deadline) = (clock.now(), clock.tick_of(self.due));
+        let (poller, due) = self.poller();
+        let (now, deadline) = (poller.clock().now(), poller.clock().tick_of(due));
+        let is_local = poller.is_local();
         if now >= deadline {
             self.forget();
             return Poll::Ready(());
         }
-        if poller.is_local() {
+        if is_local {
             let known = match self.timer {
                 Timer::Here(timer) => Some(timer),
                 Timer::Elsewhere(_) => {
@@ -282,6 +300,7 @@ impl Future for Sleep {
                 Timer::None => None,
             };
             self.timer = Timer::Here(timers::set(known, deadline, now, cx.waker()));
+            self.ahead = true;
             return Poll::Pending;
         }
         if let Timer::Elsewhere(_) = &self.timer {
@@ -293,7 +312,7 @@ impl Future for Sleep {
         self.timer = Timer::Elsewhere(remote.clone());
         // Not run, if the poller ends: then the remote is dropped with its call, which wakes.
         let begun = Begun(Some(remote));
-        poller.call(move |_| begun.begin(deadline, now));
+        self.poller().0.call(move |_| begun.begin(deadline, now));
         Poll::Pending
     }
 }

@@ -43,6 +43,33 @@ pub fn set(timer: Option<Token>, deadline: Tick, now: Tick, waker: &Waker) -> To
     token
 }
 
+/// Has another waker called, if it is another. False if the timer has fired.
+#[inline]
+pub fn wake_by(timer: Token, waker: &Waker) -> bool {
+    let same = TIMERS.with_borrow_mut(|timers| {
+        let known = timers.as_mut().and_then(|timers| timers.wakers.get_mut(timer));
+        known.map(|known| known.will_wake(waker))
+    });
+    match same {
+        Some(true) => true,
+        Some(false) => exchange(timer, waker),
+        None => false,
+    }
+}
+
+fn exchange(timer: Token, waker: &Waker) -> bool {
+    // Made and dropped while nothing is borrowed: it is a user's.
+    let waker = waker.clone();
+    let before = TIMERS.with_borrow_mut(|timers| {
+        let known = timers.as_mut().and_then(|timers| timers.wakers.get_mut(timer));
+        match known {
+            Some(known) => Ok(mem::replace(known, waker)),
+            None => Err(waker),
+        }
+    });
+    before.is_ok()
+}
+
 /// Sets a timer to another time. False if it has fired.
 pub fn reset(timer: Token, deadline: Tick) -> bool {
     TIMERS.with_borrow_mut(|timers| {

@@ -146,7 +146,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut this = self.project();
-        if Handle::current().is_none() {
+        if !Handle::is_here() {
             let text = "HTTP is served on a poller, which has its tasks and timers";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::Unsupported, text)));
         }

@@ -140,6 +140,16 @@ impl Handle {
         CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
     }
 
+    /// Whether this thread has a poller.
+    pub(crate) fn is_here() -> bool {
+        Handle::with_current(|_| ()).is_some()
+    }
+
+    /// Asks the poller of this thread, if it has one.
+    pub(crate) fn with_current<T>(ask: impl FnOnce(&Handle) -> T) -> Option<T> {
+        CURRENT.try_with(|current| current.borrow().as_deref().map(ask)).ok().flatten()
+    }
+
     /// Its tasks.
     pub(crate) fn executor(&self) -> &Arc<Executor> {
         &self.executor

@@ -125,7 +125,7 @@ impl Service {
         if self.builder.shared.is_some() {
             return invalid("a server cannot run both here and on other pollers");
         }
-        if Handle::current().is_some() {
+        if Handle::is_here() {
             return invalid("this thread runs a poller already");
         }
         let mut here = None;

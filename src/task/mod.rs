@@ -80,7 +80,7 @@ pub(crate) fn spawn_near<F>(future: F) -> io::Result<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    if Handle::current().is_some() {
+    if Handle::is_here() {
         spawn_local(future);
     } else {
         Pollers::nearest()?.spawn(move || future);
