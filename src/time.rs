@@ -147,6 +147,8 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
 /// A wait until a point in time. Cheap to make, to [reset](Sleep::reset) and to drop, anywhere; on its poller's thread it
 /// allocates nothing.
 ///
+/// Its timer goes off between two turns of its poller, so a task that polls it again and again without ever waiting does not see it end.
+///
 /// # Cancellation
 /// Dropping it takes its timer back.
 ///

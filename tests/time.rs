@@ -22,6 +22,7 @@ on_every_setup!(
     timers_that_are_dropped_are_gone,
     a_sleep_moves_between_threads,
     the_last_waker_counts,
+    a_sleep_that_is_reset_ends_at_its_new_time,
     a_timeout_ends_what_takes_too_long,
     what_came_while_the_poller_was_busy_is_in_time,
     what_came_for_many_is_in_time,
@@ -204,6 +205,25 @@ fn the_last_waker_counts(setup: Setup) {
 }
 
 /// Has many wait for something that comes while their poller does nothing, until the time of all is over. Gives how many got it.
+fn a_sleep_that_is_reset_ends_at_its_new_time(setup: Setup) {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let (took, _server) = in_a_handler(setup, async |_| {
+        let start = Instant::now();
+        let mut long = pin!(sleep(DAY));
+        // What is past has come at once, whatever timer was set before.
+        for until in [start - MOMENT, start + DAY, start - MOMENT] {
+            long.as_mut().reset(until);
+            assert_eq!(poll_once(long.as_mut()).is_ready(), until < start);
+        }
+        long.as_mut().reset(start + DAY);
+        assert!(poll_once(long.as_mut()).is_pending());
+        long.as_mut().reset(start + MOMENT);
+        long.await;
+        start.elapsed()
+    });
+    assert!((MOMENT..PATIENCE).contains(&took), "{took:?}");
+}
+
 fn in_time(setup: Setup, count: usize) -> usize {
     let pollers = setup.pollers(1);
     let listener = setup.listener().pollers(pollers.clone());
