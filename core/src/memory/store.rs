@@ -234,7 +234,9 @@ impl Store {
             if !self.waits_too_much(pooled) {
                 return;
             }
-            let discarded = lock(class).discard(pooled - self.waiting_max());
+            // Others may have freed some meanwhile, and so let more wait.
+            let excess = pooled.saturating_sub(self.waiting_max());
+            let discarded = lock(class).discard(excess);
             self.pooled_bytes.fetch_sub(discarded, Ordering::Relaxed);
         }
     }
