@@ -309,6 +309,32 @@ mod tests {
     }
 
     #[test]
+    fn several_look_after_a_pool_at_once() {
+        let pool = of_two_mib();
+        std::thread::scope(|scope| {
+            for nth in 0..4 {
+                let pool = &pool;
+                scope.spawn(move || {
+                    pool.keep();
+                    let mut period = 0;
+                    for round in 0..if cfg!(miri) { 3 } else { 300 } {
+                        let bytes = (16 << 10) << ((nth + round) % 4);
+                        let count = (4 * MIB) / bytes;
+                        let blocks: Vec<_> =
+                            (0..count).map(|_| pool.allocate(bytes).unwrap()).collect();
+                        period = pool.begin_period(period);
+                        drop(blocks);
+                    }
+                    pool.let_go();
+                });
+            }
+        });
+        let stats = pool.stats();
+        assert_eq!((stats.live_blocks, stats.live_bytes), (0, 0));
+        assert!(stats.pooled_bytes <= 2 * MIB, "{stats:?}");
+    }
+
+    #[test]
     #[cfg(not(fuzzing))]
     fn large_blocks_are_given_back_beside_those_in_use() {
         let pool = of_two_mib();
