@@ -204,7 +204,6 @@ fn the_last_waker_counts(setup: Setup) {
     }
 }
 
-/// Has many wait for something that comes while their poller does nothing, until the time of all is over. Gives how many got it.
 fn a_sleep_that_is_reset_ends_at_its_new_time(setup: Setup) {
     const DAY: Duration = Duration::from_secs(86_400);
     let (took, _server) = in_a_handler(setup, async |_| {
@@ -224,6 +223,7 @@ fn a_sleep_that_is_reset_ends_at_its_new_time(setup: Setup) {
     assert!((MOMENT..PATIENCE).contains(&took), "{took:?}");
 }
 
+/// Has many wait for something that comes while their poller does nothing, until the time of all is over. Gives how many got it.
 fn in_time(setup: Setup, count: usize) -> usize {
     let pollers = setup.pollers(1);
     let listener = setup.listener().pollers(pollers.clone());

@@ -6,7 +6,8 @@
 //!
 //! Each poller has a core, and shares it with a client, half of whose connections are with either poller. So all differs
 //! by no more than what the pollers of one process share: the pool of blocks, the server's figures, the kernel's table of
-//! descriptors and its address space.
+//! descriptors and its address space. For small messages: of large ones the kernel's threads do a part, which is counted for processes that
+//! have a core to themselves, and not for the one that has both.
 
 use std::env;
 use std::io;
@@ -45,7 +46,11 @@ fn main() -> ExitCode {
 }
 
 fn parse<T: FromStr>(text: &str) -> io::Result<T> {
-    text.parse().map_err(|_| io::Error::other(format!("{text:?} is not understood\n\n{HELP}")))
+    text.parse().map_err(|_| wrong(text))
+}
+
+fn wrong(word: &str) -> io::Error {
+    io::Error::other(format!("{word:?} is not understood\n\n{HELP}"))
 }
 
 /// Where one of them is asked for, its core is that of the process; two have one each.
@@ -80,7 +85,7 @@ fn measure(words: &[&str]) -> io::Result<()> {
             ["--connections", connections] => plan.connections = parse(connections)?,
             ["--rounds", rounds] => plan.rounds = parse(rounds)?,
             ["--seconds", seconds] => plan.seconds = parse(seconds)?,
-            _ => return parse::<usize>(option[0]).map(drop),
+            _ => return Err(wrong(option[0])),
         }
     }
     println!(
@@ -104,8 +109,7 @@ fn measure(words: &[&str]) -> io::Result<()> {
 impl Plan {
     /// Two processes with a poller each: CPU time of a request, in microseconds.
     fn of_two(&self, engine: &str) -> io::Result<f64> {
-        let servers = CORES.map(|core| start(engine, 1, Some(core)));
-        let [one, other] = servers;
+        let [one, other] = CORES.map(|core| start(engine, 1, Some(core)));
         let (one, other) = (one?, other?);
         let outcomes = self.load([&one, &other])?;
         let cpu_ns = mean_cpu_ns(&outcomes[..2]) + mean_cpu_ns(&outcomes[2..]);

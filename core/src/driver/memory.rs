@@ -83,7 +83,9 @@ impl Driver {
 
     /// When memory is looked at next, if nothing else happens.
     pub(super) fn memory_due(&self) -> Option<Tick> {
-        let waits = self.mailbox.pool().lets_more_wait().then_some(self.memory.period_at);
+        // A clock that a test has stand does not move for it.
+        let waits = self.mailbox.clock().is_real() && self.mailbox.pool().lets_more_wait();
+        let waits = waits.then_some(self.memory.period_at);
         waits.into_iter().chain(self.memory.look_at()).min()
     }
 
