@@ -346,8 +346,6 @@ fn an_answer_before_a_reset_arrives(setup: Setup) {
 
 /// How much in large pieces is bulk beyond doubt.
 const BULK_BYTES: usize = 8 << 20;
-/// The same where a busy machine may have them arrive in small ones for a while.
-const BULK_BYTES_MAX: usize = 128 << 20;
 
 /// Sends large pieces one by one, each when the one before has arrived, until the kernel has moved some of them.
 fn begin_bulk(pollers: &Pollers, left: &mut Peer, right: &mut Peer) -> usize {
@@ -361,7 +359,7 @@ fn begin_bulk(pollers: &Pollers, left: &mut Peer, right: &mut Peer) -> usize {
         if pollers.settled().received_bytes < sent as u64 {
             return sent;
         }
-        assert!(sent < BULK_BYTES_MAX, "the kernel moves nothing");
+        assert!(sent < BULK_BYTES, "the kernel moves nothing");
     }
 }
 
