@@ -8,7 +8,7 @@ mod support;
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use duopoll::relay::Relay;
@@ -24,6 +24,8 @@ on_every_setup!(
 );
 
 static COPIED_BYTES: AtomicU64 = AtomicU64::new(0);
+/// A test has begun: what starts a program that is linked statically copies before there are thread-locals.
+static BEGUN: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static COUNTED: Cell<bool> = const { Cell::new(false) };
@@ -31,7 +33,7 @@ thread_local! {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut c_void, from: *const c_void, bytes: usize) -> *mut c_void {
-    if COUNTED.try_with(Cell::get).unwrap_or(false) {
+    if BEGUN.load(Ordering::Relaxed) && COUNTED.try_with(Cell::get).unwrap_or(false) {
         COPIED_BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
     }
     // SAFETY: promised by the caller; memmove(3) asks for less.
@@ -48,6 +50,7 @@ fn message() -> Vec<u8> {
 /// One test at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
+    BEGUN.store(true, Ordering::Relaxed);
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
