@@ -37,19 +37,24 @@ const PIECES_MAX: usize = 16;
 pub(super) struct Pieces {
     /// Large ones without as many small ones.
     large: u8,
+    /// From where the last one came, if that was large: a small one behind it is its rest.
+    behind: Option<Side>,
     /// The kernel may move them.
     splices: bool,
 }
 
 impl Pieces {
     pub(super) fn new(splices: bool) -> Pieces {
-        Pieces { large: 0, splices }
+        Pieces { large: 0, behind: None, splices }
     }
 
-    pub(super) fn saw(&mut self, bytes: usize) {
-        let large = self.large;
-        self.large = if bytes >= LARGE_BYTES { large + 1 } else { large.saturating_sub(1) }
-            .min(2 * LARGE_MIN);
+    pub(super) fn saw(&mut self, from: Side, bytes: usize) {
+        if bytes >= LARGE_BYTES {
+            self.large = (self.large + 1).min(2 * LARGE_MIN);
+            self.behind = Some(from);
+        } else if self.behind.take() != Some(from) {
+            self.large = self.large.saturating_sub(1);
+        }
     }
 
     /// From now on all is received and sent.
@@ -290,7 +295,7 @@ impl Bulk<'_> {
                     *self.bytes[from] += taken as u64;
                     self.sides[from].control().count_moved(taken as u64, 0);
                     budget = budget.saturating_sub(taken);
-                    pieces.saw(taken);
+                    pieces.saw(SIDES[from], taken);
                     if pieces.large == 0 {
                         return Poll::Ready(Over::Leave);
                     }
@@ -359,5 +364,43 @@ impl Over {
         } else {
             Over::Broken(broken(error))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many rounds of these pieces make it bulk, of a hundred.
+    fn rounds(round: &[(Side, usize)]) -> Option<usize> {
+        let mut pieces = Pieces::new(true);
+        (1..=100).find(|_| {
+            round.iter().for_each(|(from, bytes)| pieces.saw(*from, *bytes));
+            pieces.are_bulk()
+        })
+    }
+
+    #[test]
+    fn large_pieces_are_bulk() {
+        use Side::{First, Second};
+        const MESSAGE: usize = 64 << 10;
+        assert_eq!(rounds(&[(First, MESSAGE)]), Some(8));
+        // As loopback has them arrive where a receiver is fast.
+        assert_eq!(rounds(&[(First, 65_483), (First, MESSAGE - 65_483)]), Some(8));
+        // As many small messages, of the same peer's or of the other's.
+        assert_eq!(rounds(&[(First, MESSAGE), (First, 53), (First, 53)]), None);
+        assert_eq!(rounds(&[(First, MESSAGE), (Second, 53)]), None);
+        assert_eq!(rounds(&[(First, LARGE_BYTES - 1)]), None);
+    }
+
+    #[test]
+    fn small_pieces_undo_it() {
+        let mut pieces = Pieces::new(true);
+        (0..100).for_each(|_| pieces.saw(Side::First, LARGE_BYTES));
+        let small = (1..100).find(|_| {
+            pieces.saw(Side::First, 53);
+            pieces.large == 0
+        });
+        assert_eq!(small, Some(17));
     }
 }

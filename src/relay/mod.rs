@@ -369,7 +369,7 @@ impl Direction {
             let input = source.input();
             if !input.is_empty() {
                 self.bytes += input.len() as u64;
-                pieces.saw(input.len());
+                pieces.saw(self.from, input.len());
                 target.append(input);
                 self.unflushed = true;
             }
