@@ -18,8 +18,8 @@ use crate::poll::{Inputs, Lease, Next, Operators, Outputs, Ready, SEND_VECTORS_M
 use crate::thread::Blocks;
 use crate::token::Token;
 
-/// Bytes that are copied, if need be, out of a block that others share, while their reader has more to read already.
-const LAGGING_COPY_BYTES: usize = 16 << 10;
+/// While their reader has more to read already, bytes are copied out of a block that is as many times their size.
+const LAGGING_KEEPS: usize = 4;
 
 // SAFETY: the vectors of inputs lie in the stream's receive buffer and those of outputs in its `sending`. Neither is changed
 // while it is lent, except that `sending` grows at its end, which moves no bytes; and a slot is removed only when the
@@ -106,8 +106,9 @@ unsafe impl Operators for Driver {
         // Whoever holds a part of a block holds all of it: more than it may, if memory is short.
         let keeps_too_much = slice.kept_bytes() > self.mailbox.share();
         let Moved { waker, next, closing } = shared.deliver(|inbox, lags| {
-            // Nobody knows for how long these would keep a block that is many times their size.
-            let copies = keeps_too_much || (lags && slice.len() <= LAGGING_COPY_BYTES);
+            // Nobody knows for how long these would keep the block.
+            let keeps_many = slice.kept_bytes() >= LAGGING_KEEPS * slice.len();
+            let copies = keeps_too_much || (lags && keeps_many);
             match copies.then(|| recv.make_room(slice.len(), &mut Blocks)) {
                 Some(Ok(full)) => {
                     full.into_iter().for_each(Blocks::put);
