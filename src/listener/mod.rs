@@ -136,9 +136,10 @@ impl Listener {
 
     /// The next connection. Several may wait at once.
     ///
-    /// The first call begins to accept; from then on up to 128 connections are accepted ahead, and what the engine
-    /// has accepted by the time that it is told to stop. Nothing of them is received before they are asked for. Dropping the future loses none: the next call gets it, and so does a server that the
-    /// listener is given to. If the poller that listens breaks, another one goes on.
+    /// The first call begins to accept; from then on up to 128 connections are accepted ahead, and those that the
+    /// engine has accepted by the time that it is told to stop: up to 64. Nothing of them is received before they are
+    /// asked for. Dropping the future loses none: the next call gets it, and so does a server that the listener is given
+    /// to. If the poller that listens breaks, another one goes on.
     ///
     /// # Errors
     /// What the engine says if it cannot listen, or cannot take a connection on; the next call tries again. A shortage of

@@ -103,9 +103,12 @@ impl Setup {
         if self.engine == Engine::Epoll { 512 << 10 } else { 4 << 20 }
     }
 
-    /// Pollers of this cell.
+    /// Pollers of this cell. What their threads open to begin with has been closed.
     pub fn pollers(self, count: usize) -> Pollers {
-        Pollers::options().engine(self.engine).count(count).start().expect("an engine")
+        let pollers = Pollers::options().engine(self.engine).count(count).start();
+        let pollers = pollers.expect("an engine");
+        pollers.settle();
+        pollers
     }
 
     /// A server's options for this cell, with one poller.

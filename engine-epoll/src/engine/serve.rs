@@ -41,7 +41,10 @@ impl Epoll {
         };
         if socket.kind == Kind::Listener {
             socket.readable = true;
-            return self.accept(token, operators);
+            if !socket.listed {
+                self.accept(token, operators);
+            }
+            return;
         }
         if socket.kind == Kind::Watched {
             let readable = events.intersects(STOPS | EventFlags::IN);
