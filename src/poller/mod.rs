@@ -330,7 +330,6 @@ impl Poller {
         self.stopping |= main.go_on();
         self.take_commands();
         self.driver.end_turn(&mut self.engine);
-        self.tell_open();
         self.publish();
         if let Some(stopwatch) = &mut self.stopwatch {
             stopwatch.turn_ends();
@@ -721,8 +720,9 @@ impl Poller {
         }
     }
 
-    /// Has everybody see what was counted so far.
-    pub(crate) fn publish(&self) {
+    /// Has everybody see what was counted so far, and what connections are balanced by.
+    pub(crate) fn publish(&mut self) {
+        self.tell_open();
         let mut stats = self.stats;
         stats.add_handlers();
         stats.add_engine(self.engine.stats());
