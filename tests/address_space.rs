@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use duopoll::{Connection, Engine, Pool};
@@ -27,6 +27,16 @@ fn uring_serves_who_asks_for_little() {
     serves_who_asks_for_little(Engine::Uring);
 }
 
+#[test]
+fn epoll_has_room_where_memory_waits() {
+    has_room_where_memory_waits(Engine::Epoll);
+}
+
+#[test]
+fn uring_has_room_where_memory_waits() {
+    has_room_where_memory_waits(Engine::Uring);
+}
+
 fn limit(bytes: libc::rlim_t) {
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the kernel reads a struct that is there.
@@ -39,6 +49,9 @@ struct Limited;
 impl Limited {
     /// To so many MiB more than there are.
     fn more_by(mebibytes: libc::rlim_t) -> Limited {
+        // Whatever thread begins meanwhile, the allocator reserves nothing for it.
+        // SAFETY: sets a figure.
+        assert_eq!(unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) }, 1);
         let used = std::fs::read_to_string("/proc/self/statm").expect("procfs");
         let pages = used.split(' ').next().expect("a figure").parse::<libc::rlim_t>();
         limit(pages.expect("a number") * 4096 + (mebibytes << 20));
@@ -95,4 +108,23 @@ fn serves_who_asks_for_little(engine: Engine) {
         });
         assert_eq!(server.stats().failed_pollers, 0);
     }
+}
+
+/// What waits on a poller's thread for its next use is given back before a request of another size is refused.
+fn has_room_where_memory_waits(engine: Engine) {
+    let _turn = ALONE.lock().unwrap_or_else(|broken| broken.into_inner());
+    let pollers = Setup { engine, family: Family::V4 }.pollers(1);
+    let limited = Limited::more_by(96);
+    let (tell, told) = mpsc::channel();
+    pollers.spawn(async move || {
+        let pool = Pool::global();
+        let burst: Vec<_> = (0..1440).map_while(|_| pool.allocate(64 << 10).ok()).collect();
+        drop(burst);
+        let waits = pool.stats().pooled_bytes;
+        let _ = tell.send((waits, pool.allocate(48 << 20).is_ok()));
+    });
+    let (waits, has_room) = told.recv().expect("told");
+    drop(limited);
+    assert!(waits >= 80 << 20, "{waits} bytes wait");
+    assert!(has_room);
 }

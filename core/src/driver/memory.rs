@@ -84,7 +84,7 @@ impl Driver {
     /// When memory is looked at next, if nothing else happens.
     pub(super) fn memory_due(&self) -> Option<Tick> {
         // A clock that a test has stand does not move for it.
-        let waits = self.mailbox.clock().is_real() && self.mailbox.pool().lets_more_wait();
+        let waits = self.mailbox.clock().is_real() && self.mailbox.pool().is_promised();
         let waits = waits.then_some(self.memory.period_at);
         waits.into_iter().chain(self.memory.look_at()).min()
     }
@@ -128,17 +128,19 @@ impl Driver {
                 return self.deregister(engine, token, Reason::Aborted);
             }
         }
-        // Without a limit, or below it, it was the kernel who has refused, and it goes who was refused.
+        // Without a limit, or below it, it was the kernel who has refused, and it goes who was refused; or if he waits for
+        // nothing that he could be refused, as between two requests, who waits for most.
         let full = usage.is_nearly_full();
         let left = if full { usage.free_bytes() } else { 0 };
         let waits = |(token, slot): (Token, &Slot)| match slot {
-            Slot::Stream(stream) if full || stream.starved => {
-                Some((stream.shared.awaits_more_than(left)?, token))
+            Slot::Stream(stream) => {
+                Some((full || stream.starved, stream.shared.awaits_more_than(left)?, token))
             }
             _ => None,
         };
-        let most = self.slots.entries().filter_map(waits).max_by_key(|(need, _)| *need);
-        if let Some(stream) = most.and_then(|(_, token)| self.stream(token)) {
+        let waiting = self.slots.entries().filter_map(waits);
+        let most = waiting.max_by_key(|(refused, need, _)| (*refused, *need));
+        if let Some(stream) = most.and_then(|(.., token)| self.stream(token)) {
             stream.shared.clone().lacks_memory();
             self.stats.memory_refusals += 1;
             return;

@@ -35,6 +35,8 @@ pub(super) struct Store {
     peak_bytes: AtomicUsize,
     pooled_bytes: AtomicUsize,
     lately: Lately,
+    /// Threads that have promised to look again at what waits.
+    promises: AtomicUsize,
     /// Memory that the kernel would not take back.
     kept: Mutex<Vec<Kept>>,
     kept_count: AtomicUsize,
@@ -51,6 +53,7 @@ impl Store {
             peak_bytes: AtomicUsize::new(0),
             pooled_bytes: AtomicUsize::new(0),
             lately: Lately::new(),
+            promises: AtomicUsize::new(0),
             kept: Mutex::new(Vec::new()),
             kept_count: AtomicUsize::new(0),
             budget: Budget::new(config.max_live_bytes),
@@ -116,7 +119,7 @@ impl Store {
     /// A free block of a size class, or one of its own.
     fn find(&self, bytes: usize, class: Option<(usize, usize)>) -> Option<(FreeBlock, usize)> {
         let Some((class, capacity)) = class else {
-            let mapping = Mapping::of_one(bytes).ok()?;
+            let mapping = self.map(|| Mapping::of_one(bytes))?;
             // SAFETY: nobody else knows the new mapping.
             let (block, capacity) =
                 unsafe { (Mapping::take(mapping), mapping.as_ref().capacity()) };
@@ -126,10 +129,8 @@ impl Store {
         let (block, waited) = match taken {
             Some(taken) => taken,
             None => {
-                // What waits of other sizes makes room for it.
-                self.shrink();
-                // Mapped without the lock: it is a system call.
-                let mapping = Mapping::of_class(capacity).ok()?;
+                // Without the lock: it is a system call.
+                let mapping = self.map(|| Mapping::of_class(capacity))?;
                 let mut class = lock(&self.classes[class]);
                 class.add(mapping);
                 class.take()?
@@ -139,6 +140,16 @@ impl Store {
             self.pooled_bytes.fetch_sub(capacity, Ordering::Relaxed);
         }
         Some((block, capacity))
+    }
+
+    /// A new mapping, for which what waits of other sizes makes room: what is too much by now, and all of it if the kernel
+    /// has no memory otherwise.
+    fn map(&self, new: impl Fn() -> Result<NonNull<Mapping>, Error>) -> Option<NonNull<Mapping>> {
+        self.cut();
+        new().ok().or_else(|| {
+            self.trim();
+            new().ok()
+        })
     }
 
     /// Takes a block back whose last reference was dropped.
@@ -183,10 +194,10 @@ impl Store {
         }
     }
 
-    /// How much may wait. Where somebody looks after the pool, what was in use lately may be in use again.
+    /// How much may wait. Where somebody looks at it again, what was in use lately may be in use again.
     fn waiting_max(&self) -> usize {
         let max = self.config.max_pooled_bytes;
-        if !keeper::keeps(self) {
+        if !keeper::keeps(self) && self.promises.load(Ordering::Relaxed) == 0 {
             return max;
         }
         // Sizes have their peaks at different times, so not as much as was in use and no more.
@@ -194,7 +205,14 @@ impl Store {
     }
 
     fn waits_too_much(&self, pooled: usize) -> bool {
-        pooled > self.config.max_pooled_bytes && pooled > self.waiting_max()
+        if pooled <= self.config.max_pooled_bytes {
+            return false;
+        }
+        let too_much = pooled > self.waiting_max();
+        if !too_much && keeper::keeps(self) && keeper::promise(true) {
+            self.promises.fetch_add(1, Ordering::Relaxed);
+        }
+        too_much
     }
 
     fn pooled_bytes(&self) -> usize {
@@ -208,14 +226,21 @@ impl Store {
 
     /// It does so no longer.
     pub(super) fn let_go(&self) {
-        keeper::let_go();
+        if keeper::let_go() {
+            self.promises.fetch_sub(1, Ordering::Relaxed);
+        }
         self.cut();
     }
 
-    /// Whether more waits than may wait for good, and will be given back in a period or two.
-    pub(super) fn lets_more_wait(&self) -> bool {
-        self.pooled_bytes() > self.config.max_pooled_bytes
-            && self.waiting_max() > self.config.max_pooled_bytes
+    /// Whether the calling thread has promised to [begin a period](Store::begin_period) when this one is over.
+    pub(super) fn is_promised(&self) -> bool {
+        keeper::keeps(self) && keeper::has_promised()
+    }
+
+    /// Whether more waits than may wait for good.
+    fn lets_more_wait(&self) -> bool {
+        let max = self.config.max_pooled_bytes;
+        self.pooled_bytes() > max && self.waiting_max() > max
     }
 
     /// What was in use at most before the last period is forgotten, and what waited for it is given back. See
@@ -223,6 +248,9 @@ impl Store {
     pub(super) fn begin_period(&self, known: usize) -> usize {
         let period = self.lately.begin_period(known, self.live_bytes());
         self.cut();
+        if !self.lets_more_wait() && keeper::promise(false) {
+            self.promises.fetch_sub(1, Ordering::Relaxed);
+        }
         period
     }
 
