@@ -418,7 +418,7 @@ impl Pollers {
         for one in self.stats_of_each() {
             stats += one;
         }
-        stats.set_budget(self.shared.pool.as_ref().unwrap_or_else(|| Pool::global()));
+        stats.set_pool(self.shared.pool.as_ref().unwrap_or_else(|| Pool::global()));
         stats.set_process();
         stats
     }

@@ -35,7 +35,7 @@ pub struct Figure {
     pub is_shared: bool,
 }
 
-/// Figures that no poller has for itself: [`Stats::set_budget`] and [`Stats::set_process`] say what they are.
+/// Figures that no poller has for itself: [`Stats::set_pool`] and [`Stats::set_process`] say what they are.
 const SHARED: [&str; 6] = [
     "contained_panics",
     "memory_budget_bytes",
@@ -216,11 +216,11 @@ figures! {
     memory_budget_bytes: Gauge,
     /// What is used of it, in bytes.
     memory_held_bytes: Gauge,
-    /// Blocks of the process's pool that are in use.
+    /// Blocks that are in use of the pool that these pollers share, the process's or that of their budget.
     live_blocks: Gauge,
     /// Bytes of the blocks that are in use.
     live_block_bytes: Gauge,
-    /// Bytes that wait in the process's pool.
+    /// Bytes that wait in that pool for their next use.
     pooled_bytes: Gauge,
 }
 
@@ -324,17 +324,18 @@ impl Stats {
         self.handler_panics += HANDLER_PANICS.get();
     }
 
-    /// The figures of the process, which belong to no poller.
-    pub(crate) fn set_budget(&mut self, pool: &Pool) {
+    /// The figures of the pool that the pollers share.
+    pub(crate) fn set_pool(&mut self, pool: &Pool) {
         self.memory_budget_bytes = pool.max_live_bytes() as u64;
-        self.memory_held_bytes = pool.stats().live_bytes as u64;
-    }
-
-    pub(crate) fn set_process(&mut self) {
-        self.contained_panics = duopoll_core::contained_panics();
-        let pool = Pool::global().stats();
+        let pool = pool.stats();
+        self.memory_held_bytes = pool.live_bytes as u64;
         self.live_blocks = pool.live_blocks as u64;
         self.live_block_bytes = pool.live_bytes as u64;
         self.pooled_bytes = pool.pooled_bytes as u64;
+    }
+
+    /// The figures of the process.
+    pub(crate) fn set_process(&mut self) {
+        self.contained_panics = duopoll_core::contained_panics();
     }
 }
