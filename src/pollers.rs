@@ -229,7 +229,8 @@ impl PollerOptions {
     }
 
     /// Called when the memory budget has come to another [level](MemoryLevel), on the thread of a poller that sees it: once, if
-    /// several share the budget. It must not block; a panic of its is contained.
+    /// several share the budget. That it is no longer [`Full`](MemoryLevel::Full) is told a second after the last refusal. It must not block; a
+    /// panic of its is contained.
     pub fn on_memory_level<F>(mut self, callback: F) -> PollerOptions
     where
         F: Fn(MemoryLevel) + Send + Sync + 'static,

@@ -43,8 +43,8 @@ use crate::sync::{Arc, Ordering};
 /// What waits is bounded. When a mapping becomes vacant and more than [`PoolConfig::max_pooled_bytes`] wait, a
 /// vacant one is unmapped, of the size class that has most of them; and a block above 32 KiB that would be more than that gives its
 /// memory back at once. So memory comes back down after a burst by itself, and a size that is no longer used makes room for one that
-/// is. On the thread of the pool's poller, where what was in use is likely to be in use again, as much more may wait as was in
-/// use at most in the last half second to second, and is not now. Only the free small blocks of a mapping that has another block in use can exceed the limit: compact a slice that is to be kept for
+/// is. As long as one of the pool's pollers will look at it again, as much more may wait as was in use at most in the last half second to second,
+/// and is not now: it is likely to be in use again. If the kernel has no memory for another block, all that waits is given back first. Only the free small blocks of a mapping that has another block in use can exceed the limit: compact a slice that is to be kept for
 /// long ([`Slice::compact`](crate::Slice::compact)).
 ///
 /// Blocks outlive the pool's handles: dropping every `Pool` leaves the blocks in use as they are, and all memory is
