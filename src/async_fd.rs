@@ -151,7 +151,7 @@ impl Watching {
             let (token, readiness) = poller.watch(fd)?;
             Ok(Watching { poller: handle, token, readiness })
         };
-        poller.ask(watch, |_, watched| drop(watched)).await.map_err(|_| over())?
+        poller.ask(watch).await.map_err(|_| over())?
     }
 
     /// An error if the poller has ended.
@@ -164,7 +164,7 @@ impl Watching {
         let (poller, token) = (self.poller.clone(), self.token);
         drop(self);
         // Looked at once a turn; an engine needs few of them.
-        while poller.ask(move |poller| poller.watches(token), |_, _| ()).await == Ok(true) {}
+        while poller.ask(move |poller| poller.watches(token)).await == Ok(true) {}
     }
 
     #[cfg(feature = "quinn")]

@@ -442,7 +442,7 @@ impl Pollers {
     pub fn settle(&self) {
         for handle in self.shared.handles() {
             // None: it has ended, and has published its last ones.
-            let _ = block_on(handle.ask(|poller| poller.publish(), |_, ()| ()));
+            let _ = block_on(handle.ask(|poller| poller.publish()));
         }
     }
 

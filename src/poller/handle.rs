@@ -65,23 +65,17 @@ impl Handle {
         left
     }
 
-    /// Has the poller do something, and gives its answer when it is there; an error if the poller has ended. Whoever does not
-    /// wait for the answer any more gets it all the same, to `unwanted`; but one that has been told and not looked at is dropped, and
-    /// has to let go by that of what it stands for.
+    /// Has the poller do something, and gives its answer when it is there; an error if the poller has ended. An answer that nobody waits
+    /// for any more is dropped, there or here, and has to let go by that of what it stands for.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Poller) -> T + Send + 'static,
-        unwanted: impl FnOnce(&mut Poller, T) + Send + 'static,
     ) -> oneshot::Receiver<T> {
         let (reply, answer) = oneshot::channel();
         self.call(move |poller| {
             let told = question(poller);
             // It wakes a user's waker.
-            contain("a waker", || {
-                if let Err(told) = reply.send(told) {
-                    unwanted(poller, told);
-                }
-            });
+            contain("a waker", || drop(reply.send(told)));
         });
         answer
     }
@@ -122,7 +116,7 @@ impl Handle {
             poller.retiring = true;
             poller.driver.kept() == 0
         };
-        self.ask(retire, |_, _| ())
+        self.ask(retire)
     }
 
     /// What it has measured, if it does.
@@ -216,7 +210,7 @@ impl Handle {
             }
         };
         // If nobody waits any more, the connection is closed.
-        self.ask(open, |_, opened| drop(opened)).await.unwrap_or_else(|_| Err(over()))
+        self.ask(open).await.unwrap_or_else(|_| Err(over()))
     }
 
     /// Whether the engine can do what a connection's limits ask for.

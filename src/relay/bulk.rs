@@ -151,7 +151,7 @@ impl Loan {
         let lend = move |poller: &mut Poller| {
             Some(Loan { readiness: poller.lend(token)?, poller: handle, token })
         };
-        poller.ask(lend, |_, loan| drop(loan)).await.ok()?
+        poller.ask(lend).await.ok()?
     }
 }
 

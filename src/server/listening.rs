@@ -11,8 +11,14 @@ use crate::poller::{Acceptor, Handle, Poller, over};
 
 /// Pollers that were told to listen, and have not all said that they do. Dropped, none of them does.
 pub(super) struct Beginning {
-    asked: Vec<(Arc<Handle>, oneshot::Receiver<io::Result<Token>>)>,
-    started: Vec<(Arc<Handle>, Token)>,
+    asked: Vec<oneshot::Receiver<io::Result<Listens>>>,
+    started: Vec<Listens>,
+}
+
+/// A poller that listens, until this is dropped.
+struct Listens {
+    poller: Arc<Handle>,
+    token: Option<Token>,
 }
 
 impl Beginning {
@@ -29,29 +35,26 @@ impl Beginning {
         // Some were taken over from a process that had more pollers.
         for (handle, socket) in handles.iter().cycle().zip(sockets) {
             let acceptor = acceptor.clone();
-            let listen = move |poller: &mut Poller| poller.listen(socket, group, acceptor);
-            if let Some(poller) = here.take() {
-                beginning.started.push((handle.clone(), listen(poller)?));
-                continue;
+            let mut listens = Listens { poller: handle.clone(), token: None };
+            let listen = move |poller: &mut Poller| {
+                listens.token = Some(poller.listen(socket, group, acceptor)?);
+                io::Result::Ok(listens)
+            };
+            match here.take() {
+                Some(poller) => beginning.started.push(listen(poller)?),
+                None => beginning.asked.push(handle.ask(listen)),
             }
-            let answer = handle.ask(listen, |poller, listens| {
-                if let Ok(token) = listens {
-                    poller.stop_listening(token, None);
-                }
-            });
-            beginning.asked.push((handle.clone(), answer));
         }
         Ok(beginning)
     }
 
     /// Waits until all of them listen. An error if one cannot, or if there is none.
     pub(super) async fn all_listen(&mut self) -> io::Result<()> {
-        while let Some((handle, answer)) = self.asked.last_mut() {
+        while let Some(answer) = self.asked.last_mut() {
             let listens = answer.await;
-            let handle = handle.clone();
             self.asked.pop();
             match listens {
-                Ok(token) => self.started.push((handle, token?)),
+                Ok(listens) => self.started.push(listens?),
                 // It has ended; those that are left will do.
                 Err(_) => log::debug!("a poller has ended before it listened"),
             }
@@ -61,20 +64,14 @@ impl Beginning {
 
     /// They go on.
     pub(super) fn keep(mut self) {
-        self.started.clear();
+        self.started.iter_mut().for_each(|listens| listens.token = None);
     }
 }
 
-impl Drop for Beginning {
+impl Drop for Listens {
     fn drop(&mut self) {
-        for (handle, mut answer) in self.asked.drain(..) {
-            answer.close();
-            if let Ok(Some(Ok(token))) = answer.try_recv() {
-                self.started.push((handle, token));
-            }
-        }
-        for (handle, token) in self.started.drain(..) {
-            handle.call(move |poller| poller.stop_listening(token, None));
+        if let Some(token) = self.token {
+            self.poller.call(move |poller| poller.stop_listening(token, None));
         }
     }
 }

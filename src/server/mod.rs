@@ -204,9 +204,7 @@ impl RunningServer {
     pub async fn connections(&self) -> Vec<Control> {
         let group = self.group;
         let handles = self.pollers.handles();
-        let asked = handles.iter().map(|handle| {
-            handle.ask(move |poller| poller.controls(group), |_, controls| drop(controls))
-        });
+        let asked = handles.iter().map(|handle| handle.ask(move |poller| poller.controls(group)));
         let mut all = Vec::new();
         for answer in asked.collect::<Vec<_>>() {
             // A poller that has ended has none.
@@ -246,9 +244,7 @@ impl RunningServer {
     pub(crate) async fn listening(&self) -> io::Result<Vec<Listening>> {
         let group = self.group;
         let handles = self.pollers.handles();
-        let asked = handles.iter().map(|handle| {
-            handle.ask(move |poller| poller.listening(group), |_, sockets| drop(sockets))
-        });
+        let asked = handles.iter().map(|handle| handle.ask(move |poller| poller.listening(group)));
         let mut all = Vec::new();
         for answer in asked.collect::<Vec<_>>() {
             // A poller that has ended has none.
