@@ -1,7 +1,7 @@
 //! What is read from the command lines of these programs, and what is refused before anything is measured.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -58,6 +58,11 @@ pub fn seconds(text: &str, option: &str) -> Result<Duration, String> {
 /// Whether the words ask how a program is used.
 pub fn ask_for_help(words: &[&str]) -> bool {
     words.iter().any(|word| matches!(*word, "--help" | "-h"))
+}
+
+/// Prints to a reader that may go away, such as `head`.
+pub fn show(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 /// What is wrong with a command line, followed by how the program is used.

@@ -1,14 +1,14 @@
 //! The command line of `compare`, and the two parts that it starts itself as: a server and the load
 //! generator.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::de::DeserializeOwned;
 
 use crate::address::Address;
-use crate::arguments::{self, number, value};
+use crate::arguments::{self, number, show, value};
 use crate::load::{self, Outcome};
 use crate::plan::{self, Choice, Profile};
 use crate::process;
@@ -335,11 +335,6 @@ fn list() -> String {
     let (quick, full) = (total(Profile::Quick), total(Profile::Full));
     text += &format!("In all: {full}, quick: {quick}, thorough: {}\n", total(Profile::Thorough));
     text
-}
-
-/// Prints to a reader that may go away, such as `head`.
-fn show(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 #[cfg(test)]

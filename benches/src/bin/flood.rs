@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["serve", engine] => parse(engine).and_then(serve),
         _ if arguments::ask_for_help(&words) => {
-            println!("{HELP}");
+            arguments::show(&format!("{HELP}\n"));
             Ok(())
         }
         _ => Plan::read(&words)

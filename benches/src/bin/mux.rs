@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         ["serve", peer, address] => serve(peer, address),
         ["call", peer, address, calls] => call(peer, address, calls.parse().unwrap_or(0)),
         _ if arguments::ask_for_help(&args) => {
-            println!("{HELP}");
+            arguments::show(&format!("{HELP}\n"));
             Ok(())
         }
         _ => read(&args)

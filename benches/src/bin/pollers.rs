@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         ["serve", engine, address, pollers] => serve(engine, address, pollers),
         ["load", spec] => generate(spec),
         _ if arguments::ask_for_help(&words) => {
-            println!("{HELP}");
+            arguments::show(&format!("{HELP}\n"));
             Ok(())
         }
         _ => Plan::read(&words)

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
             parse(address).and_then(|address| push(&address, parse(count)?))
         }
         _ if arguments::ask_for_help(&words) => {
-            println!("{HELP}");
+            arguments::show(&format!("{HELP}\n"));
             Ok(())
         }
         _ => Settings::read(&words)

@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         Some("sink") => sink(args),
         Some("send") => send(args),
         Some("--help" | "-h") => {
-            println!("{HELP}");
+            arguments::show(&format!("{HELP}\n"));
             Ok(())
         }
         _ => Err(HELP.to_owned()),
