@@ -1,18 +1,20 @@
 //! The command line of `compare`, and the two parts that it starts itself as: a server and the load
 //! generator.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::de::DeserializeOwned;
 
 use crate::address::Address;
+use crate::arguments::{self, number, show, value};
 use crate::load::{self, Outcome};
 use crate::plan::{self, Choice, Profile};
 use crate::process;
 use crate::proxy;
 use crate::quic;
+use crate::report;
 use crate::resp::RespServer;
 use crate::revision::Revision;
 use crate::rounds::{self, Settings, minutes};
@@ -41,8 +43,9 @@ compare [OPTIONS]
   --client-core N         core of the load generator (1)
   --instructions          count instructions by callgrind, but on io_uring, which valgrind does not know
   --no-trace              do not count system calls
-  --resume                leave out what FOLDER has already, by the same plan
-  --out FOLDER            where compare.md, compare.json and svg/ go (target/compare)
+  --resume                leave out what FOLDER has already, with as many rounds and the same window; the rest is added to it,
+                          and takes the place of what is there of the same scenario
+  --out FOLDER            where compare.md, compare.json and svg/ go (target/compare; below CARGO_TARGET_DIR, if that is set)
   --list                  list servers and scenarios
 
 compare serve NAME --listen ADDRESS [--burst BYTES] [--framed]
@@ -81,18 +84,6 @@ pub fn main() -> ExitCode {
         _ => compare(&words),
     };
     process::exit_code("compare", result)
-}
-
-/// The value that follows an option.
-fn value<'a>(
-    words: &mut impl Iterator<Item = &'a String>,
-    option: &str,
-) -> Result<&'a str, String> {
-    words.next().map(String::as_str).ok_or_else(|| format!("{option} needs a value"))
-}
-
-fn number<T: std::str::FromStr>(text: &str, option: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{option}: {text:?} is none"))
 }
 
 fn serve(words: &[String]) -> Result<(), String> {
@@ -252,14 +243,14 @@ fn compare(words: &[String]) -> Result<(), String> {
         client_core: 1,
         trace: true,
         resp_servers: [RespServer::redis()].into_iter().chain(RespServer::ours()).collect(),
-        out: PathBuf::from("target/compare"),
+        out: process::results_folder(),
         command: format!("compare {}", words.join(" ")).trim_end().to_owned(),
         resume: false,
         against: None,
         instructions: false,
     };
     let names = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
-    let mut against = None;
+    let (mut against, mut listing) = (None, false);
     let mut words = words.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -267,10 +258,10 @@ fn compare(words: &[String]) -> Result<(), String> {
             "--thorough" => profile = Profile::Thorough,
             "--only" => choice.only.extend(names(value(&mut words, word)?)),
             "--servers" => choice.servers.extend(names(value(&mut words, word)?)),
-            "--rounds" => choice.rounds = Some(number(value(&mut words, word)?, word)?),
+            "--rounds" => choice.rounds = Some(arguments::rounds(value(&mut words, word)?, word)?),
             "--seconds" => {
-                let seconds: f64 = number(value(&mut words, word)?, word)?;
-                choice.measure_ms = Some((seconds * 1e3) as u64);
+                let window = arguments::seconds(value(&mut words, word)?, word)?;
+                choice.measure_ms = Some(window.as_millis() as u64);
             }
             "--resp-server" => {
                 settings.resp_servers.push(RespServer::parse(value(&mut words, word)?)?);
@@ -282,10 +273,7 @@ fn compare(words: &[String]) -> Result<(), String> {
             "--instructions" => settings.instructions = true,
             "--against" => against = Some(value(&mut words, word)?),
             "--out" => settings.out = PathBuf::from(value(&mut words, word)?),
-            "--list" => {
-                show(&list());
-                return Ok(());
-            }
+            "--list" => listing = true,
             "--help" | "-h" => {
                 show(HELP);
                 return Ok(());
@@ -295,7 +283,14 @@ fn compare(words: &[String]) -> Result<(), String> {
             other => return Err(format!("unknown option {other:?}; see --help")),
         }
     }
+    choice.against = against.is_some();
     let steps = plan::steps(profile, &choice)?;
+    if listing {
+        show(&list());
+        return Ok(());
+    }
+    // Before anything is built or measured for it.
+    report::prepare(&settings.out).map_err(|error| error.to_string())?;
     if let Some(revision) = against {
         let with_proxy = steps.iter().any(|step| !step.proxies.is_empty());
         settings.against = Some(Revision::build(revision, with_proxy)?);
@@ -342,7 +337,35 @@ fn list() -> String {
     text
 }
 
-/// Prints to a reader that may go away, such as `head`.
-fn show(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is wrong with a command line. Nothing is measured if it is right.
+    fn complaint(words: &str) -> Option<String> {
+        let words: Vec<String> = words.split(' ').chain(["--list"]).map(str::to_owned).collect();
+        compare(&words).err()
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused() {
+        assert_eq!(complaint("--rounds 1 --seconds 0.5 --only churn"), None);
+        for rounds in ["0", "-1", "x"] {
+            assert!(
+                complaint(&format!("--rounds {rounds}")).is_some_and(|it| it.contains("--rounds"))
+            );
+        }
+        for seconds in ["0", "-1", "nan", "inf", "x"] {
+            assert!(
+                complaint(&format!("--seconds {seconds}"))
+                    .is_some_and(|it| it.contains("--seconds"))
+            );
+        }
+    }
+
+    #[test]
+    fn names_are_looked_at_before_they_are_listed() {
+        assert!(complaint("--only gopher").is_some_and(|it| it.contains("gopher")));
+        assert!(complaint("--servers apache").is_some_and(|it| it.contains("apache")));
+    }
 }

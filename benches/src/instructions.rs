@@ -1,5 +1,5 @@
-//! Instructions a request, counted by callgrind in passes of their own: runs of one build differ by three per cent at most, whatever
-//! else the machine does.
+//! Instructions a request, counted by callgrind in passes of their own: runs of one build differ by three per cent at most on a quiet
+//! machine. Other load makes them more, by up to seven: fewer connections are ready in a turn then.
 //!
 //! A short and a long run are counted, and their difference is told, so that starting, connecting and ending do not count. valgrind
 //! does not know io_uring: servers on it do not start under it, and have no figure.

@@ -18,6 +18,7 @@
 //! - [`report`]: table, Markdown, JSON and SVG.
 
 pub mod address;
+pub mod arguments;
 pub mod awake;
 pub mod cli;
 pub mod disturbance;

@@ -50,6 +50,8 @@ pub struct Step {
     pub measure_ms: u64,
     /// Whether system calls are counted in a pass of their own.
     pub trace: bool,
+    /// Whether this project's servers of another revision take part, too.
+    pub against: bool,
 }
 
 impl Step {
@@ -62,18 +64,32 @@ impl Step {
     pub fn cells(&self, resp_servers: usize) -> usize {
         match self.scenario.work {
             Work::Resp { .. } => resp_servers * self.rounds,
-            Work::Web(_) => self.web_servers.len() * self.rounds,
-            Work::Proxy { .. } => self.proxies.len() * self.rounds,
-            Work::Udp(_) => self.udp_servers.len() * self.rounds,
-            Work::Quic(_) => self.quic_servers.len() * self.rounds,
             Work::Load(_) => (0..self.rounds)
-                .map(|round| self.servers.iter().filter(|s| self.takes_part(s, round)).count())
+                .map(|round| {
+                    let present = self.servers.iter().filter(|s| self.takes_part(s, round));
+                    self.entrants(present.map(|server| server.role))
+                })
                 .sum(),
+            _ => self.servers_all() * self.rounds,
         }
     }
 
-    /// About how long the step takes.
-    pub fn estimate(&self, resp_servers: usize) -> Duration {
+    /// Servers in this step, whichever they are, but those of RESP.
+    fn servers_all(&self) -> usize {
+        self.entrants(self.servers.iter().map(|server| server.role))
+            + self.entrants(self.web_servers.iter().map(|server| server.role))
+            + self.entrants(self.proxies.iter().map(|server| server.role))
+            + self.entrants(self.udp_servers.iter().map(|server| server.role))
+            + self.entrants(self.quic_servers.iter().map(|server| server.role))
+    }
+
+    /// How many take part, those of another revision included.
+    fn entrants(&self, roles: impl Iterator<Item = Role>) -> usize {
+        roles.map(|role| if self.against && role == Role::Ours { 2 } else { 1 }).sum()
+    }
+
+    /// About how long a run of the load generator takes, with the start of the server.
+    pub fn cell_time(&self) -> Duration {
         let (connections, settle_ms, runs) = match &self.scenario.work {
             Work::Load(shape) | Work::Proxy { shape, .. } => (
                 shape.connections + shape.idle + shape.slow,
@@ -82,29 +98,31 @@ impl Step {
             ),
             Work::Resp { .. } | Work::Udp(_) => (0, 0, 1),
             Work::Quic(shape) => (shape.connections * HANDSHAKE_FACTOR, 0, 1),
-            Work::Web(shape) => return self.estimate_web(shape),
+            Work::Web(shape) => return self.cell_time_web(shape),
         };
         let run_ms = self.warm_ms + self.measure_ms + settle_ms + 60;
-        let cell_ms = run_ms * runs + connections as u64 * 50 / 1000;
-        let traced = self.servers.len()
-            + self.proxies.len()
-            + self.udp_servers.len()
-            + self.quic_servers.len();
-        let trace_ms = if self.trace { traced as u64 * 1300 } else { 0 };
-        Duration::from_millis(cell_ms * self.cells(resp_servers) as u64 + trace_ms)
+        Duration::from_millis(run_ms * runs + connections as u64 * 50 / 1000)
     }
 
-    fn estimate_web(&self, shape: &web::shape::Shape) -> Duration {
-        let cell_ms = match shape {
+    fn cell_time_web(&self, shape: &web::shape::Shape) -> Duration {
+        Duration::from_millis(match shape {
             // A handshake costs the client more than the server.
             shape if shape.silent => {
                 1000 + shape.connections as u64 * if shape.tls { 1 } else { 0 }
             }
             shape if shape.http2 => self.warm_ms + self.measure_ms + 200,
             _ => (self.warm_ms.div_ceil(1000) + self.measure_ms.div_ceil(1000)) * 1100 + 100,
+        })
+    }
+
+    /// About how long the step takes.
+    pub fn estimate(&self, resp_servers: usize) -> Duration {
+        let trace_ms = match self.scenario.work {
+            _ if !self.trace => 0,
+            Work::Web(_) => self.servers_all() as u64 * 1600,
+            _ => self.servers_all() as u64 * 1300,
         };
-        let trace_ms = if self.trace { self.web_servers.len() as u64 * 1600 } else { 0 };
-        Duration::from_millis(cell_ms * self.cells(0) as u64 + trace_ms)
+        self.cell_time() * self.cells(resp_servers) as u32 + Duration::from_millis(trace_ms)
     }
 }
 
@@ -125,6 +143,8 @@ pub struct Choice {
     pub rounds: Option<usize>,
     /// The measured window in milliseconds, instead of the profile's.
     pub measure_ms: Option<u64>,
+    /// Whether this project's servers of another revision take part, too.
+    pub against: bool,
 }
 
 /// Lays out the steps of a run.
@@ -136,7 +156,12 @@ pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
             || udp::find(name).is_some()
             || quic::find(name).is_some();
         if !is_known {
-            return Err(format!("no server named {name:?}; see --list"));
+            return Err(match feature_of(name) {
+                Some(feature) => {
+                    format!("{name:?} needs the feature `{feature}`, which this build is without")
+                }
+                None => format!("no server named {name:?}; see --list"),
+            });
         }
     }
     let named = !choice.only.is_empty();
@@ -197,9 +222,26 @@ pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
         }
         step.rounds = choice.rounds.unwrap_or(step.rounds);
         step.measure_ms = choice.measure_ms.unwrap_or(step.measure_ms);
+        step.against = choice.against;
         steps.push(step);
     }
     Ok(steps)
+}
+
+/// The feature that brings a server, whatever this build has.
+fn feature_of(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "tokio" | "tokio-mt" => "tokio",
+        "monoio" | "monoio-epoll" => "monoio",
+        "compio" => "compio",
+        "glommio" => "glommio",
+        "may" => "may",
+        "ntex" => "ntex",
+        "quinn-udp" => "quinn-udp",
+        quic::YARDSTICK => "quic",
+        "compio-quic" => "compio-quic",
+        _ => return None,
+    })
 }
 
 /// The profile's step for a scenario, if it has one. A quick run of named scenarios is short on
@@ -220,6 +262,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 proxies: Vec::new(),
                 udp_servers: Vec::new(),
                 quic_servers: Vec::new(),
+                against: false,
                 scenario,
                 rounds: 1,
                 spare_peers: false,
@@ -254,6 +297,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
                 proxies: Vec::new(),
                 udp_servers: Vec::new(),
                 quic_servers: Vec::new(),
+                against: false,
                 scenario,
                 rounds: if key { 5 } else { 3 },
                 spare_peers: key,
@@ -278,6 +322,7 @@ fn step(profile: Profile, scenario: Scenario, named: bool) -> Option<Step> {
             proxies: Vec::new(),
             udp_servers: Vec::new(),
             quic_servers: Vec::new(),
+            against: false,
             rounds: 5,
             spare_peers: false,
             warm_ms: 500,
@@ -361,6 +406,38 @@ mod tests {
             let has = |name| step.quic_servers.iter().any(|server| server.name == name);
             assert!(step.servers.is_empty() && has(quic::YARDSTICK), "{}", step.scenario.name);
             assert_eq!(has("compio-quic"), !step.scenario.name.ends_with("-2t"));
+        }
+    }
+
+    #[test]
+    fn servers_of_another_revision_take_time() {
+        let only = vec!["echo-64x100".into(), "http-hello-64".into()];
+        let servers = vec!["classic".into(), "go".into(), "duopoll-epoll".into()];
+        let choice = Choice { only, servers, rounds: Some(3), ..Choice::default() };
+        let alone = steps(Profile::Full, &choice).unwrap();
+        let against = steps(Profile::Full, &Choice { against: true, ..choice }).unwrap();
+        for (alone, against) in alone.iter().zip(&against) {
+            let ours = if cfg!(feature = "http") || alone.scenario.group == "echo" { 3 } else { 0 };
+            assert_eq!(against.cells(0), alone.cells(0) + ours, "{}", alone.scenario.name);
+            assert_eq!(against.estimate(0) > alone.estimate(0), ours > 0);
+        }
+    }
+
+    #[test]
+    fn what_a_build_is_without_is_told() {
+        let names = ["tokio", "monoio-epoll", "glommio", "ntex", "quinn-udp", "tokio-ct"];
+        for name in names {
+            let choice = Choice { servers: vec![name.into()], ..Choice::default() };
+            if let Err(error) = steps(Profile::Full, &choice) {
+                assert!(error.contains("needs the feature"), "{error}");
+            }
+        }
+        let built = servers::all().iter().map(|server| (server.name, server.role));
+        let built = built.chain(udp::all().iter().map(|server| (server.name, server.role)));
+        // Go's servers are in every build, and in this test whatever has no feature.
+        for (name, role) in built.filter(|(_, role)| *role == Role::Peer) {
+            let is_go = matches!(name, "netpoll" | "gnet" | "go-net" | "go");
+            assert!(is_go || feature_of(name).is_some(), "{name}: {role:?}");
         }
     }
 

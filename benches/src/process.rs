@@ -193,8 +193,22 @@ pub fn rss_kib(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "no resident size in /proc"))
 }
 
-/// The folder that cargo builds in, two levels above a program of its own, three above a test.
+/// The folder that cargo is told to build in, if it is told.
+fn told_folder() -> Option<PathBuf> {
+    let folder = std::env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty())?;
+    std::path::absolute(folder).ok()
+}
+
+/// Where results go if nothing is said.
+pub fn results_folder() -> PathBuf {
+    told_folder().unwrap_or_else(|| "target".into()).join("compare")
+}
+
+/// The folder that cargo builds in: that which it is told, or else two levels above a program of its own, three above a test.
 pub fn target_folder() -> PathBuf {
+    if let Some(folder) = told_folder() {
+        return folder;
+    }
     let executable = std::env::current_exe().unwrap_or_default();
     let mut folders = executable.ancestors().skip(1).skip_while(|folder| folder.ends_with("deps"));
     folders.nth(1).unwrap_or(Path::new("target")).to_owned()

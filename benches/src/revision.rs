@@ -20,8 +20,19 @@ impl Revision {
     /// Builds a revision, with the features that this program has and servers of this project need.
     ///
     /// # Errors
-    /// What git, tar or cargo say.
+    /// What git, tar or cargo say, after the option and the revision.
     pub fn build(revision: &str, with_proxy: bool) -> Result<Revision, String> {
+        let error = |error| format!("--against {revision}: {error}");
+        Revision::unpack(revision)
+            .and_then(|unpacked| {
+                eprintln!("building {revision} ({})", unpacked.name);
+                unpacked.build_programs(with_proxy)
+            })
+            .map_err(error)
+    }
+
+    /// Finds a revision, and unpacks its files.
+    fn unpack(revision: &str) -> Result<Revision, String> {
         let name = output(
             Command::new("git")
                 .args(["rev-parse", "--short", "--verify"])
@@ -31,13 +42,17 @@ impl Revision {
         let folder = process::target_folder().join("against").join(&name);
         let source = folder.join("source");
         if !source.join("Cargo.toml").exists() {
-            fs::create_dir_all(&source).map_err(|error| error.to_string())?;
+            fs::create_dir_all(&source)
+                .map_err(|error| format!("{}: {error}", source.display()))?;
             let archive = folder.join("source.tar");
             output(Command::new("git").args(["archive", "--output"]).arg(&archive).arg(&name))?;
             output(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&source))?;
         }
-        let built = Revision { name, folder };
-        built.cargo(&[
+        Ok(Revision { name, folder })
+    }
+
+    fn build_programs(self, with_proxy: bool) -> Result<Revision, String> {
+        self.cargo(&[
             "--package",
             "duopoll-benches",
             "--bin",
@@ -47,9 +62,9 @@ impl Revision {
             &features(),
         ])?;
         if with_proxy {
-            built.cargo(&["--package", "duopoll-proxy"])?;
+            self.cargo(&["--package", "duopoll-proxy"])?;
         }
-        Ok(built)
+        Ok(self)
     }
 
     /// A program of it.
@@ -92,4 +107,15 @@ fn output(command: &mut Command) -> Result<String, String> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_revision_is_named() {
+        let error = Revision::build("no-such-revision", false).unwrap_err();
+        assert!(error.starts_with("--against no-such-revision: git: "), "{error}");
+    }
 }

@@ -80,7 +80,7 @@ pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
         runner.progress.clear();
         if let Some(table) = table {
             print!("{}", report::text::table(&table));
-            runner.report.tables.push(table);
+            runner.report.add(table);
             runner.report.seconds += runner.progress.lap();
             report::write(&runner.report, &settings.out)?;
         }
@@ -168,11 +168,7 @@ impl<'a> Runner<'a> {
         }
         let mut report = Report::new(settings.command.clone(), notes);
         if settings.resume {
-            let earlier = Report::read(&settings.out)?;
-            report.notes.splice(0..0, earlier.notes);
-            report.notes.dedup();
-            report.seconds = earlier.seconds;
-            report.tables = earlier.tables;
+            report.go_on_from(Report::read(&settings.out)?);
         }
         let is_done = |step: &Step| report.tables.iter().any(|table| table.is_of(step));
         let left = || steps.iter().filter(|step| !is_done(step));
@@ -203,15 +199,16 @@ impl<'a> Runner<'a> {
         mut measure: impl FnMut(&mut Self, usize) -> io::Result<Sample>,
     ) {
         for round in 0..step.rounds {
-            self.round(step, rows, round, &takes_part, &mut measure);
+            self.round(step, rows, (round, ""), &takes_part, &mut measure);
         }
         for _ in 0..step.rounds {
             let disturbed = report::disturbed(rows, yardstick).into_iter();
             let Some((round, much)) = disturbed.max_by(|a, b| a.1.total_cmp(&b.1)) else { break };
             let kept: Vec<Option<Sample>> =
                 rows.iter_mut().map(|row| row.samples[round].take()).collect();
-            self.progress.cells += rows.len();
-            self.round(step, rows, round, &takes_part, &mut measure);
+            let runs = (0..rows.len()).filter(|index| takes_part(*index, round)).count();
+            self.progress.more(runs, step.cell_time());
+            self.round(step, rows, (round, ", again: disturbed"), &takes_part, &mut measure);
             let again = report::disturbed(rows, yardstick);
             let is_calmer = again.iter().all(|(other, as_much)| *other != round || *as_much < much);
             let complete = rows
@@ -248,7 +245,7 @@ impl<'a> Runner<'a> {
         &mut self,
         step: &Step,
         rows: &mut [Row],
-        round: usize,
+        (round, why): (usize, &str),
         takes_part: &impl Fn(usize, usize) -> bool,
         measure: &mut impl FnMut(&mut Self, usize) -> io::Result<Sample>,
     ) {
@@ -257,7 +254,8 @@ impl<'a> Runner<'a> {
             if !takes_part(index, round) {
                 continue;
             }
-            self.progress.cell(name, round, step.rounds, &row.server, index == 0);
+            let what = format!("{name} round {}/{}{why}", round + 1, step.rounds);
+            self.progress.cell(&what, &row.server, index == 0);
             self.older = row.older.is_some();
             let sample = Watch::start().and_then(|watch| {
                 let sample = measure(self, index)?;
@@ -817,15 +815,20 @@ impl Progress {
         Progress { started: now, lap: now, estimate, cells, done: 0, terminal }
     }
 
-    fn cell(&mut self, scenario: &str, round: usize, rounds: usize, server: &str, is_first: bool) {
+    /// So many runs come on top.
+    fn more(&mut self, runs: usize, each: Duration) {
+        self.cells += runs;
+        self.estimate += each * runs as u32;
+    }
+
+    fn cell(&mut self, what: &str, server: &str, is_first: bool) {
         self.done += 1;
         let head = format!(
-            "[{}/{}, {} of about {}] {scenario} round {}/{rounds}",
+            "[{}/{}, {} of about {}] {what}",
             self.done,
             self.cells,
             minutes(self.started.elapsed()),
             minutes(self.estimate),
-            round + 1,
         );
         if self.terminal {
             self.line(&format!("{head}: {server}"));

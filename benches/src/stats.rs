@@ -5,7 +5,7 @@ use serde::Serialize;
 /// How sure an interval shall be of the median, where there are values enough.
 const CONFIDENCE: f64 = 0.95;
 
-/// A median, and the interval that it lies in. NaN of nothing, `null` in JSON.
+/// A median, and the interval that it lies in. NaN of nothing, `null` in JSON; a single value has no interval either.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     /// The median of the values.
@@ -30,6 +30,9 @@ pub fn estimate(values: impl IntoIterator<Item = f64>) -> Estimate {
     let Some(last) = sorted.len().checked_sub(1) else {
         return Estimate { median: f64::NAN, low: f64::NAN, high: f64::NAN };
     };
+    if last == 0 {
+        return Estimate { median: sorted[0], low: f64::NAN, high: f64::NAN };
+    }
     let left_out = left_out(sorted.len());
     Estimate { median: middle(&sorted), low: sorted[left_out], high: sorted[last - left_out] }
 }
@@ -117,6 +120,8 @@ mod tests {
         let values = [1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0, 6.0, 5.0];
         assert_eq!(estimate(values), Estimate { median: 5.0, low: 2.0, high: 8.0 });
         assert!(estimate([]).low.is_nan() && !estimate([]).may_be_one());
+        assert!(estimate([1.0]).low.is_nan() && !estimate([1.0]).may_be_one());
+        assert_eq!(estimate([1.0]).median, 1.0);
         assert!(estimate([0.9, 1.2]).may_be_one());
         assert!(!estimate([0.9, 0.99]).may_be_one());
     }

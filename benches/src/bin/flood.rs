@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use duopoll::udp::{UdpServer, UdpSocket as Socket};
 use duopoll::{Engine, EventLoop, Listener, Pollers};
+use duopoll_benches::arguments;
 use duopoll_benches::load::{self, Mode, Outcome, Spec};
 use duopoll_benches::process as processes;
 use duopoll_benches::servers::duopoll::echo;
@@ -46,14 +47,19 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let result = match words[..] {
         ["serve", engine] => parse(engine).and_then(serve),
-        _ => measure(&words),
+        _ if arguments::ask_for_help(&words) => {
+            arguments::show(&format!("{HELP}\n"));
+            Ok(())
+        }
+        _ => Plan::read(&words)
+            .map_err(|why| arguments::refused(why, HELP))
+            .and_then(|plan| measure(&plan)),
     };
     processes::exit_code("flood", result)
 }
 
 fn parse<T: FromStr>(text: &str) -> io::Result<T> {
-    let wrong = |_| io::Error::other(format!("{text:?} is not understood\n\n{HELP}"));
-    text.parse().map_err(wrong)
+    text.parse().map_err(|_| io::Error::other(format!("{text:?} is not understood")))
 }
 
 // ---- the server ----------------------------------------------------------------------------------
@@ -134,39 +140,58 @@ fn flood(to: SocketAddr, rate: u64, ends: &AtomicBool) -> io::Result<u64> {
 
 // ---- the measurement -----------------------------------------------------------------------------
 
-fn measure(words: &[&str]) -> io::Result<()> {
-    let (mut engine, mut rate, mut seconds, mut rounds) = (Engine::Auto, 250_000, 4, 3);
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let mut value = || words.next().copied().unwrap_or_default();
-        match *word {
-            "--engine" => engine = parse(value())?,
-            "--rate" => rate = parse(value())?,
-            "--seconds" => seconds = parse(value())?,
-            "--rounds" => rounds = parse(value())?,
-            "--help" => {
-                println!("{HELP}");
-                return Ok(());
+struct Plan {
+    engine: Engine,
+    rate: u64,
+    window: Duration,
+    rounds: usize,
+}
+
+impl Plan {
+    fn read(words: &[&str]) -> Result<Plan, String> {
+        let (engine, window) = (Engine::Auto, Duration::from_secs(4));
+        let mut plan = Plan { engine, rate: 250_000, window, rounds: 3 };
+        let mut words = words.iter().copied();
+        while let Some(word) = words.next() {
+            let mut value = || arguments::value(&mut words, word);
+            match word {
+                "--engine" => plan.engine = arguments::number(value()?, word)?,
+                "--rate" => plan.rate = arguments::at_least(1, value()?, word)?,
+                "--seconds" => plan.window = arguments::seconds(value()?, word)?,
+                "--rounds" => plan.rounds = arguments::rounds(value()?, word)?,
+                other => return Err(format!("unknown option {other:?}")),
             }
-            _ => return parse::<Engine>(word).map(drop),
         }
+        Ok(plan)
     }
+}
+
+fn measure(plan: &Plan) -> io::Result<()> {
     sys::pin_to_core(CLIENT_CORE)?;
-    let measure_ms = seconds * 1000;
-    for round in 1..=rounds {
-        let (server, elsewhere) = (Served::start(engine)?, Served::start(engine)?);
+    let (rate, measure_ms) = (plan.rate, plan.window.as_millis() as u64);
+    for round in 1..=plan.rounds {
+        let (server, elsewhere) = (Served::start(plan.engine)?, Served::start(plan.engine)?);
         if round == 1 {
             println!("{}\n", server.report);
             println!("| beside | echoes/s | p50 µs | × alone | p99 µs | datagrams | taken |");
             println!("|---|---:|---:|---:|---:|---:|---:|");
         }
         let alone = clients(&server, measure_ms)?;
-        say("nothing", &alone, &alone, 0, 0);
+        println!("{}", line("nothing", &alone, &alone, 0, 0));
         let (there, sent_there) =
             beside(elsewhere.datagrams, rate, || clients(&server, measure_ms))?;
         let (here, sent_here) = beside(server.datagrams, rate, || clients(&server, measure_ms))?;
-        say("a flood elsewhere", &there, &alone, sent_there, elsewhere.end()?);
-        say("a flood here", &here, &alone, sent_here, server.end()?);
+        println!("{}", line("a flood elsewhere", &there, &alone, sent_there, elsewhere.end()?));
+        println!("{}", line("a flood here", &here, &alone, sent_here, server.end()?));
+        for (beside, outcome) in
+            [("nothing", alone), ("a flood elsewhere", there), ("a flood here", here)]
+        {
+            if outcome.requests == 0 {
+                return Err(io::Error::other(format!(
+                    "no echo came beside {beside}, round {round}"
+                )));
+            }
+        }
     }
     Ok(())
 }
@@ -205,11 +230,48 @@ fn beside<T>(
     })
 }
 
-fn say(beside: &str, outcome: &Outcome, alone: &Outcome, sent: u64, taken: u64) {
+/// A line of the table. Where no echo came there are no latencies, which are 0 then.
+fn line(beside: &str, outcome: &Outcome, alone: &Outcome, sent: u64, taken: u64) -> String {
+    let latency = |of: &Outcome, us: f64| if of.requests > 0 { us } else { f64::NAN };
+    let told = |value: f64, digits: usize| match value.is_finite() {
+        true => format!("{value:.digits$}"),
+        false => "–".to_owned(),
+    };
+    let (p50_us, p99_us) = (latency(outcome, outcome.p50_us), latency(outcome, outcome.p99_us));
+    let ratio = told(p50_us / latency(alone, alone.p50_us), 2);
     let rate = outcome.requests as f64 / outcome.seconds;
-    let ratio = outcome.p50_us / alone.p50_us;
-    let Outcome { p50_us, p99_us, .. } = outcome;
-    println!(
-        "| {beside} | {rate:.0} | {p50_us:.0} | {ratio:.2} | {p99_us:.0} | {sent} | {taken} |"
-    );
+    let (p50, p99) = (told(p50_us, 0), told(p99_us, 0));
+    format!("| {beside} | {rate:.0} | {p50} | {ratio} | {p99} | {sent} | {taken} |")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_echo_came_there_is_no_ratio() {
+        let some = Outcome {
+            requests: 10,
+            seconds: 1.0,
+            p50_us: 20.0,
+            p99_us: 30.0,
+            ..Outcome::default()
+        };
+        let none = Outcome { seconds: 1.0, ..Outcome::default() };
+        assert_eq!(line("x", &some, &some, 5, 4), "| x | 10 | 20 | 1.00 | 30 | 5 | 4 |");
+        assert_eq!(line("x", &none, &some, 5, 4), "| x | 0 | – | – | – | 5 | 4 |");
+        assert_eq!(line("x", &some, &none, 5, 4), "| x | 10 | 20 | – | 30 | 5 | 4 |");
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused() {
+        assert!(Plan::read(&["--engine", "epoll", "--rate", "1000", "--seconds", "0.5"]).is_ok());
+        for wrong in
+            ["--rounds 0", "--seconds inf", "--rate 0", "--engine kqueue", "--rate", "epoll"]
+        {
+            let words: Vec<&str> = wrong.split(' ').collect();
+            let error = Plan::read(&words).err().unwrap_or_default();
+            assert!(error.contains(words[0]), "{wrong}: {error}");
+        }
+    }
 }

@@ -20,10 +20,18 @@ use std::time::Duration;
 
 use duopoll::mux::{self, Client, Head, Kind, Protocol};
 use duopoll::{Connection, Dialer, Engine, EventLoop, LinkBuffer, Listener, Pollers, Slice, task};
+use duopoll_benches::arguments;
 use duopoll_benches::golang;
 use duopoll_benches::process;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, oneshot};
+
+const HELP: &str = "mux [--calls N] [--rounds N]
+
+Processor time of a call of 1 KiB among many on 4 connections: duopoll's mux, netpoll's own and tokio's tasks, each at both ends.
+
+  --calls   of each in a round (default: 300000)
+  --rounds  how often; the median counts (default: 5)";
 
 const CONNECTIONS: u64 = 4;
 const TASKS: u64 = 100;
@@ -36,7 +44,13 @@ fn main() -> ExitCode {
     let result = match args[..] {
         ["serve", peer, address] => serve(peer, address),
         ["call", peer, address, calls] => call(peer, address, calls.parse().unwrap_or(0)),
-        _ => compare(&args),
+        _ if arguments::ask_for_help(&args) => {
+            arguments::show(&format!("{HELP}\n"));
+            Ok(())
+        }
+        _ => read(&args)
+            .map_err(|why| arguments::refused(why, HELP))
+            .and_then(|(calls, rounds)| compare(calls, rounds)),
     };
     process::exit_code("mux", result)
 }
@@ -211,15 +225,22 @@ async fn call_tokio(address: &str, calls: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn compare(args: &[&str]) -> io::Result<()> {
+/// How many calls, and how many rounds.
+fn read(words: &[&str]) -> Result<(u64, usize), String> {
     let (mut calls, mut rounds) = (300_000, 5);
-    for pair in args.chunks(2) {
-        match pair {
-            ["--calls", text] => calls = text.parse().unwrap_or(calls),
-            ["--rounds", text] => rounds = text.parse().unwrap_or(rounds),
-            _ => return Err(io::Error::other("mux [--calls N] [--rounds N]")),
+    let mut words = words.iter().copied();
+    while let Some(word) = words.next() {
+        let mut value = || arguments::value(&mut words, word);
+        match word {
+            "--calls" => calls = arguments::at_least(1, value()?, word)?,
+            "--rounds" => rounds = arguments::rounds(value()?, word)?,
+            other => return Err(format!("unknown option {other:?}")),
         }
     }
+    Ok((calls, rounds))
+}
+
+fn compare(calls: u64, rounds: usize) -> io::Result<()> {
     let go = golang::build().map_err(|why| eprintln!("{why}")).ok();
     let mut costs: HashMap<&str, Vec<f64>> = HashMap::new();
     for round in 0..rounds {

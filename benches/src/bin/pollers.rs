@@ -14,9 +14,11 @@ use std::io;
 use std::process::{Command, ExitCode, Stdio};
 use std::str::FromStr;
 use std::thread;
+use std::time::Duration;
 
 use duopoll::{Engine, EventLoop, Listener};
 use duopoll_benches::address::Address;
+use duopoll_benches::arguments;
 use duopoll_benches::load::{self, Mode, Outcome, Spec};
 use duopoll_benches::process::{self, ServerProcess};
 use duopoll_benches::servers::duopoll::echo;
@@ -27,7 +29,7 @@ const HELP: &str = "pollers [--bytes N] [--connections N] [--rounds N] [--second
 CPU time of an echo on two pollers of one process, and on two processes with one each.
 
   --bytes        of a message (default: 64)
-  --connections  on each poller (default: 50)
+  --connections  on each poller, two at least (default: 50)
   --rounds       how often (default: 9)
   --seconds      that are measured of each (default: 1)";
 
@@ -40,17 +42,19 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["serve", engine, address, pollers] => serve(engine, address, pollers),
         ["load", spec] => generate(spec),
-        _ => measure(&words),
+        _ if arguments::ask_for_help(&words) => {
+            arguments::show(&format!("{HELP}\n"));
+            Ok(())
+        }
+        _ => Plan::read(&words)
+            .map_err(|why| arguments::refused(why, HELP))
+            .and_then(|plan| measure(&plan)),
     };
     process::exit_code("pollers", result)
 }
 
 fn parse<T: FromStr>(text: &str) -> io::Result<T> {
-    text.parse().map_err(|_| wrong(text))
-}
-
-fn wrong(word: &str) -> io::Error {
-    io::Error::other(format!("{word:?} is not understood\n\n{HELP}"))
+    text.parse().map_err(|_| io::Error::other(format!("{text:?} is not understood")))
 }
 
 /// Where one of them is asked for, its core is that of the process; two have one each.
@@ -74,20 +78,10 @@ struct Plan {
     bytes: usize,
     connections: usize,
     rounds: usize,
-    seconds: f64,
+    window: Duration,
 }
 
-fn measure(words: &[&str]) -> io::Result<()> {
-    let mut plan = Plan { bytes: 64, connections: 50, rounds: 9, seconds: 1.0 };
-    for option in words.chunks(2) {
-        match *option {
-            ["--bytes", bytes] => plan.bytes = parse(bytes)?,
-            ["--connections", connections] => plan.connections = parse(connections)?,
-            ["--rounds", rounds] => plan.rounds = parse(rounds)?,
-            ["--seconds", seconds] => plan.seconds = parse(seconds)?,
-            _ => return Err(wrong(option[0])),
-        }
-    }
+fn measure(plan: &Plan) -> io::Result<()> {
     println!(
         "{:8} {:>12} {:>12} {:>24}",
         "", "apart, µs", "together, µs", "together / apart, within"
@@ -100,13 +94,36 @@ fn measure(words: &[&str]) -> io::Result<()> {
         }
         let ratio = estimate(together.iter().zip(&apart).map(|(one, other)| one / other));
         let (apart, together) = (estimate(apart).median, estimate(together).median);
-        let (median, low, high) = (ratio.median, ratio.low, ratio.high);
-        println!("{engine:8} {apart:12.2} {together:12.2} {median:10.3} {low:6.3}–{high:.3}");
+        let within = match plan.rounds {
+            // It has no interval.
+            1 => "–".to_owned(),
+            _ => format!("{:.3}–{:.3}", ratio.low, ratio.high),
+        };
+        println!("{engine:8} {apart:12.2} {together:12.2} {:10.3} {within:>13}", ratio.median);
     }
     Ok(())
 }
 
 impl Plan {
+    fn read(words: &[&str]) -> Result<Plan, String> {
+        let window = Duration::from_secs(1);
+        let mut plan = Plan { bytes: 64, connections: 50, rounds: 9, window };
+        let mut words = words.iter().copied();
+        while let Some(word) = words.next() {
+            let mut value = || arguments::value(&mut words, word);
+            match word {
+                "--bytes" => plan.bytes = arguments::at_least(1, value()?, word)?,
+                "--connections" => {
+                    plan.connections = arguments::at_least(CORES.len(), value()?, word)?;
+                }
+                "--rounds" => plan.rounds = arguments::rounds(value()?, word)?,
+                "--seconds" => plan.window = arguments::seconds(value()?, word)?,
+                other => return Err(format!("unknown option {other:?}")),
+            }
+        }
+        Ok(plan)
+    }
+
     /// Two processes with a poller each: CPU time of a request, in microseconds.
     fn of_two(&self, engine: &str) -> io::Result<f64> {
         let [one, other] = CORES.map(|core| start(engine, 1, Some(core)));
@@ -139,7 +156,7 @@ impl Plan {
                     message: self.bytes,
                     framed: false,
                     warm_ms: 500,
-                    measure_ms: (self.seconds * 1000.0) as u64,
+                    measure_ms: self.window.as_millis() as u64,
                     settle_ms: 0,
                     verify: false,
                 };
@@ -178,4 +195,21 @@ fn mean_cpu_ns(outcomes: &[Outcome]) -> f64 {
 
 fn requests(outcomes: &[Outcome]) -> f64 {
     outcomes.iter().map(|outcome| outcome.requests).sum::<u64>() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_measured_is_refused() {
+        assert!(Plan::read(&["--bytes", "1024", "--rounds", "1", "--seconds", "0.5"]).is_ok());
+        for wrong in
+            ["--rounds 0", "--seconds nan", "--connections 1", "--bytes 0", "--rounds", "9"]
+        {
+            let words: Vec<&str> = wrong.split(' ').collect();
+            let error = Plan::read(&words).err().unwrap_or_default();
+            assert!(error.contains(words[0]), "{wrong}: {error}");
+        }
+    }
 }

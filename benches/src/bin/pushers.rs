@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use duopoll::{Engine, EventLoop, Listener};
 use duopoll_benches::address::Address;
+use duopoll_benches::arguments;
 use duopoll_benches::process as processes;
 use duopoll_benches::servers::duopoll::echo;
 use duopoll_benches::sys::{self, Epoll, Events};
@@ -63,17 +64,19 @@ fn main() -> ExitCode {
         ["push", address, count] => {
             parse(address).and_then(|address| push(&address, parse(count)?))
         }
-        _ => measure(&words),
+        _ if arguments::ask_for_help(&words) => {
+            arguments::show(&format!("{HELP}\n"));
+            Ok(())
+        }
+        _ => Settings::read(&words)
+            .map_err(|why| arguments::refused(why, HELP))
+            .and_then(|settings| measure(&settings)),
     };
     processes::exit_code("pushers", result)
 }
 
 fn parse<T: FromStr>(text: &str) -> io::Result<T> {
-    text.parse().map_err(|_| wrong(text))
-}
-
-fn wrong(word: &str) -> io::Error {
-    io::Error::other(format!("{word:?} is not understood\n\n{HELP}"))
+    text.parse().map_err(|_| io::Error::other(format!("{text:?} is not understood")))
 }
 
 // ---- the server ----------------------------------------------------------------------------------
@@ -331,8 +334,42 @@ struct Settings {
     engine: String,
     budget_mib: u64,
     pushers: u64,
-    seconds: Duration,
+    window: Duration,
+    rounds: usize,
     elsewhere: bool,
+    insist: bool,
+}
+
+impl Settings {
+    fn read(words: &[&str]) -> Result<Settings, String> {
+        let mut settings = Settings {
+            engine: "auto".to_owned(),
+            budget_mib: 256,
+            pushers: 10_000,
+            window: Duration::from_secs(5),
+            rounds: 3,
+            elsewhere: false,
+            insist: false,
+        };
+        let mut words = words.iter().copied();
+        while let Some(word) = words.next() {
+            let mut value = || arguments::value(&mut words, word);
+            match word {
+                "--engine" => {
+                    settings.engine = value()?.to_owned();
+                    arguments::number::<Engine>(&settings.engine, word)?;
+                }
+                "--budget-mib" => settings.budget_mib = arguments::number(value()?, word)?,
+                "--pushers" => settings.pushers = arguments::at_least(1, value()?, word)?,
+                "--seconds" => settings.window = arguments::seconds(value()?, word)?,
+                "--rounds" => settings.rounds = arguments::rounds(value()?, word)?,
+                "--elsewhere" => settings.elsewhere = true,
+                "--insist" => settings.insist = true,
+                other => return Err(format!("unknown option {other:?}")),
+            }
+        }
+        Ok(settings)
+    }
 }
 
 /// What a round has shown.
@@ -352,41 +389,15 @@ struct Round {
     figures: [String; 2],
 }
 
-fn measure(words: &[&str]) -> io::Result<()> {
-    let mut settings = Settings {
-        engine: "auto".to_owned(),
-        budget_mib: 256,
-        pushers: 10_000,
-        seconds: Duration::from_secs(5),
-        elsewhere: false,
-    };
-    let (mut rounds, mut insist) = (3, false);
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let mut value = || words.next().copied().unwrap_or_default();
-        match *word {
-            "--engine" => settings.engine = value().to_owned(),
-            "--budget-mib" => settings.budget_mib = parse(value())?,
-            "--pushers" => settings.pushers = parse(value())?,
-            "--seconds" => settings.seconds = Duration::from_secs(parse(value())?),
-            "--rounds" => rounds = parse(value())?,
-            "--elsewhere" => settings.elsewhere = true,
-            "--insist" => insist = true,
-            "--help" | "-h" => {
-                println!("{HELP}");
-                return Ok(());
-            }
-            other => return Err(wrong(other)),
-        }
-    }
+fn measure(settings: &Settings) -> io::Result<()> {
     sys::raise_descriptor_limit()?;
     let mut complaints = Vec::new();
-    for _ in 0..rounds {
-        let round = round(&settings)?;
+    for _ in 0..settings.rounds {
+        let round = round(settings)?;
         println!("{round}");
-        complaints.extend(round.complaints(&settings));
+        complaints.extend(round.complaints(settings));
     }
-    match complaints.is_empty() || !insist {
+    match complaints.is_empty() || !settings.insist {
         true => Ok(()),
         false => Err(io::Error::other(complaints.join("\n"))),
     }
@@ -431,7 +442,7 @@ fn drive(
     };
     thread::sleep(WARM_UP);
     next(ALONE, server)?;
-    thread::sleep(settings.seconds);
+    thread::sleep(settings.window);
     next(FILLING, server)?;
     let begun = Instant::now();
     let mut pushers = Part::start(&["push", address, &settings.pushers.to_string()], CLIENT_CORE)?;
@@ -450,7 +461,7 @@ fn drive(
     let filled_in = begun.elapsed();
     let filled = server.ask()?;
     next(FULL, server)?;
-    thread::sleep(settings.seconds);
+    thread::sleep(settings.window);
     next(LEFT, server)?;
     let (pushed, kernel_mib) = (pushers.seen()?, kernel_mib()?);
     let pushed_on = pushed[0] - before;

@@ -16,6 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use duopoll::{Dialer, Engine, Limits, Pollers, Slice, Stats};
+use duopoll_benches::arguments;
 use pollster::block_on;
 
 const HELP: &str = "zerocopy sink --listen ADDRESS
@@ -43,6 +44,10 @@ fn main() -> ExitCode {
     let result = match args.next().as_deref() {
         Some("sink") => sink(args),
         Some("send") => send(args),
+        Some("--help" | "-h") => {
+            arguments::show(&format!("{HELP}\n"));
+            Ok(())
+        }
         _ => Err(HELP.to_owned()),
     };
     match result {
@@ -87,8 +92,14 @@ fn send(mut args: impl Iterator<Item = String>) -> Result<(), String> {
         match flag.as_str() {
             "--to" => flags.to = value(&mut args)?,
             "--engine" => flags.engine = value(&mut args)?,
-            "--mib" => flags.mib = value(&mut args)?,
-            "--rounds" => flags.rounds = value(&mut args)?,
+            "--mib" => {
+                let text: String = value(&mut args)?;
+                flags.mib = arguments::at_least(1, &text, &flag)?;
+            }
+            "--rounds" => {
+                let text: String = value(&mut args)?;
+                flags.rounds = arguments::rounds(&text, &flag)?;
+            }
             "--insist" => flags.insist = true,
             _ => return Err(HELP.to_owned()),
         }

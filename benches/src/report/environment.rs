@@ -5,24 +5,36 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Crates whose versions the report names.
-const CRATES: [&str; 15] = [
-    "tokio",
-    "monoio",
-    "compio",
-    "glommio",
-    "may",
-    "io-uring",
-    "hyper",
-    "axum",
-    "tonic",
-    "rustls",
-    "ring",
-    "quinn",
-    "quinn-proto",
-    "quinn-udp",
-    "compio-quic",
+/// The name of this project's revision.
+pub const OURS: &str = "duopoll";
+
+/// Crates whose versions the report names: how those begin that only some features take, and whether they are in this build.
+const CRATES: [(&str, &str, bool); 18] = [
+    ("tokio", "", cfg!(feature = "tokio")),
+    ("monoio", "", cfg!(feature = "monoio")),
+    ("compio", "", cfg!(feature = "compio")),
+    ("glommio", "", cfg!(feature = "glommio")),
+    ("may", "", cfg!(feature = "may")),
+    ("io-uring", "0.6.", cfg!(feature = "monoio")),
+    ("io-uring", "", true),
+    ("hyper", "", cfg!(feature = "http")),
+    ("axum", "", cfg!(feature = "http")),
+    ("tonic", "", cfg!(feature = "http")),
+    ("rustls", "0.21.", cfg!(feature = "monoio-http")),
+    ("rustls", "", cfg!(feature = "http")),
+    ("ring", "", cfg!(feature = "http")),
+    ("quinn", "", cfg!(feature = "quic")),
+    ("quinn-proto", "", cfg!(feature = "quic")),
+    ("quinn-udp", "0.5.", cfg!(feature = "quic")),
+    ("quinn-udp", "", cfg!(feature = "quinn-udp")),
+    ("compio-quic", "", cfg!(feature = "compio-quic")),
 ];
+
+/// Whether a version is told: what the first line says that it fits.
+fn is_told(name: &str, version: &str) -> bool {
+    let line = CRATES.iter().find(|(of, begins, _)| *of == name && version.starts_with(begins));
+    line.is_some_and(|(.., is_built)| *is_built)
+}
 
 /// Everything that is known, as pairs of a name and a value.
 pub fn describe() -> Vec<(String, String)> {
@@ -33,6 +45,7 @@ pub fn describe() -> Vec<(String, String)> {
     add("processor", processor());
     add("cores", std::thread::available_parallelism().ok().map(|cores| cores.to_string()));
     add("kernel", read_line("/proc/sys/kernel/osrelease"));
+    add(OURS, revision());
     add("rustc", first_line("rustc", &["--version"]));
     add("go", first_line("go", &["version"]));
     add("redis", first_line("redis-server", &["--version"]));
@@ -62,7 +75,21 @@ fn first_line(program: &str, args: &[&str]) -> Option<String> {
     Some(text.lines().next()?.trim().to_owned())
 }
 
-/// Versions of the compared crates, from the lock file of the package or of its workspace.
+/// What git calls the files that this is built of, if they are in a tree of its own.
+fn revision() -> Option<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+    let git = |args: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(root).args(args).output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        (output.status.success() && !text.is_empty()).then_some(text)
+    };
+    // Not of a tree that this one was unpacked in.
+    let top = git(&["rev-parse", "--show-toplevel"])?;
+    let is_own = fs::canonicalize(top).ok()? == fs::canonicalize(root).ok()?;
+    is_own.then(|| git(&["describe", "--always", "--dirty"]))?
+}
+
+/// Versions of the compared crates that are in this build, from the lock file of the package or of its workspace.
 fn locked_versions() -> Vec<(String, String)> {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let Some(lock) = [package.join("Cargo.lock"), package.join("../Cargo.lock")]
@@ -78,7 +105,7 @@ fn locked_versions() -> Vec<(String, String)> {
         if let Some(value) = quoted("name = \"") {
             name = value;
         } else if let Some(version) = quoted("version = \"")
-            && CRATES.contains(&name)
+            && is_told(name, version)
         {
             match found.iter_mut().find(|(known, _)| known == name) {
                 Some((_, versions)) => *versions = format!("{versions}, {version}"),
@@ -126,6 +153,18 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn crates_of_other_builds_are_not_told() {
+        let told = locked_versions();
+        let has = |name| told.iter().any(|(told, _)| told == name);
+        assert!(has("io-uring"));
+        assert_eq!(has("tokio"), cfg!(feature = "tokio"));
+        assert_eq!(has("glommio"), cfg!(feature = "glommio"));
+        assert_eq!(has("quinn"), cfg!(feature = "quic"));
+        assert_eq!(is_told("rustls", "0.21.12"), cfg!(feature = "monoio-http"));
+        assert!(!is_told("serde", "1.0.0"));
+    }
 
     #[test]
     fn days_become_dates() {

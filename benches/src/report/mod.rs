@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,11 @@ use crate::trace::Calls;
 
 /// By which part a yardstick may be off its usual time before the round counts as disturbed.
 const SPREAD_MAX: f64 = 0.1;
+
+/// The files of a report, and the folder of its plots.
+const JSON: &str = "compare.json";
+const MARKDOWN: &str = "compare.md";
+const PLOTS: &str = "svg";
 
 mod environment;
 mod markdown;
@@ -45,11 +50,42 @@ impl Report {
 
     /// What an earlier run has written to a folder.
     pub fn read(folder: &Path) -> io::Result<Self> {
-        let mut report: Report = serde_json::from_slice(&fs::read(folder.join("compare.json"))?)?;
+        let path = folder.join(JSON);
+        let text = fs::read(&path).map_err(|error| about(&path, error))?;
+        let mut report: Report =
+            serde_json::from_slice(&text).map_err(|error| about(&path, error.into()))?;
         for table in &mut report.tables {
             table.summarise();
         }
         Ok(report)
+    }
+
+    /// Adds what an earlier run has told. If that was of another revision of this project, a note says so.
+    pub fn go_on_from(&mut self, earlier: Report) {
+        let (before, now) = (earlier.revision(), self.revision());
+        if before != now
+            && let Some(before) = before
+        {
+            let scenarios: Vec<&str> = earlier.tables.iter().map(|it| &*it.scenario).collect();
+            self.notes.insert(0, format!("of duopoll {before}: {}", scenarios.join(", ")));
+        }
+        self.notes.splice(0..0, earlier.notes);
+        self.notes.dedup();
+        self.seconds = earlier.seconds;
+        self.tables = earlier.tables;
+    }
+
+    /// Adds a table, in the place of one of the same scenario if there is one.
+    pub fn add(&mut self, table: Table) {
+        match self.tables.iter_mut().find(|other| other.scenario == table.scenario) {
+            Some(older) => *older = table,
+            None => self.tables.push(table),
+        }
+    }
+
+    fn revision(&self) -> Option<&str> {
+        let (_, revision) = self.environment.iter().find(|(name, _)| name == environment::OURS)?;
+        Some(revision)
     }
 }
 
@@ -342,16 +378,41 @@ fn to_alone(row: &Row, figure: fn(&Outcome) -> f64) -> f64 {
     }))
 }
 
-/// Writes `compare.md`, `compare.json` and the plots.
-pub fn write(report: &Report, folder: &Path) -> io::Result<()> {
-    let plots = folder.join("svg");
-    fs::create_dir_all(&plots)?;
-    fs::write(folder.join("compare.json"), serde_json::to_string_pretty(report)?)?;
-    fs::write(folder.join("compare.md"), markdown::report(report))?;
-    for table in &report.tables {
-        fs::write(plots.join(format!("{}.svg", table.scenario)), svg::plot(table))?;
+/// Makes the folder of a report, and looks whether its files can be written, without changing them.
+///
+/// # Errors
+/// What cannot be written, by its path.
+pub fn prepare(folder: &Path) -> io::Result<()> {
+    let plots = folder.join(PLOTS);
+    fs::create_dir_all(&plots).map_err(|error| about(&plots, error))?;
+    for path in [folder.join(JSON), folder.join(MARKDOWN), plots.join(".new")] {
+        let is_new = !path.exists();
+        let opened = fs::OpenOptions::new().append(true).create(true).open(&path);
+        opened.map_err(|error| about(&path, error))?;
+        if is_new {
+            fs::remove_file(&path).map_err(|error| about(&path, error))?;
+        }
     }
     Ok(())
+}
+
+/// Writes `compare.md`, `compare.json` and the plots.
+pub fn write(report: &Report, folder: &Path) -> io::Result<()> {
+    let write =
+        |path: PathBuf, text: String| fs::write(&path, text).map_err(|error| about(&path, error));
+    let plots = folder.join(PLOTS);
+    fs::create_dir_all(&plots).map_err(|error| about(&plots, error))?;
+    write(folder.join(JSON), serde_json::to_string_pretty(report)?)?;
+    write(folder.join(MARKDOWN), markdown::report(report))?;
+    for table in &report.tables {
+        write(plots.join(format!("{}.svg", table.scenario)), svg::plot(table))?;
+    }
+    Ok(())
+}
+
+/// An error with the path that it is about.
+fn about(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// A figure with as many digits as it deserves; `–` where there is none.
@@ -427,12 +488,10 @@ mod tests {
         assert_eq!(disturbed(&rows, "classic")[1], (3, 0.5));
     }
 
-    #[test]
-    fn what_was_written_is_read() {
-        let folder = std::env::temp_dir().join(format!("duopoll-report-{}", std::process::id()));
-        let rows = vec![row("classic", Role::Yardstick, &[Some(4.0), None])];
+    fn table(scenario: &str, cpu_us: &[Option<f64>]) -> Table {
+        let rows = vec![row("classic", Role::Yardstick, cpu_us)];
         let mut table = Table {
-            scenario: "echo".into(),
+            scenario: scenario.into(),
             title: "Echo".into(),
             yardstick: "classic".into(),
             warm_ms: 1,
@@ -443,12 +502,78 @@ mod tests {
             summaries: Vec::new(),
         };
         table.summarise();
+        table
+    }
+
+    fn folder(of: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("duopoll-{of}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let folder = folder("report");
+        let table = table("echo", &[Some(4.0), None]);
         let mut report = Report::new("compare".into(), vec!["a note".into()]);
         report.tables.push(table);
         write(&report, &folder).unwrap();
         let read = Report::read(&folder).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), serde_json::to_string(&report).unwrap());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_named() {
+        let folder = folder("prepared");
+        prepare(&folder).unwrap();
+        assert!(!folder.join(JSON).exists(), "nothing is left of looking");
+        fs::write(folder.join(JSON), "earlier").unwrap();
+        prepare(&folder).unwrap();
+        assert_eq!(fs::read_to_string(folder.join(JSON)).unwrap(), "earlier");
+        let below_a_file = folder.join(JSON).join("out");
+        let error = prepare(&below_a_file).unwrap_err().to_string();
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(error.starts_with(&below_a_file.display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_scenario_has_one_table() {
+        let mut report = Report::new("compare".into(), Vec::new());
+        report.add(table("echo", &[Some(4.0)]));
+        report.add(table("churn", &[Some(4.0)]));
+        report.add(table("echo", &[Some(5.0), Some(5.0)]));
+        let told: Vec<_> =
+            report.tables.iter().map(|it| (&*it.scenario, it.rows[0].samples.len())).collect();
+        assert_eq!(told, [("echo", 2), ("churn", 1)]);
+    }
+
+    #[test]
+    fn another_revision_is_told() {
+        let of = |revision: &str, scenario| {
+            let mut report = Report::new("compare".into(), Vec::new());
+            report.environment = vec![(environment::OURS.into(), revision.into())];
+            report.tables.extend([table(scenario, &[Some(4.0)])]);
+            report
+        };
+        let mut report = of("b", "churn");
+        report.go_on_from(of("b", "churn"));
+        assert!(report.notes.is_empty());
+        report.go_on_from(of("a", "echo"));
+        assert_eq!(report.notes, ["of duopoll a: echo"]);
+    }
+
+    #[test]
+    fn one_round_has_no_interval() {
+        let one = table("echo", &[Some(4.0)]);
+        let text = text::table(&one)
+            + &markdown::report(&{
+                let mut report = Report::new("compare".into(), Vec::new());
+                report.environment.clear();
+                report.add(table("echo", &[Some(4.0)]));
+                report
+            });
+        assert!(text.contains("no intervals") && !text.contains("1.00–1.00"), "{text}");
+        let three = text::table(&table("echo", &[Some(4.0); 3]));
+        assert!(three.contains("intervals of 75 %") && three.contains("1.00–1.00 ="), "{three}");
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub(super) fn columns(table: &Table) -> Vec<Column> {
 
 /// Where a ratio lies, and a sign where that may be 1: no difference was seen.
 fn interval(ratio: Estimate) -> String {
-    if !ratio.median.is_finite() {
+    if !ratio.low.is_finite() {
         return figure(f64::NAN, 0);
     }
     let sign = if ratio.may_be_one() { " =" } else { "" };
@@ -68,12 +68,15 @@ pub(super) fn conditions(table: &Table) -> String {
     let rounds = table.rows.iter().map(|row| row.samples.len()).max().unwrap_or(0);
     let disturbed: Vec<String> = table.disturbed.iter().map(usize::to_string).collect();
     format!(
-        "{rounds} round{} of {:.2} s after {:.2} s; yardstick: {}; intervals of {:.0} %{}",
+        "{rounds} round{} of {:.2} s after {:.2} s; yardstick: {}; {}{}",
         if rounds == 1 { "" } else { "s" },
         table.measure_ms as f64 / 1e3,
         table.warm_ms as f64 / 1e3,
         table.yardstick,
-        confidence(rounds) * 100.0,
+        match rounds {
+            0 | 1 => "no intervals".to_owned(),
+            _ => format!("intervals of {:.0} %", confidence(rounds) * 100.0),
+        },
         if disturbed.is_empty() {
             String::new()
         } else {
