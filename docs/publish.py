@@ -24,7 +24,9 @@ MARK = re.compile(r"<!-- compare (?P<figure>\w+): (?P<rows>[^|]+) \| (?P<servers
 def ratio(figure):
     if figure["median"] is None:
         return "–"
-    same = figure["low"] <= 1 <= figure["high"] and figure["low"] < figure["high"]
+    low, high = figure["low"], figure["high"]
+    # A single round has no interval.
+    same = low is not None and low <= 1 <= high and low < high
     return f"{figure['median']:.2f}" + (" =" if same else "")
 
 

@@ -45,11 +45,13 @@ fn a_connection_whose_descriptor_is_replaced_ends_with_an_error(setup: Setup) {
     });
     let mut other = Peer::connect(server.local_addr());
     let mut peer = Peer::connect(server.local_addr());
+    let start = Instant::now();
     peer.write_all(b"!").expect("sent");
     let error = error.recv_timeout(PATIENCE).expect("told").expect_err("it cannot be sent");
     assert_eq!(error.raw_os_error(), Some(libc::ENOTSOCK), "{error}");
     assert_eq!(peer.read_rest().expect("the end"), b"");
     eventually("the connection is over", || server.settled().closed == 1);
+    assert!(start.elapsed() < PATIENCE / 2, "over after {:?}", start.elapsed());
     assert_eq!(other.round_trip(b"x"), b"x");
 }
 
