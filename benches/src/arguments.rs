@@ -55,19 +55,28 @@ pub fn seconds(text: &str, option: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// Whether the words ask how a program is used.
-pub fn ask_for_help(words: &[&str]) -> bool {
-    words.iter().any(|word| matches!(*word, "--help" | "-h"))
+/// What a program has told another one of its own.
+pub fn parse<T: FromStr>(text: &str) -> io::Result<T> {
+    text.parse().map_err(|_| io::Error::other(format!("{text:?} is not understood")))
+}
+
+/// Measures what the words ask for, or says how the program is used.
+pub fn run<P>(
+    words: &[&str],
+    help: &str,
+    read: impl FnOnce(&[&str]) -> Result<P, String>,
+    measure: impl FnOnce(P) -> io::Result<()>,
+) -> io::Result<()> {
+    if words.iter().any(|word| matches!(*word, "--help" | "-h")) {
+        show(&format!("{help}\n"));
+        return Ok(());
+    }
+    measure(read(words).map_err(|why| io::Error::other(format!("{why}\n\n{help}")))?)
 }
 
 /// Prints to a reader that may go away, such as `head`.
 pub fn show(text: &str) {
     let _ = io::stdout().write_all(text.as_bytes());
-}
-
-/// What is wrong with a command line, followed by how the program is used.
-pub fn refused(why: String, help: &str) -> io::Error {
-    io::Error::other(format!("{why}\n\n{help}"))
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use std::env;
 use std::io::{self, BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -19,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use duopoll::udp::{UdpServer, UdpSocket as Socket};
 use duopoll::{Engine, EventLoop, Listener, Pollers};
-use duopoll_benches::arguments;
+use duopoll_benches::arguments::{self, parse};
 use duopoll_benches::load::{self, Mode, Outcome, Spec};
 use duopoll_benches::process as processes;
 use duopoll_benches::servers::duopoll::echo;
@@ -47,19 +46,9 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let result = match words[..] {
         ["serve", engine] => parse(engine).and_then(serve),
-        _ if arguments::ask_for_help(&words) => {
-            arguments::show(&format!("{HELP}\n"));
-            Ok(())
-        }
-        _ => Plan::read(&words)
-            .map_err(|why| arguments::refused(why, HELP))
-            .and_then(|plan| measure(&plan)),
+        _ => arguments::run(&words, HELP, Plan::read, |plan| measure(&plan)),
     };
     processes::exit_code("flood", result)
-}
-
-fn parse<T: FromStr>(text: &str) -> io::Result<T> {
-    text.parse().map_err(|_| io::Error::other(format!("{text:?} is not understood")))
 }
 
 // ---- the server ----------------------------------------------------------------------------------

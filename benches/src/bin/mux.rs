@@ -44,13 +44,7 @@ fn main() -> ExitCode {
     let result = match args[..] {
         ["serve", peer, address] => serve(peer, address),
         ["call", peer, address, calls] => call(peer, address, calls.parse().unwrap_or(0)),
-        _ if arguments::ask_for_help(&args) => {
-            arguments::show(&format!("{HELP}\n"));
-            Ok(())
-        }
-        _ => read(&args)
-            .map_err(|why| arguments::refused(why, HELP))
-            .and_then(|(calls, rounds)| compare(calls, rounds)),
+        _ => arguments::run(&args, HELP, read, |(calls, rounds)| compare(calls, rounds)),
     };
     process::exit_code("mux", result)
 }

@@ -12,13 +12,12 @@
 use std::env;
 use std::io;
 use std::process::{Command, ExitCode, Stdio};
-use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
 use duopoll::{Engine, EventLoop, Listener};
 use duopoll_benches::address::Address;
-use duopoll_benches::arguments;
+use duopoll_benches::arguments::{self, parse};
 use duopoll_benches::load::{self, Mode, Outcome, Spec};
 use duopoll_benches::process::{self, ServerProcess};
 use duopoll_benches::servers::duopoll::echo;
@@ -42,19 +41,9 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["serve", engine, address, pollers] => serve(engine, address, pollers),
         ["load", spec] => generate(spec),
-        _ if arguments::ask_for_help(&words) => {
-            arguments::show(&format!("{HELP}\n"));
-            Ok(())
-        }
-        _ => Plan::read(&words)
-            .map_err(|why| arguments::refused(why, HELP))
-            .and_then(|plan| measure(&plan)),
+        _ => arguments::run(&words, HELP, Plan::read, |plan| measure(&plan)),
     };
     process::exit_code("pollers", result)
-}
-
-fn parse<T: FromStr>(text: &str) -> io::Result<T> {
-    text.parse().map_err(|_| io::Error::other(format!("{text:?} is not understood")))
 }
 
 /// Where one of them is asked for, its core is that of the process; two have one each.

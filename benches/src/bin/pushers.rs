@@ -14,14 +14,13 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{self, Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use duopoll::{Engine, EventLoop, Listener};
 use duopoll_benches::address::Address;
-use duopoll_benches::arguments;
+use duopoll_benches::arguments::{self, parse};
 use duopoll_benches::process as processes;
 use duopoll_benches::servers::duopoll::echo;
 use duopoll_benches::sys::{self, Epoll, Events};
@@ -64,19 +63,9 @@ fn main() -> ExitCode {
         ["push", address, count] => {
             parse(address).and_then(|address| push(&address, parse(count)?))
         }
-        _ if arguments::ask_for_help(&words) => {
-            arguments::show(&format!("{HELP}\n"));
-            Ok(())
-        }
-        _ => Settings::read(&words)
-            .map_err(|why| arguments::refused(why, HELP))
-            .and_then(|settings| measure(&settings)),
+        _ => arguments::run(&words, HELP, Settings::read, |settings| measure(&settings)),
     };
     processes::exit_code("pushers", result)
-}
-
-fn parse<T: FromStr>(text: &str) -> io::Result<T> {
-    text.parse().map_err(|_| io::Error::other(format!("{text:?} is not understood")))
 }
 
 // ---- the server ----------------------------------------------------------------------------------
