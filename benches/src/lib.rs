@@ -13,7 +13,7 @@
 //! - [`web`]: servers of HTTP, gRPC and TLS, and the tools that drive them.
 //! - [`scenario`] and [`plan`]: what is measured, for how long, with how many rounds.
 //! - [`revision`]: the same servers of another revision. [`instructions`]: what a request takes, exactly.
-//! - [`rounds`]: runs a plan on cores that are kept [`awake`], and repeats rounds that saw a [`disturbance`]; what the kernel's [`interrupts`] threads do is counted where it belongs. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
+//! - [`rounds`]: runs a plan on processors that are kept [`awake`], and repeats rounds that saw a [`disturbance`]; what the kernel's [`interrupts`] threads do is counted where it belongs. [`resp`], [`trace`] and [`golang`] are the parts that need tools which
 //!   may be missing; the report then says so.
 //! - [`report`]: table, Markdown, JSON and SVG.
 

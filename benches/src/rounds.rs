@@ -64,7 +64,10 @@ pub struct Settings {
 /// Runs the steps; the results are written after each.
 pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
     let mut runner = Runner::new(steps, settings)?;
-    let awake = Awake::new([settings.server_core, settings.client_core]);
+    let awake = Awake::keep();
+    if let Err(error) = &awake {
+        runner.note(Awake::missing(error));
+    }
     for step in steps {
         if runner.report.tables.iter().any(|table| table.is_of(step)) {
             continue;
@@ -84,9 +87,6 @@ pub fn run(steps: &[Step], settings: &Settings) -> io::Result<()> {
             runner.report.seconds += runner.progress.lap();
             report::write(&runner.report, &settings.out)?;
         }
-    }
-    if let Err(error) = awake.end() {
-        runner.note(format!("cores could not be kept awake: {error}"));
     }
     for note in &runner.report.notes {
         println!("note: {note}");

@@ -327,15 +327,6 @@ pub fn only_core(pid: u32) -> io::Result<Option<usize>> {
     Ok(cores.next().filter(|_| cores.next().is_none()))
 }
 
-/// Has the calling thread run only while nobody else wants its core.
-pub fn give_way_to_all() -> io::Result<()> {
-    // SAFETY: all-zero bytes are the one priority that there is in this class.
-    let none: libc::sched_param = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel reads the parameter.
-    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &none) })?;
-    Ok(())
-}
-
 /// Raises the soft limit on open descriptors to the hard limit, and returns it.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

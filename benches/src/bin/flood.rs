@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use duopoll::udp::{UdpServer, UdpSocket as Socket};
 use duopoll::{Engine, EventLoop, Listener, Pollers};
 use duopoll_benches::arguments::{self, parse};
+use duopoll_benches::awake::Awake;
 use duopoll_benches::load::{self, Mode, Outcome, Spec};
 use duopoll_benches::process as processes;
 use duopoll_benches::servers::duopoll::echo;
@@ -156,6 +157,7 @@ impl Plan {
 }
 
 fn measure(plan: &Plan) -> io::Result<()> {
+    let _awake = Awake::keep_or_say();
     sys::pin_to_core(CLIENT_CORE)?;
     let (rate, measure_ms) = (plan.rate, plan.window.as_millis() as u64);
     for round in 1..=plan.rounds {

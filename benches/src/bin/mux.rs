@@ -21,6 +21,7 @@ use std::time::Duration;
 use duopoll::mux::{self, Client, Head, Kind, Protocol};
 use duopoll::{Connection, Dialer, Engine, EventLoop, LinkBuffer, Listener, Pollers, Slice, task};
 use duopoll_benches::arguments;
+use duopoll_benches::awake::Awake;
 use duopoll_benches::golang;
 use duopoll_benches::process;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
@@ -236,6 +237,7 @@ fn read(words: &[&str]) -> Result<(u64, usize), String> {
 
 fn compare(calls: u64, rounds: usize) -> io::Result<()> {
     let go = golang::build().map_err(|why| eprintln!("{why}")).ok();
+    let _awake = Awake::keep_or_say();
     let mut costs: HashMap<&str, Vec<f64>> = HashMap::new();
     for round in 0..rounds {
         // Nobody is always the first.

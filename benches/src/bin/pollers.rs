@@ -18,6 +18,7 @@ use std::time::Duration;
 use duopoll::{Engine, EventLoop, Listener};
 use duopoll_benches::address::Address;
 use duopoll_benches::arguments::{self, parse};
+use duopoll_benches::awake::Awake;
 use duopoll_benches::load::{self, Mode, Outcome, Spec};
 use duopoll_benches::process::{self, ServerProcess};
 use duopoll_benches::servers::duopoll::echo;
@@ -71,6 +72,7 @@ struct Plan {
 }
 
 fn measure(plan: &Plan) -> io::Result<()> {
+    let _awake = Awake::keep_or_say();
     println!(
         "{:8} {:>12} {:>12} {:>24}",
         "", "apart, µs", "together, µs", "together / apart, within"

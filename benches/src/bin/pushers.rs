@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use duopoll::{Engine, EventLoop, Listener};
 use duopoll_benches::address::Address;
 use duopoll_benches::arguments::{self, parse};
+use duopoll_benches::awake::Awake;
 use duopoll_benches::process as processes;
 use duopoll_benches::servers::duopoll::echo;
 use duopoll_benches::sys::{self, Epoll, Events};
@@ -379,6 +380,7 @@ struct Round {
 }
 
 fn measure(settings: &Settings) -> io::Result<()> {
+    let _awake = Awake::keep_or_say();
     sys::raise_descriptor_limit()?;
     let mut complaints = Vec::new();
     for _ in 0..settings.rounds {
