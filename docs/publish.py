@@ -7,8 +7,9 @@ benchmarks.md that is filled in stands below a line that says what is in it:
     <!-- compare ratio: echo-64x100 echo-64x1000 | floor-epoll duopoll-epoll tokio -->
 
 Scenarios are rows and servers columns. The figures are `ratio` (processor time, times the yardstick), `floor` (times the better
-floor), `cpu` (microseconds), `p99` (microseconds), `rate` (a second) or `idle` (KiB each). `=` behind a ratio: no difference from 1 was
-seen. A row that was disturbed to the end says so.
+floor), `cpu` (microseconds), `p99` (microseconds), `rate` (a second), `idle` (KiB each) or `after` (MiB that are resident when all
+have left). A server may have its own, as in `haproxy:cpu`. `=` behind a ratio: no difference from 1 was seen. A row that was
+disturbed to the end says so.
 """
 import json
 import pathlib
@@ -34,25 +35,29 @@ def plain(digits):
     return lambda figure: "–" if figure is None else f"{figure:.{digits}f}"
 
 
+# What compare calls it, how it is shown, and what its column has behind the server's name if the others have another.
 FIGURES = {
-    "ratio": ("to_yardstick", ratio),
-    "floor": ("to_floor", ratio),
-    "cpu": ("cpu_us", lambda figure: "–" if figure is None else f"{figure:.3g}"),
-    "p99": ("p99_us", plain(0)),
-    "rate": ("rate", plain(0)),
-    "idle": ("rss_idle_kib_each", plain(2)),
+    "ratio": ("to_yardstick", ratio, ", ×"),
+    "floor": ("to_floor", ratio, ", × the better floor"),
+    "cpu": ("cpu_us", lambda figure: "–" if figure is None else f"{figure:.3g}", ", µs"),
+    "p99": ("p99_us", plain(0), ", p99 in µs"),
+    "rate": ("rate", plain(0), ", 1/s"),
+    "idle": ("rss_idle_kib_each", plain(2), ", KiB"),
+    "after": ("rss_settled_kib", lambda figure: "–" if figure is None else f"{figure / 1024:.0f}", ", MiB after"),
 }
 
 
-def table(measured, figure, rows, servers):
-    name, show = FIGURES[figure]
-    lines = ["| | " + " | ".join(servers) + " |", "|---|" + "---:|" * len(servers)]
+def table(measured, figure, rows, columns):
+    columns = [column.split(":") for column in columns]
+    columns = [(server, *(FIGURES[own[0]] if own else (*FIGURES[figure][:2], ""))) for server, *own in columns]
+    heads = [server + behind for server, _, _, behind in columns]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for row in rows:
         if row not in measured:
             sys.exit(f"{row} was not measured")
         scenario = measured[row]
         of = {one["server"]: summary for one, summary in zip(scenario["rows"], scenario["summaries"])}
-        cells = [show(of[server][name]) if server in of else "–" for server in servers]
+        cells = [show(of[server][name]) if server in of else "–" for server, name, show, _ in columns]
         lines.append(f"| {row}{' (disturbed)' if scenario['disturbed'] else ''} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

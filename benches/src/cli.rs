@@ -135,7 +135,7 @@ fn serve_web(words: &[String]) -> Result<(), String> {
     sys_limits().map_err(describe)?;
     match server.start {
         web::Start::Function(run) => {
-            let options = web::Options { listen, app, http2: false, tls, threads };
+            let options = web::Options { listen, app, http2: false, tls, threads, pinned: false };
             run(&options).map_err(describe)
         }
         web::Start::Go | web::Start::Nginx => Err(format!("{name} is a program of its own")),

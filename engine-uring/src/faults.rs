@@ -1,6 +1,7 @@
 //! What a test's faults do to submissions.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use duopoll_core::faults::{Call, breaks_socket, errno};
@@ -52,4 +53,13 @@ impl Faults {
         }
         -errno
     }
+}
+
+/// What is to be taken for the result of a receive by a system call.
+pub(crate) fn on_receive(fd: BorrowedFd<'_>) -> Option<io::Error> {
+    let errno = errno(Call::Receive)?;
+    if breaks_socket(errno) {
+        let _ = rustix::net::shutdown(fd, Shutdown::Both);
+    }
+    Some(io::Error::from_raw_os_error(errno))
 }

@@ -72,12 +72,16 @@ pub(crate) struct Socket {
     pub(crate) fresh: bool,
     /// There is more to receive, as far as we know: no need to wait for it.
     pub(crate) readable: bool,
-    /// Bytes that the last receive could have taken.
+    /// Bytes that the last receive could have taken, if it had vectors.
     pub(crate) lent: u32,
     /// Bytes that the last send was given.
     pub(crate) sending: u32,
     /// The last send was taken in part, or not at all.
     pub(crate) slow: bool,
+    /// It carries large messages, and is [polled](crate::engine::bulk): so many small receives in a row end that.
+    pub(crate) bulk: u8,
+    /// Waits in the list of those that have something to be received.
+    pub(crate) read_listed: bool,
     /// Waits in the list of those that receive again with the next submission.
     pub(crate) listed: bool,
     /// There was no room in the submission queue for a send.
@@ -105,6 +109,8 @@ impl Socket {
             lent: 0,
             sending: 0,
             slow: false,
+            bulk: 0,
+            read_listed: false,
             listed: false,
             send_listed: false,
             ended: false,
@@ -112,6 +118,12 @@ impl Socket {
             #[cfg(feature = "zerocopy")]
             zero_copies_taken: 0,
         }
+    }
+
+    /// Whether a system call may receive from it, and may find something.
+    pub(crate) fn may_be_read(&self) -> bool {
+        let over = self.stopped || self.ended || self.closing;
+        self.readable && self.inbound.is_none() && !over && self.kind == Kind::Stream
     }
 
     /// For an operation's entry.

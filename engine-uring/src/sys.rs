@@ -2,8 +2,11 @@
 
 use std::ffi::c_void;
 use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 
+use libc::iovec;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// Private anonymous memory, page by page.
@@ -36,4 +39,28 @@ impl Drop for Mapping {
         let unmapped = unsafe { munmap(self.start.as_ptr(), self.bytes) };
         debug_assert!(unmapped.is_ok(), "mapped, and aligned to pages");
     }
+}
+
+/// Receives what is there: by `recv` for one vector, by `recvmsg` for more.
+///
+/// # Safety
+/// The vectors describe writable memory that nobody else uses.
+pub(crate) unsafe fn receive(fd: BorrowedFd<'_>, vectors: &[iovec]) -> io::Result<usize> {
+    #[cfg(duopoll_faults)]
+    if let Some(error) = crate::faults::on_receive(fd) {
+        return Err(error);
+    }
+    let fd = fd.as_raw_fd();
+    let received = if let [one] = vectors {
+        // SAFETY: the vector describes writable memory, as the caller promises.
+        unsafe { libc::recv(fd, one.iov_base, one.iov_len, libc::MSG_DONTWAIT) }
+    } else {
+        // SAFETY: a msghdr may be all zero.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_iov = vectors.as_ptr().cast_mut();
+        message.msg_iovlen = vectors.len() as _;
+        // SAFETY: the vectors describe writable memory, as the caller promises; recvmsg(2) does not write to themselves.
+        unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) }
+    };
+    usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }

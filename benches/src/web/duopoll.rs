@@ -37,6 +37,7 @@ impl Serve for OnPollers<'_> {
         let tls = self.options.tls.as_deref().map(certificate::server).transpose()?;
         let tls = tls.map(TlsAcceptor::new);
         let builder = EventLoop::builder().engine(self.engine).pollers(self.options.threads);
+        let builder = builder.pinned(self.options.pinned);
         let served = builder.on_connection(async move |connection: Connection| match &tls {
             None => http.serve(connection, service.clone()).await,
             Some(tls) => http.serve(tls.accept(connection).await?, service.clone()).await,

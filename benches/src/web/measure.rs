@@ -45,6 +45,7 @@ impl Place {
             http2: shape.http2,
             tls: shape.tls.then(|| self.folder.clone()),
             threads: shape.threads,
+            pinned: false,
         };
         let command = match server.start {
             Start::Function(_) => {

@@ -58,6 +58,8 @@ pub struct Options {
     pub tls: Option<PathBuf>,
     /// Threads.
     pub threads: usize,
+    /// Whether each of more threads has a core of its own, where the server can do that.
+    pub pinned: bool,
 }
 
 /// How a server is started.

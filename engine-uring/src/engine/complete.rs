@@ -20,6 +20,7 @@ const COPIED_BYTES_MAX: usize = 2 << 10;
 impl Uring {
     pub(super) fn handle_completions<O: Operators>(&mut self, operators: &mut O) {
         self.unhandled.clear();
+        (self.turn_bytes, self.run) = (0, (None, 0));
         let mut left = COMPLETIONS_PER_TURN;
         while left > 0 {
             if self.completions.is_empty() {
@@ -88,7 +89,7 @@ impl Uring {
             _ => socket.inbound = None,
         }
         match op {
-            Op::Receive => self.received(token, result, operators),
+            Op::Receive => self.received(token, to_result(result), operators),
             Op::ReceiveMulti => self.received_multi(token, result, completion.flags(), operators),
             Op::Send => self.sent(token, result, O::output_ack, operators),
             Op::Connect => self.connected(token, result, operators),
@@ -97,7 +98,10 @@ impl Uring {
             Op::PollIn if socket.kind == Kind::Listener => self.accept(token, operators),
             Op::PollIn => {
                 socket.readable = true;
-                self.receive_later(token);
+                match socket.bulk {
+                    0 => self.receive_later(token),
+                    _ => self.read_later(token),
+                }
             }
             Op::PollOut => self.send_later(token),
             #[cfg(feature = "zerocopy")]
@@ -107,9 +111,14 @@ impl Uring {
         self.release_if_idle(token, operators);
     }
 
-    fn received<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {
+    /// What came of a receive into the operators' vectors.
+    pub(super) fn received<O: Operators>(
+        &mut self,
+        token: Token,
+        result: io::Result<usize>,
+        operators: &mut O,
+    ) {
         self.stats.receives += 1;
-        let result = to_result(result);
         let received = *result.as_ref().unwrap_or(&0);
         self.stats.received_bytes += received as u64;
         let outcome = match &result {
@@ -124,12 +133,14 @@ impl Uring {
         let next = unsafe { operators.input_ack(token, result) };
         let Some(socket) = self.sockets.get_mut(token) else { return };
         // What did not fill its vectors has emptied the socket.
-        socket.readable = outcome == Outcome::Retry && saturating(received) >= socket.lent;
+        let emptied = saturating(received) < socket.lent;
+        socket.readable = outcome == Outcome::Retry && !emptied;
         match outcome {
             Outcome::Done => socket.ended = true,
             _ if next == Next::Stop => socket.stopped = true,
             _ => self.receive_later(token),
         }
+        self.weigh(token, received, emptied);
     }
 
     /// What came of a receive that goes on, or has just ended for whatever reason.
@@ -142,6 +153,7 @@ impl Uring {
     ) {
         self.stats.receives += 1;
         let result = to_result(result);
+        let is_bulk = self.weigh(token, *result.as_ref().unwrap_or(&0), true);
         let next = if let Some(mut taken) = self.take_received(&result, flags) {
             let copied = match taken.bytes() {
                 few if few.len() <= COPIED_BYTES_MAX => operators.copy_in(token, few),
@@ -151,7 +163,8 @@ impl Uring {
         } else {
             self.ended_receive(token, result, operators)
         };
-        if cqueue::more(flags) && self.may_miss_the_end(token) {
+        // Where it is polled from now on, the poll sees an end.
+        if cqueue::more(flags) && (is_bulk || self.may_miss_the_end(token)) {
             self.cancel_inbound(token);
         }
         #[cfg(duopoll_faults)]

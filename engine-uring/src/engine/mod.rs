@@ -24,6 +24,7 @@ use crate::unhandled::Unhandled;
 #[cfg(feature = "zerocopy")]
 use crate::zerocopy::ZeroCopies;
 
+mod bulk;
 mod complete;
 mod submit;
 
@@ -59,6 +60,14 @@ pub struct Uring {
     to_receive: Vec<Token>,
     /// Those of them that come first: the last time others had taken all buffers before them.
     hungry: Vec<Token>,
+    /// Sockets that bring so much at once may be polled: [`bulk`].
+    large_bytes: usize,
+    /// Sockets to be received from by system calls.
+    to_read: VecDeque<Token>,
+    /// Bytes received in this turn.
+    turn_bytes: usize,
+    /// The socket that has brought the last of them, and how many it has brought without another between.
+    run: (Option<Token>, usize),
     /// Sockets for whose send there was no room in the queue.
     to_send: VecDeque<Token>,
     /// Cancellations for which there was no room.
@@ -120,6 +129,10 @@ impl Uring {
             sockets: Sockets::default(),
             to_receive: Vec::new(),
             hungry: Vec::new(),
+            large_bytes: bulk::LARGE_BYTES,
+            to_read: VecDeque::new(),
+            turn_bytes: 0,
+            run: (None, 0),
             to_send: VecDeque::new(),
             to_cancel: VecDeque::new(),
             closing: VecDeque::new(),
@@ -249,11 +262,12 @@ impl Poll for Uring {
         self.fill_buffers();
         let lent = self.queue(operators);
         let timeout = timeout.into_iter().chain(guard).min();
+        let more = self.turn_left_more || !self.to_read.is_empty();
         let unqueued = !self.waker_armed
             || !self.to_receive.is_empty()
             || !self.to_send.is_empty()
             || !self.to_cancel.is_empty();
-        let ready = self.turn_left_more || unqueued || !lent || timeout == Some(Duration::ZERO);
+        let ready = more || unqueued || !lent || timeout == Some(Duration::ZERO);
         self.stats.waits += 1;
         // What completes when it is submitted is not what we wait for.
         let quick = mem::take(&mut self.quick_sends);
@@ -268,6 +282,7 @@ impl Poll for Uring {
 
         self.stats.completion_overflows += u64::from(self.ring.overflows());
         self.handle_completions(operators);
+        self.read_some(operators);
         self.put_the_hungry_first();
         Ok(())
     }
@@ -275,7 +290,8 @@ impl Poll for Uring {
     fn has_more(&mut self) -> bool {
         let listed = !self.to_receive.is_empty();
         // Where the kernel completes when it is entered, it does so a few at a time.
-        self.turn_told || self.turn_left_more || listed
+        let to_read = !self.to_read.is_empty();
+        self.turn_told || self.turn_left_more || to_read || listed
     }
 
     fn pending(&mut self, token: Token) -> Pending {

@@ -79,6 +79,8 @@ impl Uring {
             }
             socket.cancelled = false;
             match socket.kind {
+                Kind::Stream if socket.bulk > 0 && socket.readable => self.read_later(token),
+                Kind::Stream if socket.bulk > 0 => self.queue_poll(token, Op::PollIn),
                 Kind::Stream if shared => match operators.receives(token) {
                     true => self.queue_receive_multi(token),
                     false => socket.stopped = true,
