@@ -9,7 +9,7 @@ benchmarks.md that is filled in stands below a line that says what is in it:
 Scenarios are rows and servers columns. The figures are `ratio` (processor time, times the yardstick), `floor` (times the better
 floor), `cpu` (microseconds), `p99` (microseconds), `rate` (a second), `idle` (KiB each) or `after` (MiB that are resident when all
 have left). A server may have its own, as in `haproxy:cpu`. `=` behind a ratio: no difference from 1 was seen. A row that was
-disturbed to the end says so.
+disturbed to the end says so. A table of which nothing was measured is left as it is.
 """
 import json
 import pathlib
@@ -67,8 +67,12 @@ def main(results):
     page = HERE / "benchmarks.md"
 
     def filled(match):
+        rows = match["rows"].split()
+        if not any(row in measured for row in rows):
+            print(f"left as it is: {' '.join(rows)}")
+            return match[0]
         mark = match[0][: match[0].index("\n") + 1]
-        return mark + table(measured, match["figure"], match["rows"].split(), match["servers"].split())
+        return mark + table(measured, match["figure"], rows, match["servers"].split())
 
     page.write_text(MARK.sub(filled, page.read_text()))
     report = (results / "compare.md").read_text().split("\n", 1)[1]

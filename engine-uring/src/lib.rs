@@ -9,6 +9,9 @@
 //! A small send whose acknowledgement nobody waits for completes when it is submitted, and the wait that submits it is for
 //! one completion more: an echo is one system call.
 //!
+//! Streams that carry large messages beside each other are polled, and received from by `recv`, one after the other, while what has
+//! come is still in the cache.
+//!
 //! Closing is `shutdown(2)`, which completes what is in flight, then the last completion, then `close(2)`. A
 //! descriptor that is closed earlier sends no FIN, and its number may be reused under an operation that still runs.
 //!
