@@ -37,6 +37,24 @@ fn uring_has_room_where_memory_waits() {
     has_room_where_memory_waits(Engine::Uring);
 }
 
+/// Blocks share mappings, which are larger than each.
+#[test]
+fn a_block_is_to_be_had_where_there_is_room_for_it_alone() {
+    let _turn = ALONE.lock().unwrap_or_else(|broken| broken.into_inner());
+    for (bytes, mebibytes) in [(1 << 20, 3), (512 << 10, 1), (64 << 10, 1)] {
+        let pool = Pool::new(duopoll::PoolConfig::default());
+        let limited = Limited::more_by(mebibytes);
+        let block = pool.allocate(bytes);
+        drop(limited);
+        let block = block.expect("there is room");
+        assert!(block.capacity() >= bytes);
+        drop(block);
+        assert_eq!(pool.stats().live_bytes, 0);
+        pool.trim();
+        assert_eq!(pool.stats().pooled_bytes, 0);
+    }
+}
+
 fn limit(bytes: libc::rlim_t) {
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the kernel reads a struct that is there.

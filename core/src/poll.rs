@@ -264,6 +264,12 @@ pub enum Next {
 ///   acknowledged, even if the connection is closed meanwhile.
 /// - No reference to the bytes of an input vector exists while it is lent.
 pub unsafe trait Operators {
+    /// Whether something has come up since they last said for how long a wait may sleep. Asked by an engine that asks for something, or
+    /// allocates, in a wait before it sleeps: it does not sleep then.
+    fn is_due_sooner(&self) -> bool {
+        false
+    }
+
     /// Whether anything is to be received: for an engine that has memory of its own for it, before it begins.
     fn receives(&mut self, token: Token) -> bool {
         let _ = token;

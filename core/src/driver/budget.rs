@@ -43,6 +43,8 @@ pub(super) struct Memory {
     /// In which period of the pool it was looked at last, and when it is looked at again.
     pub(super) period: usize,
     pub(super) period_at: Tick,
+    /// Whether the poller that is about to sleep knows that it is to be.
+    pub(super) period_known: bool,
     /// A level that nobody has told of.
     pub(super) untold: Option<MemoryLevel>,
 }

@@ -85,8 +85,9 @@ impl Driver {
         if self.draining.untold().is_some() || self.memory_changes_level() {
             return Some(0);
         }
+        let memory = self.memory_due();
         let next = self.wheel.next_expiry().into_iter().chain(timers::next_expiry());
-        let next = next.chain(self.draining.next_due()).chain(self.memory_due()).min();
+        let next = next.chain(self.draining.next_due()).chain(memory).min();
         #[cfg(feature = "zerocopy")]
         let next = next.into_iter().chain(self.pinned.due()).min();
         next

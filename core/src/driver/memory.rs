@@ -82,11 +82,16 @@ impl Driver {
     }
 
     /// When memory is looked at next, if nothing else happens.
-    pub(super) fn memory_due(&self) -> Option<Tick> {
+    pub(super) fn memory_due(&mut self) -> Option<Tick> {
+        self.memory.period_known = self.waits_for_period();
+        let period = self.memory.period_known.then_some(self.memory.period_at);
+        period.into_iter().chain(self.memory.look_at()).min()
+    }
+
+    /// Whether what waits in the pool is to be looked at when the period is over.
+    pub(super) fn waits_for_period(&self) -> bool {
         // A clock that a test has stand does not move for it.
-        let waits = self.mailbox.clock().is_real() && self.mailbox.pool().is_promised();
-        let waits = waits.then_some(self.memory.period_at);
-        waits.into_iter().chain(self.memory.look_at()).min()
+        self.mailbox.clock().is_real() && self.mailbox.pool().is_promised()
     }
 
     /// Whether the budget has come to another level since it was looked at.
@@ -175,5 +180,51 @@ impl Driver {
     /// The connections are gone.
     pub(super) fn count_out(&mut self) {
         self.mailbox.pool().count_connections(std::mem::take(&mut self.memory.counted), 0);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::mailbox::Mailbox;
+    use crate::memory::{Pool, PoolConfig};
+    use crate::poll::{Notify, Operators};
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Notify for Nobody {
+        fn notify(&self) {}
+    }
+
+    impl Clock for Nobody {
+        fn now(&self) -> Tick {
+            0
+        }
+
+        fn tick_of(&self, _: Instant) -> Tick {
+            0
+        }
+    }
+
+    #[test]
+    fn a_poller_that_is_about_to_sleep_hears_of_what_waits_meanwhile() {
+        let pool = Pool::new(PoolConfig { max_pooled_bytes: 0, ..PoolConfig::default() });
+        let mailbox =
+            Arc::new(Mailbox::new(Arc::new(Nobody), Arc::new(Nobody)).with_pool(pool.clone()));
+        let _entered = mailbox.enter();
+        let mut driver = Driver::new(mailbox.clone());
+        assert_eq!((driver.next_expiry(), driver.is_due_sooner()), (None, false));
+        drop(pool.allocate(64 << 10));
+        assert!(driver.is_due_sooner());
+        // Now it knows.
+        assert!(driver.next_expiry().is_some());
+        assert!(!driver.is_due_sooner());
+        drop(pool.allocate(64 << 10));
+        assert!(!driver.is_due_sooner());
     }
 }

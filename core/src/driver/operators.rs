@@ -25,6 +25,10 @@ const LAGGING_KEEPS: usize = 4;
 // while it is lent, except that `sending` grows at its end, which moves no bytes; and a slot is removed only when the
 // engine has released it. If the driver is dropped earlier, `Stream::drop` leaks what is lent.
 unsafe impl Operators for Driver {
+    fn is_due_sooner(&self) -> bool {
+        self.waits_for_period() && !self.memory.period_known
+    }
+
     fn receives(&mut self, token: Token) -> bool {
         self.stream(token).is_some_and(|stream| stream.shared.receives().is_some())
     }

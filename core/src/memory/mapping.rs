@@ -80,6 +80,11 @@ impl Mapping {
         Mapping::new(bytes_for(blocks, capacity)?, capacity, blocks as u16)
     }
 
+    /// A mapping for one block of exactly `capacity` bytes, of a size class.
+    pub(super) fn of_one_of_class(capacity: usize) -> Result<NonNull<Mapping>, Error> {
+        Mapping::new(bytes_for(1, capacity)?, capacity, 1)
+    }
+
     /// A mapping for one block of at least `min_bytes`: it may as well use the last page to its end.
     pub(super) fn of_one(min_bytes: usize) -> Result<NonNull<Mapping>, Error> {
         let bytes = bytes_for(1, min_bytes)?;

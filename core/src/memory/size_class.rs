@@ -14,6 +14,8 @@ pub(super) struct SizeClass {
     /// No block is in use: what can be unmapped. The one that was in use last comes first.
     vacant: List,
     vacant_bytes: usize,
+    /// Bytes of free blocks whose memory is there, in mappings of both kinds.
+    waiting_bytes: usize,
 }
 
 // SAFETY: the size class owns its mappings.
@@ -33,6 +35,9 @@ impl SizeClass {
         // SAFETY: the size class owns the mappings in its lists.
         unsafe {
             let taken = Mapping::take(mapping);
+            if let Some((_, true)) = taken {
+                self.waiting_bytes -= (*mapping.as_ptr()).capacity();
+            }
             if (*mapping.as_ptr()).is_full() {
                 self.partial.remove(mapping);
             }
@@ -56,6 +61,9 @@ impl SizeClass {
         unsafe {
             let was_full = (*mapping.as_ptr()).is_full();
             Mapping::put(block, discarded);
+            if !discarded {
+                self.waiting_bytes += (*mapping.as_ptr()).capacity();
+            }
             let vacant = (*mapping.as_ptr()).is_vacant();
             match (was_full, vacant) {
                 (true, false) => self.partial.push_front(mapping),
@@ -73,6 +81,9 @@ impl SizeClass {
     /// Gives the memory of free large blocks back whose neighbours are in use, `wanted` bytes or a little more if there are as many.
     /// Returns how many. The mappings that were not used for longest come first.
     pub(super) fn discard(&mut self, wanted: usize) -> usize {
+        if self.waiting_bytes == self.vacant_bytes {
+            return 0;
+        }
         let (mut discarded, mut at) = (0, self.partial.last);
         while let Some(mapping) = at.filter(|_| discarded < wanted) {
             // SAFETY: the size class owns the mappings in its lists.
@@ -85,6 +96,7 @@ impl SizeClass {
                 at = (*mapping.as_ptr()).previous;
             }
         }
+        self.waiting_bytes -= discarded;
         discarded
     }
 
@@ -98,14 +110,14 @@ impl SizeClass {
         // SAFETY: the size class owns the mappings in its lists.
         let mapping =
             self.vacant.first.filter(|mapping| unsafe { mapping.as_ref() }.has_discarded())?;
-        self.remove_vacant(mapping);
+        self.remove_for_good(mapping);
         Some(mapping)
     }
 
     /// Takes out the vacant mapping that was not used for longest.
     pub(super) fn pop_vacant(&mut self) -> Option<NonNull<Mapping>> {
         let mapping = self.vacant.last?;
-        self.remove_vacant(mapping);
+        self.remove_for_good(mapping);
         Some(mapping)
     }
 
@@ -113,6 +125,13 @@ impl SizeClass {
         let mapping = self.vacant.first?;
         self.remove_vacant(mapping);
         Some(mapping)
+    }
+
+    /// Nobody takes a block of it any more.
+    fn remove_for_good(&mut self, mapping: NonNull<Mapping>) {
+        self.remove_vacant(mapping);
+        // SAFETY: it was in the list, whose mappings the size class owns.
+        self.waiting_bytes -= unsafe { mapping.as_ref() }.waiting_bytes();
     }
 
     fn remove_vacant(&mut self, mapping: NonNull<Mapping>) {
@@ -132,6 +151,7 @@ impl Drop for SizeClass {
             // SAFETY: vacant, and in no list any more.
             let _ = unsafe { Mapping::unmap(mapping) };
         }
+        debug_assert_eq!(self.waiting_bytes, 0);
     }
 }
 

@@ -130,7 +130,9 @@ impl Store {
             Some(taken) => taken,
             None => {
                 // Without the lock: it is a system call.
-                let mapping = self.map(|| Mapping::of_class(capacity))?;
+                let mapping = self.map(|| Mapping::of_class(capacity));
+                // The kernel may have room for one.
+                let mapping = mapping.or_else(|| Mapping::of_one_of_class(capacity).ok())?;
                 let mut class = lock(&self.classes[class]);
                 class.add(mapping);
                 class.take()?
@@ -164,7 +166,8 @@ impl Store {
             return self.done(unsafe { Mapping::unmap(block.mapping) });
         };
         // Counted before it is visible, so that an allocation that finds it never subtracts first.
-        let pooled = self.pooled_bytes.fetch_add(capacity, Ordering::Relaxed) + capacity;
+        // Sequentially consistent, as are the promises: see `begin_period`.
+        let pooled = self.pooled_bytes.fetch_add(capacity, Ordering::SeqCst) + capacity;
         let too_much = self.waits_too_much(pooled);
         // A large one that is too much gives its memory back by itself: others of its mapping may be in use for long.
         // SAFETY: nobody uses the block.
@@ -197,7 +200,7 @@ impl Store {
     /// How much may wait. Where somebody looks at it again, what was in use lately may be in use again.
     fn waiting_max(&self) -> usize {
         let max = self.config.max_pooled_bytes;
-        if !keeper::keeps(self) && self.promises.load(Ordering::Relaxed) == 0 {
+        if !keeper::keeps(self) && self.promises.load(Ordering::SeqCst) == 0 {
             return max;
         }
         // Sizes have their peaks at different times, so not as much as was in use and no more.
@@ -216,7 +219,7 @@ impl Store {
     }
 
     fn pooled_bytes(&self) -> usize {
-        self.pooled_bytes.load(Ordering::Relaxed)
+        self.pooled_bytes.load(Ordering::SeqCst)
     }
 
     /// The calling thread looks after the pool from now on: it [begins periods](Store::begin_period).
@@ -227,7 +230,7 @@ impl Store {
     /// It does so no longer.
     pub(super) fn let_go(&self) {
         if keeper::let_go() {
-            self.promises.fetch_sub(1, Ordering::Relaxed);
+            self.promises.fetch_sub(1, Ordering::SeqCst);
         }
         self.cut();
     }
@@ -249,7 +252,10 @@ impl Store {
         let period = self.lately.begin_period(known, self.live_bytes());
         self.cut();
         if !self.lets_more_wait() && keeper::promise(false) {
-            self.promises.fetch_sub(1, Ordering::Relaxed);
+            self.promises.fetch_sub(1, Ordering::SeqCst);
+            // Until now others may have let more wait; what they counted before they looked at the promises is seen here, and
+            // promised again.
+            self.cut();
         }
         period
     }

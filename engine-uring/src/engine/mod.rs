@@ -267,7 +267,11 @@ impl Poll for Uring {
             || !self.to_receive.is_empty()
             || !self.to_send.is_empty()
             || !self.to_cancel.is_empty();
-        let ready = more || unqueued || !lent || timeout == Some(Duration::ZERO);
+        let ready = more
+            || unqueued
+            || !lent
+            || timeout == Some(Duration::ZERO)
+            || operators.is_due_sooner();
         self.stats.waits += 1;
         // What completes when it is submitted is not what we wait for.
         let quick = mem::take(&mut self.quick_sends);

@@ -43,11 +43,14 @@ pub(super) struct Seen {
 
 /// The operators of a test.
 #[derive(Default)]
-pub(super) struct Recorder(HashMap<Token, Seen>);
+pub(super) struct Recorder {
+    seen: HashMap<Token, Seen>,
+    due_sooner: bool,
+}
 
 impl Recorder {
     fn of(&mut self, token: Token) -> &mut Seen {
-        self.0.get_mut(&token).expect("registered")
+        self.seen.get_mut(&token).expect("registered")
     }
 }
 
@@ -61,6 +64,10 @@ impl Seen {
 
 // SAFETY: the room is boxed, and lives as long as the recorder, which outlives the ring.
 unsafe impl Operators for Recorder {
+    fn is_due_sooner(&self) -> bool {
+        self.due_sooner
+    }
+
     fn inputs(&mut self, token: Token, _: Lease, vectors: &mut [iovec; 2]) -> Inputs {
         let seen = self.of(token);
         assert!(!seen.lent && !seen.released);
@@ -188,9 +195,9 @@ impl Harness {
 
     /// Registers a socket that another registration closes.
     fn register_shared(&mut self, fd: RawFd, kind: Kind) -> Token {
-        let token = Token::new(self.recorder.0.len() as u32, 1);
+        let token = Token::new(self.recorder.seen.len() as u32, 1);
         let room = [0, 1].map(|_| vec![0; self.lends / 2].into());
-        self.recorder.0.insert(token, Seen { room, ..Seen::default() });
+        self.recorder.seen.insert(token, Seen { room, ..Seen::default() });
         // SAFETY: the recorder keeps its sockets, and gives each token once.
         unsafe { self.uring.register(token, fd, kind, &mut self.recorder) }.expect("registered");
         token
@@ -751,6 +758,17 @@ fn an_engine_whose_waker_found_no_room_does_not_sleep() {
     assert_eq!(harness.uring.stats.wakeups, 1);
 }
 
+#[test]
+fn an_engine_does_not_sleep_if_something_has_come_up_meanwhile() {
+    for tier in TIERS {
+        let mut harness = Harness::new(tier);
+        harness.turn();
+        harness.recorder.due_sooner = true;
+        // It would sleep for ever.
+        harness.uring.wait(None, &mut harness.recorder).expect("a turn");
+    }
+}
+
 /// Whoever owned the memory must keep it: the kernel may not be done with it when the ring is closed.
 #[test]
 fn a_ring_goes_with_ten_thousand_operations_in_flight() {
@@ -785,6 +803,6 @@ fn a_ring_goes_with_ten_thousand_operations_in_flight() {
     for mut peer in &peers {
         peer.write_all(b"late").expect("sent");
     }
-    recorder.0.values_mut().for_each(|seen| seen.socket = None);
+    recorder.seen.values_mut().for_each(|seen| seen.socket = None);
     *KEPT.lock().expect("no panic") = Some(recorder);
 }
