@@ -23,7 +23,6 @@ use support::{Family, PATIENCE, Pattern, Peer, Random, Setup, eventually, open_d
 on_every_setup!(
     a_storm_of_faults_loses_no_byte,
     a_storm_on_a_tiny_ring_loses_no_byte,
-    a_storm_on_large_messages_loses_no_byte,
     every_receive_may_fail,
     every_send_may_fail,
     a_refused_send_ends_a_connection_whose_peer_waits,
@@ -668,28 +667,20 @@ fn generations_wrap_under_a_server(setup: Setup) {
 const CLIENTS: u64 = 4;
 const CONNECTIONS: u64 = 25;
 const BYTES_MAX: usize = 30_000;
-/// Some of which io_uring receives by system calls.
-const LARGE_BYTES_MAX: usize = 1_000_000;
 
 fn a_storm_of_faults_loses_no_byte(setup: Setup) {
     for seed in 0..3 {
-        storm(setup, storm_faults(seed), seed, BYTES_MAX);
+        storm(setup, storm_faults(seed), seed);
     }
 }
 
 fn a_storm_on_a_tiny_ring_loses_no_byte(setup: Setup) {
     if setup.engine == Engine::Epoll {
         // There every wait reports few events instead.
-        return storm(setup, storm_faults(7).short(100), 7, BYTES_MAX);
+        return storm(setup, storm_faults(7).short(100), 7);
     }
     for seed in 3..5 {
-        storm(setup, storm_faults(seed).ring_entries(2), seed, BYTES_MAX);
-    }
-}
-
-fn a_storm_on_large_messages_loses_no_byte(setup: Setup) {
-    for seed in 8..10 {
-        storm(setup, storm_faults(seed).short(20), seed, LARGE_BYTES_MAX);
+        storm(setup, storm_faults(seed).ring_entries(2), seed);
     }
 }
 
@@ -712,7 +703,7 @@ fn storm_faults(seed: u64) -> Faults {
     if seed % 3 == 0 { faults.often(Call::Block, 10, libc::ENOMEM) } else { faults }
 }
 
-fn storm(setup: Setup, faults: Faults, seed: u64, bytes_max: usize) {
+fn storm(setup: Setup, faults: Faults, seed: u64) {
     let turn = alone();
     // The self-test is for calmer weather.
     assert_eq!(duopoll::uring::probe(duopoll::uring::Features::ALL).unavailable, None);
@@ -727,7 +718,7 @@ fn storm(setup: Setup, faults: Faults, seed: u64, bytes_max: usize) {
             scope.spawn(move || {
                 let mut random = Random::new(seed << 8 | client);
                 for _ in 0..CONNECTIONS {
-                    weather(observed.connect(), &mut random, bytes_max);
+                    weather(observed.connect(), &mut random);
                 }
             });
         }
@@ -753,8 +744,8 @@ fn storm(setup: Setup, faults: Faults, seed: u64, bytes_max: usize) {
 }
 
 /// One connection of a storm: so many bytes, checked, and one of several ends.
-fn weather(mut peer: Peer, random: &mut Random, bytes_max: usize) {
-    let bytes = random.length(bytes_max);
+fn weather(mut peer: Peer, random: &mut Random) {
+    let bytes = random.length(BYTES_MAX);
     let (mut there, mut back) = (Pattern::new(bytes as u64), Pattern::new(bytes as u64));
     let mut receiver = peer.try_clone();
     let resets = random.between(0, 3) == 0;
