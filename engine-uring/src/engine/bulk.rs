@@ -9,9 +9,9 @@ use std::mem;
 #[cfg(duopoll_faults)]
 use duopoll_core::faults;
 use duopoll_core::{Inputs, Lease, Operators, Token};
-use libc::iovec;
 
-use super::Uring;
+use super::submit::NO_VECTOR;
+use super::{Uring, saturating};
 use crate::sys;
 
 /// Bytes from which on what comes at once counts as large, in however many buffers.
@@ -22,8 +22,6 @@ const TURN_BYTES: usize = 64 << 10;
 const BUDGET_BYTES: usize = 512 << 10;
 /// Small receives in a row after which the kernel receives by itself again.
 const SMALL_MAX: u8 = 8;
-
-const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 impl Uring {
     /// So many bytes have come from a socket, which had no more of them if it is `emptied`. Says whether it is one of those to be
@@ -87,7 +85,7 @@ impl Uring {
             #[cfg(duopoll_faults)]
             let count = faults::shorten_inputs(&mut vectors[..count]);
             let vectors = &vectors[..count];
-            socket.lent = super::saturating(vectors.iter().map(|vector| vector.iov_len).sum());
+            socket.lent = saturating(vectors.iter().map(|vector| vector.iov_len).sum());
             self.stats.syscalls += 1;
             // SAFETY: the operators lend the vectors until the acknowledgement.
             let result = unsafe { sys::receive(fd, vectors) };

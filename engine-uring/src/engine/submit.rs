@@ -31,7 +31,7 @@ const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
 /// What is received into is lent while something comes, and not to wait: a thousand idle connections would hold a thousand blocks.
 const RECEIVE_FLAGS: i32 = libc::MSG_DONTWAIT;
 
-const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+pub(super) const NO_VECTOR: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 /// The waker's place among the tokens; no slab gives it.
 const WAKER: Token = Token::new(u32::MAX, u32::MAX);
