@@ -7,8 +7,8 @@ import re
 HERE = pathlib.Path(__file__).parent
 OURS = ("duopoll, epoll", "duopoll, io_uring")
 NAMES = {
-    "duopoll-epoll": OURS[0], "epoll": OURS[0], "duopoll-uring": OURS[1], "io_uring": OURS[1],
-    "tokio-mt": "tokio, multi-thread", "go": "Go", "haproxy, µs": "HAProxy",
+    "duopoll-epoll": OURS[0], "duopoll-uring": OURS[1],
+    "tokio-mt": "tokio, multi-thread", "go": "Go", "haproxy": "HAProxy",
 }
 # Title, row of a table, what its figures are times of, and columns that are left out: loops written by hand.
 PANELS = [
@@ -21,8 +21,8 @@ LEFT, BAR, ROW, WIDTH = 150, 230, 22, 470
 
 
 def tables(text):
-    """Each table as its head and its rows, all lists of cells."""
-    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+    """Each table that was filled in, as its head and its rows, all lists of cells."""
+    for table in re.findall(r"^<!-- compare .*-->\n((?:\|.*\n)+)", text, re.MULTILINE):
         head, _, *rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()]
         yield head, rows
 
@@ -34,7 +34,10 @@ def figures(row, without):
             if cells[0] == row:
                 # `=` says that no difference from 1 was seen.
                 cells = [cell.removesuffix(" =") for cell in cells]
-                pairs = [(NAMES.get(name, name), cell) for name, cell in zip(head[1:], cells[1:])]
+                # The yardstick's figure is its time, of which the others are multiples.
+                pairs = [(name.removesuffix(", µs"), "1.00" if name.endswith(", µs") else cell)
+                         for name, cell in zip(head[1:], cells[1:])]
+                pairs = [(NAMES.get(name, name), cell) for name, cell in pairs]
                 return [(name, cell) for name, cell in pairs if cell != "–" and name not in without]
     raise SystemExit(f"benchmarks.md has no row {row}")
 
@@ -45,9 +48,6 @@ def main():
     drawn = []
     for (title, row, base, without), (column, line) in zip(PANELS, places):
         pairs = figures(row, without)
-        # Of a proxy the first column is HAProxy's time: what the others are times of.
-        if pairs[0][0] == "HAProxy":
-            pairs[0] = ("HAProxy", "1.00")
         pairs.sort(key=lambda pair: float(pair[1]))
         heights[line] = max(heights[line], 62 + ROW * len(pairs))
         drawn.append((title, base, pairs, column, line))

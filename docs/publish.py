@@ -10,6 +10,8 @@ Scenarios are rows and servers columns. The figures are `ratio` (processor time,
 floor), `cpu` (microseconds), `p99` (microseconds), `rate` (a second), `idle` (KiB each) or `after` (MiB that are resident when all
 have left). A server may have its own, as in `haproxy:cpu`. `=` behind a ratio: no difference from 1 was seen. A row that was
 disturbed to the end says so. A table of which nothing was measured is left as it is.
+
+Below `<!-- bars -->` stands what was aimed at and what was reached, from bars.tsv.
 """
 import json
 import pathlib
@@ -20,6 +22,7 @@ import sys
 
 HERE = pathlib.Path(__file__).parent
 MARK = re.compile(r"<!-- compare (?P<figure>\w+): (?P<rows>[^|]+) \| (?P<servers>[^|]+) -->\n(?:\|.*\n)*")
+BARS = re.compile(r"(<!-- bars -->\n)((?:\|.*\n)*)")
 
 
 def ratio(figure):
@@ -62,6 +65,47 @@ def table(measured, figure, rows, columns):
     return "\n".join(lines) + "\n"
 
 
+def row_of(measured, scenario, server):
+    found = measured.get(scenario, {"rows": [], "summaries": []})
+    return next((summary for one, summary in zip(found["rows"], found["summaries"]) if one["server"] == server), None)
+
+
+def reached(measured, scenario, figure, server):
+    """A figure of bars.tsv: `p99/tokio` is divided by that of tokio, `rate@idle-0` by the server's own in another scenario."""
+    figure, _, over = figure.partition("/")
+    figure, _, other = figure.partition("@")
+
+    def value(scenario, server):
+        found = (row_of(measured, scenario, server) or {}).get(FIGURES[figure][0])
+        return found["median"] if isinstance(found, dict) else found
+
+    best = max if figure == "rate" else min
+    beside = [value(scenario, one) for one in over.split(",")] if over else [value(other, server)] if other else [1]
+    mine, beside = value(scenario, server), [one for one in beside if one]
+    return mine / best(beside) if mine and beside else None
+
+
+def bars(measured, old):
+    """The table of bars; a line of which nothing was measured is left as it is."""
+    old = {tuple(line.split(" | ")[:2]): line for line in old.splitlines()}
+    lines = ["| | what | bar | epoll | io_uring | missed by | what was tried |", "|---|---|---:|---:|---:|---:|---|"]
+    for line in (HERE / "bars.tsv").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        scenario, figure, what, bar, tried = line.split("\t")
+        values = [reached(measured, scenario, figure, server) for server in ("duopoll-epoll", "duopoll-uring")]
+        head = f"| {scenario} | {what}"
+        if None in values:
+            lines += [old[key] for key in [tuple(head.split(" | "))] if key in old]
+            continue
+        sign = 1 if bar.startswith("<=") else -1
+        by = max(sign * (round(value, 2) - float(bar[2:])) for value in values)
+        missed = f"{by:.2f}" if by > 0.001 else "–"
+        cells = [bar.replace("<=", "≤ ").replace(">=", "≥ "), *(f"{value:.2f}" for value in values), missed, tried]
+        lines.append(f"{head} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main(results):
     measured = {one["scenario"]: one for one in json.loads((results / "compare.json").read_text())["tables"]}
     page = HERE / "benchmarks.md"
@@ -74,7 +118,8 @@ def main(results):
         mark = match[0][: match[0].index("\n") + 1]
         return mark + table(measured, match["figure"], rows, match["servers"].split())
 
-    page.write_text(MARK.sub(filled, page.read_text()))
+    text = MARK.sub(filled, page.read_text())
+    page.write_text(BARS.sub(lambda match: match[1] + bars(measured, match[2]), text))
     report = (results / "compare.md").read_text().split("\n", 1)[1]
     # Nobody else has this build of the kernel.
     report = re.sub(r"^(\| kernel \| [\d.]+)\S*", r"\1", report, flags=re.MULTILINE)

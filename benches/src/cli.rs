@@ -31,7 +31,7 @@ Compares echo, RESP, HTTP, gRPC, UDP and QUIC servers, and proxies, each in a pr
 compare [OPTIONS]
   --quick                 about a minute
   --thorough              every scenario on every server at full length: hours
-                          (without either: the full run, below twenty minutes)
+                          (without either: echo, RPC and RESP, below half an hour)
   --only A,B              scenarios by name, group or glob (echo-64x100, http, quic, 'echo-64k*'),
                           at full length on every server unless --quick is given
   --servers A,B           echo, web, UDP, QUIC servers and proxies by name
