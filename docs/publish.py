@@ -17,6 +17,7 @@ import json
 import pathlib
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 
@@ -65,30 +66,38 @@ def table(measured, figure, rows, columns):
     return "\n".join(lines) + "\n"
 
 
-def row_of(measured, scenario, server):
-    found = measured.get(scenario, {"rows": [], "summaries": []})
-    return next((summary for one, summary in zip(found["rows"], found["summaries"]) if one["server"] == server), None)
-
-
 def reached(measured, scenario, figure, server):
-    """A figure of bars.tsv: `p99/tokio` is divided by that of tokio, `rate@idle-0` by the server's own in another scenario."""
+    """A figure of bars.tsv: `p99/tokio` is divided by that of tokio, `rate@idle-0` by the server's own in another scenario. What was
+    measured in one round is divided by that of the same round, and the median of the rounds counts."""
     figure, _, over = figure.partition("/")
     figure, _, other = figure.partition("@")
+    name = FIGURES[figure][0]
+
+    def row(scenario, server):
+        found = measured.get(scenario, {"rows": [], "summaries": []})
+        pairs = zip(found["rows"], found["summaries"])
+        return next(((one["samples"], summary) for one, summary in pairs if one["server"] == server), ([], {}))
 
     def value(scenario, server):
-        found = (row_of(measured, scenario, server) or {}).get(FIGURES[figure][0])
+        found = row(scenario, server)[1].get(name)
         return found["median"] if isinstance(found, dict) else found
 
-    best = max if figure == "rate" else min
-    beside = [value(scenario, one) for one in over.split(",")] if over else [value(other, server)] if other else [1]
-    mine, beside = value(scenario, server), [one for one in beside if one]
+    mine, best = value(scenario, server), max if figure == "rate" else min
+    if not over:
+        beside = value(other, server) if other else 1
+        return mine / beside if mine and beside else None
+    rounds = [row(scenario, one)[0] for one in (server, *over.split(","))]
+    rounds = [samples for samples in rounds if samples and samples[0].get(name) is not None]
+    if len(rounds) > 1 and rounds[0] is row(scenario, server)[0]:
+        return statistics.median(own[name] / best(one[name] for one in others) for own, *others in zip(*rounds))
+    beside = [one for one in (value(scenario, one) for one in over.split(",")) if one]
     return mine / best(beside) if mine and beside else None
 
 
 def bars(measured, old):
     """The table of bars; a line of which nothing was measured is left as it is."""
     old = {tuple(line.split(" | ")[:2]): line for line in old.splitlines()}
-    lines = ["| | what | bar | epoll | io_uring | missed by | what was tried |", "|---|---|---:|---:|---:|---:|---|"]
+    lines = ["| | what | bar | epoll | io_uring | missed by | why, or what was tried |", "|---|---|---:|---:|---:|---:|---|"]
     for line in (HERE / "bars.tsv").read_text().splitlines():
         if line.startswith("#"):
             continue
