@@ -32,7 +32,7 @@ def figures(row, without):
     for head, rows in tables((HERE / "benchmarks.md").read_text()):
         for cells in rows:
             if cells[0] == row:
-                # `=` says that no difference from 1 was seen.
+                # `=` says that the interval has 1 in it.
                 cells = [cell.removesuffix(" =") for cell in cells]
                 # The yardstick's figure is its time, of which the others are multiples.
                 pairs = [(name.removesuffix(", µs"), "1.00" if name.endswith(", µs") else cell)

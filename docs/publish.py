@@ -8,7 +8,7 @@ benchmarks.md that is filled in stands below a line that says what is in it:
 
 Scenarios are rows and servers columns. The figures are `ratio` (processor time, times the yardstick), `floor` (times the better
 floor), `cpu` (microseconds), `p99` (microseconds), `rate` (a second), `idle` (KiB each) or `after` (MiB that are resident when all
-have left). A server may have its own, as in `haproxy:cpu`. `=` behind a ratio: no difference from 1 was seen. A row that was
+have left). A server may have its own, as in `haproxy:cpu`. `=` behind a ratio: its interval has 1 in it. A row that was
 disturbed to the end says so. A table of which nothing was measured is left as it is.
 
 Below `<!-- bars -->` stands what was aimed at and what was reached, from bars.tsv.
@@ -67,36 +67,39 @@ def table(measured, figure, rows, columns):
 
 
 def reached(measured, scenario, figure, server):
-    """A figure of bars.tsv: `p99/tokio` is divided by that of tokio, `rate@idle-0` by the server's own in another scenario. What was
-    measured in one round is divided by that of the same round, and the median of the rounds counts."""
-    figure, _, over = figure.partition("/")
-    figure, _, other = figure.partition("@")
+    """A figure of bars.tsv. What was measured in rounds is divided by the others' of the same round, and the median counts."""
+    figure, sign, over = re.fullmatch(r"(\w+)([/@]?)(.*)", figure).groups()
     name = FIGURES[figure][0]
 
-    def row(scenario, server):
-        found = measured.get(scenario, {"rows": [], "summaries": []})
-        pairs = zip(found["rows"], found["summaries"])
-        return next(((one["samples"], summary) for one, summary in pairs if one["server"] == server), ([], {}))
+    def rounds(scenario, server):
+        table = measured.get(scenario, {"rows": [], "summaries": []})
+        for row, summary in zip(table["rows"], table["summaries"]):
+            if row["server"] == server:
+                if name in row["samples"][0]:
+                    return [sample[name] for sample in row["samples"]]
+                value = summary[name]
+                return [value["median"] if isinstance(value, dict) else value]
+        return []
 
-    def value(scenario, server):
-        found = row(scenario, server)[1].get(name)
-        return found["median"] if isinstance(found, dict) else found
+    def median(figures):
+        return [statistics.median(figures)] if figures else []
 
-    mine, best = value(scenario, server), max if figure == "rate" else min
-    if not over:
-        beside = value(other, server) if other else 1
-        return mine / beside if mine and beside else None
-    rounds = [row(scenario, one)[0] for one in (server, *over.split(","))]
-    rounds = [samples for samples in rounds if samples and samples[0].get(name) is not None]
-    if len(rounds) > 1 and rounds[0] is row(scenario, server)[0]:
-        return statistics.median(own[name] / best(one[name] for one in others) for own, *others in zip(*rounds))
-    beside = [one for one in (value(scenario, one) for one in over.split(",")) if one]
-    return mine / best(beside) if mine and beside else None
+    mine = rounds(scenario, server)
+    if sign == "@":
+        # A round of one scenario has nothing to do with one of another.
+        mine, others = median(mine), [median(rounds(over, server))]
+    else:
+        others = [rounds(scenario, one) for one in over.split(",")]
+    others = [one for one in others if one]
+    if not mine or (over and not others):
+        return None
+    best = max if figure == "rate" else min
+    return statistics.median(own / best(beside, default=1) for own, *beside in zip(mine, *others))
 
 
 def bars(measured, old):
     """The table of bars; a line of which nothing was measured is left as it is."""
-    old = {tuple(line.split(" | ")[:2]): line for line in old.splitlines()}
+    old = {" | ".join(line.split(" | ")[:2]): line for line in old.splitlines()}
     lines = ["| | what | bar | epoll | io_uring | missed by | why, or what was tried |", "|---|---|---:|---:|---:|---:|---|"]
     for line in (HERE / "bars.tsv").read_text().splitlines():
         if line.startswith("#"):
@@ -105,7 +108,7 @@ def bars(measured, old):
         values = [reached(measured, scenario, figure, server) for server in ("duopoll-epoll", "duopoll-uring")]
         head = f"| {scenario} | {what}"
         if None in values:
-            lines += [old[key] for key in [tuple(head.split(" | "))] if key in old]
+            lines += [old[head]] if head in old else []
             continue
         sign = 1 if bar.startswith("<=") else -1
         by = max(sign * (round(value, 2) - float(bar[2:])) for value in values)
@@ -128,7 +131,8 @@ def main(results):
         return mark + table(measured, match["figure"], rows, match["servers"].split())
 
     text = MARK.sub(filled, page.read_text())
-    page.write_text(BARS.sub(lambda match: match[1] + bars(measured, match[2]), text))
+    text = BARS.sub(lambda match: match[1] + bars(measured, match[2]), text)
+    page.write_text(text)
     report = (results / "compare.md").read_text().split("\n", 1)[1]
     # Nobody else has this build of the kernel.
     report = re.sub(r"^(\| kernel \| [\d.]+)\S*", r"\1", report, flags=re.MULTILINE)

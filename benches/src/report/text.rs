@@ -54,7 +54,7 @@ pub(super) fn columns(table: &Table) -> Vec<Column> {
     columns
 }
 
-/// Where a ratio lies, and a sign where that may be 1: no difference was seen.
+/// Where a ratio lies, and a sign where that may be 1: which of the two costs less cannot be told.
 fn interval(ratio: Estimate) -> String {
     if !ratio.low.is_finite() {
         return figure(f64::NAN, 0);
