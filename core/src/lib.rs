@@ -25,6 +25,7 @@ mod mailbox;
 mod memory;
 #[cfg(all(test, loom))]
 mod models;
+mod places;
 mod poll;
 mod readiness;
 mod sync;

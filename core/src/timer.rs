@@ -5,7 +5,7 @@
 //! whatever the number of timers. Timers are named by small integers, slab indices, and linked by them in one array,
 //! so setting and clearing allocate nothing once the array has grown.
 
-use crate::token::shrink_array;
+use crate::places::Places;
 
 /// A point in time, in ticks since the owner's own beginning. duopoll's tick is a millisecond.
 pub type Tick = u64;
@@ -27,7 +27,7 @@ pub struct Wheel {
     heads: [[u32; SLOTS]; LEVELS],
     /// Which slots are not empty.
     occupied: [u64; LEVELS],
-    timers: Vec<Timer>,
+    timers: Places<Timer>,
     len: usize,
 }
 
@@ -49,7 +49,7 @@ impl Wheel {
             now,
             heads: [[NONE; SLOTS]; LEVELS],
             occupied: [0; LEVELS],
-            timers: Vec::new(),
+            timers: Places::new(),
             len: 0,
         }
     }
@@ -76,10 +76,7 @@ impl Wheel {
             self.unlink(index as u32);
             self.len -= 1;
         }
-        if index >= self.timers.len() {
-            let unset = Timer { deadline: 0, next: NONE, prev: NONE, place: UNSET };
-            self.timers.resize(index + 1, unset);
-        }
+        self.timers.reach(index, || Timer { deadline: 0, next: NONE, prev: NONE, place: UNSET });
         self.timers[index].deadline = deadline;
         self.len += 1;
         self.link(index as u32);
@@ -96,7 +93,7 @@ impl Wheel {
 
     /// Gives back what a burst has left behind.
     fn shrink(&mut self) {
-        shrink_array(&mut self.timers, self.len, |timer| timer.place == UNSET);
+        self.timers.removed(self.len, |timer| timer.place == UNSET);
     }
 
     /// Moves to `now` and takes out one timer whose deadline is not later; call again until there is none.

@@ -2,6 +2,8 @@
 
 use slab::Slab;
 
+use crate::places::has_become_few;
+
 /// Names one registration. An index into a slab, and a generation that tells this occupant of the slot from
 /// earlier ones: a late event for a connection that is gone does not hit its successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -154,30 +156,11 @@ impl<T> TokenSlab<T> {
     }
 }
 
-/// A table with fewer entries does not grow nor shrink to speak of.
-const SHRINKS_FROM: usize = 1024;
-
-/// Gives memory back that a burst has left behind, after an entry was taken out: when the entries have become an eighth of
-/// what there is room for, and each time that they are half as many again. Those at the end stand in the way.
+/// Gives memory back that a burst has left behind, after an entry was taken out.
 fn shrink<T>(slab: &mut Slab<T>) {
     if has_become_few(slab.len(), slab.capacity()) {
         slab.shrink_to_fit();
     }
-}
-
-/// The same, for an array of so many entries, in which others are empty.
-pub(crate) fn shrink_array<T>(array: &mut Vec<T>, entries: usize, is_empty: impl Fn(&T) -> bool) {
-    if has_become_few(entries, array.capacity()) {
-        while array.last().is_some_and(&is_empty) {
-            array.pop();
-        }
-        array.shrink_to_fit();
-    }
-}
-
-fn has_become_few(entries: usize, room: usize) -> bool {
-    let at_a_step = entries == 0 || entries.is_power_of_two();
-    room >= SHRINKS_FROM && entries <= room / 8 && at_a_step
 }
 
 impl<T> Default for TokenSlab<T> {

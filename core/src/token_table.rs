@@ -1,6 +1,7 @@
 //! What an engine keeps of each registration, found by its token.
 
-use crate::token::{Token, shrink_array};
+use crate::places::Places;
+use crate::token::Token;
 
 /// Values by tokens that somebody else gives out: an array by their index, in which each place knows the generation of
 /// its occupant.
@@ -9,22 +10,20 @@ use crate::token::{Token, shrink_array};
 /// the tokens itself.
 #[derive(Debug)]
 pub struct TokenTable<T> {
-    places: Vec<Option<(u32, T)>>,
+    places: Places<Option<(u32, T)>>,
     entries: usize,
 }
 
 impl<T> TokenTable<T> {
     /// An empty table.
     pub const fn new() -> TokenTable<T> {
-        TokenTable { places: Vec::new(), entries: 0 }
+        TokenTable { places: Places::new(), entries: 0 }
     }
 
     /// Puts a value into the place of a token. An earlier occupant is dropped: its token is stale from now on.
     pub fn insert(&mut self, token: Token, value: T) {
         let index = token.index();
-        if index >= self.places.len() {
-            self.places.resize_with(index + 1, || None);
-        }
+        self.places.reach(index, || None);
         let before = self.places[index].replace((token.generation(), value));
         self.entries += usize::from(before.is_none());
     }
@@ -43,7 +42,7 @@ impl<T> TokenTable<T> {
         self.get_mut(token)?;
         let (_, value) = self.places[token.index()].take()?;
         self.entries -= 1;
-        shrink_array(&mut self.places, self.entries, Option::is_none);
+        self.places.removed(self.entries, Option::is_none);
         Some(value)
     }
 

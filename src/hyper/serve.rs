@@ -12,19 +12,23 @@ use ::hyper::body::{Body, Incoming};
 use ::hyper::rt::{Read, Write};
 use ::hyper::server::conn::{http1, http2};
 use ::hyper::service::HttpService;
+use duopoll_core::Clock as _;
 use pin_project_lite::pin_project;
 
 use crate::hyper::controlled::{Begun, Controlled, poll_begun, poll_next, unread};
 use crate::hyper::run::LocalExecutor;
 use crate::hyper::settings::{Settings, Versions};
 use crate::poller::Handle;
-use crate::time::{Sleep, sleep};
+use crate::time::{Sleep, now, sleep, sleep_until};
 use crate::{Control, Watch};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A connection of HTTP/1 that asks for nothing for so long gives its buffers back, after twice that at the latest.
 const IDLE: Duration = Duration::from_millis(200);
+
+/// Looks at idle connections are due at multiples of so many ticks, milliseconds: a poller with nothing else to do wakes up once for all of them.
+const LOOKS_EVERY: u64 = 16;
 
 pin_project! {
     /// What [`Http::serve`](super::Http::serve) gives. It is written by hand, since a connection is this large, whatever it does: the
@@ -250,12 +254,22 @@ impl Idle {
         // A look that is set stays, whatever has come meanwhile: a request need not set one.
         if may_go && self.look.is_none() {
             self.seen = requests.begun;
-            let mut look = sleep(IDLE);
+            let mut look = next_look();
             let _ = Pin::new(&mut look).poll(cx);
             self.look = Some(look);
         }
         Poll::Pending
     }
+}
+
+/// When to look at a connection that asks for nothing now.
+fn next_look() -> Sleep {
+    let idle = now() + IDLE;
+    let rounded = Handle::with_current(|poller| {
+        let clock = poller.clock();
+        clock.instant_of(clock.tick_of(idle).next_multiple_of(LOOKS_EVERY))
+    });
+    sleep_until(rounded.unwrap_or(idle))
 }
 
 /// Whether a point in time has come, if there is one.
