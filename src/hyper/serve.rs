@@ -289,3 +289,28 @@ fn drains(draining: &mut Option<Watch>, cx: &mut Context<'_>) -> bool {
 fn without_timeout(error: ::hyper::Error) -> io::Result<()> {
     if error.is_timeout() { Ok(()) } else { Err(io::Error::other(error)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::{Pollers, time};
+
+    #[test]
+    fn looks_at_connections_that_fall_idle_one_after_the_other_are_due_together() {
+        let looks = Pollers::options().block_on(async {
+            time::pause().expect("a poller's own time");
+            let mut looks = BTreeSet::new();
+            for _ in 0..10 * LOOKS_EVERY {
+                let look = next_look().deadline();
+                assert!((IDLE..2 * IDLE).contains(&(look - now())));
+                looks.insert(look);
+                time::advance(Duration::from_millis(1)).await.expect("time that stands");
+            }
+            looks.len()
+        });
+        let looks = looks.expect("an engine");
+        assert!((10..=11).contains(&looks), "{looks}");
+    }
+}
