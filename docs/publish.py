@@ -11,7 +11,7 @@ floor), `cpu` (microseconds), `p99` (microseconds), `rate` (a second), `idle` (K
 have left). A server may have its own, as in `haproxy:cpu`. `=` behind a ratio: its interval has 1 in it. A row that was
 disturbed to the end says so. A table of which nothing was measured is left as it is.
 
-Below `<!-- bars -->` stands what was aimed at and what was reached, from bars.tsv.
+Below `<!-- bars -->` stands what was aimed at and what was reached, from bars.tsv, and how many of those on both engines.
 """
 import json
 import pathlib
@@ -23,7 +23,7 @@ import sys
 
 HERE = pathlib.Path(__file__).parent
 MARK = re.compile(r"<!-- compare (?P<figure>\w+): (?P<rows>[^|]+) \| (?P<servers>[^|]+) -->\n(?:\|.*\n)*")
-BARS = re.compile(r"(<!-- bars -->\n)((?:\|.*\n)*)")
+BARS = re.compile(r"(<!-- bars -->\n)(?:Reached .*\n\n)?((?:\|.*\n)*)")
 
 
 def ratio(figure):
@@ -115,7 +115,9 @@ def bars(measured, old):
         missed = f"{by:.2f}" if by > 0.001 else "–"
         cells = [bar.replace("<=", "≤ ").replace(">=", "≥ "), *(f"{value:.2f}" for value in values), missed, tried]
         lines.append(f"{head} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    bars = lines[2:]
+    reached_by_both = sum(bar.split(" | ")[5] == "–" for bar in bars)
+    return f"Reached on both engines: {reached_by_both} of {len(bars)}.\n\n" + "\n".join(lines) + "\n"
 
 
 def main(results):
@@ -136,6 +138,8 @@ def main(results):
     report = (results / "compare.md").read_text().split("\n", 1)[1]
     # Nobody else has this build of the kernel.
     report = re.sub(r"^(\| kernel \| [\d.]+)\S*", r"\1", report, flags=re.MULTILINE)
+    # A run in sections knows its last command only.
+    report = re.sub(r"^`compare.*`, ([\d.]+ minutes)\.$", r"Measured section by section, in \1.", report, flags=re.MULTILINE)
     head = "# All tables of one full run\n\nSee [the benchmarks](../benchmarks.md) for what they mean.\n"
     (HERE / "benchmarks/tables.md").write_text(head + report)
     shutil.rmtree(HERE / "benchmarks/svg")
