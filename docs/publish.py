@@ -115,9 +115,8 @@ def bars(measured, old):
         missed = f"{by:.2f}" if by > 0.001 else "–"
         cells = [bar.replace("<=", "≤ ").replace(">=", "≥ "), *(f"{value:.2f}" for value in values), missed, tried]
         lines.append(f"{head} | " + " | ".join(cells) + " |")
-    bars = lines[2:]
-    reached_by_both = sum(bar.split(" | ")[5] == "–" for bar in bars)
-    return f"Reached on both engines: {reached_by_both} of {len(bars)}.\n\n" + "\n".join(lines) + "\n"
+    missed_by = [line.split(" | ")[5] for line in lines[2:]]
+    return f"Reached on both engines: {missed_by.count('–')} of {len(missed_by)}.\n\n" + "\n".join(lines) + "\n"
 
 
 def main(results):
@@ -139,7 +138,7 @@ def main(results):
     # Nobody else has this build of the kernel.
     report = re.sub(r"^(\| kernel \| [\d.]+)\S*", r"\1", report, flags=re.MULTILINE)
     # A run in sections knows its last command only.
-    report = re.sub(r"^`compare.*`, ([\d.]+ minutes)\.$", r"Measured section by section, in \1.", report, flags=re.MULTILINE)
+    report = re.sub(r"^`compare.* --resume.*`, ([\d.]+ minutes)\.$", r"Measured section by section, in \1.", report, flags=re.MULTILINE)
     head = "# All tables of one full run\n\nSee [the benchmarks](../benchmarks.md) for what they mean.\n"
     (HERE / "benchmarks/tables.md").write_text(head + report)
     shutil.rmtree(HERE / "benchmarks/svg")

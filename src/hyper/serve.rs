@@ -24,10 +24,10 @@ use crate::{Control, Watch};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// A connection of HTTP/1 that asks for nothing for so long gives its buffers back, after twice that at the latest.
+/// A connection of HTTP/1 that asks for nothing for so long gives its buffers back, after two looks at the latest.
 const IDLE: Duration = Duration::from_millis(200);
 
-/// Looks at idle connections are due at multiples of so many ticks, milliseconds: a poller with nothing else to do wakes up once for all of them.
+/// Looks are due at multiples of so many ticks, milliseconds: a poller with nothing else to do wakes up once for all of them.
 const LOOKS_EVERY: u64 = 16;
 
 pin_project! {
@@ -304,7 +304,8 @@ mod tests {
             let mut looks = BTreeSet::new();
             for _ in 0..10 * LOOKS_EVERY {
                 let look = next_look().deadline();
-                assert!((IDLE..2 * IDLE).contains(&(look - now())));
+                let latest = IDLE + Duration::from_millis(LOOKS_EVERY);
+                assert!((IDLE..=latest).contains(&(look - now())));
                 looks.insert(look);
                 time::advance(Duration::from_millis(1)).await.expect("time that stands");
             }
