@@ -8,12 +8,13 @@ mod support;
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use counting::{allocations, alone, count_this_thread};
 use duopoll::mux::{self, Head, Kind, Plain, Protocol};
 use duopoll::udp::{Datagram, Outgoing, UdpServer, UdpSocket};
-use duopoll::{Connection, Engine, LinkBuffer, Server, Slice, Stats};
+use duopoll::{Connection, Dialer, Engine, LinkBuffer, Pollers, Server, Slice, Stats};
 use support::settled::Settled;
 use support::{Family, PATIENCE, Peer, Setup};
 
@@ -168,6 +169,66 @@ fn a_peer_that_reads_wakes_nobody() {
         }
         // The question itself ends a wait, unless it comes while the one before is being answered.
         assert!(waits <= ECHOES, "{setup:?}: {waits} waits");
+    }
+}
+
+/// Whose own poller has received for it need not wake that.
+#[test]
+fn the_future_of_block_on_is_woken_without_a_system_call() {
+    const ECHOES: u64 = 100;
+    let figures = || Pollers::current().expect("this thread is a poller").stats();
+    let families = [Family::V4, Family::V6, Family::Unix];
+    let cells = families.map(|family| ENGINES.map(|engine| Setup { engine, family }));
+    for setup in cells.into_iter().flatten() {
+        let server = setup.serve_echo();
+        let client = async {
+            let address = server.local_addr().clone();
+            let mut connection = Dialer::new().dial_addr(address).await.expect("a connection");
+            let mut before = figures();
+            for echo in 0..=ECHOES {
+                if echo == 1 {
+                    before = figures();
+                }
+                connection.write(&MESSAGE).expect("written");
+                connection.flush().await.expect("sent");
+                assert_eq!(connection.next(MESSAGE.len()).await.expect("a reply"), MESSAGE);
+            }
+            let after = figures();
+            assert!(after.received_bytes > before.received_bytes, "{setup:?}");
+            after.wakeups - before.wakeups
+        };
+        let wakeups = Pollers::options().engine(setup.engine).block_on(client).expect("an engine");
+        assert_eq!(wakeups, 0, "{setup:?}: in {ECHOES} echoes");
+    }
+    for engine in ENGINES {
+        let setup = Setup { engine, family: Family::V4 };
+        let peer = std::net::UdpSocket::bind(setup.address()).expect("bound");
+        peer.set_read_timeout(Some(PATIENCE)).expect("set");
+        let address = peer.local_addr().expect("bound");
+        let echoing = thread::spawn(move || {
+            let mut bytes = [0; MESSAGE.len()];
+            for _ in 0..=ECHOES {
+                let (len, from) = peer.recv_from(&mut bytes).expect("received");
+                peer.send_to(&bytes[..len], from).expect("sent");
+            }
+        });
+        let client = async {
+            let mut socket = UdpSocket::bind(setup.address()).await.expect("bound");
+            let mut before = figures();
+            for echo in 0..=ECHOES {
+                if echo == 1 {
+                    before = figures();
+                }
+                socket.send(Outgoing::to(&MESSAGE[..], address)).await.expect("sent");
+                assert_eq!(socket.recv().await.expect("a reply").bytes[..], MESSAGE);
+            }
+            let after = figures();
+            assert!(after.waits > before.waits, "{engine:?}");
+            after.wakeups - before.wakeups
+        };
+        let wakeups = Pollers::options().engine(engine).block_on(client).expect("an engine");
+        assert_eq!(wakeups, 0, "{engine:?}: in {ECHOES} datagrams");
+        echoing.join().expect("no panic");
     }
 }
 

@@ -166,8 +166,9 @@ impl Mailbox {
 
     /// Makes the poller take another turn. For those who have left something for it elsewhere.
     pub fn wake(&self) {
-        // AcqRel: what was left before is seen by the poller that reads NOTIFIED.
-        if self.state.swap(NOTIFIED, Ordering::AcqRel) == SLEEPING {
+        // AcqRel: what was left before is seen by the poller that reads NOTIFIED. On its own thread it is not asleep, but in a
+        // wait: it handles what that has brought, or is about to sleep and asks `is_told`.
+        if self.state.swap(NOTIFIED, Ordering::AcqRel) == SLEEPING && !self.is_local() {
             self.notify.notify();
         }
     }
@@ -178,6 +179,13 @@ impl Mailbox {
             return false;
         }
         self.state.compare_exchange(AWAKE, SLEEPING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Whether something was left since the poller was about to sleep. Then it must not, either: what was left on its own
+    /// thread wakes nobody.
+    #[inline]
+    pub(crate) fn is_told(&self) -> bool {
+        self.state.load(Ordering::Acquire) == NOTIFIED || thread::has_commands()
     }
 
     /// The poller is awake. Moves what was left on this thread, and from others, to the end of `commands`. Says

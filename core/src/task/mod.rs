@@ -1,6 +1,6 @@
 //! Tasks: futures that a poller runs, and the handles on them.
 
-mod executor;
+pub(crate) mod executor;
 mod handle;
 
 pub use executor::{Executor, Ran};
