@@ -325,7 +325,9 @@ mod tests {
         executor.open();
         let wakes = || mailbox.wake();
         let posts = || mailbox.post(Command::Send(Token::new(0, 0)));
-        let spawns = || drop(executor.spawn(ready(())));
+        let spawns = || {
+            executor.spawn(ready(()));
+        };
         let ways: [&dyn Fn(); 3] = [&wakes, &posts, &spawns];
         for leave in ways {
             assert!(mailbox.sleep() && !driver.is_due_sooner());
