@@ -166,9 +166,8 @@ impl Mailbox {
 
     /// Makes the poller take another turn. For those who have left something for it elsewhere.
     pub fn wake(&self) {
-        // AcqRel: what was left before is seen by the poller that reads NOTIFIED. On its own thread it is not asleep, but in a
-        // wait: it handles what that has brought, or is about to sleep and asks `is_told`.
-        if self.state.swap(NOTIFIED, Ordering::AcqRel) == SLEEPING && !self.is_local() {
+        // AcqRel: what was left before is seen by the poller that reads NOTIFIED.
+        if self.state.swap(NOTIFIED, Ordering::AcqRel) == SLEEPING {
             self.notify.notify();
         }
     }
@@ -181,11 +180,12 @@ impl Mailbox {
         self.state.compare_exchange(AWAKE, SLEEPING, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Whether something was left since the poller was about to sleep. Then it must not, either: what was left on its own
-    /// thread wakes nobody.
+    /// The poller's wait is over: until it is about to sleep again nobody need call it.
     #[inline]
-    pub(crate) fn is_told(&self) -> bool {
-        self.state.load(Ordering::Acquire) == NOTIFIED || thread::has_commands()
+    pub(crate) fn awake(&self) {
+        // NOTIFIED stays, for `take`, which sees what was left before. Relaxed: nothing is handed over here.
+        let (done, otherwise) = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.state.compare_exchange(SLEEPING, AWAKE, done, otherwise);
     }
 
     /// The poller is awake. Moves what was left on this thread, and from others, to the end of `commands`. Says
@@ -238,5 +238,60 @@ impl Drop for Entered {
 impl fmt::Debug for Mailbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mailbox").field("notify", &self.notify).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::timer::Tick;
+
+    /// Counts how often it rings.
+    #[derive(Debug, Default)]
+    struct Bell(AtomicU32);
+
+    impl Notify for Bell {
+        fn notify(&self) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[derive(Debug)]
+    struct NoTime;
+
+    impl Clock for NoTime {
+        fn now(&self) -> Tick {
+            0
+        }
+
+        fn tick_of(&self, _: Instant) -> Tick {
+            0
+        }
+    }
+
+    #[test]
+    fn a_poller_is_called_while_it_sleeps_and_not_when_its_wait_is_over() {
+        let bell = Arc::new(Bell::default());
+        let mailbox = Mailbox::new(bell.clone(), Arc::new(NoTime));
+        let (rings, mut none) = (|| bell.0.swap(0, Relaxed), Vec::new());
+        assert!(mailbox.sleep());
+        mailbox.wake();
+        assert_eq!(rings(), 1);
+        mailbox.awake();
+        // It was called, whatever has ended its wait.
+        assert!(mailbox.take(&mut none) && mailbox.sleep());
+        mailbox.awake();
+        assert!(!mailbox.take(&mut none) && mailbox.sleep());
+        mailbox.awake();
+        mailbox.wake();
+        mailbox.wake();
+        assert_eq!(rings(), 0);
+        // It does not sleep before it has taken what was left.
+        assert!(!mailbox.sleep() && mailbox.take(&mut none) && mailbox.sleep());
+        mailbox.wake();
+        assert_eq!(rings(), 1);
     }
 }

@@ -214,6 +214,7 @@ fn turns(mailbox: &Mailbox, bell: &Bell, expected: usize) {
         }
         if mailbox.sleep() {
             bell.0.wait();
+            mailbox.awake();
         }
     }
 }
@@ -261,6 +262,7 @@ fn loom_a_poller_that_wakes_by_itself_misses_nothing() {
         let mut commands = Vec::new();
         mailbox.take(&mut commands);
         mailbox.sleep();
+        mailbox.awake();
         mailbox.take(&mut commands);
         turns(&mailbox, &bell, 1 - commands.len());
         poster.join().unwrap();
@@ -284,9 +286,11 @@ fn loom_what_was_left_elsewhere_is_seen_after_a_wake() {
         // Its first sleep ends by itself, so that nothing but the mailbox orders the two threads.
         let mut commands = Vec::new();
         mailbox.sleep();
+        mailbox.awake();
         while !mailbox.take(&mut commands) {
             if mailbox.sleep() {
                 bell.0.wait();
+                mailbox.awake();
             }
         }
         assert!(left.load(Ordering::Relaxed));

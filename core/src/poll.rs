@@ -264,6 +264,9 @@ pub enum Next {
 ///   acknowledged, even if the connection is closed meanwhile.
 /// - No reference to the bytes of an input vector exists while it is lent.
 pub unsafe trait Operators {
+    /// The engine's wait has returned, with or without events: whoever wakes the poller from now on need not end a wait.
+    fn awake(&mut self) {}
+
     /// Whether something has come up since they last said for how long a wait may sleep. Asked by an engine that asks for something, or
     /// allocates, in a wait before it sleeps: it does not sleep then.
     fn is_due_sooner(&self) -> bool {

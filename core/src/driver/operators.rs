@@ -15,7 +15,6 @@ use crate::connection::{Moved, wake};
 use crate::errno::errno;
 use crate::memory::Slice;
 use crate::poll::{Inputs, Lease, Next, Operators, Outputs, Ready, SEND_VECTORS_MAX};
-use crate::task::executor;
 use crate::thread::Blocks;
 use crate::token::Token;
 
@@ -26,10 +25,13 @@ const LAGGING_KEEPS: usize = 4;
 // while it is lent, except that `sending` grows at its end, which moves no bytes; and a slot is removed only when the
 // engine has released it. If the driver is dropped earlier, `Stream::drop` leaks what is lent.
 unsafe impl Operators for Driver {
+    #[inline]
+    fn awake(&mut self) {
+        self.mailbox.awake();
+    }
+
     fn is_due_sooner(&self) -> bool {
-        self.mailbox.is_told()
-            || executor::has_ready()
-            || (self.waits_for_period() && !self.memory.period_known)
+        self.waits_for_period() && !self.memory.period_known
     }
 
     fn receives(&mut self, token: Token) -> bool {
@@ -273,79 +275,5 @@ impl Driver {
         }
         self.touch(token);
         Next::Stop
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use std::future::ready;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-    use std::time::Instant;
-
-    use super::*;
-    use crate::clock::Clock;
-    use crate::command::Command;
-    use crate::mailbox::Mailbox;
-    use crate::poll::Notify;
-    use crate::task::Executor;
-    use crate::timer::Tick;
-
-    /// Counts how often it rings.
-    #[derive(Debug, Default)]
-    struct Bell(AtomicU32);
-
-    impl Notify for Bell {
-        fn notify(&self) {
-            self.0.fetch_add(1, Relaxed);
-        }
-    }
-
-    #[derive(Debug)]
-    struct NoTime;
-
-    impl Clock for NoTime {
-        fn now(&self) -> Tick {
-            0
-        }
-
-        fn tick_of(&self, _: Instant) -> Tick {
-            0
-        }
-    }
-
-    /// What an engine asks for before it sleeps may call its users, whose poller it is.
-    #[test]
-    fn a_poller_that_is_about_to_sleep_hears_of_what_is_left_on_its_own_thread() {
-        let bell = Arc::new(Bell::default());
-        let mailbox = Arc::new(Mailbox::new(bell.clone(), Arc::new(NoTime)));
-        let entered = mailbox.enter();
-        let driver = Driver::new(mailbox.clone());
-        let executor = Executor::new(mailbox.clone());
-        executor.open();
-        let wakes = || mailbox.wake();
-        let posts = || mailbox.post(Command::Send(Token::new(0, 0)));
-        let spawns = || {
-            executor.spawn(ready(()));
-        };
-        let ways: [&dyn Fn(); 3] = [&wakes, &posts, &spawns];
-        for leave in ways {
-            assert!(mailbox.sleep() && !driver.is_due_sooner());
-            leave();
-            assert!(driver.is_due_sooner());
-            // The next turn takes it.
-            mailbox.take(&mut Vec::new());
-            executor.run(|| ());
-        }
-        assert!(mailbox.sleep() && !driver.is_due_sooner());
-        assert_eq!(bell.0.load(Relaxed), 0);
-        // Another thread has to call, and is heard of as well.
-        std::thread::scope(|scope| {
-            scope.spawn(wakes);
-        });
-        assert!(driver.is_due_sooner());
-        assert_eq!(bell.0.load(Relaxed), 1);
-        executor.cancel_all();
-        drop((driver, entered));
     }
 }

@@ -207,7 +207,7 @@ impl Executor {
     /// Whether a task can go on.
     #[inline]
     pub fn has_ready(&self) -> bool {
-        has_ready()
+        LOCAL.with(|local| !local.borrow().ready.is_empty())
     }
 
     /// Tasks that there are.
@@ -256,12 +256,6 @@ fn schedule(runnable: Runnable) {
         lock(&executor.others).woken.push(runnable);
         executor.mailbox.wake();
     }
-}
-
-/// Whether a task of this thread's poller can go on.
-#[inline]
-pub(crate) fn has_ready() -> bool {
-    LOCAL.with(|local| !local.borrow().ready.is_empty())
 }
 
 #[inline]

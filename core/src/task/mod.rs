@@ -1,6 +1,6 @@
 //! Tasks: futures that a poller runs, and the handles on them.
 
-pub(crate) mod executor;
+mod executor;
 mod handle;
 
 pub use executor::{Executor, Ran};

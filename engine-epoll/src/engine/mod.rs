@@ -263,6 +263,7 @@ impl Poll for Epoll {
         if self.left.is_empty() && self.serving.is_empty() {
             self.harvest(timeout)?;
         }
+        operators.awake();
         let end = self.stats.received_bytes + TURN_BYTES;
         while let Some(index) = self.left.next() {
             self.handle(self.events[index], operators);

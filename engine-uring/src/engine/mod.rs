@@ -283,6 +283,7 @@ impl Poll for Uring {
             let timeout = timeout.into_iter().chain(patience).min();
             self.ring.enter(quick + 1, timeout)?;
         }
+        operators.awake();
 
         self.stats.completion_overflows += u64::from(self.ring.overflows());
         self.handle_completions(operators);
