@@ -830,6 +830,7 @@ impl Poll for SimEngine {
         self.stats.waits += 1;
         self.at_rest = false;
         let kept = self.take_queued();
+        operators.awake();
         // Time passes between two turns, too.
         self.clock.advance_to(self.clock.micros() + self.rng.pick(&[0, 0, 3, 400, 1_100]));
         if !self.rng.one_in(40) {
