@@ -20,7 +20,7 @@ pub fn value<'a, S: AsRef<str> + ?Sized + 'a>(
 
 /// Anything that is read from its text.
 pub fn number<T: FromStr>(text: &str, option: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{option}: {text:?} is none"))
+    text.parse().map_err(|_| format!("{option} does not take {text:?}"))
 }
 
 /// A number that is not below `least`.
@@ -89,7 +89,7 @@ mod tests {
         for wrong in ["0", "-1", "1.5", "x", "", "inf", "10001", "99999999999999999999"] {
             assert!(rounds(wrong, "--rounds").is_err(), "{wrong}");
         }
-        assert_eq!(rounds("x", "--rounds").unwrap_err(), "--rounds: \"x\" is none");
+        assert_eq!(rounds("x", "--rounds").unwrap_err(), "--rounds does not take \"x\"");
     }
 
     #[test]

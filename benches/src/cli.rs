@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::address::Address;
 use crate::arguments::{self, number, show, value};
 use crate::load::{self, Outcome};
-use crate::plan::{self, Choice, Profile};
+use crate::plan::{self, Choice, Profile, Step};
 use crate::process;
 use crate::proxy;
 use crate::quic;
@@ -20,6 +20,7 @@ use crate::revision::Revision;
 use crate::rounds::{self, Settings, minutes};
 use crate::scenario;
 use crate::servers::{self, Options, Start};
+use crate::sys;
 use crate::udp::shape::Ask;
 use crate::udp::{self, mmsg, service};
 use crate::web;
@@ -41,7 +42,7 @@ compare [OPTIONS]
   --resp-server NAME=CMD  a further RESP server; {port} in CMD becomes its port; may repeat
   --server-core N         core of the servers (0)
   --client-core N         core of the load generator (1)
-  --instructions          count instructions by callgrind, but on io_uring, which valgrind does not know
+  --instructions          count instructions by callgrind, of echo and the web, except on io_uring
   --no-trace              do not count system calls
   --resume                leave out what FOLDER has already, with as many rounds and the same window; the rest is added to it,
                           and takes the place of what is there of the same scenario
@@ -254,6 +255,9 @@ fn compare(words: &[String]) -> Result<(), String> {
     let mut words = words.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
+            "--quick" | "--thorough" if profile != Profile::Full => {
+                return Err("either --quick or --thorough, and once".into());
+            }
             "--quick" => profile = Profile::Quick,
             "--thorough" => profile = Profile::Thorough,
             "--only" => choice.only.extend(names(value(&mut words, word)?)),
@@ -266,13 +270,16 @@ fn compare(words: &[String]) -> Result<(), String> {
             "--resp-server" => {
                 settings.resp_servers.push(RespServer::parse(value(&mut words, word)?)?);
             }
-            "--server-core" => settings.server_core = number(value(&mut words, word)?, word)?,
-            "--client-core" => settings.client_core = number(value(&mut words, word)?, word)?,
+            "--server-core" => settings.server_core = core(value(&mut words, word)?, word)?,
+            "--client-core" => settings.client_core = core(value(&mut words, word)?, word)?,
             "--no-trace" => settings.trace = false,
             "--resume" => settings.resume = true,
             "--instructions" => settings.instructions = true,
             "--against" => against = Some(value(&mut words, word)?),
-            "--out" => settings.out = PathBuf::from(value(&mut words, word)?),
+            "--out" => match value(&mut words, word)? {
+                "" => return Err("--out needs the name of a folder".into()),
+                folder => settings.out = PathBuf::from(folder),
+            },
             "--list" => listing = true,
             "--help" | "-h" => {
                 show(HELP);
@@ -285,6 +292,11 @@ fn compare(words: &[String]) -> Result<(), String> {
     }
     choice.against = against.is_some();
     let steps = plan::steps(profile, &choice)?;
+    if against.is_some() && !steps.iter().any(Step::has_ours) {
+        return Err(
+            "--against: none of this project's servers is measured that can be compared".into()
+        );
+    }
     if listing {
         show(&list());
         return Ok(());
@@ -296,6 +308,17 @@ fn compare(words: &[String]) -> Result<(), String> {
         settings.against = Some(Revision::build(revision, with_proxy)?);
     }
     rounds::run(&steps, &settings).map_err(|error| error.to_string())
+}
+
+/// A core that this process may run on.
+fn core(text: &str, option: &str) -> Result<usize, String> {
+    let core = number(text, option)?;
+    // Tried by a thread that has nothing else to do.
+    let tried = std::thread::spawn(move || sys::pin_to_core(core)).join();
+    match tried {
+        Ok(Ok(())) => Ok(core),
+        _ => Err(format!("{option}: this process may not run on core {core}")),
+    }
 }
 
 fn list() -> String {
@@ -319,7 +342,7 @@ fn list() -> String {
     for server in quic::all() {
         text += &format!("  {:<14} {}\n", server.name, server.about);
     }
-    text += "Scenarios, with the time that a full run takes for them:\n";
+    text += "Scenarios, with the time that a full run takes for them; one that is named by --only takes more:\n";
     let resp_servers = 1 + RespServer::ours().len();
     let steps = |profile| plan::steps(profile, &Choice::default()).unwrap_or_default();
     let full = steps(Profile::Full);
@@ -367,5 +390,22 @@ mod tests {
     fn names_are_looked_at_before_they_are_listed() {
         assert!(complaint("--only gopher").is_some_and(|it| it.contains("gopher")));
         assert!(complaint("--servers apache").is_some_and(|it| it.contains("apache")));
+    }
+
+    #[test]
+    fn what_would_measure_nothing_is_refused() {
+        let wrong = [
+            "--only echo-64x1 --servers floor-mmsg",
+            "--only echo-64x1 --servers classic --against HEAD",
+            "--only resp-get-p1 --against HEAD",
+            "--server-core 1000",
+            "--client-core x",
+            "--quick --thorough",
+            "--out ",
+        ];
+        for words in wrong {
+            assert!(complaint(words).is_some(), "{words}");
+        }
+        assert_eq!(complaint("--only echo-64x1 --servers duopoll-epoll --against HEAD"), None);
     }
 }

@@ -76,11 +76,20 @@ impl Step {
 
     /// Servers in this step, whichever they are, but those of RESP.
     fn servers_all(&self) -> usize {
-        self.entrants(self.servers.iter().map(|server| server.role))
-            + self.entrants(self.web_servers.iter().map(|server| server.role))
-            + self.entrants(self.proxies.iter().map(|server| server.role))
-            + self.entrants(self.udp_servers.iter().map(|server| server.role))
-            + self.entrants(self.quic_servers.iter().map(|server| server.role))
+        self.entrants(self.roles())
+    }
+
+    fn roles(&self) -> impl Iterator<Item = Role> {
+        (self.servers.iter().map(|server| server.role))
+            .chain(self.web_servers.iter().map(|server| server.role))
+            .chain(self.proxies.iter().map(|server| server.role))
+            .chain(self.udp_servers.iter().map(|server| server.role))
+            .chain(self.quic_servers.iter().map(|server| server.role))
+    }
+
+    /// Whether one of this project's servers takes part that another revision can be compared by.
+    pub fn has_ours(&self) -> bool {
+        !matches!(self.scenario.work, Work::Resp { .. }) && self.roles().any(|it| it == Role::Ours)
     }
 
     /// How many take part, those of another revision included.
@@ -223,7 +232,13 @@ pub fn steps(profile: Profile, choice: &Choice) -> Result<Vec<Step>, String> {
         step.rounds = choice.rounds.unwrap_or(step.rounds);
         step.measure_ms = choice.measure_ms.unwrap_or(step.measure_ms);
         step.against = choice.against;
-        steps.push(step);
+        let has_own = matches!(step.scenario.work, Work::Resp { .. });
+        if all || has_own || step.servers_all() > 0 {
+            steps.push(step);
+        }
+    }
+    if steps.is_empty() {
+        return Err("none of these servers takes part in any of these scenarios; see --list".into());
     }
     Ok(steps)
 }

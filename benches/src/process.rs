@@ -16,6 +16,8 @@ use crate::sys;
 
 /// How long a server may take to listen.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server may take to end; under valgrind it writes down what it has counted.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a datagram may be under way before it counts as lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(50);
 /// Listen ports stay below the ephemeral range, which starts at 32,768.
@@ -81,10 +83,18 @@ impl ServerProcess {
         self.child.id()
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Asks it to end, and waits until it has. One that does not is killed.
     pub fn terminate(mut self) -> io::Result<()> {
         sys::kill(self.pid(), libc::SIGTERM)?;
-        self.child.wait().map(drop)
+        let deadline = Instant::now() + END_TIMEOUT;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                let why = format!("the server has not ended {END_TIMEOUT:?} after SIGTERM");
+                return Err(io::Error::new(ErrorKind::TimedOut, why));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     fn wait_ready(

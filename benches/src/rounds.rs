@@ -160,6 +160,10 @@ impl<'a> Runner<'a> {
         }
         if settings.instructions {
             notes.extend(instructions::available().err());
+            if !steps.iter().all(|step| matches!(step.scenario.work, Work::Load(_) | Work::Web(_)))
+            {
+                notes.push("instructions are counted of echo and of the web only".to_owned());
+            }
         }
         let mut trace = settings.trace && steps.iter().any(|step| step.trace);
         if trace && let Err(note) = trace::available() {
@@ -200,6 +204,10 @@ impl<'a> Runner<'a> {
     ) {
         for round in 0..step.rounds {
             self.round(step, rows, (round, ""), &takes_part, &mut measure);
+        }
+        if !rows.iter().any(|row| row.server == yardstick) {
+            let name = &step.scenario.name;
+            self.note(format!("{name}: without its yardstick, {yardstick}, there are no ratios"));
         }
         for _ in 0..step.rounds {
             let disturbed = report::disturbed(rows, yardstick).into_iter();
@@ -293,7 +301,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Counts the instructions of this project's servers and of the yardstick, if that is wanted. `run` ends the server, too.
+    /// Counts the instructions of this project's servers and of the yardstick, if that is wanted, but of none on io_uring. `run` ends the server, too.
     fn count_instructions(
         &mut self,
         step: &Step,
@@ -304,8 +312,10 @@ impl<'a> Runner<'a> {
             return;
         }
         let name = &step.scenario.name;
-        let ours = |row: &&mut Row| matches!(row.role, Role::Ours | Role::Yardstick);
-        for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| ours(row)) {
+        let counts = |row: &&mut Row| {
+            matches!(row.role, Role::Ours | Role::Yardstick) && instructions::countable(&row.server)
+        };
+        for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| counts(row)) {
             self.progress.trace(name, &row.server);
             self.older = row.older.is_some();
             let counted = (|| {
