@@ -176,7 +176,16 @@ fn a_peer_that_reads_wakes_nobody() {
 #[test]
 fn the_future_of_block_on_is_woken_without_a_system_call() {
     const ECHOES: u64 = 100;
-    let figures = || Pollers::current().expect("this thread is a poller").stats();
+    /// Those of this thread's poller before and after so many, when one has been there.
+    async fn figures_of(mut echo: impl AsyncFnMut()) -> (Stats, Stats) {
+        let figures = || Pollers::current().expect("this thread is a poller").stats();
+        echo().await;
+        let before = figures();
+        for _ in 0..ECHOES {
+            echo().await;
+        }
+        (before, figures())
+    }
     let families = [Family::V4, Family::V6, Family::Unix];
     let cells = families.map(|family| ENGINES.map(|engine| Setup { engine, family }));
     for setup in cells.into_iter().flatten() {
@@ -184,16 +193,12 @@ fn the_future_of_block_on_is_woken_without_a_system_call() {
         let client = async {
             let address = server.local_addr().clone();
             let mut connection = Dialer::new().dial_addr(address).await.expect("a connection");
-            let mut before = figures();
-            for echo in 0..=ECHOES {
-                if echo == 1 {
-                    before = figures();
-                }
+            let (before, after) = figures_of(async || {
                 connection.write(&MESSAGE).expect("written");
                 connection.flush().await.expect("sent");
                 assert_eq!(connection.next(MESSAGE.len()).await.expect("a reply"), MESSAGE);
-            }
-            let after = figures();
+            })
+            .await;
             assert!(after.received_bytes > before.received_bytes, "{setup:?}");
             after.wakeups - before.wakeups
         };
@@ -214,15 +219,11 @@ fn the_future_of_block_on_is_woken_without_a_system_call() {
         });
         let client = async {
             let mut socket = UdpSocket::bind(setup.address()).await.expect("bound");
-            let mut before = figures();
-            for echo in 0..=ECHOES {
-                if echo == 1 {
-                    before = figures();
-                }
+            let (before, after) = figures_of(async || {
                 socket.send(Outgoing::to(&MESSAGE[..], address)).await.expect("sent");
                 assert_eq!(socket.recv().await.expect("a reply").bytes[..], MESSAGE);
-            }
-            let after = figures();
+            })
+            .await;
             assert!(after.waits > before.waits, "{engine:?}");
             after.wakeups - before.wakeups
         };
