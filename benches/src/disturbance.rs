@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::process;
 
 use serde::{Deserialize, Serialize};
 
@@ -37,60 +38,95 @@ impl Disturbance {
 
 /// The clocks at the beginning of a run.
 pub struct Watch {
-    busy_ns: u64,
+    others_ns: u64,
     stolen_ns: u64,
-    ours_ns: u64,
     now_ns: u64,
 }
 
 impl Watch {
     /// Begins to watch.
     pub fn start() -> io::Result<Watch> {
-        let (busy_ns, stolen_ns) = machine_ns()?;
-        // Children count when they have ended.
-        let ours_ns = sys::own_cpu_time_ns()? + sys::children_cpu_time_ns()?;
-        let ours_ns = ours_ns + interrupts::cpu_time_ns();
-        Ok(Watch { busy_ns, stolen_ns, ours_ns, now_ns: sys::now_ns() })
+        Ok(Watch { others_ns: others_ns()?, stolen_ns: stolen_ns()?, now_ns: sys::now_ns() })
     }
 
     /// What has been since; all processes of the run have ended.
     pub fn stop(&self) -> io::Result<Disturbance> {
         let now = Watch::start()?;
         let wall_ns = (now.now_ns - self.now_ns).max(1) as f64;
-        let ours_ns = now.ours_ns - self.ours_ns;
-        let others_ns = (now.busy_ns - self.busy_ns).saturating_sub(ours_ns);
-        Ok(Disturbance {
-            others: others_ns as f64 / wall_ns,
-            stolen: (now.stolen_ns - self.stolen_ns) as f64 / wall_ns,
-        })
+        // One that nobody waits for takes its clock with it.
+        let others_ns = now.others_ns.saturating_sub(self.others_ns);
+        // The first tick may have begun before.
+        let stolen_ns = (now.stolen_ns - self.stolen_ns).saturating_sub(TICK_NS);
+        Ok(Disturbance { others: others_ns as f64 / wall_ns, stolen: stolen_ns as f64 / wall_ns })
     }
 }
 
-/// What all processors have worked since the machine booted, and what its host has kept of them.
-fn machine_ns() -> io::Result<(u64, u64)> {
-    let text = fs::read_to_string("/proc/stat")?;
-    times(&text).ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "no CPU times in /proc/stat"))
+/// What others have worked: all processes that there are, with those that they have waited for, but this one. The sum of their clocks,
+/// since with many wake-ups the machine counts a fifth of a processor more as busy than all threads together had.
+fn others_ns() -> io::Result<u64> {
+    let ticks = fs::read_dir("/proc")?.filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        if pid == process::id() {
+            return None;
+        }
+        worked(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    });
+    Ok(ticks.sum::<u64>() * TICK_NS)
 }
 
-/// See proc_stat(5): the first line is that of all processors.
-fn times(stat: &str) -> Option<(u64, u64)> {
-    let fields = stat.lines().next()?.split_whitespace().skip(1);
-    let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = ticks[..] else {
+/// What a process has worked, with those that it has waited for, in ticks; see proc_pid_stat(5). None for the threads of the kernel
+/// that go on with what a server sends.
+fn worked(stat: &str) -> Option<u64> {
+    let (name, fields) = stat.rsplit_once(')')?;
+    if name.contains(interrupts::THREAD) {
         return None;
-    };
-    Some(((user + nice + system + irq + softirq) * TICK_NS, steal * TICK_NS))
+    }
+    let times: Option<Vec<u64>> =
+        fields.split_whitespace().skip(11).take(4).map(|field| field.parse().ok()).collect();
+    Some(times.filter(|times| times.len() == 4)?.iter().sum())
+}
+
+/// What the host has kept of all processors.
+fn stolen_ns() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let stolen = stolen(&text).ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "/proc/stat"));
+    Ok(stolen? * TICK_NS)
+}
+
+/// In ticks; see proc_stat(5): the first line is that of all processors.
+fn stolen(stat: &str) -> Option<u64> {
+    stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().nth(7)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     #[test]
-    fn waiting_is_no_work() {
+    fn all_that_others_do_counts() {
+        let stat =
+            |name| format!("12 ({name}) S 1 1 1 0 -1 4194560 1 2 3 4 50 60 700 800 20 0 1 0");
+        assert_eq!(worked(&stat("a) S 1 (b")), Some(1610));
+        assert_eq!(worked(&stat("ksoftirqd/1")), None);
+        assert_eq!(worked("12 (cut) S 1 1 1 0 -1 4194560 1 2 3 4 50 60 700"), None);
         let stat = "cpu  1 2 3 1000 500 4 5 7 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
-        assert_eq!(times(stat), Some((15 * TICK_NS, 7 * TICK_NS)));
-        assert_eq!(times("intr 1 2"), None);
+        assert_eq!(stolen(stat), Some(7));
+        assert_eq!(stolen("intr 1 2"), None);
+    }
+
+    #[test]
+    fn a_busy_neighbour_is_seen() {
+        let watch = Watch::start().expect("/proc");
+        let spins = process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn();
+        let mut neighbour = spins.expect("sh");
+        while sys::cpu_time_ns(neighbour.id()).is_ok_and(|ns| ns < 5 * TICK_NS) {
+            thread::yield_now();
+        }
+        let disturbance = watch.stop();
+        neighbour.kill().and_then(|()| neighbour.wait()).expect("it ends");
+        assert!(disturbance.expect("/proc").others > 0.0);
     }
 
     #[test]

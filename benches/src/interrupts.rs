@@ -10,30 +10,26 @@ use std::sync::LazyLock;
 
 use crate::sys;
 
+/// How their names begin; a core's number follows.
+pub const THREAD: &str = "ksoftirqd/";
+
 /// The threads, with the cores that they belong to.
 static THREADS: LazyLock<Vec<(usize, u32)>> = LazyLock::new(|| {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let thread = |entry: io::Result<fs::DirEntry>| {
         let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        Some((name.trim_end().strip_prefix("ksoftirqd/")?.parse().ok()?, pid))
+        Some((name.trim_end().strip_prefix(THREAD)?.parse().ok()?, pid))
     };
     entries.filter_map(thread).collect()
 });
 
-/// CPU time of all of them, in nanoseconds.
-pub fn cpu_time_ns() -> u64 {
-    time_of(|_| true)
-}
-
 /// CPU time of a server, in nanoseconds: its own, and what was gone on with for it if it has a core for itself.
 pub fn server_cpu_time_ns(pid: u32) -> io::Result<u64> {
     // First what takes a while the first time.
-    let beside = sys::only_core(pid)?.map_or(0, |only| time_of(|core| core == only));
+    let beside = sys::only_core(pid)?.map_or(0, |only| {
+        let threads = THREADS.iter().filter(|(core, _)| *core == only);
+        threads.filter_map(|(_, pid)| sys::cpu_time_ns(*pid).ok()).sum()
+    });
     Ok(beside + sys::cpu_time_ns(pid)?)
-}
-
-fn time_of(counts: impl Fn(usize) -> bool) -> u64 {
-    let ours = THREADS.iter().filter(|(core, _)| counts(*core));
-    ours.filter_map(|(_, pid)| sys::cpu_time_ns(*pid).ok()).sum()
 }

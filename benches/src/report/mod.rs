@@ -60,23 +60,17 @@ impl Report {
         Ok(report)
     }
 
-    /// Adds what an earlier run has told. If that was of another revision of this project, a note says so.
+    /// Adds what an earlier run has told.
     pub fn go_on_from(&mut self, earlier: Report) {
-        let (before, now) = (earlier.revision(), self.revision());
-        if before != now
-            && let Some(before) = before
-        {
-            let scenarios: Vec<&str> = earlier.tables.iter().map(|it| &*it.scenario).collect();
-            self.notes.insert(0, format!("of duopoll {before}: {}", scenarios.join(", ")));
-        }
         self.notes.splice(0..0, earlier.notes);
         self.notes.dedup();
         self.seconds = earlier.seconds;
         self.tables = earlier.tables;
     }
 
-    /// Adds a table, in the place of one of the same scenario if there is one.
+    /// Adds a table that was measured now, in the place of one of the same scenario if there is one.
     pub fn add(&mut self, table: Table) {
+        let table = Table { revision: self.revision().unwrap_or_default().to_owned(), ..table };
         match self.tables.iter_mut().find(|other| other.scenario == table.scenario) {
             Some(older) => *older = table,
             None => self.tables.push(table),
@@ -96,6 +90,9 @@ pub struct Table {
     pub scenario: String,
     /// Its title.
     pub title: String,
+    /// The revision of this project that was measured.
+    #[serde(default)]
+    pub revision: String,
     /// The server that the first ratio refers to.
     pub yardstick: String,
     /// Warm-up and measured window, in milliseconds.
@@ -264,6 +261,7 @@ impl Table {
         let mut table = Table {
             scenario: step.scenario.name.clone(),
             title: step.scenario.title.clone(),
+            revision: String::new(),
             yardstick: yardstick.to_owned(),
             warm_ms: step.warm_ms,
             measure_ms: step.measure_ms,
@@ -493,6 +491,7 @@ mod tests {
         let mut table = Table {
             scenario: scenario.into(),
             title: "Echo".into(),
+            revision: String::new(),
             yardstick: "classic".into(),
             warm_ms: 1,
             measure_ms: 2,
@@ -547,18 +546,22 @@ mod tests {
     }
 
     #[test]
-    fn another_revision_is_told() {
+    fn each_table_tells_its_revision() {
         let of = |revision: &str, scenario| {
             let mut report = Report::new("compare".into(), Vec::new());
             report.environment = vec![(environment::OURS.into(), revision.into())];
-            report.tables.extend([table(scenario, &[Some(4.0)])]);
+            report.add(table(scenario, &[Some(4.0)]));
             report
         };
         let mut report = of("b", "churn");
-        report.go_on_from(of("b", "churn"));
-        assert!(report.notes.is_empty());
-        report.go_on_from(of("a", "echo"));
-        assert_eq!(report.notes, ["of duopoll a: echo"]);
+        let mut earlier = of("a", "echo");
+        earlier.add(table("churn", &[Some(4.0)]));
+        report.go_on_from(earlier);
+        report.add(table("churn", &[Some(5.0)]));
+        let told: Vec<_> = report.tables.iter().map(text::conditions).collect();
+        let [echo, churn] = &told[..] else { panic!("{told:?}") };
+        assert!(echo.ends_with("of duopoll a"), "{echo}");
+        assert!(churn.ends_with("of duopoll b"), "{churn}");
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub(super) fn conditions(table: &Table) -> String {
     let rounds = table.rows.iter().map(|row| row.samples.len()).max().unwrap_or(0);
     let disturbed: Vec<String> = table.disturbed.iter().map(usize::to_string).collect();
     format!(
-        "{rounds} round{} of {:.2} s after {:.2} s; yardstick: {}; {}{}",
+        "{rounds} round{} of {:.2} s after {:.2} s; yardstick: {}; {}{}{}",
         if rounds == 1 { "" } else { "s" },
         table.measure_ms as f64 / 1e3,
         table.warm_ms as f64 / 1e3,
@@ -81,6 +81,11 @@ pub(super) fn conditions(table: &Table) -> String {
             String::new()
         } else {
             format!("; DISTURBED: round {}", disturbed.join(", "))
+        },
+        if table.revision.is_empty() {
+            String::new()
+        } else {
+            format!("; of duopoll {}", table.revision)
         }
     )
 }
