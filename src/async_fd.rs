@@ -192,6 +192,17 @@ impl Watching {
         let polled = self.readiness.poll_with(cx, direction, call);
         polled.map(|result| result.unwrap_or_else(|| Err(over())))
     }
+
+    /// See [`Readiness::poll_drain`].
+    pub(crate) fn poll_drain<R>(
+        &self,
+        cx: &mut Context<'_>,
+        direction: Direction,
+        call: impl FnMut() -> io::Result<(R, bool)>,
+    ) -> Poll<io::Result<R>> {
+        let polled = self.readiness.poll_drain(cx, direction, call);
+        polled.map(|result| result.unwrap_or_else(|| Err(over())))
+    }
 }
 
 impl Drop for Watching {

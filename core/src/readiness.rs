@@ -59,14 +59,30 @@ impl Readiness {
         direction: Direction,
         mut call: impl FnMut() -> io::Result<R>,
     ) -> Poll<Option<io::Result<R>>> {
+        self.poll_drain(cx, direction, || Ok((call()?, false)))
+    }
+
+    /// The same for a call that also says whether it has found the end of what was there, so that the next one would have blocked.
+    pub fn poll_drain<R>(
+        &self,
+        cx: &mut Context<'_>,
+        direction: Direction,
+        mut call: impl FnMut() -> io::Result<(R, bool)>,
+    ) -> Poll<Option<io::Result<R>>> {
         loop {
             let Some(told) = ready!(self.poll(cx, direction)) else { return Poll::Ready(None) };
             match call() {
+                Ok((result, drained)) => {
+                    if drained {
+                        self.clear(direction, told);
+                    }
+                    return Poll::Ready(Some(Ok(result)));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.clear(direction, told);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return Poll::Ready(Some(result)),
+                Err(error) => return Poll::Ready(Some(Err(error))),
             }
         }
     }
@@ -86,7 +102,7 @@ impl Readiness {
         self.state().side(direction).told
     }
 
-    /// A call would have blocked, after it was told `told`: it is not ready, unless something was told since.
+    /// A call would have blocked, or the next one would, after it was told `told`: it is not ready, unless something was told since.
     pub fn clear(&self, direction: Direction, told: u32) {
         let mut state = self.state();
         let side = state.side(direction);
@@ -145,5 +161,43 @@ impl fmt::Debug for Readiness {
             .field("writable", &state.writable.ready)
             .field("over", &state.over)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READABLE: Ready = Ready { readable: true, writable: false };
+
+    /// What a poll with a call that says this comes to.
+    fn drain(readiness: &Readiness, call: impl FnMut() -> io::Result<(u8, bool)>) -> Poll<u8> {
+        let mut cx = Context::from_waker(Waker::noop());
+        readiness
+            .poll_drain(&mut cx, Direction::Read, call)
+            .map(|result| result.expect("it is watched").expect("no error"))
+    }
+
+    #[test]
+    fn what_is_empty_is_not_asked_again() {
+        let readiness = Readiness::default();
+        readiness.tell(READABLE);
+        assert_eq!(drain(&readiness, || Ok((1, false))), Poll::Ready(1));
+        assert_eq!(drain(&readiness, || Ok((2, true))), Poll::Ready(2));
+        assert_eq!(drain(&readiness, || panic!("it was empty")), Poll::Pending);
+        readiness.tell(READABLE);
+        assert_eq!(drain(&readiness, || Ok((3, true))), Poll::Ready(3));
+    }
+
+    #[test]
+    fn what_comes_during_a_call_is_not_forgotten() {
+        let readiness = Readiness::default();
+        readiness.tell(READABLE);
+        let call = || {
+            readiness.tell(READABLE);
+            Ok((1, true))
+        };
+        assert_eq!(drain(&readiness, call), Poll::Ready(1));
+        assert_eq!(drain(&readiness, || Ok((2, true))), Poll::Ready(2));
     }
 }

@@ -6,10 +6,11 @@ use std::mem;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
-use ::quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use ::quinn::udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use ::quinn::{AsyncUdpSocket, UdpPoller};
 use duopoll_core::{Direction, contain};
 
@@ -22,6 +23,8 @@ use crate::udp::Room;
 pub(super) struct Socket {
     socket: UdpSocket,
     state: UdpSocketState,
+    /// Whether it has received several by one call. If so, fewer than there was room for are all that there were.
+    receives_many: AtomicBool,
     /// Set once; none if the pollers had ended.
     watching: OnceLock<Option<Watching>>,
     /// Who waits for that.
@@ -45,6 +48,7 @@ impl Socket {
         let shared = Arc::new(Socket {
             socket,
             state,
+            receives_many: AtomicBool::new(false),
             watching: OnceLock::new(),
             beginning: Mutex::default(),
             room: Arc::default(),
@@ -75,8 +79,13 @@ impl Socket {
         buffers: &mut [IoSliceMut<'_>],
         told: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        watching.poll_with(cx, Direction::Read, || {
-            self.state.recv((&self.socket).into(), buffers, told)
+        let most = buffers.len().min(told.len()).min(BATCH_SIZE);
+        watching.poll_drain(cx, Direction::Read, || {
+            let received = self.state.recv((&self.socket).into(), buffers, told)?;
+            if received > 1 {
+                self.receives_many.store(true, Ordering::Relaxed);
+            }
+            Ok((received, received < most && self.receives_many.load(Ordering::Relaxed)))
         })
     }
 

@@ -256,8 +256,8 @@ impl<A: Peer> DatagramSocket<A> {
             return Poll::Pending;
         }
         let (shared, inbox) = (&self.sends.shared, &mut self.inbox);
-        let received =
-            shared.watching.poll_with(cx, Direction::Read, || inbox.receive(shared.socket.as_fd()));
+        let receive = || inbox.receive(shared.socket.as_fd());
+        let received = shared.watching.poll_drain(cx, Direction::Read, receive);
         self.batches = if received.is_ready() { self.batches + 1 } else { 0 };
         received
     }

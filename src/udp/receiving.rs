@@ -189,11 +189,12 @@ impl<A: Peer> Inbox<A> {
         Inbox { waiting: VecDeque::new(), small_since_large: large.then_some(0), dropped: 0 }
     }
 
-    /// Receives what there is, up to a batch. How many that was; at least one.
+    /// Receives what there is, up to a batch. How many that was, at least one, and whether there was no more. An error of the socket may end
+    /// a batch, too; of that the kernel tells as of a datagram.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; what ICMP has told of an earlier one of a connected socket.
-    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<(usize, bool)> {
         // Nobody has them meanwhile; where the thread ends they are gone.
         let kept = PLACES.try_with(Cell::take).ok().flatten();
         let mut places = kept.unwrap_or_else(Places::new);
@@ -202,7 +203,11 @@ impl<A: Peer> Inbox<A> {
         received
     }
 
-    fn receive_into(&mut self, places: &mut Places, socket: BorrowedFd<'_>) -> io::Result<usize> {
+    fn receive_into(
+        &mut self,
+        places: &mut Places,
+        socket: BorrowedFd<'_>,
+    ) -> io::Result<(usize, bool)> {
         let large = self.small_since_large.is_some_and(|small| small < SMALL_AGAIN);
         let count = places.lay_out(large, A::HAS_CONTROL)?;
         #[cfg(duopoll_faults)]
@@ -241,7 +246,7 @@ impl<A: Peer> Inbox<A> {
         }
         match failed {
             Some(error) if self.waiting.is_empty() => Err(error),
-            _ => Ok(received),
+            _ => Ok((received, received < count)),
         }
     }
 }
