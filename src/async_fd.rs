@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use duopoll_core::{Direction, Readiness, Token};
+use duopoll_core::{Direction, Kind, Readiness, Token};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fs::{FileType, fstat};
 use rustix::io::ioctl_fionbio;
@@ -46,6 +46,7 @@ pub(crate) struct Watching {
     poller: Arc<Handle>,
     token: Token,
     readiness: Arc<Readiness>,
+    kind: Kind,
 }
 
 impl<T: AsFd> AsyncFd<T> {
@@ -58,7 +59,7 @@ impl<T: AsFd> AsyncFd<T> {
     pub async fn new(io: T) -> io::Result<AsyncFd<T>> {
         check_pollable(io.as_fd())?;
         ioctl_fionbio(&io, true)?;
-        let watching = Watching::nearby(io.as_fd().try_clone_to_owned()?).await?;
+        let watching = Watching::nearby(io.as_fd().try_clone_to_owned()?, Kind::Watched).await?;
         Ok(AsyncFd { io, watching })
     }
 
@@ -136,20 +137,24 @@ fn check_pollable(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 impl Watching {
     /// Has the poller of this thread watch a duplicate, or elsewhere a global one.
-    pub(crate) async fn nearby(fd: OwnedFd) -> io::Result<Watching> {
+    pub(crate) async fn nearby(fd: OwnedFd, kind: Kind) -> io::Result<Watching> {
         let poller = match Handle::current() {
             Some(poller) => poller,
             None => Pollers::nearest()?.choose(),
         };
-        Watching::begin(poller, fd).await
+        Watching::begin(poller, fd, kind).await
     }
 
     /// Has a poller watch a duplicate.
-    pub(crate) async fn begin(poller: Arc<Handle>, fd: OwnedFd) -> io::Result<Watching> {
+    pub(crate) async fn begin(
+        poller: Arc<Handle>,
+        fd: OwnedFd,
+        kind: Kind,
+    ) -> io::Result<Watching> {
         let handle = poller.clone();
         let watch = move |poller: &mut Poller| {
-            let (token, readiness) = poller.watch(fd)?;
-            Ok(Watching { poller: handle, token, readiness })
+            let (token, readiness) = poller.watch(fd, kind)?;
+            Ok(Watching { poller: handle, token, readiness, kind })
         };
         poller.ask(watch).await.map_err(|_| over())?
     }
@@ -190,6 +195,10 @@ impl Watching {
         call: impl FnMut() -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
         let polled = self.readiness.poll_with(cx, direction, call);
+        if polled.is_pending() && direction == Direction::Write && self.kind == Kind::Datagrams {
+            let token = self.token;
+            self.poller.call(move |poller| poller.watch_room(token));
+        }
         polled.map(|result| result.unwrap_or_else(|| Err(over())))
     }
 

@@ -218,6 +218,10 @@ impl Poll for AnyPoll {
         on_engine!(self, poll => poll.send(token, operators))
     }
 
+    fn watch_room(&mut self, token: Token) {
+        on_engine!(self, poll => poll.watch_room(token))
+    }
+
     fn deregister<O: Operators>(&mut self, token: Token, how: Deregister, operators: &mut O) {
         on_engine!(self, poll => poll.deregister(token, how, operators))
     }

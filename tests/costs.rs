@@ -275,22 +275,47 @@ fn a_call_among_many_costs_no_allocation() {
     }
 }
 
+/// A server that echoes datagrams, and a peer of it.
+fn datagrams(setup: Setup) -> (Pollers, UdpServer, std::net::UdpSocket) {
+    let (pollers, options) = (setup.pollers(1), UdpSocket::options());
+    let echo = async |socket: &mut UdpSocket, datagrams: &mut Vec<Datagram>| {
+        count_this_thread();
+        for datagram in datagrams.drain(..) {
+            socket.stage(Outgoing::reply(datagram.bytes.clone(), &datagram));
+        }
+    };
+    let server = UdpServer::serve(&pollers, options, setup.address(), echo).expect("a server");
+    let peer = std::net::UdpSocket::bind(setup.address()).expect("bound");
+    peer.connect(server.local_addr()).expect("connected");
+    peer.set_read_timeout(Some(PATIENCE)).expect("set");
+    (pollers, server, peer)
+}
+
+/// The kernel could tell of room as each reply leaves.
+#[test]
+fn a_datagram_is_waited_for_once() {
+    const ROUND_TRIPS: u64 = 100;
+    for engine in ENGINES {
+        let (pollers, _server, peer) = datagrams(Setup { engine, family: Family::V4 });
+        let round_trip = || {
+            peer.send(&MESSAGE).expect("sent");
+            assert_eq!(peer.recv(&mut [0; MESSAGE.len() + 1]).expect("a reply"), MESSAGE.len());
+        };
+        round_trip();
+        let before = pollers.settled();
+        (0..ROUND_TRIPS).for_each(|_| round_trip());
+        let after = pollers.settled();
+        let waits = (after.syscalls - before.syscalls) as f64 / ROUND_TRIPS as f64;
+        // A look at the counters costs a wake-up and a wait.
+        assert!((1.0..1.05).contains(&waits), "{engine:?}: {waits:.2} system calls per datagram");
+    }
+}
+
 #[test]
 fn a_datagram_costs_no_allocation() {
     let _alone = alone();
     for engine in ENGINES {
-        let setup = Setup { engine, family: Family::V4 };
-        let (pollers, options) = (setup.pollers(1), UdpSocket::options());
-        let echo = async |socket: &mut UdpSocket, datagrams: &mut Vec<Datagram>| {
-            count_this_thread();
-            for datagram in datagrams.drain(..) {
-                socket.stage(Outgoing::reply(datagram.bytes.clone(), &datagram));
-            }
-        };
-        let server = UdpServer::serve(&pollers, options, setup.address(), echo).expect("a server");
-        let peer = std::net::UdpSocket::bind(setup.address()).expect("bound");
-        peer.connect(server.local_addr()).expect("connected");
-        peer.set_read_timeout(Some(PATIENCE)).expect("set");
+        let (_pollers, _server, peer) = datagrams(Setup { engine, family: Family::V4 });
         let round = || {
             for _ in 0..CONNECTIONS {
                 peer.send(&MESSAGE).expect("sent");

@@ -14,11 +14,13 @@ use std::pin::{Pin, pin};
 use std::str::FromStr;
 use std::sync::{Mutex, mpsc};
 use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use duopoll::udp::{
-    Datagram, Ecn, Outgoing, UdpOptions, UdpSender, UdpServer, UdpSocket, UnixDatagram,
+    Datagram, DatagramSender, Ecn, Outgoing, UdpOptions, UdpSender, UdpServer, UdpSocket,
+    UnixDatagram,
 };
 use duopoll::{Address, AsyncFd, Pollers, task, time};
 use pollster::block_on;
@@ -57,6 +59,7 @@ on_every_setup!(
     unix_sockets_have_datagrams,
     one_that_has_no_peer_costs_the_others_nothing,
     a_unix_socket_waits_for_room,
+    room_is_told_on_other_threads,
     who_waits_for_a_full_unix_socket_hears_of_the_end,
 );
 
@@ -725,6 +728,35 @@ fn a_unix_socket_waits_for_room(setup: Setup) {
         }
         sends.await.expect("no panic");
         others.await.expect("no panic");
+    });
+}
+
+fn room_is_told_on_other_threads(setup: Setup) {
+    const EACH: u32 = 2000;
+    let _others = beside_others();
+    run(setup, || async {
+        let (one, mut other) = UnixDatagram::pair().await.expect("a pair");
+        // There is room for some ten, so they wait again and again, both at once.
+        let send = |mut sender: DatagramSender<Address>, number: u8| {
+            thread::spawn(move || {
+                for count in 0..EACH {
+                    let bytes = [&[number][..], &count.to_be_bytes()].concat();
+                    block_on(sender.send(Outgoing::connected(bytes))).expect("sent");
+                }
+            })
+        };
+        let senders = [send(one.sender(), 0), send(one.sender(), 1)];
+        let mut next = [0; 2];
+        while next != [EACH; 2] {
+            let received = time::timeout(PATIENCE, other.recv()).await;
+            let datagram = received.expect("room is told").expect("received");
+            let next = &mut next[usize::from(datagram.bytes[0])];
+            assert!(datagram.bytes[1..] == next.to_be_bytes());
+            *next += 1;
+        }
+        for sender in senders {
+            sender.join().expect("no panic");
+        }
     });
 }
 

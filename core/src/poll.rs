@@ -30,6 +30,9 @@ pub enum Kind {
     /// Any descriptor that can be polled: nothing is received from it or sent to it, but [`Operators::ready`] tells when that may be
     /// possible.
     Watched,
+    /// A socket for datagrams: as what is [watched](Kind::Watched), but of room it is told behind [`Poll::watch_room`] only. The kernel
+    /// would tell of it with each datagram that leaves.
+    Datagrams,
 }
 
 /// A direction in which something can be done with a descriptor.
@@ -92,6 +95,9 @@ pub trait Poll {
     /// There is something to send, or somebody waits for what is being sent. At most one send is in flight per stream;
     /// after a call meanwhile its acknowledgement is awaited, at which the engine asks for more.
     fn send<O: Operators>(&mut self, token: Token, operators: &mut O);
+
+    /// Somebody waits for room in a socket for [datagrams](Kind::Datagrams): [`Operators::ready`] tells of it, once.
+    fn watch_room(&mut self, token: Token);
 
     /// Stops watching. [`Operators::released`] follows when the kernel holds nothing of it any more, in this call
     /// or in a later [`wait`](Poll::wait). Bytes that arrive meanwhile are still acknowledged.
@@ -326,8 +332,8 @@ pub unsafe trait Operators {
     /// A connection was accepted, or it could not be.
     fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next;
 
-    /// A descriptor that is [watched](Kind::Watched) may have become ready. Told at least once after each change, and once after the
-    /// registration if it is ready then.
+    /// A descriptor that is [watched](Kind::Watched), or a socket for [datagrams](Kind::Datagrams), may have become ready. Told at least once
+    /// after each change, and once after the registration if it is ready then.
     fn ready(&mut self, token: Token, ready: Ready);
 
     /// The registration is over; the descriptor may be closed, and the memory that was lent be used for something else.

@@ -47,7 +47,7 @@ impl Socket {
             stopped: false,
             listed: false,
             blocked: false,
-            watches_room: !is_unix,
+            watches_room: !is_unix && kind != Kind::Datagrams,
             unsent: false,
             more_notices: false,
             ended: false,

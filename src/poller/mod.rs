@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use duopoll_core::task::Executor;
 use duopoll_core::{
-    Accepted, Clock, Command, Control, Driver, Group, Limits, Mailbox, MemoryLevel, Poll,
+    Accepted, Clock, Command, Control, Driver, Group, Kind, Limits, Mailbox, MemoryLevel, Poll,
     Readiness, Tick, Token, contain, report, syscalls, timers,
 };
 use rustix::event::PollFlags;
@@ -559,8 +559,13 @@ impl Poller {
     }
 
     /// Watches a descriptor.
-    pub(crate) fn watch(&mut self, fd: OwnedFd) -> io::Result<(Token, Arc<Readiness>)> {
-        self.driver.watch(&mut self.engine, fd)
+    pub(crate) fn watch(&mut self, fd: OwnedFd, kind: Kind) -> io::Result<(Token, Arc<Readiness>)> {
+        self.driver.watch(&mut self.engine, fd, kind)
+    }
+
+    /// Has it told when a socket for datagrams has room.
+    pub(crate) fn watch_room(&mut self, token: Token) {
+        self.driver.watch_room(&mut self.engine, token);
     }
 
     /// Watches it no more.

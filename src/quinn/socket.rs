@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use ::quinn::udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use ::quinn::{AsyncUdpSocket, UdpPoller};
-use duopoll_core::{Direction, contain};
+use duopoll_core::{Direction, Kind, contain};
 
 use super::steering::Steered;
 use crate::async_fd::Watching;
@@ -56,7 +56,7 @@ impl Socket {
         });
         let begins = Arc::downgrade(&shared);
         drop(task::start(&poller.clone(), move || async move {
-            let watching = Watching::begin(poller, watched).await;
+            let watching = Watching::begin(poller, watched, Kind::Datagrams).await;
             if let Some(socket) = begins.upgrade() {
                 socket.begin(watching);
             }

@@ -62,7 +62,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
-use duopoll_core::{Direction, contain};
+use duopoll_core::{Direction, Kind, contain};
 use rustix::net::sockopt;
 use socket2::{SockAddr, SockRef};
 
@@ -195,7 +195,7 @@ impl<A: Peer> DatagramSocket<A> {
         }
         known.set_nonblocking(true)?;
         let is_unix = known.domain()? == socket2::Domain::UNIX;
-        let watching = Watching::nearby(socket.try_clone()?).await?;
+        let watching = Watching::nearby(socket.try_clone()?, Kind::Datagrams).await?;
         let shared = Arc::new(Shared { socket, watching, ability, is_unix, room: Arc::default() });
         let sends = DatagramSender::of(shared);
         Ok(DatagramSocket { inbox: Inbox::new(large), batches: 0, sends })

@@ -12,7 +12,8 @@ use crate::readiness::Readiness;
 use crate::token::Token;
 
 impl Driver {
-    /// Watches a descriptor, until it is [unwatched](Driver::unwatch) or the poller ends.
+    /// Watches a descriptor, until it is [unwatched](Driver::unwatch) or the poller ends. A socket for [datagrams](Kind::Datagrams) is
+    /// taken to have room at first.
     ///
     /// # Errors
     /// What the engine says; the descriptor is closed then.
@@ -20,16 +21,29 @@ impl Driver {
         &mut self,
         engine: &mut P,
         fd: OwnedFd,
+        kind: Kind,
     ) -> io::Result<(Token, Arc<Readiness>)> {
         let (number, readiness) = (fd.as_raw_fd(), Arc::new(Readiness::default()));
+        if kind == Kind::Datagrams {
+            readiness.tell(Ready { readable: false, writable: true });
+        }
         let watched = Watched::new(fd, readiness.clone());
         let token = self.slots.insert_with(|_| Slot::Watched(watched));
         // SAFETY: the slot has the descriptor, and is freed when the engine releases it; its token is nobody else's.
-        if let Err(error) = unsafe { engine.register(token, number, Kind::Watched, self) } {
+        if let Err(error) = unsafe { engine.register(token, number, kind, self) } {
             self.slots.remove(token);
             return Err(error);
         }
         Ok((token, readiness))
+    }
+
+    /// Has the readiness of a socket for [datagrams](Kind::Datagrams) told of room, once.
+    pub fn watch_room<P: Poll>(&mut self, engine: &mut P, token: Token) {
+        if let Some(Slot::Watched(watched)) = self.slots.get_mut(token) {
+            if !watched.deregistered {
+                engine.watch_room(token);
+            }
+        }
     }
 
     /// Watches it no more.

@@ -799,6 +799,10 @@ impl Poll for SimEngine {
         }
     }
 
+    fn watch_room(&mut self, _token: Token) {
+        unreachable!("nothing is watched here");
+    }
+
     fn deregister<O: Operators>(&mut self, token: Token, how: Deregister, operators: &mut O) {
         assert!(!self.released.contains(&token), "deregistered after the release");
         let now = self.clock.micros();

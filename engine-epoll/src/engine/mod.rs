@@ -50,6 +50,8 @@ const STREAM_EVENTS: EventFlags = EventFlags::IN
 /// The same for a Unix socket, until it is full for the first time: the kernel would tell of every message that the peer
 /// takes.
 const UNIX_EVENTS: EventFlags = STREAM_EVENTS.difference(EventFlags::OUT);
+/// The same for datagrams, but for the time that somebody waits for room.
+const DATAGRAM_EVENTS: EventFlags = STREAM_EVENTS.difference(EventFlags::OUT);
 const LISTENER_EVENTS: EventFlags = EventFlags::IN.union(EventFlags::ET);
 
 const NO_EVENT: Event = Event { flags: EventFlags::empty(), data: EventData::new_u64(0) };
@@ -145,6 +147,7 @@ impl Poll for Epoll {
             Kind::Stream | Kind::Connecting => STREAM_EVENTS,
             Kind::Listener => LISTENER_EVENTS,
             Kind::Watched => STREAM_EVENTS,
+            Kind::Datagrams => DATAGRAM_EVENTS,
         };
         self.stats.syscalls += 1;
         sys::epoll_add(&self.epoll, fd, events, token.to_bits())?;
@@ -206,11 +209,7 @@ impl Poll for Epoll {
                 self.stats.short_sends += 1;
                 if let Some(socket) = self.sockets.get_mut(token) {
                     socket.blocked = true;
-                    if !mem::replace(&mut socket.watches_room, true) {
-                        self.stats.syscalls += 1;
-                        // If there is room by now, this tells of it. Nothing can fail: the socket is watched already.
-                        let _ = sys::epoll_modify(&self.epoll, fd, STREAM_EVENTS, token.to_bits());
-                    }
+                    self.watch_room(token);
                 }
             }
             let next = acknowledge(token, result, flags, operators);
@@ -226,6 +225,15 @@ impl Poll for Epoll {
                 }
                 return self.serve_again(token);
             }
+        }
+    }
+
+    fn watch_room(&mut self, token: Token) {
+        let Some(socket) = self.sockets.get_mut(token) else { return };
+        if !mem::replace(&mut socket.watches_room, true) {
+            self.stats.syscalls += 1;
+            // If there is room by now, this tells of it. Nothing can fail: the socket is watched already.
+            let _ = sys::epoll_modify(&self.epoll, socket.fd, STREAM_EVENTS, token.to_bits());
         }
     }
 

@@ -103,6 +103,9 @@ impl Uring {
                     _ => self.read_later(token),
                 }
             }
+            Op::PollOut if socket.kind == Kind::Datagrams => {
+                self.watched(token, result, operators);
+            }
             Op::PollOut => self.send_later(token),
             #[cfg(feature = "zerocopy")]
             Op::SendZeroCopy => {}

@@ -219,6 +219,10 @@ impl Poll for Uring {
         self.queue_send(token, operators);
     }
 
+    fn watch_room(&mut self, token: Token) {
+        self.queue_room(token);
+    }
+
     fn deregister<O: Operators>(&mut self, token: Token, how: Deregister, operators: &mut O) {
         let Some(socket) = self.sockets.get_mut(token) else { return };
         if mem::replace(&mut socket.closing, true) {
@@ -242,7 +246,7 @@ impl Poll for Uring {
             }
             Deregister::Leave => self.cancel(token),
         }
-        if kind == Kind::Watched && how != Deregister::Leave {
+        if matches!(kind, Kind::Watched | Kind::Datagrams) && how != Deregister::Leave {
             // What it watches for goes on when it has happened.
             self.cancel(token);
         }

@@ -61,7 +61,10 @@ impl Uring {
             let Some(token) = self.to_send.pop_front() else { break };
             if let Some(socket) = self.sockets.get_mut(token) {
                 socket.send_listed = false;
-                self.queue_send(token, operators);
+                match socket.kind {
+                    Kind::Datagrams => self.queue_room(token),
+                    _ => self.queue_send(token, operators),
+                }
             }
         }
         let mut to_receive = mem::take(&mut self.to_receive);
@@ -89,7 +92,7 @@ impl Uring {
                 // Without a buffer.
                 Kind::Stream | Kind::Listener => self.queue_poll(token, Op::PollIn),
                 Kind::Connecting => self.queue_poll(token, Op::Connect),
-                Kind::Watched => self.queue_watch(token),
+                Kind::Watched | Kind::Datagrams => self.queue_watch(token),
             }
         }
         to_receive.drain(..queued);
@@ -151,13 +154,21 @@ impl Uring {
 
     fn queue_watch(&mut self, token: Token) {
         let Some(socket) = self.sockets.get_mut(token) else { return };
-        let events = libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP | libc::POLLPRI;
+        let room = if socket.kind == Kind::Watched { libc::POLLOUT } else { 0 };
+        let events = libc::POLLIN | room | libc::POLLRDHUP | libc::POLLPRI;
         let entry = opcode::PollAdd::new(socket.fd(), events as u32).multi(true).build();
         // SAFETY: a poll points to no memory.
         if unsafe { self.ring.push(&entry.user_data(Op::Watch.user_data(token))) }.is_err() {
             return self.receive_later(token);
         }
         socket.inbound = Some(Op::Watch);
+    }
+
+    /// Waits for room in a socket for datagrams, unless that is under way.
+    pub(super) fn queue_room(&mut self, token: Token) {
+        if self.sockets.get_mut(token).is_some_and(|socket| socket.outbound.is_none()) {
+            self.queue_poll(token, Op::PollOut);
+        }
     }
 
     /// Waits for readiness, where the kernel did not wait by itself: an older one, or a non-blocking listener.
