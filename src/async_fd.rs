@@ -178,7 +178,7 @@ impl Watching {
     }
 
     /// What [`clear`](Watching::clear) is given after a call that would have blocked.
-    #[cfg(feature = "quinn")]
+    #[cfg(any(feature = "quinn", test))]
     pub(crate) fn told(&self, direction: Direction) -> u32 {
         self.readiness.told(direction)
     }
@@ -195,7 +195,8 @@ impl Watching {
         call: impl FnMut() -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
         let polled = self.readiness.poll_with(cx, direction, call);
-        if polled.is_pending() && direction == Direction::Write && self.kind == Kind::Datagrams {
+        let waits_for_room = polled.is_pending() && direction == Direction::Write;
+        if waits_for_room && self.kind == Kind::Datagrams && self.readiness.asks_for_room() {
             let token = self.token;
             self.poller.call(move |poller| poller.watch_room(token));
         }
@@ -224,5 +225,77 @@ impl Drop for Watching {
 impl fmt::Debug for Watching {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.readiness.fmt(f)
+    }
+}
+
+#[cfg(all(test, feature = "epoll", feature = "uring"))]
+mod tests {
+    use std::net::UdpSocket;
+
+    use pollster::block_on;
+
+    use super::*;
+    use crate::engine::Engine;
+
+    /// On both engines, a socket for datagrams that has room whenever it is asked.
+    fn on_each_engine(test: impl Fn(&Pollers, &UdpSocket, &Watching)) {
+        for engine in [Engine::Epoll, Engine::Uring] {
+            let pollers = Pollers::options().engine(engine).count(1).start().expect("a poller");
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
+            let watched = socket.try_clone().expect("duplicated").into();
+            let watching = Watching::begin(pollers.choose(), watched, Kind::Datagrams);
+            test(&pollers, &socket, &block_on(watching).expect("watched"));
+        }
+    }
+
+    /// Waits for room once, though there is some.
+    fn wait_for_room(watching: &Watching) {
+        let mut blocks = true;
+        let call = poll_fn(|cx| {
+            watching.poll_with(cx, Direction::Write, || match std::mem::take(&mut blocks) {
+                true => Err(io::ErrorKind::WouldBlock.into()),
+                false => Ok(()),
+            })
+        });
+        block_on(call).expect("room");
+    }
+
+    /// A datagram that leaves is room, too, though there was some before.
+    fn send_some(pollers: &Pollers, socket: &UdpSocket) {
+        for _ in 0..100 {
+            socket.send_to(b"x", socket.local_addr().expect("bound")).expect("sent");
+            pollers.settle();
+        }
+    }
+
+    #[test]
+    fn room_is_told_of_while_somebody_waits_for_it() {
+        on_each_engine(|pollers, socket, watching| {
+            for _ in 0..3 {
+                wait_for_room(watching);
+                let before = watching.told(Direction::Write);
+                send_some(pollers, socket);
+                let told = watching.told(Direction::Write) - before;
+                assert!(told <= 2, "{told} times");
+            }
+        });
+    }
+
+    /// A socket with something in its error queue is always said to have room.
+    #[test]
+    fn who_is_told_of_room_and_finds_none_does_not_spin() {
+        on_each_engine(|pollers, _, watching| {
+            let mut calls = 0;
+            for _ in 0..100 {
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                let polled = watching.poll_with(&mut cx, Direction::Write, || -> io::Result<()> {
+                    calls += 1;
+                    Err(io::ErrorKind::WouldBlock.into())
+                });
+                assert!(polled.is_pending());
+                pollers.settle();
+            }
+            assert!((2..4).contains(&calls), "{calls} calls");
+        });
     }
 }

@@ -30,8 +30,8 @@ pub enum Kind {
     /// Any descriptor that can be polled: nothing is received from it or sent to it, but [`Operators::ready`] tells when that may be
     /// possible.
     Watched,
-    /// A socket for datagrams: as what is [watched](Kind::Watched), but of room it is told behind [`Poll::watch_room`] only. The kernel
-    /// would tell of it with each datagram that leaves.
+    /// A socket for datagrams: as what is [watched](Kind::Watched), but of room it is told from [`Poll::watch_room`] on, until nobody had
+    /// waited for it. The kernel would tell of it with each datagram that leaves.
     Datagrams,
 }
 
@@ -96,7 +96,8 @@ pub trait Poll {
     /// after a call meanwhile its acknowledgement is awaited, at which the engine asks for more.
     fn send<O: Operators>(&mut self, token: Token, operators: &mut O);
 
-    /// Somebody waits for room in a socket for [datagrams](Kind::Datagrams): [`Operators::ready`] tells of it, once.
+    /// Somebody waits for room in a socket for [datagrams](Kind::Datagrams): [`Operators::ready`] tells if there is some, and of each change
+    /// from then on, until that says stop.
     fn watch_room(&mut self, token: Token);
 
     /// Stops watching. [`Operators::released`] follows when the kernel holds nothing of it any more, in this call
@@ -333,8 +334,8 @@ pub unsafe trait Operators {
     fn accepted(&mut self, token: Token, result: io::Result<OwnedFd>) -> Next;
 
     /// A descriptor that is [watched](Kind::Watched), or a socket for [datagrams](Kind::Datagrams), may have become ready. Told at least once
-    /// after each change, and once after the registration if it is ready then.
-    fn ready(&mut self, token: Token, ready: Ready);
+    /// after each change, and once after the registration if it is ready then. Stop: nobody had waited for room.
+    fn ready(&mut self, token: Token, ready: Ready) -> Next;
 
     /// The registration is over; the descriptor may be closed, and the memory that was lent be used for something else.
     ///

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use crate::contain::contain;
-use crate::poll::{Direction, Ready};
+use crate::poll::{Direction, Next, Ready};
 
 /// What is known of a descriptor that is watched: shared by its poller and whoever uses it.
 #[derive(Default)]
@@ -16,6 +17,8 @@ pub struct Readiness(Mutex<State>);
 struct State {
     readable: Side,
     writable: Side,
+    /// Whoever watches was asked to tell of room.
+    asked_for_room: bool,
     /// Nobody watches any more.
     over: bool,
 }
@@ -111,14 +114,26 @@ impl Readiness {
         }
     }
 
-    pub(crate) fn tell(&self, ready: Ready) {
+    /// Whether whoever watches is to be asked to tell of room: somebody waits for it, and nobody has asked yet.
+    pub fn asks_for_room(&self) -> bool {
         let mut state = self.state();
+        state.writable.waiting.is_some() && !mem::replace(&mut state.asked_for_room, true)
+    }
+
+    /// Stop: there may be room, and nobody had waited for it. Then it is asked for again.
+    pub(crate) fn tell(&self, ready: Ready) -> Next {
+        let mut state = self.state();
+        let unwanted = ready.writable && state.writable.waiting.is_none();
+        if unwanted {
+            state.asked_for_room = false;
+        }
         let wakers = [
             ready.readable.then(|| state.readable.tell()).flatten(),
             ready.writable.then(|| state.writable.tell()).flatten(),
         ];
         drop(state);
         wake(wakers);
+        if unwanted { Next::Stop } else { Next::More }
     }
 
     pub(crate) fn end(&self) {
@@ -169,6 +184,7 @@ mod tests {
     use super::*;
 
     const READABLE: Ready = Ready { readable: true, writable: false };
+    const WRITABLE: Ready = Ready { readable: false, writable: true };
 
     /// What a poll with a call that says this comes to.
     fn drain(readiness: &Readiness, call: impl FnMut() -> io::Result<(u8, bool)>) -> Poll<u8> {
@@ -187,6 +203,24 @@ mod tests {
         assert_eq!(drain(&readiness, || panic!("it was empty")), Poll::Pending);
         readiness.tell(READABLE);
         assert_eq!(drain(&readiness, || Ok((3, true))), Poll::Ready(3));
+    }
+
+    #[test]
+    fn room_is_asked_for_once_until_nobody_wants_it() {
+        let readiness = Readiness::default();
+        let waits = || {
+            let mut cx = Context::from_waker(Waker::noop());
+            readiness.clear(Direction::Write, readiness.told(Direction::Write));
+            readiness.poll(&mut cx, Direction::Write).is_pending()
+        };
+        assert!(!readiness.asks_for_room());
+        assert!(waits() && readiness.asks_for_room() && !readiness.asks_for_room());
+        assert_eq!(readiness.tell(WRITABLE), Next::More);
+        assert!(waits() && !readiness.asks_for_room());
+        assert_eq!(readiness.tell(WRITABLE), Next::More);
+        assert_eq!(readiness.tell(READABLE), Next::More);
+        assert_eq!(readiness.tell(WRITABLE), Next::Stop);
+        assert!(waits() && readiness.asks_for_room());
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub(crate) struct Socket {
     pub(crate) outbound: Option<Op>,
     /// The operators said stop: nothing is received until they say otherwise.
     pub(crate) stopped: bool,
+    /// Somebody waits for room in a socket for datagrams.
+    pub(crate) wants_room: bool,
     /// What is in flight in the receiving direction is being cancelled.
     pub(crate) cancelled: bool,
     /// What is in flight in the receiving direction has brought nothing yet.
@@ -102,6 +104,7 @@ impl Socket {
             kind,
             inbound: None,
             outbound: None,
+            wants_room: false,
             stopped: false,
             cancelled: false,
             fresh: false,

@@ -18,7 +18,7 @@ use super::steering::Steered;
 use crate::async_fd::Watching;
 use crate::poller::{Handle, over};
 use crate::task;
-use crate::udp::Room;
+use crate::udp::{Room, Seat};
 
 pub(super) struct Socket {
     socket: UdpSocket,
@@ -109,7 +109,7 @@ impl Socket {
 
 impl AsyncUdpSocket for Socket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Writable(self))
+        Box::pin(Writable { socket: self, seat: None })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -176,16 +176,20 @@ impl fmt::Debug for Socket {
 
 /// Waits for room to send.
 #[derive(Debug)]
-struct Writable(Arc<Socket>);
+struct Writable {
+    socket: Arc<Socket>,
+    /// Once it has waited.
+    seat: Option<Seat>,
+}
 
 impl UdpPoller for Writable {
-    fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let watching = ready!(self.0.poll_watching(cx))?;
-        // Who waits for nothing leaves no waker behind: they would pile up until the socket is full for once.
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Writable { socket, seat } = &mut *self;
+        let watching = ready!(socket.poll_watching(cx))?;
         if watching.may_be_ready(Direction::Write) {
             return Poll::Ready(Ok(()));
         }
-        let all = self.0.room.join(cx);
+        let all = seat.get_or_insert_with(|| socket.room.seat()).wait(cx);
         watching.poll_with(&mut Context::from_waker(&all), Direction::Write, || Ok(()))
     }
 }
@@ -193,19 +197,12 @@ impl UdpPoller for Writable {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::task::Wake;
 
     use pollster::block_on;
 
     use super::super::steering::Steering;
     use super::*;
     use crate::pollers::Pollers;
-
-    struct Somebody;
-
-    impl Wake for Somebody {
-        fn wake(self: Arc<Self>) {}
-    }
 
     #[test]
     fn strays_hold_up_nobody() {
@@ -235,21 +232,5 @@ mod tests {
         let received = block_on(poll_fn(|cx| socket.poll_recv(cx, &mut buffers, &mut told)));
         assert_eq!(received.expect("received"), PLACES / 2 + 1);
         assert_eq!(&bytes[PLACES / 2][..told[PLACES / 2].len], b"\x00\x02own");
-    }
-
-    #[test]
-    fn who_finds_room_leaves_no_waker_behind() {
-        let pollers = Pollers::options().count(1).start().expect("a poller");
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
-        let socket = Socket::watched(socket, pollers.choose(), None).expect("watched");
-        let mut writable = socket.clone().create_io_poller();
-        block_on(poll_fn(|cx| writable.as_mut().poll_writable(cx))).expect("room");
-        let before = socket.room.waiting().len();
-        for _ in 0..100 {
-            let waker = Waker::from(Arc::new(Somebody));
-            let mut other = socket.clone().create_io_poller();
-            assert!(other.as_mut().poll_writable(&mut Context::from_waker(&waker)).is_ready());
-        }
-        assert_eq!(socket.room.waiting().len(), before);
     }
 }

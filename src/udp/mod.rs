@@ -47,6 +47,7 @@ mod control;
 mod datagram;
 mod options;
 mod receiving;
+mod room;
 mod sending;
 mod serve;
 mod unix;
@@ -58,11 +59,11 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use duopoll_core::{Direction, Kind, contain};
+use duopoll_core::{Direction, Kind};
 use rustix::net::sockopt;
 use socket2::{SockAddr, SockRef};
 
@@ -72,6 +73,7 @@ pub use address::Peer;
 pub use datagram::{Datagram, Ecn, Outgoing};
 pub use options::UdpOptions;
 use receiving::Inbox;
+pub(crate) use room::{Room, Seat};
 use sending::Ability;
 pub use serve::UdpServer;
 pub use unix::UnixDatagram;
@@ -105,10 +107,6 @@ struct Shared {
     is_unix: bool,
     room: Arc<Room>,
 }
-
-/// Who waits for room to send: each half may.
-#[derive(Default)]
-pub(crate) struct Room(Mutex<Vec<Waker>>);
 
 impl UdpSocket {
     /// Binds a socket with the options that are the default: see [`UdpOptions::bind`].
@@ -329,11 +327,13 @@ pub struct DatagramSender<A: Peer> {
     failed: Option<io::Error>,
     /// When it is tried again, where nobody tells of room.
     retry: Option<Sleep>,
+    /// Once it has waited for room.
+    seat: Option<Seat>,
 }
 
 impl<A: Peer> DatagramSender<A> {
     fn of(shared: Arc<Shared>) -> DatagramSender<A> {
-        DatagramSender { shared, staged: VecDeque::new(), failed: None, retry: None }
+        DatagramSender { shared, staged: VecDeque::new(), failed: None, retry: None, seat: None }
     }
 
     /// See [`DatagramSocket::stage`].
@@ -359,7 +359,7 @@ impl<A: Peer> DatagramSender<A> {
     /// # Errors
     /// As there.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let DatagramSender { shared, staged, failed, retry } = self;
+        let DatagramSender { shared, staged, failed, retry, seat } = self;
         if let Some(waits) = retry {
             ready!(Pin::new(waits).poll(cx));
             *retry = None;
@@ -379,7 +379,7 @@ impl<A: Peer> DatagramSender<A> {
                         ready!(Pin::new(retry.insert(sleep(RETRY))).poll(cx));
                         continue;
                     }
-                    let all = shared.room.join(cx);
+                    let all = seat.get_or_insert_with(|| shared.room.seat()).wait(cx);
                     let mut cx = Context::from_waker(&all);
                     ready!(shared.watching.poll_with(&mut cx, Direction::Write, send))?;
                 }
@@ -403,37 +403,6 @@ impl<A: Peer> DatagramSender<A> {
 impl<A: Peer> Clone for DatagramSender<A> {
     fn clone(&self) -> DatagramSender<A> {
         DatagramSender::of(self.shared.clone())
-    }
-}
-
-impl Room {
-    /// Adds who waits. The waker that the poller is to call wakes all of them.
-    pub(crate) fn join(self: &Arc<Room>, cx: &Context<'_>) -> Waker {
-        let waker = cx.waker().clone();
-        let mut waiting = self.waiting();
-        let unused = match waiting.iter().any(|other| other.will_wake(&waker)) {
-            true => Some(waker),
-            false => {
-                waiting.push(waker);
-                None
-            }
-        };
-        drop(waiting);
-        drop(unused);
-        self.clone().into()
-    }
-
-    pub(crate) fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Wake for Room {
-    fn wake(self: Arc<Room>) {
-        let waiting = std::mem::take(&mut *self.waiting());
-        for waker in waiting {
-            contain("a waker", || waker.wake());
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::Driver;
 use super::lent::{Lent, Stage};
 use super::slot::Slot;
 use crate::connection::{Reason, Todo};
-use crate::poll::{Deregister, Kind, Poll, Ready};
+use crate::poll::{Deregister, Kind, Next, Poll, Ready};
 use crate::readiness::Readiness;
 use crate::token::Token;
 
@@ -154,10 +154,8 @@ impl Driver {
         }
     }
 
-    pub(super) fn tell_borrower(&mut self, token: Token, ready: Ready) {
-        if let Some(lent) = self.lent(token) {
-            lent.readiness.tell(ready);
-        }
+    pub(super) fn tell_borrower(&mut self, token: Token, ready: Ready) -> Next {
+        self.lent(token).map_or(Next::More, |lent| lent.readiness.tell(ready))
     }
 
     fn lent(&mut self, token: Token) -> Option<&mut Lent> {

@@ -242,9 +242,8 @@ unsafe impl Operators for Driver {
         self.accept(token, result)
     }
 
-    fn ready(&mut self, token: Token, ready: Ready) {
-        self.tell_ready(token, ready);
-        self.tell_borrower(token, ready);
+    fn ready(&mut self, token: Token, ready: Ready) -> Next {
+        self.tell_ready(token, ready)
     }
 
     unsafe fn released(&mut self, token: Token) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Driver;
 use super::slot::{Slot, Watched};
-use crate::poll::{Deregister, Kind, Poll, Ready};
+use crate::poll::{Deregister, Kind, Next, Poll, Ready};
 use crate::readiness::Readiness;
 use crate::token::Token;
 
@@ -37,7 +37,8 @@ impl Driver {
         Ok((token, readiness))
     }
 
-    /// Has the readiness of a socket for [datagrams](Kind::Datagrams) told of room, once.
+    /// Has the readiness of a socket for [datagrams](Kind::Datagrams) told of room, if there is
+    /// some, and of each change from then on, until nobody had waited for it.
     pub fn watch_room<P: Poll>(&mut self, engine: &mut P, token: Token) {
         if let Some(Slot::Watched(watched)) = self.slots.get_mut(token) {
             if !watched.deregistered {
@@ -61,9 +62,10 @@ impl Driver {
         matches!(self.slots.get(token), Some(Slot::Watched(_)))
     }
 
-    pub(super) fn tell_ready(&mut self, token: Token, ready: Ready) {
-        if let Some(Slot::Watched(watched)) = self.slots.get_mut(token) {
-            watched.readiness.tell(ready);
+    pub(super) fn tell_ready(&mut self, token: Token, ready: Ready) -> Next {
+        match self.slots.get_mut(token) {
+            Some(Slot::Watched(watched)) => watched.readiness.tell(ready),
+            _ => self.tell_borrower(token, ready),
         }
     }
 }

@@ -50,7 +50,7 @@ const STREAM_EVENTS: EventFlags = EventFlags::IN
 /// The same for a Unix socket, until it is full for the first time: the kernel would tell of every message that the peer
 /// takes.
 const UNIX_EVENTS: EventFlags = STREAM_EVENTS.difference(EventFlags::OUT);
-/// The same for datagrams, but for the time that somebody waits for room.
+/// The same for datagrams, but for the times when somebody waits for room.
 const DATAGRAM_EVENTS: EventFlags = STREAM_EVENTS.difference(EventFlags::OUT);
 const LISTENER_EVENTS: EventFlags = EventFlags::IN.union(EventFlags::ET);
 
@@ -125,6 +125,15 @@ impl Epoll {
         self.left = 0..count;
         self.full = count == EVENTS_PER_TURN;
         Ok(())
+    }
+
+    /// Nobody waits for room in a socket for datagrams any more.
+    fn ignore_room(&mut self, token: Token) {
+        let Some(socket) = self.sockets.get_mut(token) else { return };
+        if socket.kind == Kind::Datagrams && mem::take(&mut socket.watches_room) {
+            self.stats.syscalls += 1;
+            let _ = sys::epoll_modify(&self.epoll, socket.fd, DATAGRAM_EVENTS, token.to_bits());
+        }
     }
 }
 

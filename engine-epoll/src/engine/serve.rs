@@ -9,7 +9,7 @@ use duopoll_core::syscalls::{self, ACCEPTS_PER_TURN, uninterrupted};
 use duopoll_core::{Inputs, Kind, Lease, Next, Operators, Poll, Ready, Token};
 use rustix::event::epoll::{Event, EventFlags};
 
-use super::{DATAGRAM_EVENTS, Epoll, NO_VECTOR, READ_BUDGET_BYTES, WAKER, is_would_block};
+use super::{Epoll, NO_VECTOR, READ_BUDGET_BYTES, WAKER, is_would_block};
 #[cfg(duopoll_faults)]
 use super::{LISTENER_EVENTS, STREAM_EVENTS};
 use crate::notices;
@@ -49,11 +49,10 @@ impl Epoll {
         if matches!(socket.kind, Kind::Watched | Kind::Datagrams) {
             let readable = events.intersects(STOPS | EventFlags::IN);
             let writable = events.intersects(SENDS);
-            if writable && socket.kind == Kind::Datagrams && mem::take(&mut socket.watches_room) {
-                self.stats.syscalls += 1;
-                let _ = sys::epoll_modify(&self.epoll, socket.fd, DATAGRAM_EVENTS, data);
+            if operators.ready(token, Ready { readable, writable }) == Next::Stop {
+                self.ignore_room(token);
             }
-            return operators.ready(token, Ready { readable, writable });
+            return;
         }
         if socket.kind == Kind::Connecting && !self.has_connected(token, events, operators) {
             return;

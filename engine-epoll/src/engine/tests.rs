@@ -66,7 +66,9 @@ unsafe impl Operators for Recorder {
         unreachable!("nothing listens")
     }
 
-    fn ready(&mut self, _: Token, _: Ready) {}
+    fn ready(&mut self, _: Token, _: Ready) -> Next {
+        Next::More
+    }
 
     unsafe fn released(&mut self, _: Token) {}
 }

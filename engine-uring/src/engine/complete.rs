@@ -84,8 +84,8 @@ impl Uring {
             return;
         };
         match op {
-            Op::Send | Op::PollOut => socket.outbound = None,
             _ if more => {}
+            Op::Send | Op::PollOut => socket.outbound = None,
             _ => socket.inbound = None,
         }
         match op {
@@ -93,7 +93,9 @@ impl Uring {
             Op::ReceiveMulti => self.received_multi(token, result, completion.flags(), operators),
             Op::Send => self.sent(token, result, O::output_ack, operators),
             Op::Connect => self.connected(token, result, operators),
-            Op::Watch => self.watched(token, result, operators),
+            Op::Watch => {
+                self.watched(token, result, operators);
+            }
             // Whatever the poll found, the operation itself reports it better.
             Op::PollIn if socket.kind == Kind::Listener => self.accept(token, operators),
             Op::PollIn => {
@@ -104,7 +106,7 @@ impl Uring {
                 }
             }
             Op::PollOut if socket.kind == Kind::Datagrams => {
-                self.watched(token, result, operators);
+                self.told_of_room(token, result, more, operators);
             }
             Op::PollOut => self.send_later(token),
             #[cfg(feature = "zerocopy")]
@@ -321,18 +323,38 @@ impl Uring {
         self.receive_later(token);
     }
 
-    fn watched<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) {
+    fn watched<O: Operators>(&mut self, token: Token, result: i32, operators: &mut O) -> Next {
         let Some(socket) = self.sockets.get_mut(token).filter(|socket| !socket.closing) else {
-            return;
+            return Next::Stop;
         };
         let any = |events: libc::c_short| result & i32::from(events) != 0;
         let broken = result < 0 || any(libc::POLLERR | libc::POLLHUP);
         // Asking again would spin; whoever uses it finds out what it is.
         socket.ended = matches!(-result, libc::EBADF | libc::EINVAL) || any(libc::POLLNVAL);
         let readable = broken || any(libc::POLLIN | libc::POLLRDHUP | libc::POLLPRI);
-        operators.ready(token, Ready { readable, writable: broken || any(libc::POLLOUT) });
+        let ready = Ready { readable, writable: broken || any(libc::POLLOUT) };
+        let next = operators.ready(token, ready);
         // Unless it is still armed.
         self.receive_later(token);
+        next
+    }
+
+    /// What a poll for room in a socket for datagrams has found. Cancelled, it has found nothing.
+    fn told_of_room<O: Operators>(
+        &mut self,
+        token: Token,
+        result: i32,
+        more: bool,
+        operators: &mut O,
+    ) {
+        if result != -libc::ECANCELED && self.watched(token, result, operators) == Next::Stop {
+            let Some(socket) = self.sockets.get_mut(token) else { return };
+            if mem::take(&mut socket.wants_room) && more {
+                self.to_cancel.push_back(Op::PollOut.user_data(token));
+            }
+        }
+        // It may be wanted again since it was cancelled.
+        self.queue_room(token);
     }
 
     fn woken(&mut self, armed: bool) {

@@ -220,7 +220,10 @@ impl Poll for Uring {
     }
 
     fn watch_room(&mut self, token: Token) {
-        self.queue_room(token);
+        if let Some(socket) = self.sockets.get_mut(token) {
+            socket.wants_room = true;
+            self.queue_room(token);
+        }
     }
 
     fn deregister<O: Operators>(&mut self, token: Token, how: Deregister, operators: &mut O) {

@@ -164,9 +164,10 @@ impl Uring {
         socket.inbound = Some(Op::Watch);
     }
 
-    /// Waits for room in a socket for datagrams, unless that is under way.
+    /// Waits for room in a socket for datagrams, if somebody wants it and that is not under way.
     pub(super) fn queue_room(&mut self, token: Token) {
-        if self.sockets.get_mut(token).is_some_and(|socket| socket.outbound.is_none()) {
+        let Some(socket) = self.sockets.get_mut(token) else { return };
+        if socket.wants_room && socket.outbound.is_none() && !socket.ended {
             self.queue_poll(token, Op::PollOut);
         }
     }
@@ -177,12 +178,13 @@ impl Uring {
             return;
         };
         let fd = socket.fd();
+        let goes_on = socket.kind == Kind::Datagrams;
         let (events, direction) = match op {
             Op::PollOut => (libc::POLLOUT, &mut socket.outbound),
             Op::Connect => (libc::POLLOUT, &mut socket.inbound),
             _ => (libc::POLLIN | libc::POLLRDHUP, &mut socket.inbound),
         };
-        let entry = opcode::PollAdd::new(fd, events as u32).build();
+        let entry = opcode::PollAdd::new(fd, events as u32).multi(goes_on).build();
         let entry = entry.user_data(op.user_data(token));
         // SAFETY: a poll points to no memory.
         if self.ring.make_room() && unsafe { self.ring.push(&entry) }.is_ok() {

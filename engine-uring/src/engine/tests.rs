@@ -144,7 +144,9 @@ unsafe impl Operators for Recorder {
         Next::More
     }
 
-    fn ready(&mut self, _: Token, _: Ready) {}
+    fn ready(&mut self, _: Token, _: Ready) -> Next {
+        Next::More
+    }
 
     unsafe fn released(&mut self, token: Token) {
         let seen = self.of(token);
