@@ -37,8 +37,8 @@ impl Driver {
         Ok((token, readiness))
     }
 
-    /// Has the readiness of a socket for [datagrams](Kind::Datagrams) told of room, if there is
-    /// some, and of each change from then on, until nobody had waited for it.
+    /// Has the readiness of a socket for [datagrams](Kind::Datagrams) told of room, if there is some, and of each change from then on, until
+    /// nobody had waited for it.
     pub fn watch_room<P: Poll>(&mut self, engine: &mut P, token: Token) {
         if let Some(Slot::Watched(watched)) = self.slots.get_mut(token) {
             if !watched.deregistered {

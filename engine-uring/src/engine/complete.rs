@@ -330,7 +330,7 @@ impl Uring {
         let any = |events: libc::c_short| result & i32::from(events) != 0;
         let broken = result < 0 || any(libc::POLLERR | libc::POLLHUP);
         // Asking again would spin; whoever uses it finds out what it is.
-        socket.ended = matches!(-result, libc::EBADF | libc::EINVAL) || any(libc::POLLNVAL);
+        socket.ended |= matches!(-result, libc::EBADF | libc::EINVAL) || any(libc::POLLNVAL);
         let readable = broken || any(libc::POLLIN | libc::POLLRDHUP | libc::POLLPRI);
         let ready = Ready { readable, writable: broken || any(libc::POLLOUT) };
         let next = operators.ready(token, ready);
