@@ -55,8 +55,7 @@ impl Watch {
         let wall_ns = (now.now_ns - self.now_ns).max(1) as f64;
         // One that nobody waits for takes its clock with it.
         let others_ns = now.others_ns.saturating_sub(self.others_ns);
-        // The first tick may have begun before.
-        let stolen_ns = (now.stolen_ns - self.stolen_ns).saturating_sub(TICK_NS);
+        let stolen_ns = now.stolen_ns - self.stolen_ns;
         Ok(Disturbance { others: others_ns as f64 / wall_ns, stolen: stolen_ns as f64 / wall_ns })
     }
 }

@@ -301,7 +301,8 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Counts the instructions of this project's servers and of the yardstick, if that is wanted, but of none on io_uring. `run` ends the server, too.
+    /// Counts the instructions of this project's servers and of the yardstick, if that is wanted, but of none on io_uring. `run` ends the
+    /// server, too.
     fn count_instructions(
         &mut self,
         step: &Step,
